@@ -1,0 +1,56 @@
+"""A Server-Sent Events broadcaster: durable positions, resumption without silent loss.
+
+    from sse_app import Hub
+    hub = Hub()
+    app = FastAPI(lifespan=hub.lifespan)
+    app.mount("/hub", hub.app)
+    await hub.publish({"number": 42}, topic="orders/42")
+
+Importing this module imports nothing else until a name is used, so that ``python3 -m sse_app`` can start where
+nothing is installed yet.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sse_app.app import Hub as Hub
+    from sse_app.app import create_app as create_app
+    from sse_app.brokers import open_broker as open_broker
+    from sse_app.config import Config as Config
+    from sse_app.errors import SSEAppError as SSEAppError
+    from sse_app.events import Event as Event
+    from sse_app.events import EventDecoder as EventDecoder
+    from sse_app.hub import Receipt as Receipt
+    from sse_app.subscriber import Subscriber as Subscriber
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "config",
+    "Event": "events",
+    "EventDecoder": "events",
+    "Hub": "app",
+    "Receipt": "hub",
+    "SSEAppError": "errors",
+    "Subscriber": "subscriber",
+    "create_app": "app",
+    "open_broker": "brokers",
+}
+__all__ = [
+    "Config",
+    "Event",
+    "EventDecoder",
+    "Hub",
+    "Receipt",
+    "SSEAppError",
+    "Subscriber",
+    "create_app",
+    "open_broker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,195 @@
+"""The web face of a hub: routes, lifespan, and which error is which status."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from sse_app import errors, hub
+from sse_app.brokers import Broker, open_broker
+from sse_app.config import Config
+from sse_app.endpoints import Endpoints
+from sse_app.guard import Guard
+
+# The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
+ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
+    errors.BadInput: (400, "bad_input"),
+    errors.InvalidEvent: (400, "invalid_event"),
+    errors.ReservedEvent: (400, "reserved_event"),
+    errors.InvalidTopic: (400, "invalid_topic"),
+    errors.TooManyTopics: (400, "too_many_topics"),
+    errors.InvalidClient: (400, "invalid_client"),
+    errors.InvalidSince: (400, "invalid_since"),
+    errors.InvalidIdempotencyKey: (400, "invalid_idempotency_key"),
+    errors.KeyReused: (409, "key_reused"),
+    errors.UnknownParameter: (400, "unknown_parameter"),
+    errors.InvalidBody: (400, "invalid_body"),
+    errors.EmptyBody: (400, "empty_body"),
+    errors.InvalidJSON: (400, "invalid_json"),
+    errors.InvalidUTF8: (400, "invalid_utf8"),
+    errors.TooDeep: (400, "too_deep"),
+    errors.TooLarge: (413, "too_large"),
+    errors.TooSlow: (408, "too_slow"),
+    errors.UnsupportedType: (415, "unsupported_type"),
+    errors.UnsupportedEncoding: (415, "unsupported_encoding"),
+    errors.BadHost: (400, "bad_host"),
+    errors.UnknownHost: (421, "bad_host"),
+    errors.BadOrigin: (403, "bad_origin"),
+    errors.Unauthorized: (401, "unauthorized"),
+    errors.Unavailable: (503, "unavailable"),
+    errors.Draining: (503, "draining"),
+    errors.Overloaded: (503, "overloaded"),
+    errors.HubNotStarted: (503, "hub_not_started"),
+}
+
+RETRY_AFTER = 5  # seconds, with every 503
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+class Hub(hub.Hub):
+    """A hub with its web face: what ``from sse_app import Hub`` gives.
+
+        hub = Hub()
+        app = FastAPI(lifespan=hub.lifespan)
+        app.mount("/hub", hub.app)
+
+    ``broker`` is a URL or a Broker; ``settings`` are those of Config that concern a hub or its endpoints. The app
+    around it answers for its own Host names: only with ``allowed_hosts`` are they checked here too. Raises
+    ConfigError.
+    """
+
+    def __init__(self, broker: str | Broker = "memory://", *, config: Config | None = None, **settings: Any) -> None:
+        if config is None:
+            if isinstance(broker, str):
+                settings["broker"] = broker
+            config = Config(**settings)
+            self._hosts = config.hosts if config.allowed_hosts else None
+        else:
+            self._hosts = config.hosts
+            broker = config.broker
+        if isinstance(broker, str):
+            broker = open_broker(
+                broker,
+                history=config.history,
+                history_bytes=config.history_bytes,
+                history_age=config.history_age,
+                idempotency_window=config.idempotency_window,
+            )
+        assert config.max_subscribers is not None  # Config works out the default
+        super().__init__(
+            broker,
+            queue_size=config.queue,
+            queue_bytes=config.queue_bytes,
+            heartbeat=config.heartbeat,
+            max_subscribers=config.max_subscribers,
+            drain=config.drain,
+        )
+        self.config = config
+
+    @cached_property
+    def app(self) -> Starlette:
+        """The endpoints and the console as an ASGI app, to mount in another. It does not start the hub."""
+        return self._build()
+
+    def _build(self, **options: Any) -> Starlette:
+        config, static = self.config, static_directory()
+        endpoints = Endpoints(
+            self, static, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
+        )
+        middleware = [Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem)]
+        if config.cors_origins:
+            middleware.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=config.cors_origins,
+                    allow_methods=["GET", "POST"],
+                    allow_headers=[
+                        "Authorization",
+                        "Cache-Control",
+                        "Content-Type",
+                        "Idempotency-Key",
+                        "Last-Event-ID",
+                    ],
+                )
+            )
+        app = Starlette(
+            routes=[
+                Route("/", endpoints.console),
+                Route("/events", endpoints.events),
+                Route("/broadcast", endpoints.broadcast, methods=["POST"]),
+                Route("/stats", endpoints.stats),
+                Route("/metrics", endpoints.metrics),
+                Route("/healthz", endpoints.healthz),
+                Route("/readyz", endpoints.readyz),
+                Route("/openapi.json", endpoints.openapi),
+                Mount("/static", StaticFiles(directory=static)),
+            ],
+            middleware=middleware,
+            exception_handlers={
+                errors.SSEAppError: _our_problem,
+                HTTPException: _http_problem,
+                Exception: _our_mistake,
+            },
+            **options,
+        )
+        app.state.hub = self
+        return app
+
+
+def create_app(config: Config | None = None) -> Starlette:
+    """The whole server as an ASGI app: it starts and stops its hub with itself (``app.state.hub``)."""
+    hub = Hub(config=config or Config())
+    return hub._build(lifespan=hub.lifespan)
+
+
+def static_directory() -> Path:
+    """The console's files: inside an installed package, beside it in a source checkout."""
+    inside = Path(__file__).parent / "static"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "static"
+
+
+def problem(error: Exception) -> Response:
+    """An error of ours as RFC 9457 problem details."""
+    status, code = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.Unavailable):
+        headers["Retry-After"] = str(RETRY_AFTER)
+    if isinstance(error, errors.Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return _problem(status, code, str(error), headers)
+
+
+def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] = {}) -> Response:
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    return Response(
+        msgspec.json.encode(body), status, media_type="application/problem+json", headers={**HEADERS, **headers}
+    )
+
+
+async def _our_problem(request: Request, error: Exception) -> Response:
+    return problem(error)
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    code, detail = {
+        404: ("not_found", "There is nothing at this path; /openapi.json lists what there is."),
+        405: ("method_not_allowed", "This path does not take that method; the Allow header lists those it takes."),
+    }.get(error.status_code, ("http_error", "The request cannot be answered."))
+    return _problem(error.status_code, code, detail, dict(error.headers or {}))
+
+
+async def _our_mistake(request: Request, error: Exception) -> Response:
+    return _problem(500, "internal_error", "The server failed on this request; its log says why.")

@@ -1,0 +1,97 @@
+"""The log, seen from the hub: the Broker protocol, and ``open_broker(url)``.
+
+A broker keeps one ordered sequence of publications. Whoever implements it inherits nothing: see ``memory.py``.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, cast
+from urllib.parse import urlsplit
+
+from sse_app.errors import ConfigError
+from sse_app.events import Event
+from sse_app.publication import Position, Publication
+from sse_app.topics import TopicFilter
+
+Durability = Literal["none", "log", "fsync"]
+SCHEMES = ("memory",)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A piece of the log: what ``replay`` found between two positions.
+
+    ``start`` is the position from which the log was really read. It is the one asked for, or a later one when the log
+    no longer holds what lies between: that is a gap. Everything up to ``end`` has been looked at.
+    """
+
+    start: Position
+    publications: Sequence[Publication]
+    end: Position
+
+
+class Broker(Protocol):
+    """Keeps the log. Positions rise by one; a new epoch starts whenever the sequence could have restarted."""
+
+    durability: Durability
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def publish(
+        self,
+        event: Event,
+        topics: tuple[str, ...] = (),
+        *,
+        to: frozenset[str] = frozenset(),
+        exclude: frozenset[str] = frozenset(),
+        key: str | None = None,
+    ) -> Position:
+        """Append, and return the position: that is the acknowledgement.
+
+        The same ``key`` with the same publication within the idempotency window appends once and returns the same
+        position. Raises InvalidEvent for what cannot be encoded, KeyReused for the same key with another publication.
+        """
+        ...
+
+    async def top(self) -> Position:
+        """The position of the newest publication, or the one before the first."""
+        ...
+
+    async def oldest(self) -> Position:
+        """The position just before the oldest publication that the log still holds."""
+        ...
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        """The next page of matching publications in ``(after, until]``, oldest first."""
+        ...
+
+    async def newest(self, count: int, filter: TopicFilter, client: str) -> Sequence[Publication]:
+        """The newest ``count`` publications that this client may see, oldest first."""
+        ...
+
+    async def since(self, time: float) -> tuple[Position, bool]:
+        """The position before the first publication at or after this Unix time; False if some of them are trimmed."""
+        ...
+
+    def tail(self) -> AsyncIterator[Sequence[Publication]]:
+        """Everything appended from this call on, by anyone, in order: all that waits at each step."""
+        ...
+
+
+def open_broker(url: str, **settings: Any) -> Broker:
+    """The broker that a URL names; settings are the keywords of its class. Raises ConfigError.
+
+    ``memory://`` keeps the log in this process: gone when it ends.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise ConfigError(f"broker is a URL that starts with one of: {known}")
+    module = import_module(f"sse_app.brokers.{scheme}")
+    return cast(Broker, module.open_url(url, **settings))

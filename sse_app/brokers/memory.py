@@ -1,0 +1,220 @@
+"""The log in memory: a ring bounded by count, bytes and age. One process; a new epoch every time it is made."""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import takewhile
+from operator import attrgetter
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from sse_app.brokers import Durability, Page
+from sse_app.errors import KeyReused
+from sse_app.events import Event, encode
+from sse_app.publication import Position, Publication
+from sse_app.topics import TopicFilter
+
+PAGE_COUNT = 256  # publications looked at for one page of a replay
+PAGE_BYTES = 256 * 1024  # and bytes in it, so that no reader holds more than that
+OVERHEAD = 400  # bytes of a publication beside its frame, measured with sys.getsizeof on CPython 3.11
+
+
+def open_url(url: str, **settings: float) -> "MemoryBroker":
+    return MemoryBroker(**settings)  # type: ignore[arg-type]
+
+
+class _Keyed(NamedTuple):
+    digest: bytes
+    position: Position
+    expires: float
+
+
+class MemoryBroker:
+    """``history`` publications, ``history_bytes`` bytes and ``history_age`` seconds at most; the oldest go first.
+
+    Ages and the idempotency window (seconds) are measured on ``clock``, which never jumps; publications are stamped
+    with ``wall`` time, held back from falling, so that a clock set back cannot reorder them.
+    """
+
+    durability: Durability = "none"
+
+    def __init__(
+        self,
+        *,
+        history: int = 10_000,
+        history_bytes: int = 64 * 1024 * 1024,
+        history_age: float = 24 * 3600,
+        idempotency_window: float = 300,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._limits = (history, history_bytes, history_age)
+        self._window = idempotency_window
+        self._clock, self._wall = clock, wall
+        self._epoch = secrets.token_hex(6)
+        self._log: list[Publication] = []
+        self._appended: list[float] = []  # when, on the clock; beside _log
+        self._start = 0  # index of the oldest one still held: cutting the list's head each time would move the rest
+        self._top = 0
+        self._bytes = 0
+        self._trimmed_time = float("-inf")  # of the newest publication that was trimmed
+        self._latest: dict[str, int] = {}  # topic, "" for none: offset of the newest publication on it
+        self._keys: dict[str, _Keyed] = {}
+        self._tails: list[_Tail] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    async def publish(
+        self,
+        event: Event,
+        topics: tuple[str, ...] = (),
+        *,
+        to: frozenset[str] = frozenset(),
+        exclude: frozenset[str] = frozenset(),
+        key: str | None = None,
+    ) -> Position:
+        # No await in here: between the look at the key and the append nobody else may come.
+        if key is None:
+            return self._append(event, topics, to, exclude)
+        self._forget_old_keys()
+        digest = hashlib.sha256(repr((event, topics, sorted(to), sorted(exclude))).encode()).digest()
+        known = self._keys.get(key)
+        if known is None:
+            position = self._append(event, topics, to, exclude)
+            self._keys[key] = _Keyed(digest, position, self._clock() + self._window)
+            return position
+        if known.digest != digest:
+            raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
+        return known.position
+
+    def _append(self, event: Event, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> Position:
+        position = Position(self._epoch, self._top + 1)
+        frame = encode(Event(event.data, event.type, str(position)))
+        newest = self._log[-1].time if self._log else 0.0
+        publication = Publication(position, event.type, topics, frame, max(newest, self._wall()), to, exclude)
+        self._top += 1
+        self._log.append(publication)
+        self._appended.append(self._clock())
+        self._bytes += len(frame) + OVERHEAD
+        for topic in topics or ("",):
+            self._latest[topic] = self._top
+        self._trim()
+        for tail in self._tails:
+            tail.announce(publication)
+        return position
+
+    def _forget_old_keys(self) -> None:
+        now = self._clock()
+        # In the order they came, which is the order they expire.
+        for key in list(takewhile(lambda key: self._keys[key].expires <= now, self._keys)):
+            del self._keys[key]
+
+    def _trim(self) -> None:
+        count, size, age = self._limits
+        horizon = self._clock() - age
+        while (held := len(self._log) - self._start) and (
+            held > count or (self._bytes > size and held > 1) or self._appended[self._start] < horizon
+        ):
+            gone = self._log[self._start]
+            self._bytes -= len(gone.frame) + OVERHEAD
+            self._trimmed_time = gone.time
+            for topic in gone.topics or ("",):
+                if self._latest.get(topic) == gone.position.offset:
+                    del self._latest[topic]
+            self._start += 1
+        if self._start > 64 and self._start * 2 > len(self._log):
+            del self._log[: self._start], self._appended[: self._start]
+            self._start = 0
+
+    @property
+    def _oldest(self) -> int:
+        """The offset of the oldest publication held, or the next one's."""
+        return self._top - (len(self._log) - self._start) + 1
+
+    def _slice(self, first: int, last: int) -> Sequence[Publication]:
+        base = self._start - self._oldest
+        return self._log[base + first : base + last + 1]
+
+    async def top(self) -> Position:
+        return Position(self._epoch, self._top)
+
+    async def oldest(self) -> Position:
+        self._trim()
+        return Position(self._epoch, self._oldest - 1)
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        await asyncio.sleep(0)  # a long replay gives way to the others at every page
+        self._trim()
+        known = after.offset if after.epoch == self._epoch else 0
+        start = max(known, self._oldest - 1)
+        end, size, found = start, 0, []
+        for publication in self._slice(start + 1, min(until.offset, start + PAGE_COUNT)):
+            end = publication.position.offset
+            if filter.matches(publication.topics):
+                found.append(publication)
+                size += len(publication.frame)
+                if size >= PAGE_BYTES:
+                    break
+        return Page(Position(self._epoch, start), found, Position(self._epoch, end))
+
+    async def newest(self, count: int, filter: TopicFilter, client: str) -> Sequence[Publication]:
+        self._trim()
+        found: deque[Publication] = deque()
+        offset = self._newest_offset(filter)
+        while len(found) < count and offset >= self._oldest:
+            publication = self._log[self._start + offset - self._oldest]
+            if publication.reaches(filter, client):
+                found.appendleft(publication)
+            offset -= 1
+        return found
+
+    def _newest_offset(self, filter: TopicFilter) -> int:
+        """No publication above it matches: for plain topics known without a search."""
+        if not filter.patterns or any("*" in pattern for pattern in filter.patterns):
+            return self._top
+        return max(self._latest.get(topic, 0) for topic in ("", *filter.patterns))
+
+    async def since(self, time: float) -> tuple[Position, bool]:
+        self._trim()
+        index = bisect_left(self._log, time, lo=self._start, key=attrgetter("time"))
+        return Position(self._epoch, self._oldest - 1 + index - self._start), time > self._trimmed_time
+
+    def tail(self) -> AsyncIterator[Sequence[Publication]]:
+        tail = _Tail(self._tails)
+        self._tails.append(tail)
+        return tail
+
+
+class _Tail:
+    """One reader of what is appended. What waits is kept here and not read from the ring, which may trim it first."""
+
+    def __init__(self, tails: "list[_Tail]") -> None:
+        self._waiting: list[Publication] = []
+        self._more = asyncio.Event()
+        self._tails = tails
+
+    def announce(self, publication: Publication) -> None:
+        self._waiting.append(publication)
+        self._more.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[Publication]:
+        await self._more.wait()
+        self._more.clear()
+        batch, self._waiting = self._waiting, []
+        return batch
+
+    async def aclose(self) -> None:
+        self._tails.remove(self)

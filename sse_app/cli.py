@@ -1,0 +1,94 @@
+"""The command line: ``sse-app serve`` and its companions."""
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from sse_app import __version__
+from sse_app.config import ENV_PREFIX, Config, is_loopback
+from sse_app.errors import ConfigError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sse-app")
+def commands() -> None:
+    """A Server-Sent Events hub. Without a command it serves."""
+
+
+def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One flag for each setting of Config; Config alone reads what is given, and the environment."""
+    defaults = {name: item.default for name, item in Config.__dataclass_fields__.items()}
+    for name, setting in reversed(Config.settings().items()):
+        flag = "--" + name.replace("_", "-")
+        default = defaults[name]
+        shown = (
+            ""
+            if default in (None, (), False)
+            else f" Default: {default:,}."
+            if isinstance(default, int) and name != "port"
+            else f" Default: {default}."
+        )
+        text = f"{setting.help} {setting.range[:1].upper()}{setting.range[1:]}.{shown} [{ENV_PREFIX}{name.upper()}]"
+        if isinstance(default, bool):
+            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+        else:
+            option = click.option(flag, name, multiple=isinstance(default, tuple), metavar="VALUE", help=text)
+        command = option(command)
+    return command
+
+
+@commands.command()
+@_settings_as_options
+def serve(**flags: Any) -> None:
+    """Run a hub. Every setting is also an environment variable; durations take 15s, 5m, 24h, sizes 64KiB, 1MiB."""
+    _raise_descriptor_limit()
+    try:
+        config = Config.load(flags, os.environ)
+    except ConfigError as error:
+        _fail(str(error))
+    from sse_app import server  # uvicorn and all below it: not needed to print a help text
+
+    try:
+        server.serve(config, lambda urls: _greet(config, urls))
+    except OSError as error:
+        _fail(f"host, port: cannot listen on {config.host} port {config.port}: {error.strerror or error}.")
+
+
+def _greet(config: Config, urls: Sequence[str]) -> None:
+    url = urls[0].replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+    key = ' -H "Authorization: Bearer $SSE_APP_PUBLISH_KEY"' if config.publish_key else ""
+    click.echo(f"sse-app {__version__} is listening on {' and '.join(urls)}")
+    click.echo(f"  the console   {url}")
+    click.echo(f"  subscribe     curl -N {url}events")
+    click.echo(f"  broadcast     curl -d 'hello' {url}broadcast{key}")
+    if config.broker.startswith("memory:"):
+        click.echo("  The log is in memory: it ends with this process. Ctrl+C stops it.")
+    if not config.publish_key and not is_loopback(config.host):
+        click.echo("  Anyone who reaches this address may publish (allow_open_publish).", err=True)
+    sys.stdout.flush()
+
+
+def _raise_descriptor_limit() -> None:
+    """Every stream takes a file descriptor; the soft limit is there for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # macOS refuses more than its own maximum
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _fail(text: str) -> None:
+    click.echo(f"sse-app: {text}", err=True)
+    raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Flags without a command are those of ``serve``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
+        given.insert(0, "serve")
+    commands.main(given, prog_name="sse-app")

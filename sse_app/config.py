@@ -1,0 +1,234 @@
+"""Config: every setting with its default, its range and its meaning. The only reader of the environment.
+
+A setting has one name: keyword, ``--flag`` and ``SSE_APP_`` variable. Durations are seconds or take a unit (``15``,
+``15s``, ``500ms``, ``5m``, ``24h``), sizes bytes or a unit (``65536``, ``64KiB``, ``1MiB``).
+"""
+
+import ipaddress
+import math
+import re
+import resource
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+from sse_app.errors import ConfigError
+
+ENV_PREFIX = "SSE_APP_"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_DURATION = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
+_SIZE = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "": 1}
+_TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a setting is read and shown. ``low`` and ``high`` bound a number; a secret's value is never shown."""
+
+    help: str
+    read: Callable[[str], Any]
+    low: float = -math.inf
+    high: float = math.inf
+    expects: str = ""
+    secret: bool = False
+
+    @property
+    def range(self) -> str:
+        bounds = "" if self.low == -math.inf else f" from {self.low:,.15g} to {self.high:,.15g}"
+        return self.expects + bounds
+
+
+def _quantity(units: Mapping[str, float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+        if not match or match[2] not in units:
+            raise ValueError(text)
+        return float(match[1]) * units[match[2]]
+
+    return read
+
+
+def _bytes(text: str) -> int:
+    return int(_quantity(_SIZE)(text))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _truth(text: str) -> bool:
+    return _TRUTH[text.strip().lower()]
+
+
+def _setting(
+    default: Any, help: str, read: Callable[[str], Any], expects: str, *bounds: float, secret: bool = False
+) -> Any:
+    low, high = bounds or (-math.inf, math.inf)
+    return field(default=default, metadata={"setting": Setting(help, read, low, high, expects, secret)})
+
+
+def _count(default: int | None, help: str, low: float, high: float) -> Any:
+    return _setting(default, help, int, "a whole number", low, high)
+
+
+def _seconds(default: float, help: str, low: float, high: float) -> Any:
+    return _setting(default, help, _quantity(_DURATION), "a duration in seconds (or 500ms, 15s, 5m, 24h)", low, high)
+
+
+def _size(default: int, help: str, low: float, high: float) -> Any:
+    return _setting(default, help, _bytes, "a size in bytes (or 64KiB, 1MiB)", low, high)
+
+
+def _text(default: str | None, help: str, expects: str, *, secret: bool = False) -> Any:
+    return _setting(default, help, str, expects, secret=secret)
+
+
+def _list(help: str, expects: str) -> Any:
+    return _setting((), help, _names, expects)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings of one server, checked. Raises ConfigError, which names the setting and what it may be."""
+
+    host: str = _text("127.0.0.1", "Address to listen on.", "an address or host name")
+    port: int = _count(8000, "Port to listen on; 0 takes a free one.", 0, 65535)
+    broker: str = _text("memory://", "Who keeps the log.", "a URL: memory://")
+    workers: int = _count(1, "Processes; more than 1 needs a log that processes can share.", 1, 1024)
+    allowed_hosts: tuple[str, ...] = _list(
+        "Host names that requests may ask for, beside the loopback names and the address listened on.",
+        "names separated by commas, *.example.com for all below, * for any",
+    )
+    cors_origins: tuple[str, ...] = _list(
+        "Origins whose pages may subscribe and publish.",
+        "origins such as https://example.com separated by commas, or *",
+    )
+    publish_key: str | None = _text(
+        None,
+        "Secret that publishers send as `Authorization: Bearer ...`.",
+        "16 to 256 printable ASCII characters",
+        secret=True,
+    )
+    allow_open_publish: bool = _setting(
+        False, "Listen beyond loopback though anyone may publish.", _truth, "true or false"
+    )
+    heartbeat: float = _seconds(15.0, "Between two comments on an idle stream.", 0.1, 3600)
+    history: int = _count(10_000, "Publications that the log holds.", 1, 100_000_000)
+    history_age: float = _seconds(86400.0, "How long it holds them.", 1, 10 * 365 * 86400)
+    history_bytes: int = _size(64 * 1024**2, "How many bytes of them.", 1024, 2**40)
+    queue: int = _count(1000, "Publications that may wait for one subscriber.", 1, 1_000_000)
+    queue_bytes: int = _size(1024**2, "Bytes that may wait for one subscriber.", 1024, 2**30)
+    so_sndbuf: int = _size(64 * 1024, "Kernel send buffer of a connection.", 4096, 2**30)
+    tcp_user_timeout: float = _seconds(20.0, "A peer that acknowledges nothing for so long is gone.", 1, 3600)
+    body_max: int = _size(256 * 1024, "Size of a publication's data.", 1, 64 * 1024**2)
+    head_max: int = _size(16 * 1024, "Size of a request's head.", 1024, 1024**2)
+    head_deadline: float = _seconds(
+        10.0, "How long a request's head, and then its body, may take to arrive.", 0.1, 3600
+    )
+    drain: float = _seconds(10.0, "How long a planned stop may take.", 0, 3600)
+    max_subscribers: int | None = _count(
+        None, "Streams open at a time (default: the file-descriptor limit - 64).", 1, 10**9
+    )
+    idempotency_window: float = _seconds(300.0, "How long an Idempotency-Key is remembered.", 1, 7 * 86400)
+    access_log: bool = _setting(False, "Log every request.", _truth, "true or false")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check(item.name, item.metadata["setting"], getattr(self, item.name), item.default)
+        if self.max_subscribers is None:
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            object.__setattr__(self, "max_subscribers", max(1, limit - 64))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.workers > 1 and self.broker.startswith("memory:"):
+            raise ConfigError(
+                "workers is 1 with broker memory://, whose log lives in one process; more need a log they can share."
+            )
+        if self.publish_key is not None and not (
+            16 <= len(self.publish_key) <= 256 and self.publish_key.isascii() and self.publish_key.isprintable()
+        ):
+            raise ConfigError("publish_key is 16 to 256 printable ASCII characters (try: openssl rand -hex 16).")
+        if not self.publish_key and not self.allow_open_publish and not is_loopback(self.host):
+            raise ConfigError(
+                "host beyond loopback needs a publish_key, or allow_open_publish to let anyone who reaches it publish."
+            )
+        for origin in self.cors_origins:
+            if origin != "*" and not _is_origin(origin):
+                raise ConfigError(
+                    "cors_origins holds origins such as https://example.com: scheme and host, no path, or *."
+                )
+        for host in self.allowed_hosts:
+            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]", host):
+                raise ConfigError("allowed_hosts holds names without a port: example.com, *.example.com or *.")
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Every Host that requests may ask for."""
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        return tuple(dict.fromkeys([*LOOPBACK_NAMES, own, *self.allowed_hosts]))
+
+    @classmethod
+    def load(cls, flags: Mapping[str, Any], environment: Mapping[str, str]) -> "Config":
+        """From flags (name: text, list of texts or bool; None = not given), else ``SSE_APP_`` variables, else
+        defaults.
+        """
+        values: dict[str, Any] = {}
+        settings = cls.settings()
+        unknown = {name for name in environment if name.startswith(ENV_PREFIX)} - {
+            ENV_PREFIX + name.upper() for name in (*settings, "url", "no_bootstrap")
+        }
+        if unknown:
+            raise ConfigError(f"{min(unknown)} is not a setting; `sse-app serve --help` lists them.")
+        for name, setting in settings.items():
+            given = flags.get(name)
+            if given is None or given == ():
+                given = environment.get(ENV_PREFIX + name.upper())
+            if given is not None:
+                values[name] = _read(name, setting, given)
+        return cls(**values)
+
+    @classmethod
+    def settings(cls) -> dict[str, Setting]:
+        return {item.name: item.metadata["setting"] for item in fields(cls)}
+
+
+def _read(name: str, setting: Setting, given: Any) -> Any:
+    if isinstance(given, bool):
+        return given
+    text = given if isinstance(given, str) else ",".join(given)
+    try:
+        return setting.read(text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{name} is {setting.range}.") from None
+
+
+def _check(name: str, setting: Setting, value: Any, default: Any) -> None:
+    if value is None and default is None:
+        return
+    wrong_type = isinstance(value, bool) != isinstance(default, bool)
+    if setting.low != -math.inf:
+        in_range = isinstance(value, int | float) and not wrong_type and setting.low <= value <= setting.high
+    elif isinstance(default, tuple):
+        in_range = isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+    else:
+        in_range = not wrong_type and isinstance(value, bool if isinstance(default, bool) else str) and value != ""
+    if not in_range:
+        raise ConfigError(f"{name} is {setting.range}.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return bool(parts.scheme and parts.hostname) and f"{parts.scheme}://{parts.netloc}" == text and "@" not in text
+    except ValueError:
+        return False

@@ -1,0 +1,151 @@
+"""Every error of sse-app, in one tree.
+
+    SSEAppError
+    ├── BadInput (ValueError)          the caller's mistake: an HTTP 4xx
+    │   ├── InvalidEvent               an event type or field that cannot go on the wire
+    │   │   └── ReservedEvent          a type that only the hub itself may send
+    │   ├── InvalidTopic               a topic or topic filter against the rules
+    │   │   └── TooManyTopics
+    │   ├── InvalidClient              a client name against the rules
+    │   ├── InvalidSince               ``last`` or ``since`` not as described
+    │   ├── InvalidIdempotencyKey
+    │   ├── KeyReused                  an Idempotency-Key seen with another publication
+    │   ├── UnknownParameter           a parameter that looks like a misspelt one
+    │   ├── InvalidBody                a body that is not what its headers say
+    │   │   ├── EmptyBody
+    │   │   ├── InvalidJSON
+    │   │   ├── InvalidUTF8
+    │   │   └── TooDeep
+    │   ├── TooLarge
+    │   ├── TooSlow                    a body that did not arrive in time
+    │   ├── UnsupportedType
+    │   ├── UnsupportedEncoding
+    │   ├── BadHost                    Host missing, doubled or malformed
+    │   │   └── UnknownHost            a Host that this server does not answer to
+    │   ├── BadOrigin                  a page of another origin
+    │   └── Unauthorized               no publish key, or not the right one
+    ├── Unavailable                    ours: an HTTP 503, try again later
+    │   ├── Draining
+    │   ├── Overloaded
+    │   └── HubNotStarted              the hub was never started: a missing line in the app
+    └── ConfigError (ValueError)       a setting with a wrong value: stops the start
+
+Which status and code each one has over HTTP stands in one table, in ``app.py``. Texts never repeat what the caller
+sent.
+"""
+
+
+class SSEAppError(Exception):
+    """The root of the tree. ``str(error)`` says what, why and what to do next."""
+
+
+class BadInput(SSEAppError, ValueError):
+    """The caller's mistake; nothing was published."""
+
+
+class InvalidEvent(BadInput):
+    pass
+
+
+class ReservedEvent(InvalidEvent):
+    pass
+
+
+class InvalidTopic(BadInput):
+    pass
+
+
+class TooManyTopics(InvalidTopic):
+    pass
+
+
+class InvalidClient(BadInput):
+    pass
+
+
+class InvalidSince(BadInput):
+    pass
+
+
+class InvalidIdempotencyKey(BadInput):
+    pass
+
+
+class KeyReused(BadInput):
+    pass
+
+
+class UnknownParameter(BadInput):
+    pass
+
+
+class InvalidBody(BadInput):
+    pass
+
+
+class EmptyBody(InvalidBody):
+    pass
+
+
+class InvalidJSON(InvalidBody):
+    pass
+
+
+class InvalidUTF8(InvalidBody):
+    pass
+
+
+class TooDeep(InvalidBody):
+    pass
+
+
+class TooLarge(BadInput):
+    pass
+
+
+class TooSlow(BadInput):
+    pass
+
+
+class UnsupportedType(BadInput):
+    pass
+
+
+class UnsupportedEncoding(BadInput):
+    pass
+
+
+class BadHost(BadInput):
+    pass
+
+
+class UnknownHost(BadHost):
+    pass
+
+
+class BadOrigin(BadInput):
+    pass
+
+
+class Unauthorized(BadInput):
+    pass
+
+
+class Unavailable(SSEAppError):
+    """Ours, not the caller's: the same request may succeed later."""
+
+
+class Draining(Unavailable):
+    pass
+
+
+class Overloaded(Unavailable):
+    pass
+
+
+class HubNotStarted(Unavailable):
+    pass
+
+
+class ConfigError(SSEAppError, ValueError):
+    """A setting with a wrong value; the text names the setting and its range, never the value of a secret."""

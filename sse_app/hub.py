@@ -1,0 +1,497 @@
+"""The hub: who is subscribed here. It delivers the tail of the log to them.
+
+publish -> broker.publish -> broker.tail -> _deliver -> Group -> Subscriber.offer
+subscribe -> register -> look where the log ends -> welcome -> read the log -> read the queue
+"""
+
+import asyncio
+import random
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self
+
+import msgspec
+
+from sse_app import notices
+from sse_app.brokers import Broker, Durability
+from sse_app.errors import Draining, HubNotStarted, Overloaded
+from sse_app.events import Event, check_type
+from sse_app.metrics import Totals
+from sse_app.notices import GapReason
+from sse_app.publication import Position, Publication, check_client, check_clients
+from sse_app.subscriber import Batch, CloseReason, Subscriber
+from sse_app.topics import TopicFilter, TopicIndex, check_topics
+
+BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
+RECENT = 100  # publications that /stats lists
+CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
+SPREAD = 0.8  # of the drain's window: closes are spread over it, the rest is for the last to finish
+
+NOT_STARTED = (
+    "The hub was never started. Give it to your app as Starlette(lifespan=hub.lifespan) or "
+    "FastAPI(lifespan=hub.lifespan) (a mounted app gets no lifespan events of its own), or run it inside `async with hub:`."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The acknowledgement of a publication: in the log at ``position``, as safe as ``durable`` says, and queued for or
+    replayable by each of the ``subscribers`` it matches on this node."""
+
+    position: Position
+    subscribers: int
+    durable: Durability
+
+    @property
+    def id(self) -> str:
+        return str(self.position)
+
+
+class Group:
+    """The subscribers with equal filters: what is for one is for all, but for ``to`` and ``exclude``."""
+
+    __slots__ = ("filter", "members")
+
+    def __init__(self, filter: TopicFilter) -> None:
+        self.filter = filter
+        self.members: dict[Subscriber, None] = {}
+
+    def offer(self, publications: Sequence[Publication]) -> None:
+        named = frozenset(chain.from_iterable(item.to | item.exclude for item in publications))
+        if not named:
+            batch = Batch.join(publications)
+            for subscriber in self.members:
+                subscriber.offer(batch)
+            return
+        untold = [item for item in publications if not item.to]  # what a client that nobody names gets
+        others = Batch.join(untold) if untold else None
+        for subscriber in self.members:
+            if subscriber.client not in named:
+                if others:
+                    subscriber.offer(others)
+            elif own := [item for item in publications if item.visible_to(subscriber.client)]:
+                subscriber.offer(Batch.join(own))
+
+
+class Hub:
+    """Start it with ``async with hub:``, or with ``lifespan=hub.lifespan`` in a Starlette or FastAPI app.
+
+    ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
+    ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        queue_size: int = 1_000,
+        queue_bytes: int = 1024 * 1024,
+        heartbeat: float = 15.0,
+        max_subscribers: int = 100_000,
+        drain: float = 10.0,
+    ) -> None:
+        self.broker = broker
+        self.totals = Totals()
+        self.draining = False
+        self._queue_limits = (queue_size, queue_bytes)
+        self._heartbeat = heartbeat
+        self._max_subscribers = max_subscribers
+        self.drain_window = drain
+        self._groups: dict[TopicFilter, Group] = {}
+        self._index: TopicIndex[Group] = TopicIndex()
+        self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
+        self._beat = 0
+        self._subscribers = 0
+        self._delivered = Position("", 0)  # everything up to here was offered to whom it is for
+        self._swept = 0  # offset of the last look for cursors that fall behind
+        self._sweep_step = CURSOR_STEP
+        self._receipts: dict[str, tuple[Position, int]] = {}  # of keyed publications: a retry gets the same answer
+        self._open_calls = 0
+        self._quiet = asyncio.Event()  # set when something ended that a drain may wait for
+        self._started_at: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._drain_task: asyncio.Task[None] | None = None
+        self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
+        self._stack = AsyncExitStack()
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.broker)
+            tail = self.broker.tail()
+            self._delivered = await self.broker.top()
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            for work in (self._follow(tail), self._keep_alive()):
+                stack.callback(self._tasks.create_task(work).cancel)
+            self._stack = stack.pop_all()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._started_at = time.monotonic()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        self.stop_accepting()
+        if self._drain_task:
+            self._drain_task.cancel()
+        for subscriber in self._everyone():
+            subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN))
+        self._started_at = self._loop = None
+        await self._stack.__aexit__(*exc)
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """For ``Starlette(lifespan=hub.lifespan)``: the hub runs as long as the app."""
+        async with self:
+            yield
+
+    def check_started(self) -> None:
+        """Raises HubNotStarted, which names the missing line."""
+        if self._started_at is None:
+            raise HubNotStarted(NOT_STARTED)
+
+    # Publishing
+
+    async def publish(
+        self,
+        data: object,
+        *,
+        topic: str | Iterable[str] = (),
+        event: str = "message",
+        to: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+        key: str | None = None,
+    ) -> Receipt:
+        """Publish to every subscriber, or on one or several topics to those whose filter matches.
+
+        ``data`` goes out as it is when it is a str, else as JSON. ``to`` and ``exclude`` name clients. With the same
+        ``key`` and publication again within the idempotency window nothing is published, and the answer is the same.
+        Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
+        """
+        self.check_started()
+        text = data if isinstance(data, str) else msgspec.json.encode(data).decode()
+        topics = check_topics(_several(topic))
+        named = check_clients(_several(to)), check_clients(_several(exclude))
+        position = await self.broker.publish(
+            Event(text, check_type(event)), topics, to=named[0], exclude=named[1], key=key
+        )
+        if key is not None and (known := self._receipts.get(key)) and known[0] == position:
+            return Receipt(position, known[1], self.broker.durability)
+        self.totals.published += 1
+        receipt = Receipt(position, self._count(topics, *named), self.broker.durability)
+        if key is not None:
+            self._remember(key, receipt)
+        return receipt
+
+    def publish_threadsafe(self, data: object, *, timeout: float | None = 10.0, **options: Any) -> Receipt:
+        """``publish`` for code in another thread (a sync view, a worker): blocks until the log has it.
+
+        Takes what ``publish`` takes. Raises what it raises, TimeoutError after ``timeout`` seconds, and RuntimeError
+        when called from the hub's own thread, which it would block for ever.
+        """
+        loop = self._loop
+        if loop is None:
+            raise HubNotStarted(NOT_STARTED)
+        if self._thread == threading.get_ident():
+            raise RuntimeError(
+                "publish_threadsafe() was called in the hub's own event loop; use `await hub.publish(...)`."
+            )
+        return asyncio.run_coroutine_threadsafe(self.publish(data, **options), loop).result(timeout)
+
+    def _remember(self, key: str, receipt: Receipt) -> None:
+        self._receipts[key] = (receipt.position, receipt.subscribers)
+        if len(self._receipts) > 10_000:
+            del self._receipts[next(iter(self._receipts))]
+
+    def _count(self, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> int:
+        groups = self._index.match(topics)
+        if not to and not exclude:
+            return sum(len(group.members) for group in groups)
+        members = chain.from_iterable(group.members for group in groups)
+        return sum(member.client not in exclude and (not to or member.client in to) for member in members)
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """While a publisher's request is open: a drain waits for it. Raises Draining when one has begun."""
+        self.check_started()
+        if self.draining:
+            raise Draining("The hub is stopping; publish again in a few seconds, or to another node.")
+        self._open_calls += 1
+        try:
+            yield
+        finally:
+            self._open_calls -= 1
+            self._quiet.set()
+
+    # Delivering
+
+    async def _follow(self, tail: AsyncIterator[Sequence[Publication]]) -> None:
+        async for publications in tail:
+            self._deliver(publications)
+            if self._delivered.offset - self._swept >= self._sweep_step:
+                self._swept = self._delivered.offset
+                await self._move_cursors(list(self._everyone()))
+
+    def _deliver(self, publications: Sequence[Publication]) -> None:
+        """Offer what the log announced to whom it is for. Never waits."""
+        wanted: dict[Group, list[Publication]] = {}
+        for publication in publications:
+            for group in self._index.match(publication.topics):
+                wanted.setdefault(group, []).append(publication)
+        for group, items in wanted.items():
+            group.offer(items)
+        self._delivered = publications[-1].position
+        self._quiet.set()
+
+    # Subscribing
+
+    @asynccontextmanager
+    async def subscribe(
+        self,
+        *topics: str,
+        after: Position | str | bytes | None = None,
+        last: int | None = None,
+        since: float | None = None,
+        client: str | None = None,
+    ) -> AsyncIterator[Subscriber]:
+        """One stream of the publications that match any of these topic filters, all without one.
+
+        ``after`` resumes behind an SSE id; without it, ``last`` first gives the newest that many, ``since`` what was
+        published since that Unix time. ``client`` is the subscriber's stable name, else one is made.
+        Raises InvalidTopic, InvalidClient, Draining, Overloaded.
+        """
+        self.check_started()
+        filter = TopicFilter.parse(topics)
+        name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
+        subscriber = Subscriber(self.broker, self.totals, filter, name, *self._queue_limits)
+        with self._registered(subscriber):
+            # Registered first: what is published from here on is offered to it, so that nothing can fall between the
+            # end of the log that it is about to look up and what comes next.
+            await self._welcome(subscriber, after, last, since)
+            yield subscriber
+
+    @contextmanager
+    def _registered(self, subscriber: Subscriber) -> Iterator[None]:
+        self._check_room()
+        group = self._groups.get(subscriber.filter)
+        if group is None:
+            group = self._groups[subscriber.filter] = Group(subscriber.filter)
+            self._index.add(subscriber.filter, group)
+        beat = self._beats[self._beat]
+        group.members[subscriber] = beat[subscriber] = None
+        self._subscribers += 1
+        self.totals.connected += 1
+        reason = CloseReason.GONE
+        try:
+            yield
+        except Exception:
+            reason = CloseReason.ERROR
+            raise
+        finally:
+            del group.members[subscriber], beat[subscriber]
+            if not group.members:
+                del self._groups[subscriber.filter]
+                self._index.remove(subscriber.filter, group)
+            self._subscribers -= 1
+            subscriber.release()
+            self.totals.closed[subscriber.closing or reason] += 1
+            self._quiet.set()
+
+    def _check_room(self) -> None:
+        if self.draining:
+            self.totals.refused += 1
+            raise Draining("The hub is stopping; connect again in a few seconds, or to another node.")
+        if self._subscribers >= self._max_subscribers:
+            self.totals.refused += 1
+            raise Overloaded("The hub has as many subscribers as max_subscribers allows; try again later.")
+
+    async def _welcome(
+        self, subscriber: Subscriber, after: Position | str | bytes | None, last: int | None, since: float | None
+    ) -> None:
+        """Decide where the subscriber starts; the welcome, and a gap if there is one, come before all else."""
+        top, oldest = await self.broker.top(), await self.broker.oldest()
+        if after is not None:
+            start = _resume(after, oldest, top)
+        elif last:
+            newest = await self.broker.newest(last, subscriber.filter, subscriber.client)
+            start = _Start(Position(top.epoch, newest[0].position.offset - 1) if newest else top)
+        elif since is not None:
+            position, complete = await self.broker.since(since)
+            start = _Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0))
+        else:
+            start = _Start(top)
+        seen = await self.broker.newest(1, subscriber.filter, subscriber.client)
+        greeting = notices.welcome(
+            start.requested if start.gap else start.position,
+            client=subscriber.client,
+            subscribers=self._subscribers,
+            topics=subscriber.filter.patterns,
+            recovered=after is not None and start.gap is None,
+            last=seen[0] if seen else None,
+            top=top,
+        )
+        if start.gap:
+            self.totals.gaps[start.gap] += 1
+            requested = start.requested and str(start.requested)
+            greeting += notices.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
+        subscriber.begin(start.position, greeting, behind=start.position != top)
+
+    # Keeping alive
+
+    async def _keep_alive(self) -> None:
+        """One owner of every subscriber's heartbeat: each has its turn once in ``heartbeat`` seconds."""
+        heartbeat = Batch(notices.HEARTBEAT)
+        while True:
+            await asyncio.sleep(self._heartbeat / BEATS)
+            self._beat = (self._beat + 1) % BEATS
+            turn = self._beats[self._beat]
+            await self._move_cursors(turn)
+            for subscriber in turn:
+                subscriber.offer(heartbeat)
+            self.totals.heartbeats += len(turn)
+
+    async def _move_cursors(self, subscribers: Iterable[Subscriber]) -> None:
+        """Move those that hear little, before what lies behind their position is trimmed and ends in a gap.
+
+        A cursor in the older half of the log is moved. Everybody is looked at each time a quarter of the log is new,
+        so it still lies in the log when its client comes back.
+        """
+        oldest = (await self.broker.oldest()).offset
+        top = self._delivered
+        held = top.offset - oldest
+        self._sweep_step = max(CURSOR_STEP, held // 4)
+        for subscriber in subscribers:
+            if subscriber.position.offset < min(oldest + held // 2, top.offset - CURSOR_STEP + 1):
+                subscriber.offer_cursor(top)
+
+    # Stopping
+
+    def stop_accepting(self) -> None:
+        """From now on publishers and new subscribers are sent elsewhere; open streams go on. Safe in a signal
+        handler.
+        """
+        self.draining = True
+
+    def begin_drain(self) -> None:
+        """``drain`` for who cannot wait for it."""
+        if self.started and self._drain_task is None:
+            self.stop_accepting()
+            self._drain_task = self._tasks.create_task(self.drain())
+
+    async def drain(self, window: float | None = None) -> None:
+        """End all streams in order, within ``window`` seconds (default: the hub's ``drain``).
+
+        First the publishers' open requests are answered and what they published is delivered; then each stream ends
+        with its queue, a ``bye`` and a clean close, spread over the window so that the clients do not all come back
+        at once.
+        """
+        self.check_started()
+        self.stop_accepting()
+        window = self.drain_window if window is None else window
+        try:
+            async with asyncio.timeout(window):
+                await self._until(lambda: not self._open_calls)
+                top = await self.broker.top()
+                await self._until(lambda: self._delivered.offset >= top.offset)
+                await self._close_all(window * SPREAD)
+                await self._until(lambda: not self._subscribers)
+        except TimeoutError:
+            return  # whoever could not take the rest is cut off with the connection
+
+    async def _close_all(self, seconds: float) -> None:
+        subscribers = list(self._everyone())
+        random.shuffle(subscribers)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        for index, subscriber in enumerate(subscribers):
+            due = begun + seconds * index / len(subscribers)
+            if due - loop.time() > 0.01:  # a hundred steps a second are smooth enough
+                await asyncio.sleep(due - loop.time())
+            subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    # Looking in
+
+    def __len__(self) -> int:
+        """How many subscribers are connected here."""
+        return self._subscribers
+
+    @property
+    def started(self) -> bool:
+        return self._started_at is not None
+
+    def _everyone(self) -> Iterator[Subscriber]:
+        return chain.from_iterable(group.members for group in self._groups.values())
+
+    async def stats(self) -> dict[str, object]:
+        """What ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
+        ``recent``.
+        """
+        self.check_started()
+        recent = await self.broker.newest(RECENT, TopicFilter(), "")
+        groups = sorted(self._groups.values(), key=lambda group: len(group.members), reverse=True)
+        return {
+            "subscribers": self._subscribers,
+            "filters": [
+                {"topics": group.filter.patterns, "subscribers": len(group.members)} for group in groups[:RECENT]
+            ],
+            "last": notices.describe(recent[-1]) if recent else None,
+            "recent": [publication.summary() for publication in recent],
+            "totals": self.totals.as_dict(),
+            "lagging": self.totals.lagging,
+            "top": str(await self.broker.top()),
+            "oldest": str((await self.broker.oldest()).next()),
+            "draining": self.draining,
+            "uptime": round(time.monotonic() - (self._started_at or 0.0), 1),
+        }
+
+    def gauges(self) -> dict[str, float]:
+        """The states that ``GET /metrics`` shows beside the totals."""
+        return {
+            "subscribers": self._subscribers,
+            "filters": len(self._groups),
+            "draining": self.draining,
+            "log_top_offset": self._delivered.offset,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a subscriber starts to read; with a gap, what it had ``requested`` (None for what is no position)."""
+
+    position: Position
+    gap: GapReason | None = None
+    requested: Position | None = None
+
+
+def _resume(after: Position | str | bytes, oldest: Position, top: Position) -> _Start:
+    """Where a client with this cursor goes on. ``oldest`` is the position just before what the log still holds.
+
+    A cursor of another epoch was before everything in this one, so all of it is new. One that means nothing here
+    (malformed, or past the end) says nothing about what its client has seen: it starts with what comes next.
+    """
+    if isinstance(after, str):
+        after = after.encode(errors="replace")
+    cursor = after if isinstance(after, Position) else Position.parse(after)
+    if cursor is None:
+        return _Start(top, GapReason.MALFORMED)
+    if cursor.epoch != top.epoch:
+        return _Start(oldest, GapReason.EPOCH, cursor)
+    if cursor.offset > top.offset:
+        return _Start(top, GapReason.AHEAD, cursor)
+    if cursor.offset < oldest.offset:
+        return _Start(oldest, GapReason.TRIMMED, cursor)
+    return _Start(cursor)
+
+
+def _several(names: str | Iterable[str]) -> Iterable[str]:
+    return (names,) if isinstance(names, str) else names

@@ -1,0 +1,90 @@
+"""What the hub itself says on a stream: welcome, gap, cursor, bye and the heartbeat, as frames."""
+
+import random
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+from sse_app.events import Event, encode
+from sse_app.publication import Position, Publication
+
+HEARTBEAT = b":\n\n"  # a comment: keeps proxies from closing an idle stream, dispatches nothing (WHATWG 9.2.7)
+RETRY = (2_000, 4_000)  # ms, random in between, so that clients of a hub that went away do not come back all at once
+LAST_DATA_MAX = 1_024  # characters of the last publication's data in /stats
+
+
+class GapReason(StrEnum):
+    TRIMMED = "trimmed"  # the log no longer holds it
+    EPOCH = "epoch"  # the cursor is of a log that is no more
+    AHEAD = "ahead"  # the cursor is past the end of the log
+    MALFORMED = "malformed"  # no cursor of ours
+    LOST = "lost"  # the broker lost it
+
+
+def jittered_retry(factor: int = 1) -> int:
+    """A reconnection time in milliseconds."""
+    return random.randint(*RETRY) * factor
+
+
+def welcome(
+    id: Position | None,
+    *,
+    client: str,
+    subscribers: int,
+    topics: tuple[str, ...],
+    recovered: bool,
+    last: Publication | None,
+    top: Position,
+) -> bytes:
+    """The first block of every stream. Without an id the client keeps the cursor it came with."""
+    retry = jittered_retry()
+    data = {
+        "message": "Welcome!",
+        "client": client,
+        "subscribers": subscribers,
+        "topics": topics,
+        "recovered": recovered,
+        "last": last and last.summary(),  # named, not repeated: `last=1` replays it as the event that it is
+        "top": str(top),
+        "retry": retry,
+    }
+    return encode(Event(_json(data), "welcome", id and str(id), retry))
+
+
+def describe(publication: Publication) -> dict[str, object]:
+    """A publication as ``last`` in ``/stats``; data of more than 1,024 characters is cut and says
+    so.
+    """
+    data = publication.event.data or ""
+    described = {**publication.summary(), "data": data[:LAST_DATA_MAX]}
+    return described if len(data) <= LAST_DATA_MAX else {**described, "truncated": True}
+
+
+def gap(reason: GapReason, requested: str | None, *, start: Position, oldest: Position, top: Position) -> bytes:
+    """Tells that publications are missing between ``requested`` and ``start``, which becomes the client's cursor.
+
+    ``oldest`` is the first publication that the log still holds, ``top`` its last.
+    """
+    data = {"requested": requested, "oldest": str(oldest), "top": str(top), "reason": reason}
+    return encode(Event(_json(data), "gap", str(start)))
+
+
+def cursor(position: Position) -> bytes:
+    """Moves the client's cursor: a block with an id and no data, which browsers do not dispatch."""
+    return encode(Event(None, "cursor", str(position)))
+
+
+def bye(reason: str) -> bytes:
+    """The last block before a planned close, with a reconnection time of its own."""
+    retry = jittered_retry()
+    return encode(Event(_json({"reason": reason, "retry": retry}), "bye", None, retry))
+
+
+def come_back_later() -> bytes:
+    """The whole stream for an EventSource that cannot be served now: an HTTP error would end it for good."""
+    return b"retry: %d\n\n" % jittered_retry(2)
+
+
+def _json(data: Mapping[str, object]) -> str:
+    return msgspec.json.encode(data).decode()
