@@ -167,6 +167,8 @@ def problem(error: Exception) -> Response:
         headers["Retry-After"] = str(RETRY_AFTER)
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.BadOrigin):
+        headers["Vary"] = "Origin"
     return _problem(status, code, str(error), headers)
 
 

@@ -9,6 +9,7 @@ from sse_app.errors import InvalidEvent, ReservedEvent
 
 MEDIA_TYPE = "text/event-stream"
 TYPE_MAX = 128  # characters
+RETRY_DIGITS = 15  # 30,000 years; int() refuses thousands of digits, and no stream may break its reader with them
 # Sent by the hub alone. `open` and `error` would fire the page's own EventSource handlers.
 RESERVED_TYPES = frozenset({"welcome", "gap", "cursor", "bye", "open", "error"})
 
@@ -118,7 +119,7 @@ class EventDecoder:
                 self._type = value
             case "id" if "\0" not in value:
                 self._id = value
-            case "retry" if value.isascii() and value.isdigit():
+            case "retry" if value.isascii() and value.isdigit() and len(value) <= RETRY_DIGITS:
                 self.retry = self._block_retry = int(value)
 
     def _dispatch(self) -> Event | None:

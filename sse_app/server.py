@@ -72,6 +72,10 @@ class Protocol(HttpToolsProtocol):
             if self._head_size > self._head_max:
                 self._refuse(431)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_timer is not None:  # what comes after the body, a trailer, is no header (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._head_arrived()
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -103,6 +107,9 @@ class Protocol(HttpToolsProtocol):
         """uvicorn's answer to what it cannot parse, as problem details."""
         if self.transport.is_closing():
             return
+        if self._drop_unanswered():
+            self.transport.close()
+            return
         line = STATUS_LINE[self._refusal]
         code, detail = REFUSALS[self._refusal]
         title = line.split(b" ", 2)[2].strip().decode()
@@ -112,6 +119,18 @@ class Protocol(HttpToolsProtocol):
         head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(line + head + body)
         self.transport.close()
+
+    def _drop_unanswered(self) -> bool:
+        """End the request before the one that is refused. More than its length says means that its body is not what
+        was meant, so it must not be published. True when it is too late for that: then a refusal would be taken for
+        its answer, or in a stream for data.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return bool(self.pipeline) or cycle.response_started or not (cycle.more_body or cycle.body)
 
 
 def _end_with_connection(cycle: RequestResponseCycle) -> None:

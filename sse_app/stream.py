@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sse_app import notices
-from sse_app.errors import Draining, Overloaded
+from sse_app.errors import Draining, Overloaded, SSEAppError
 from sse_app.events import MEDIA_TYPE
 from sse_app.hub import Hub
 from sse_app.subscriber import Subscriber
@@ -66,6 +66,8 @@ class EventStream(EventSourceResponse):
                 raise
             later = Response(notices.come_back_later(), headers=HEADERS, media_type=CONTENT_TYPE)
             await later(scope, receive, send)
+        except SSEAppError:
+            raise  # refused before the stream began
         except Exception as error:
             # One line, and never what was being sent. A clean end lets the client come back and resume.
             logger.error("a stream was ended by our mistake: %s", type(error).__name__)
