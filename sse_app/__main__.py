@@ -1,6 +1,4 @@
-"""`python3 -m sse_app`: the server, from a bare checkout too; with arguments, any command of `sse-app`."""
-
-import sys
+"""`python3 -m sse_app`: the `sse-app` command, from a bare checkout too; without arguments it serves."""
 
 from sse_app.bootstrap import bootstrap
 
@@ -9,5 +7,4 @@ if __name__ == "__main__":
 
     from sse_app.cli import main
 
-    sys.argv[1:] = sys.argv[1:] or ["serve"]
     main()

@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, cast, get_args
 from urllib.parse import urlsplit
@@ -83,6 +83,8 @@ class Load:
     settle: seconds between the last connect and reading the server's memory
     patience: seconds without any delivery after which what is missing counts as lost
     deadline: seconds for the whole run; None allows 120 and three times the publishing
+    busy: poll without ever sleeping. Needs a core of its own; an idle one has to be woken for each delivery, and the
+        server pays for that (measured: up to half its rate). None: when we start the server and have two cores
     publish_key: sent as bearer token with every POST
     allow_remote: load a host that is not this one
 
@@ -104,6 +106,7 @@ class Load:
     settle: float = 0.5
     patience: float = 5.0
     deadline: float | None = None
+    busy: bool | None = None
     publish_key: str | None = field(default=None, repr=False)
     allow_remote: bool = False
 
@@ -336,6 +339,11 @@ class Server(NamedTuple):
     pid: int
 
 
+def two_cores() -> bool:
+    """Whether server and load can each be given cores of their own."""
+    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
+
+
 @contextlib.contextmanager
 def start_server(flags: Sequence[str] = (), command: Sequence[str] = SERVE) -> Iterator[Server]:
     """Start a server on a free port, on other cores than the load's, and stop it with SIGTERM on the way out.
@@ -374,10 +382,10 @@ def _printed_address(process: subprocess.Popen[bytes], log: int) -> str:
 @contextlib.contextmanager
 def _apart() -> Iterator[Callable[[], None]]:
     """Run first where the server shall be (children inherit it), then, once left, on the last core alone."""
-    cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
-    if sys.platform != "linux" or len(cores) < 2:
+    if sys.platform != "linux" or not two_cores():
         yield lambda: None
         return
+    cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:-1])
     try:
         yield lambda: os.sched_setaffinity(0, cores[-1:])
@@ -420,7 +428,8 @@ class ChunkedDecoder:
             size = _CHUNK.match(data, position)
             if not size:
                 self._rest = data[position:]
-                if self._rest.find(b"\r\n", 2) >= 0 or len(self._rest) > HEAD_MAX:
+                started = b"\r\n".startswith(self._rest[:2])
+                if not started or b"\r\n" in self._rest[2:] or len(self._rest) > HEAD_MAX:
                     raise ValueError("not a chunk size")
                 break
             self._left = int(size[1], 16)
@@ -501,6 +510,7 @@ class Tally:
         self.doubled = 0
         self.ended: list[Subscriber] = []  # those that the server closed
         self.bytes = 0
+        self.reads = 0
         self.last_arrival = 0
         self.late: defaultdict[int, int] = defaultdict(int)  # latency in ns, to 10 bits, -> count
         self.first_error: str | None = None
@@ -627,6 +637,7 @@ class Subscriber(asyncio.Protocol):
         if self._opened and not (data := self._read_head(data)):
             return
         tally.bytes += len(data)
+        tally.reads += 1
         try:
             batch = tally.memo[data] if self._clean and data in tally.memo else self._parse(data)
         except ValueError as error:
@@ -830,7 +841,7 @@ async def _until(moment: int) -> None:
 def event_data(run: str, number: int, sent: int, payload: int) -> str:
     """An event's data: JSON, since some hubs take nothing else, of `payload` bytes if the marker leaves that room."""
     marker = f'{{"bench":"@{run}.{number}.{sent}!'
-    return f'{marker:x<{payload - 2}}"}}'
+    return marker.ljust(payload - 2, "x") + '"}'
 
 
 async def _connect(load: Load, target: Target, tally: Tally) -> None:
@@ -855,6 +866,27 @@ async def _connect(load: Load, target: Target, tally: Tally) -> None:
             group.create_task(connect_some())
 
 
+class Turning:
+    """Keeps the loop turning without sleeping, and tells how long nothing was to be done."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.idle = 0  # ns of turns in which nothing was read
+        self._tally = tally
+        self._seen = 0
+        self._last = time.monotonic_ns()
+        self._next = asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        now, seen = time.monotonic_ns(), self._tally.reads
+        if seen == self._seen:
+            self.idle += now - self._last
+        self._seen, self._last = seen, now
+        self._next = asyncio.get_running_loop().call_soon(self._turn)
+
+    def stop(self) -> None:
+        self._next.cancel()
+
+
 async def run(load: Load) -> Report:
     """Do what `load` says and report. Starts a server of its own when no URL is given, and stops it.
 
@@ -868,6 +900,7 @@ async def run(load: Load) -> Report:
         async with asyncio.timeout(load.seconds):
             if load.url is not None:
                 return await _measure(load, resolve(load.url, load.allow_remote), load.pid)
+            load = replace(load, busy=two_cores() if load.busy is None else load.busy)
             with start_server(load.serve) as server:
                 return await _measure(load, resolve(server.url), server.pid)
     except TimeoutError:
@@ -877,10 +910,10 @@ async def run(load: Load) -> Report:
 
 
 class _Moment(NamedTuple):
-    """Where the clocks and counters stand at some point of the run."""
+    """Where the clocks (ns), our own time spent (ns) and the counters stand at some point of the run."""
 
     clock: int
-    load_cpu: float
+    spent: int
     server: Usage | None
     published: int
 
@@ -899,8 +932,12 @@ async def _measure(load: Load, target: Target, pid: int | None) -> Report:
     tally = Tally(secrets.token_hex(2))
     publishers = Publishers(load, target, tally)
 
+    turning = Turning(tally) if load.busy else None
+
     def moment(of: int | None = pid) -> _Moment:
-        return _Moment(time.monotonic_ns(), time.process_time(), usage(of) if of else None, tally.published)
+        clock = time.monotonic_ns()
+        spent = clock - turning.idle if turning else time.process_time_ns()
+        return _Moment(clock, spent, usage(of) if of else None, tally.published)
 
     try:
         start = moment()
@@ -921,6 +958,8 @@ async def _measure(load: Load, target: Target, pid: int | None) -> Report:
         return _report(load, tally, course, publishers.stalled)
     finally:
         gc.unfreeze()
+        if turning:
+            turning.stop()
         for stream in list(tally.streams):
             stream.close()
         await asyncio.sleep(0)  # the loop closes them in its next turn
@@ -951,7 +990,7 @@ def _report(load: Load, tally: Tally, course: _Course, stalled: bool) -> Report:
         lost=tally.lost(),
         doubled=tally.doubled,
         stalled=stalled,
-        load_cpu_share=(after.load_cpu - before.load_cpu) * NS / (after.clock - before.clock),
+        load_cpu_share=(after.spent - before.spent) / (after.clock - before.clock),
         first_error=tally.first_error,
     )
 

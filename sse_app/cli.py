@@ -55,8 +55,11 @@ def serve(**flags: Any) -> None:
 
     try:
         server.serve(config, lambda urls: _greet(config, urls))
-    except OSError as error:
-        _fail(f"host, port: cannot listen on {config.host} port {config.port}: {error.strerror or error}.")
+    except ConfigError as error:
+        _fail(str(error))
+    except (OSError, UnicodeError) as error:  # a name that cannot be looked up is one or the other
+        reason = getattr(error, "strerror", None) or error
+        _fail(f"host, port: cannot listen on {config.host} port {config.port}: {reason}.")
 
 
 def _greet(config: Config, urls: Sequence[str]) -> None:

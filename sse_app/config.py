@@ -65,7 +65,8 @@ def _setting(
     default: Any, help: str, read: Callable[[str], Any], expects: str, *bounds: float, secret: bool = False
 ) -> Any:
     low, high = bounds or (-math.inf, math.inf)
-    return field(default=default, metadata={"setting": Setting(help, read, low, high, expects, secret)})
+    setting = Setting(help, read, low, high, expects, secret)
+    return field(default=default, repr=not secret, metadata={"setting": setting})
 
 
 def _count(default: int | None, help: str, low: float, high: float) -> Any:
@@ -200,7 +201,7 @@ def _read(name: str, setting: Setting, given: Any) -> Any:
     text = given if isinstance(given, str) else ",".join(given)
     try:
         return setting.read(text)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise ConfigError(f"{name} is {setting.range}.") from None
 
 
@@ -209,7 +210,8 @@ def _check(name: str, setting: Setting, value: Any, default: Any) -> None:
         return
     wrong_type = isinstance(value, bool) != isinstance(default, bool)
     if setting.low != -math.inf:
-        in_range = isinstance(value, int | float) and not wrong_type and setting.low <= value <= setting.high
+        kinds = int if setting.read in (int, _bytes) else (int, float)
+        in_range = isinstance(value, kinds) and not wrong_type and setting.low <= value <= setting.high
     elif isinstance(default, tuple):
         in_range = isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
     else:

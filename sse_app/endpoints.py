@@ -137,7 +137,10 @@ class Endpoints:
 
     async def _body(self, request: Request) -> bytes:
         too_large = TooLarge(f"The data of a publication has at most {self._body_max} bytes (body_max).")
-        if int(request.headers.get("content-length", 0)) > self._body_max:
+        declared = request.headers.get("content-length", "0")
+        if not re.fullmatch("[0-9]{1,18}", declared):
+            raise InvalidBody("Content-Length is not a number of bytes.")
+        if int(declared) > self._body_max:
             raise too_large
         body = bytearray()
         try:

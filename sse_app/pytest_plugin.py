@@ -52,10 +52,15 @@ async def sse_client(sse_hub: "Hub") -> AsyncIterator["httpx.AsyncClient"]:
 
 @pytest.fixture
 def sse_server() -> Iterator[HubServer]:
-    """A hub of its own behind uvicorn on 127.0.0.1 and a free port, for sync tests, browsers and subprocesses."""
-    from sse_app import create_app
+    """A hub of its own on 127.0.0.1 and a free port, for sync tests, browsers and subprocesses.
+
+    Its server is the one of ``sse-app serve``; what is still open at the end of the test is drained within 0.2 s.
+    """
+    from sse_app import Config, create_app
+    from sse_app.server import Protocol, Server
     from sse_app.testing import live
 
-    app = create_app()
-    with live(app) as server:
-        yield HubServer(server.url, app.state.hub)
+    app = create_app(Config(drain=0.2))
+    hub = app.state.hub
+    with live(app, server_class=lambda config: Server(config, hub), http=Protocol) as server:
+        yield HubServer(server.url, hub)

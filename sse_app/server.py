@@ -4,6 +4,7 @@ uvicorn waits for open streams before lifespan shutdown, so the drain hangs on `
 """
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -16,12 +17,13 @@ from typing import Any
 import msgspec
 import uvicorn
 from sse_starlette.sse import AppStatus
-from starlette.types import Message
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sse_app.app import create_app
 from sse_app.config import Config
+from sse_app.direct import DirectStream, Outlet
 from sse_app.hub import Hub
+from sse_app.stream import EXTENSION
 
 BACKLOG = 4096  # connections that may wait to be accepted: a hub's clients come back all at once
 GRACE = 1  # seconds after the drain for what is left
@@ -72,6 +74,10 @@ class Protocol(HttpToolsProtocol):
             if self._head_size > self._head_max:
                 self._refuse(431)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_timer is not None:  # what comes after the body, a trailer, is no header (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._head_arrived()
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -81,8 +87,10 @@ class Protocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") and self.url != b"*":
             raise _Refused  # an absolute target would override the Host that was checked (RFC 9112, 3.2.2)
         super().on_headers_complete()
-        if self.scope["http_version"] == "1.0":
-            _end_with_connection(self.cycle)
+        if self.scope["method"] == "GET":
+            outlet = Outlet(self, self.cycle)
+            self.cycle.send = outlet  # type: ignore[method-assign, assignment]  # before its task starts
+            self.scope["extensions"] = {EXTENSION: outlet}  # type: ignore[dict-item]
 
     def _await_head(self) -> None:
         if self._head_timer is None:
@@ -103,6 +111,9 @@ class Protocol(HttpToolsProtocol):
         """uvicorn's answer to what it cannot parse, as problem details."""
         if self.transport.is_closing():
             return
+        if self._drop_unanswered():
+            self.transport.close()
+            return
         line = STATUS_LINE[self._refusal]
         code, detail = REFUSALS[self._refusal]
         title = line.split(b" ", 2)[2].strip().decode()
@@ -113,24 +124,17 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(line + head + body)
         self.transport.close()
 
-
-def _end_with_connection(cycle: RequestResponseCycle) -> None:
-    """HTTP/1.0 has no chunks: a body without a length ends with its connection. uvicorn would send chunks all the
-    same.
-    """
-    send, unbounded = cycle.send, False
-
-    async def send_unbounded(message: Message) -> None:
-        nonlocal unbounded
-        if message["type"] == "http.response.start":
-            unbounded = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-            if unbounded:
-                cycle.chunked_encoding = False
-        elif unbounded:
-            cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)  # type: ignore[arg-type]
-
-    cycle.send = send_unbounded  # type: ignore[method-assign, assignment]
+    def _drop_unanswered(self) -> bool:
+        """End the request before the one that is refused. More than its length says means that its body is not what
+        was meant, so it must not be published. True when it is too late for that: then a refusal would be taken for
+        its answer, or in a stream for data.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return bool(self.pipeline) or cycle.response_started or not (cycle.more_body or cycle.body)
 
 
 class Server(uvicorn.Server):
@@ -162,7 +166,7 @@ class Server(uvicorn.Server):
             await self._drain()
         for connection in list(self.server_state.connections):
             cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not cycle.response_complete:
+            if isinstance(connection, DirectStream) or (cycle is not None and not cycle.response_complete):
                 connection.transport.abort()  # it had its time; closing would wait for a flush that may never come
         await super().shutdown(sockets)
 
@@ -185,11 +189,24 @@ def serve(config: Config, on_ready: Callable[[Sequence[str]], None] = lambda url
     sockets = listen(config)
     app = create_app(config)
     urls = [_url(listening) for listening in sockets]
-    server = Server(uvicorn_config(app, config), app.state.hub, lambda: on_ready(urls))
+
+    def ready() -> None:
+        _calm_collector()
+        on_ready(urls)
+
+    server = Server(uvicorn_config(app, config), app.state.hub, ready)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
         server.run(sockets=sockets)
     if not server.started:
         sys.exit(3)
+
+
+def _calm_collector() -> None:
+    """The collector looks at every object of every open stream, again and again, and finds nothing: 125 us of CPU for
+    each connect, 78 us with it set so."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:

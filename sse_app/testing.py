@@ -189,6 +189,7 @@ class _Body(httpx.AsyncByteStream):
         try:
             chunk = await self._call.read()
         except BaseException:
+            await self.aclose()
             raise
         if chunk is None:
             raise StopAsyncIteration
@@ -249,7 +250,6 @@ class _Call:
 
     def leave(self) -> None:
         self._left = True
-        self._chunks.clear()
         self._change()
 
     def unseen_error(self) -> Exception | None:
@@ -430,16 +430,16 @@ class _Lifespan:
 
 @contextlib.contextmanager
 def live(
-    app: ASGIApp, *, server_class: "type[uvicorn.Server] | None" = None, **uvicorn_options: Any
+    app: ASGIApp, *, server_class: "Callable[[uvicorn.Config], uvicorn.Server] | None" = None, **uvicorn_options: Any
 ) -> Iterator["LiveServer"]:
     """Serve an ASGI app on a real socket, 127.0.0.1 and a free port, from a thread of this process.
 
         with live(app) as server:
             httpx.get(server.url + "/healthz")
 
-    The app has its lifespan and an event loop of its own. server_class: a subclass of uvicorn.Server, default
-    uvicorn.Server itself. uvicorn_options go to uvicorn.Config; ``timeout_graceful_shutdown`` (0.2 s unless given) is
-    how long open streams may go on at the end, before they are cancelled and their connections reset.
+    The app has its lifespan and an event loop of its own. server_class: what makes the server of a uvicorn.Config,
+    default uvicorn.Server. uvicorn_options go to that Config; ``timeout_graceful_shutdown`` (0.2 s unless given) is how
+    long open streams may go on at the end, before they are cancelled and their connections aborted.
 
     Raises RuntimeError from the cause when the server does not start or stop within 10 s, and when it or the lifespan
     of the app failed.
@@ -459,13 +459,18 @@ class LiveServer:
     url: str
 
     def __init__(
-        self, app: ASGIApp, server_class: "type[uvicorn.Server] | None", uvicorn_options: dict[str, Any]
+        self,
+        app: ASGIApp,
+        server_class: "Callable[[uvicorn.Config], uvicorn.Server] | None",
+        uvicorn_options: dict[str, Any],
     ) -> None:
         import uvicorn  # here, since the rest of this module does without it
 
         options = {"log_config": None, "timeout_graceful_shutdown": 0.2} | uvicorn_options
-        self._config = uvicorn.Config(self._watched(app), host="127.0.0.1", port=0, **options)
-        self._server = _announcing(server_class or uvicorn.Server, self._announce)(self._config)
+        self._config = uvicorn.Config(
+            self._watched(app), host="127.0.0.1", port=0, callback_notify=self._announce, **options
+        )
+        self._server = (server_class or uvicorn.Server)(self._config)
         self._thread = threading.Thread(target=self._run, name="live server", daemon=True)
         self._settled = threading.Event()  # it serves, or it has failed
         self._error: BaseException | None = None
@@ -488,7 +493,10 @@ class LiveServer:
         if error := self._lifespan_error or self._error:
             raise RuntimeError(f"the server failed: {error}") from error
 
-    def _announce(self) -> None:
+    async def _announce(self) -> None:
+        """Called by uvicorn once it listens, and then every 30 s."""
+        if self._settled.is_set():
+            return
         self.port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"{'https' if self._config.is_ssl else 'http'}://127.0.0.1:{self.port}"
         self._lifespan_error = None  # uvicorn goes on without, if the app just has no lifespan
@@ -525,12 +533,3 @@ class LiveServer:
                 raise
 
         return watched
-
-
-def _announcing(server_class: "type[uvicorn.Server]", announce: Callable[[], None]) -> "type[uvicorn.Server]":
-    class Announcing(server_class):  # type: ignore[misc, valid-type]
-        async def startup(self, *args: Any, **kwargs: Any) -> None:
-            await super().startup(*args, **kwargs)
-            announce()
-
-    return Announcing

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, cast
-from urllib.parse import urlsplit
 
 from sse_app.errors import ConfigError
 from sse_app.events import Event
@@ -89,7 +88,7 @@ def open_broker(url: str, **settings: Any) -> Broker:
 
     ``memory://`` keeps the log in this process: gone when it ends.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigError(f"broker is a URL that starts with one of: {known}")
