@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_app import errors, hub
 from sse_app.brokers import Broker, open_broker
@@ -55,6 +56,42 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
 
 RETRY_AFTER = 5  # seconds, with every 503
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+class _App(Starlette):
+    """Starlette, with the subscribe endpoint outside its routing and error handling, whose wrappers around every
+    ``send`` cost more than the sending. A middleware that its user adds puts that endpoint behind it like all others.
+    """
+
+    def __init__(self, endpoints: Endpoints, middleware: list[Middleware], **options: Any) -> None:
+        super().__init__(middleware=middleware, **options)
+        self._endpoints, self._ours = endpoints, list(middleware)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        rest = super().build_middleware_stack()
+        if self.user_middleware != self._ours:
+            return rest
+        events: ASGIApp = self._events
+        for cls, args, kwargs in reversed(self._ours):
+            events = cls(events, *args, **kwargs)
+
+        async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+            path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+            await (events if path == "/events" else rest)(scope, receive, send)
+
+        return dispatch
+
+    async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response: ASGIApp
+        if scope["method"] not in ("GET", "HEAD"):
+            response = _method_not_allowed({"Allow": "GET, HEAD"})
+            await response(scope, receive, send)
+            return
+        try:
+            response = await self._endpoints.events(Request(scope))
+            await response(scope, receive, send)
+        except errors.SSEAppError as error:
+            await problem(error)(scope, receive, send)
 
 
 class Hub(hub.Hub):
@@ -107,9 +144,9 @@ class Hub(hub.Hub):
         endpoints = Endpoints(
             self, static, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
         )
-        middleware = [Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem)]
+        ours = [Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem)]
         if config.cors_origins:
-            middleware.append(
+            ours.append(
                 Middleware(
                     CORSMiddleware,
                     allow_origins=config.cors_origins,
@@ -123,7 +160,8 @@ class Hub(hub.Hub):
                     ],
                 )
             )
-        app = Starlette(
+        app = _App(
+            endpoints,
             routes=[
                 Route("/", endpoints.console),
                 Route("/events", endpoints.events),
@@ -135,7 +173,7 @@ class Hub(hub.Hub):
                 Route("/openapi.json", endpoints.openapi),
                 Mount("/static", StaticFiles(directory=static)),
             ],
-            middleware=middleware,
+            middleware=ours,
             exception_handlers={
                 errors.SSEAppError: _our_problem,
                 HTTPException: _http_problem,
@@ -186,11 +224,16 @@ async def _our_problem(request: Request, error: Exception) -> Response:
 async def _http_problem(request: Request, error: Exception) -> Response:
     """What Starlette itself refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    code, detail = {
-        404: ("not_found", "There is nothing at this path; /openapi.json lists what there is."),
-        405: ("method_not_allowed", "This path does not take that method; the Allow header lists those it takes."),
-    }.get(error.status_code, ("http_error", "The request cannot be answered."))
-    return _problem(error.status_code, code, detail, dict(error.headers or {}))
+    if error.status_code == 405:
+        return _method_not_allowed(error.headers or {})
+    if error.status_code == 404:
+        return _problem(404, "not_found", "There is nothing at this path; /openapi.json lists what there is.")
+    return _problem(error.status_code, "http_error", "The request cannot be answered.", error.headers or {})
+
+
+def _method_not_allowed(headers: Mapping[str, str]) -> Response:
+    detail = "This path does not take that method; the Allow header lists those it takes."
+    return _problem(405, "method_not_allowed", detail, headers)
 
 
 async def _our_mistake(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -28,13 +28,15 @@ from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.topics import TopicFilter, TopicIndex, check_topics
 
 BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
+SLICE = 1_000  # subscribers that are offered a batch between two turns of the loop: some 6 ms
 RECENT = 100  # publications that /stats lists
 CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
 SPREAD = 0.8  # of the drain's window: closes are spread over it, the rest is for the last to finish
 
 NOT_STARTED = (
     "The hub was never started. Give it to your app as Starlette(lifespan=hub.lifespan) or "
-    "FastAPI(lifespan=hub.lifespan) (a mounted app gets no lifespan events of its own), or run it inside `async with hub:`."
+    "FastAPI(lifespan=hub.lifespan) (a mounted app gets no lifespan events of its own), "
+    "or run it inside `async with hub:`."
 )
 
 
@@ -61,21 +63,21 @@ class Group:
         self.filter = filter
         self.members: dict[Subscriber, None] = {}
 
-    def offer(self, publications: Sequence[Publication]) -> None:
+    def offer(self, publications: Sequence[Publication]) -> Iterator[None]:
+        """Offer them to every member; a step at a time, so that the loop can turn between two slices of a large
+        group.
+        """
         named = frozenset(chain.from_iterable(item.to | item.exclude for item in publications))
-        if not named:
-            batch = Batch.join(publications)
-            for subscriber in self.members:
-                subscriber.offer(batch)
-            return
-        untold = [item for item in publications if not item.to]  # what a client that nobody names gets
-        others = Batch.join(untold) if untold else None
-        for subscriber in self.members:
-            if subscriber.client not in named:
-                if others:
-                    subscriber.offer(others)
-            elif own := [item for item in publications if item.visible_to(subscriber.client)]:
-                subscriber.offer(Batch.join(own))
+        untold = [item for item in publications if not item.to] if named else publications
+        batch = Batch.join(untold) if untold else None  # what a client that nobody names gets
+        for slice in _slices(list(self.members)):
+            for subscriber in slice:
+                if subscriber.client in named:
+                    if own := [item for item in publications if item.visible_to(subscriber.client)]:
+                        subscriber.offer(Batch.join(own))
+                elif batch:
+                    subscriber.offer(batch)
+            yield
 
 
 class Hub:
@@ -116,7 +118,7 @@ class Hub:
         self._started_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._drain_task: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
         self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
         self._stack = AsyncExitStack()
 
@@ -128,8 +130,9 @@ class Hub:
             tail = self.broker.tail()
             self._delivered = await self.broker.top()
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            for work in (self._follow(tail), self._keep_alive()):
-                stack.callback(self._tasks.create_task(work).cancel)
+            stack.callback(self._cancel_tasks)
+            self._spawn(self._follow(tail))
+            self._spawn(self._keep_alive())
             self._stack = stack.pop_all()
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._started_at = time.monotonic()
@@ -137,12 +140,20 @@ class Hub:
 
     async def __aexit__(self, *exc: Any) -> None:
         self.stop_accepting()
-        if self._drain_task:
-            self._drain_task.cancel()
         for subscriber in self._everyone():
             subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN))
         self._started_at = self._loop = None
         await self._stack.__aexit__(*exc)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """A task that the hub owns: it ends with the hub, and its failure is the hub's."""
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def _cancel_tasks(self) -> None:
+        for task in self._running:
+            task.cancel()
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
@@ -232,19 +243,29 @@ class Hub:
 
     async def _follow(self, tail: AsyncIterator[Sequence[Publication]]) -> None:
         async for publications in tail:
-            self._deliver(publications)
+            for _ in self._deliver(publications):
+                await asyncio.sleep(0)
             if self._delivered.offset - self._swept >= self._sweep_step:
                 self._swept = self._delivered.offset
                 await self._move_cursors(list(self._everyone()))
 
-    def _deliver(self, publications: Sequence[Publication]) -> None:
-        """Offer what the log announced to whom it is for. Never waits."""
+    def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
+        """Offer what the log announced to whom it is for. Never waits for any of them.
+
+        Between two steps the loop may turn. Who joins meanwhile finds these publications in the log, who leaves takes
+        nothing more, and the next batch comes after this one: nothing is reordered.
+        """
         wanted: dict[Group, list[Publication]] = {}
         for publication in publications:
             for group in self._index.match(publication.topics):
                 wanted.setdefault(group, []).append(publication)
+        budget = SLICE
         for group, items in wanted.items():
-            group.offer(items)
+            for _ in group.offer(items):
+                budget -= min(SLICE, len(group.members))
+                if budget <= 0:
+                    budget = SLICE
+                    yield
         self._delivered = publications[-1].position
         self._quiet.set()
 
@@ -265,42 +286,59 @@ class Hub:
         published since that Unix time. ``client`` is the subscriber's stable name, else one is made.
         Raises InvalidTopic, InvalidClient, Draining, Overloaded.
         """
-        self.check_started()
-        filter = TopicFilter.parse(topics)
-        name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
-        subscriber = Subscriber(self.broker, self.totals, filter, name, *self._queue_limits)
-        with self._registered(subscriber):
-            # Registered first: what is published from here on is offered to it, so that nothing can fall between the
-            # end of the log that it is about to look up and what comes next.
-            await self._welcome(subscriber, after, last, since)
-            yield subscriber
-
-    @contextmanager
-    def _registered(self, subscriber: Subscriber) -> Iterator[None]:
-        self._check_room()
-        group = self._groups.get(subscriber.filter)
-        if group is None:
-            group = self._groups[subscriber.filter] = Group(subscriber.filter)
-            self._index.add(subscriber.filter, group)
-        beat = self._beats[self._beat]
-        group.members[subscriber] = beat[subscriber] = None
-        self._subscribers += 1
-        self.totals.connected += 1
+        subscriber = await self.join(topics, after=after, last=last, since=since, client=client)
         reason = CloseReason.GONE
         try:
-            yield
+            yield subscriber
         except Exception:
             reason = CloseReason.ERROR
             raise
         finally:
-            del group.members[subscriber], beat[subscriber]
-            if not group.members:
-                del self._groups[subscriber.filter]
-                self._index.remove(subscriber.filter, group)
-            self._subscribers -= 1
-            subscriber.release()
-            self.totals.closed[subscriber.closing or reason] += 1
-            self._quiet.set()
+            self.leave(subscriber, reason)
+
+    async def join(
+        self,
+        topics: Iterable[str] = (),
+        *,
+        after: Position | str | bytes | None = None,
+        last: int | None = None,
+        since: float | None = None,
+        client: str | None = None,
+    ) -> Subscriber:
+        """``subscribe`` for a stream that outlives the call: whoever has the subscriber must see to its ``leave``."""
+        self.check_started()
+        filter = TopicFilter.parse(topics)
+        name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
+        self._check_room()
+        group = self._groups.get(filter)
+        if group is None:
+            group = self._groups[filter] = Group(filter)
+            self._index.add(filter, group)
+        subscriber = Subscriber(self.broker, self.totals, group.filter, name, *self._queue_limits, self._spawn)
+        subscriber.turn = self._beat
+        group.members[subscriber] = self._beats[self._beat][subscriber] = None
+        self._subscribers += 1
+        self.totals.connected += 1
+        try:
+            # Registered first: what is published from here on is offered to it, so that nothing can fall between the
+            # end of the log that is looked up now and what comes next.
+            await self._welcome(subscriber, after, last, since)
+        except BaseException:
+            self.leave(subscriber, CloseReason.GONE)
+            raise
+        return subscriber
+
+    def leave(self, subscriber: Subscriber, reason: CloseReason) -> None:
+        """The stream has ended; ``reason`` counts unless the hub itself ended it."""
+        group = self._groups[subscriber.filter]
+        del group.members[subscriber], self._beats[subscriber.turn][subscriber]
+        if not group.members:
+            del self._groups[subscriber.filter]
+            self._index.remove(subscriber.filter, group)
+        self._subscribers -= 1
+        self.totals.closed[subscriber.closing or reason] += 1
+        subscriber.release()
+        self._quiet.set()
 
     def _check_room(self) -> None:
         if self.draining:
@@ -345,14 +383,13 @@ class Hub:
 
     async def _keep_alive(self) -> None:
         """One owner of every subscriber's heartbeat: each has its turn once in ``heartbeat`` seconds."""
-        heartbeat = Batch(notices.HEARTBEAT)
         while True:
             await asyncio.sleep(self._heartbeat / BEATS)
             self._beat = (self._beat + 1) % BEATS
             turn = self._beats[self._beat]
             await self._move_cursors(turn)
             for subscriber in turn:
-                subscriber.offer(heartbeat)
+                subscriber.beat()
             self.totals.heartbeats += len(turn)
 
     async def _move_cursors(self, subscribers: Iterable[Subscriber]) -> None:
@@ -379,9 +416,9 @@ class Hub:
 
     def begin_drain(self) -> None:
         """``drain`` for who cannot wait for it."""
-        if self.started and self._drain_task is None:
+        if self.started and not self.draining:
             self.stop_accepting()
-            self._drain_task = self._tasks.create_task(self.drain())
+            self._spawn(self.drain())
 
     async def drain(self, window: float | None = None) -> None:
         """End all streams in order, within ``window`` seconds (default: the hub's ``drain``).
@@ -491,6 +528,14 @@ def _resume(after: Position | str | bytes, oldest: Position, top: Position) -> _
     if cursor.offset < oldest.offset:
         return _Start(oldest, GapReason.TRIMMED, cursor)
     return _Start(cursor)
+
+
+def _slices(members: list[Subscriber]) -> Iterator[list[Subscriber]]:
+    if len(members) <= SLICE:
+        yield members
+    else:
+        for start in range(0, len(members), SLICE):
+            yield members[start : start + SLICE]
 
 
 def _several(names: str | Iterable[str]) -> Iterable[str]:

@@ -4,6 +4,7 @@ uvicorn waits for open streams before lifespan shutdown, so the drain hangs on `
 """
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -16,12 +17,13 @@ from typing import Any
 import msgspec
 import uvicorn
 from sse_starlette.sse import AppStatus
-from starlette.types import Message
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sse_app.app import create_app
 from sse_app.config import Config
+from sse_app.direct import DirectStream, Outlet
 from sse_app.hub import Hub
+from sse_app.stream import EXTENSION
 
 BACKLOG = 4096  # connections that may wait to be accepted: a hub's clients come back all at once
 GRACE = 1  # seconds after the drain for what is left
@@ -85,8 +87,10 @@ class Protocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") and self.url != b"*":
             raise _Refused  # an absolute target would override the Host that was checked (RFC 9112, 3.2.2)
         super().on_headers_complete()
-        if self.scope["http_version"] == "1.0":
-            _end_with_connection(self.cycle)
+        if self.scope["method"] == "GET":
+            outlet = Outlet(self, self.cycle)
+            self.cycle.send = outlet  # type: ignore[method-assign, assignment]  # before its task starts
+            self.scope["extensions"] = {EXTENSION: outlet}  # type: ignore[dict-item]
 
     def _await_head(self) -> None:
         if self._head_timer is None:
@@ -133,25 +137,6 @@ class Protocol(HttpToolsProtocol):
         return bool(self.pipeline) or cycle.response_started or not (cycle.more_body or cycle.body)
 
 
-def _end_with_connection(cycle: RequestResponseCycle) -> None:
-    """HTTP/1.0 has no chunks: a body without a length ends with its connection. uvicorn would send chunks all the
-    same.
-    """
-    send, unbounded = cycle.send, False
-
-    async def send_unbounded(message: Message) -> None:
-        nonlocal unbounded
-        if message["type"] == "http.response.start":
-            unbounded = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-            if unbounded:
-                cycle.chunked_encoding = False
-        elif unbounded:
-            cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)  # type: ignore[arg-type]
-
-    cycle.send = send_unbounded  # type: ignore[method-assign, assignment]
-
-
 class Server(uvicorn.Server):
     """A uvicorn server that drains ``hub`` when it is told to stop.
 
@@ -181,7 +166,7 @@ class Server(uvicorn.Server):
             await self._drain()
         for connection in list(self.server_state.connections):
             cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not cycle.response_complete:
+            if isinstance(connection, DirectStream) or (cycle is not None and not cycle.response_complete):
                 connection.transport.abort()  # it had its time; closing would wait for a flush that may never come
         await super().shutdown(sockets)
 
@@ -204,11 +189,24 @@ def serve(config: Config, on_ready: Callable[[Sequence[str]], None] = lambda url
     sockets = listen(config)
     app = create_app(config)
     urls = [_url(listening) for listening in sockets]
-    server = Server(uvicorn_config(app, config), app.state.hub, lambda: on_ready(urls))
+
+    def ready() -> None:
+        _calm_collector()
+        on_ready(urls)
+
+    server = Server(uvicorn_config(app, config), app.state.hub, ready)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
         server.run(sockets=sockets)
     if not server.started:
         sys.exit(3)
+
+
+def _calm_collector() -> None:
+    """The collector looks at every object of every open stream, again and again, and finds nothing: 125 us of CPU for
+    each connect, 78 us with it set so."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:

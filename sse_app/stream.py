@@ -1,8 +1,17 @@
-"""One subscriber's response: what the hub offers it, written to its connection."""
+"""One subscriber's response: what the hub offers it, written to its connection.
 
+Three ways, one result, byte for byte:
+
+    direct      our HTTP protocol (``server.py``) hands its connection over; no task, no generator is left
+    stepped     on any other server: the delivery loop itself starts ASGI's ``send`` and steps it once
+    reference   sse-starlette's own streaming, fed by a generator; the tests hold the other two against it
+"""
+
+import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import cast
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from functools import partial
+from typing import Any, Protocol, cast
 
 import anyio
 from sse_starlette import EventSourceResponse
@@ -11,15 +20,25 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sse_app import notices
-from sse_app.errors import Draining, Overloaded, SSEAppError
+from sse_app.errors import Draining, Overloaded
 from sse_app.events import MEDIA_TYPE
 from sse_app.hub import Hub
-from sse_app.subscriber import Subscriber
+from sse_app.subscriber import Batch, CloseReason, Subscriber, Writer
 
 logger = logging.getLogger("sse_app")
 
 CONTENT_TYPE = f"{MEDIA_TYPE}; charset=utf-8"
 HEADERS = {"Cache-Control": "no-store, no-transform"}  # no-transform keeps proxies from compressing, so from buffering
+EXTENSION = "sse_app.connection"  # in scope["extensions"]: a Connection
+
+
+class Connection(Protocol):
+    """What our HTTP protocol offers in the scope of a request: to write the response's body without it."""
+
+    def hand_over(self, hub: Hub, subscriber: Subscriber) -> Writer | None:
+        """The connection as a writer, once the response's head was sent; None when what reached the wire cannot be
+        continued so. From then on it is the connection that sees to the subscriber's ``leave``."""
+        ...
 
 
 class EventStream(EventSourceResponse):
@@ -32,7 +51,7 @@ class EventStream(EventSourceResponse):
     def __init__(
         self,
         hub: Hub,
-        topics: tuple[str, ...] = (),
+        topics: Iterable[str] = (),
         *,
         after: bytes | None = None,
         last: int | None = None,
@@ -40,7 +59,7 @@ class EventStream(EventSourceResponse):
         client: str | None = None,
     ) -> None:
         self._hub = hub
-        self._subscription = hub.subscribe(*topics, after=after, last=last, since=since, client=client)
+        self._asked = partial(hub.join, topics, after=after, last=last, since=since, client=client)
         super().__init__(
             _nothing(),
             headers=HEADERS,
@@ -56,22 +75,45 @@ class EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
             return
         try:
-            async with self._subscription as subscriber:
-                self.body_iterator = _blocks(subscriber)
-                await super().__call__(scope, receive, send)
-        except OSError:
-            return  # the peer is gone (ASGI 2.4); what a broker fails with is never an OSError
+            subscriber = await self._asked()
         except (Draining, Overloaded):
             if MEDIA_TYPE not in Headers(scope=scope).get("accept", ""):
                 raise
             later = Response(notices.come_back_later(), headers=HEADERS, media_type=CONTENT_TYPE)
             await later(scope, receive, send)
-        except SSEAppError:
-            raise  # refused before the stream began
+            return
+        reason: CloseReason | None = CloseReason.GONE
+        try:
+            reason = await self._stream(subscriber, scope, receive, send)
+        except OSError:
+            pass  # the peer is gone (ASGI 2.4); what a broker fails with is never an OSError
         except Exception as error:
             # One line, and never what was being sent. A clean end lets the client come back and resume.
             logger.error("a stream was ended by our mistake: %s", type(error).__name__)
+            reason = CloseReason.ERROR
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if reason is not None:
+                self._hub.leave(subscriber, reason)
+
+    async def _stream(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> CloseReason | None:
+        """Why the stream ended; None when it goes on without this call."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        connection: Connection | None = scope.get("extensions", {}).get(EXTENSION)
+        if connection is not None and (writer := connection.hand_over(self._hub, subscriber)):
+            subscriber.attach(writer)
+            return None
+        await _step(subscriber, receive, send)
+        return CloseReason.GONE
+
+
+class ReferenceStream(EventStream):
+    """The same over sse-starlette's own streaming: what the writers are held against."""
+
+    async def _stream(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> CloseReason | None:
+        self.body_iterator = _blocks(subscriber)
+        await EventSourceResponse.__call__(self, scope, receive, send)
+        return CloseReason.GONE
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -82,6 +124,92 @@ async def _nothing() -> AsyncIterator[bytes]:
 async def _blocks(subscriber: Subscriber) -> AsyncIterator[bytes]:
     while data := await subscriber.read():
         yield data
+
+
+async def _step(subscriber: Subscriber, receive: Receive, send: Send) -> None:
+    """Stream over any ASGI server's ``send``, until the client goes or the hub ends the stream."""
+    try:
+        async with asyncio.timeout(None) as ending:
+            writer = SteppedWriter(subscriber, send, lambda: ending.reschedule(0))
+            try:
+                subscriber.attach(writer)
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                return
+            finally:
+                writer.wake = _do_nothing
+    except TimeoutError:
+        pass  # the hub has ended it
+    await writer.finished()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _do_nothing() -> None:
+    pass
+
+
+class SteppedWriter:
+    """Writes by starting the server's ``send`` and stepping it once.
+
+    It ends there and then when the socket takes the bytes. When it does not, ``send`` is left suspended, and a task
+    takes it from there: one task for each full socket, none for the others. ``wake`` ends the wait of the request that
+    this is the stream of.
+    """
+
+    __slots__ = ("_send", "_subscriber", "_unfinished", "wake")
+
+    def __init__(self, subscriber: Subscriber, send: Send, wake: Callable[[], None]) -> None:
+        self._subscriber, self._send, self.wake = subscriber, send, wake
+        self._unfinished: asyncio.Future[None] | None = None
+
+    def write(self, batch: Batch) -> bool:
+        steps = self._send({"type": "http.response.body", "body": batch.data, "more_body": True}).__await__()
+        try:
+            waiting = next(steps)
+        except StopIteration:
+            return True
+        except Exception:
+            self.wake()  # the peer is gone
+            return False
+        self._unfinished = asyncio.get_running_loop().create_future()
+        self._subscriber.spawn(self._finish(_Suspended(waiting, steps), self._unfinished))
+        return False
+
+    async def _finish(self, suspended: "_Suspended", finished: asyncio.Future[None]) -> None:
+        try:
+            await suspended
+        except Exception:
+            self.wake()
+        else:
+            self._subscriber.resume()
+        finally:
+            finished.cancel()
+
+    async def finished(self) -> None:
+        if self._unfinished is not None:
+            await asyncio.wait([self._unfinished])
+
+    def end(self) -> None:
+        self.wake()
+
+
+class _Suspended:
+    """Goes on with a coroutine that was stepped by hand: first waits for what it waits for."""
+
+    def __init__(self, waiting: Any, steps: Generator[Any, Any, None]) -> None:
+        self._waiting, self._steps = waiting, steps
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        while True:
+            try:
+                given = yield self._waiting
+                step = partial(self._steps.send, given)
+            except BaseException as error:
+                step = partial(self._steps.throw, error)
+            try:
+                self._waiting = step()
+            except StopIteration:
+                return
 
 
 class _DrainOnShutdown:

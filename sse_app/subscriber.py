@@ -1,15 +1,22 @@
 """One open stream, seen from the hub: a topic filter, a position in the log, one bounded queue.
 
-A subscriber is either live, fed by ``offer``, or behind, reading the log itself: when it resumes, and when it was so
-slow that its queue ran over. Both ways end in ``read``, and going over from the log to the queue always takes the
-same order: first be offered what is new, then look where the log ends, then read up to there, and skip what the queue
-holds of it.
+What a subscriber gets goes one of three ways, and from each to the next in one order only:
+
+    ready    its socket takes more: a batch is written as it is offered
+    waiting  its socket is full: batches wait in the queue
+    behind   the queue ran over, or it resumes: it reads on from the log itself
+
+Leaving the log always takes the same order: first be offered what is new, then look where the log ends, then read up
+to there, and skip what the queue holds of it. That order is what makes every publication arrive once.
+
+It writes to a ``Writer``, or is read with ``read`` (the reference that the writers must equal).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from enum import StrEnum
+from typing import Protocol
 
 from sse_app import notices
 from sse_app.brokers import Broker
@@ -19,6 +26,8 @@ from sse_app.notices import GapReason
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 
+logger = logging.getLogger("sse_app")
+
 
 class CloseReason(StrEnum):
     GONE = "gone"  # the client went, or its connection
@@ -26,23 +35,45 @@ class CloseReason(StrEnum):
     ERROR = "error"  # our mistake, logged
 
 
-@dataclass(frozen=True, slots=True)
 class Batch:
-    """Consecutive publications as they go to subscribers, joined once and shared. Everything in ``(first, last]`` that
-    is for the subscriber is in it. A heartbeat has no positions, a cursor no publications."""
+    """Consecutive publications as they go to subscribers, joined once and shared.
 
-    data: bytes
-    first: int = 0  # offset of the first publication
-    last: Position | None = None
-    publications: Sequence[Publication] = ()
+    Everything from offset ``first`` to ``top`` that is for the subscriber is in it; a cursor has no publications, and
+    bytes that are in no log have 0 and 0. ``data`` are the frames, ``chunk`` the same framed for HTTP/1.1.
+    """
+
+    __slots__ = ("chunk", "count", "data", "first", "publications", "top")
+
+    def __init__(self, data: bytes, first: int = 0, top: int = 0, publications: Sequence[Publication] = ()) -> None:
+        self.data = data
+        self.chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        self.first, self.top = first, top
+        self.publications = publications
+        self.count = len(publications)
 
     @classmethod
     def join(cls, publications: Sequence[Publication]) -> "Batch":
         data = b"".join([publication.frame for publication in publications])
-        return cls(data, publications[0].position.offset, publications[-1].position, publications)
+        return cls(data, publications[0].position.offset, publications[-1].position.offset, publications)
 
 
+HEARTBEAT = Batch(notices.HEARTBEAT)
 WAKE = Batch(b"")  # makes a waiting reader look around
+
+
+class Writer(Protocol):
+    """Where a subscriber's bytes go: its connection. Nothing here waits or raises.
+
+    Once ``write`` has said no, the writer calls ``Subscriber.resume`` when its socket takes more.
+    """
+
+    def write(self, batch: Batch) -> bool:
+        """Write it, and say whether more can be taken at once."""
+        ...
+
+    def end(self) -> None:
+        """End the response as its protocol does, after what was written."""
+        ...
 
 
 class Subscriber:
@@ -53,67 +84,172 @@ class Subscriber:
     """
 
     __slots__ = (
-        "_behind", "_broker", "_bytes", "_count", "_farewell", "_greeting", "_lagging", "_limits", "_queue", "_totals",
-        "_until", "client", "closing", "filter", "position",
+        "_behind", "_broker", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_limits", "_offset",
+        "_queue", "_ready", "_totals", "_until", "_writable", "_writer", "client", "closing", "filter", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
-        self, broker: Broker, totals: Totals, filter: TopicFilter, client: str, queue_size: int, queue_bytes: int
+        self,
+        broker: Broker,
+        totals: Totals,
+        filter: TopicFilter,
+        client: str,
+        queue_size: int,
+        queue_bytes: int,
+        spawn: Callable[[Coroutine[None, None, None]], object] | None = None,
     ) -> None:
         self.filter = filter
         self.client = client
-        self.position = Position("", 0)  # everything up to here was read, or is not for this subscriber
         self.closing: CloseReason | None = None
+        self.turn = 0  # which beat of the hub is its heartbeat
         self._broker = broker
         self._totals = totals
         self._limits = (queue_size, queue_bytes)
-        self._queue: asyncio.Queue[Batch] = asyncio.Queue()  # bounded by offer, in publications and bytes
-        self._count = self._bytes = 0  # what waits in the queue
+        self.spawn = spawn or _no_owner  # gives a task an owner
+        self._epoch, self._offset = "", 0
+        self._queue: asyncio.Queue[Batch] | None = None  # made when first something has to wait: 3 KB
+        self._count = self._bytes = 0  # what waits in the queue, its bound: publications, bytes
         self._behind = False  # what comes next is in the log, not in the queue
         self._until: Position | None = None  # while it reads the log: how far
         self._lagging = False
         self._greeting = b""
         self._farewell = b""
+        self._writer: Writer | None = None
+        self._ready = False
+        self._writable: asyncio.Future[None] | None = None  # while a catch-up waits for the socket
+
+    @property
+    def position(self) -> Position:
+        """Everything up to here was read, or is not for this subscriber."""
+        return Position(self._epoch, self._offset)
 
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""
-        self.position, self._greeting, self._behind = position, greeting, behind
+        self._epoch, self._offset = position
+        self._greeting, self._behind = greeting, behind
+
+    # Taking
 
     def offer(self, batch: Batch) -> None:
-        """Take a batch into the queue. Never waits and never raises: no subscriber can delay another."""
-        if self._behind:
-            return  # it will find this in the log
+        """Take a batch. Never waits and never raises: no subscriber can delay another."""
+        if self._ready and batch.first > self._offset:
+            self._offset = batch.top
+            self._totals.delivered += batch.count
+            self._ready = self._writer.write(batch)  # type: ignore[union-attr]  # ready only with a writer
+        elif not self._behind:
+            self._queue_up(batch)
+
+    def _queue_up(self, batch: Batch) -> None:
         if self._count >= self._limits[0] or self._bytes >= self._limits[1]:
             self._overflow()
             return
-        self._count += len(batch.publications)
+        self._count += batch.count
         self._bytes += len(batch.data)
-        self._queue.put_nowait(batch)
+        self._waiting().put_nowait(batch)
+        if self._ready:
+            self._flush()  # part of it was read from the log already
+
+    def _waiting(self) -> asyncio.Queue[Batch]:
+        if self._queue is None:
+            self._queue = asyncio.Queue()  # bounded by _queue_up, in publications and bytes
+        return self._queue
 
     def _overflow(self) -> None:
-        self._behind = True
+        self._behind = True  # from now on it finds everything in the log
         self._totals.overflows += 1
         if not self._lagging:
             self._lagging = True
             self._totals.lagging += 1
         self._take_all()
-        self._queue.put_nowait(WAKE)
+        self._wake()
 
     def offer_cursor(self, position: Position) -> None:
         """Move the client's cursor here: everything up to it was offered."""
-        self.offer(Batch(notices.cursor(position), position.offset, position))
+        self.offer(Batch(notices.cursor(position), position.offset, position.offset))
+
+    def beat(self) -> None:
+        """A heartbeat, for a stream that could take it at once."""
+        if self._ready:
+            self._ready = self._writer.write(HEARTBEAT)  # type: ignore[union-attr]
+        elif self._writer is None and not self._behind:
+            self._queue_up(HEARTBEAT)
 
     def close(self, reason: CloseReason, farewell: bytes = b"") -> None:
         """End the stream after everything offered so far and these last bytes."""
         if self.closing is None:
             self.closing, self._farewell = reason, farewell
-            self._queue.put_nowait(WAKE)
+            if self._ready:
+                self._flush()
+            else:
+                self._wake()
 
     def release(self) -> None:
         """The stream is over, however it ended."""
-        self._behind = True
+        self.closing = self.closing or CloseReason.GONE
+        self._ready, self._behind, self._until, self._writer = False, True, None, None
         self._take_all()
         self._caught_up()
+        self.resume()
+
+    # Writing
+
+    def attach(self, writer: Writer) -> None:
+        """Go on by writing to a connection: what waits first, then each batch as it is offered."""
+        self._writer = writer
+        self._flush()
+
+    def resume(self) -> None:
+        """The writer can take more."""
+        if self._writable is not None:
+            if not self._writable.done():
+                self._writable.set_result(None)
+        elif self._writer is not None:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what waits, until nothing does or the socket is full."""
+        self._ready = False
+        while (writer := self._writer) is not None:
+            if self._greeting:
+                data, self._greeting = self._greeting, b""
+            elif self._behind or self._until:
+                self._writable = asyncio.get_running_loop().create_future()
+                self.spawn(self._catch_up(self._writable))
+                return
+            elif self._queue and not self._queue.empty():
+                data = self._join(self._take_all())
+            elif self.closing:
+                self._finish(writer)
+                return
+            else:
+                self._ready = True
+                return
+            if data and not writer.write(Batch(data)):
+                return
+
+    def _finish(self, writer: Writer) -> None:
+        self._writer = None
+        if self._farewell:
+            writer.write(Batch(self._farewell))
+        writer.end()
+
+    async def _catch_up(self, writable: asyncio.Future[None]) -> None:
+        """Write what the log holds, as fast as the socket takes it."""
+        try:
+            while (writer := self._writer) is not None and (self._behind or self._until):
+                data = await self._read_log()
+                if data and self._writer is writer and not writer.write(Batch(data)):
+                    await writable
+                    self._writable = writable = asyncio.get_running_loop().create_future()
+        except Exception as error:
+            # One line, and never what was being sent. A clean end lets the client come back and resume.
+            logger.error("a stream was ended by our mistake: %s", type(error).__name__)
+            self.closing, self._behind, self._until = CloseReason.ERROR, False, None
+            self._take_all()
+        self._writable = None
+        self._flush()
+
+    # Reading
 
     async def read(self) -> bytes:
         """The next bytes of the stream, all that waits in one piece; b"" when it has ended.
@@ -125,36 +261,47 @@ class Subscriber:
                 data, self._greeting = self._greeting, b""
             elif self._behind or self._until:
                 data = await self._read_log()
-            elif self.closing and self._queue.empty():
+            elif self.closing and self._waiting().empty():
                 data, self._farewell = self._farewell, b""
                 return data
             else:
-                data = self._join([await self._queue.get(), *self._take_all()])
+                data = self._join([await self._waiting().get(), *self._take_all()])
             if data:
                 return data
 
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        decoder = EventDecoder()
+        while data := await self.read():
+            for event in decoder.feed(data):
+                yield event
+
+    def _wake(self) -> None:
+        if self._writer is None:
+            self._waiting().put_nowait(WAKE)
+
     async def _read_log(self) -> bytes:
         if self._until is None:
-            self._behind = False  # from here on it is offered what is new, and only then looks where the log ends
+            self._behind = False  # from here on it takes what is new, and only then looks where the log ends
             try:
                 self._until = await self._broker.top()
             except BaseException:
                 self._behind = True
                 raise
-        page = await self._broker.replay(self.position, self._until, self.filter)
-        parts = [] if page.start == self.position else [self._gap(page.start, self._until)]
+        until = self._until
+        page = await self._broker.replay(self.position, until, self.filter)
+        parts = [] if page.start == self.position else [self._gap(page.start, until)]
         visible = [publication for publication in page.publications if publication.visible_to(self.client)]
         parts += [publication.frame for publication in visible]
-        self.position = page.end
+        self._epoch, self._offset = page.end
         self._totals.delivered += len(visible)
-        if self.position.offset >= self._until.offset:
+        if self._offset >= until.offset:
             self._until = None
             if not self._behind:
                 self._caught_up()
         return b"".join(parts)
 
     def _gap(self, start: Position, top: Position) -> bytes:
-        reason = GapReason.TRIMMED if start.epoch == self.position.epoch else GapReason.EPOCH
+        reason = GapReason.TRIMMED if start.epoch == self._epoch else GapReason.EPOCH
         self._totals.gaps[reason] += 1
         return notices.gap(reason, str(self.position), start=start, oldest=start.next(), top=top)
 
@@ -165,7 +312,7 @@ class Subscriber:
 
     def _take_all(self) -> list[Batch]:
         batches = []
-        while not self._queue.empty():
+        while self._queue and not self._queue.empty():
             batches.append(self._queue.get_nowait())
         self._count = self._bytes = 0
         return batches
@@ -174,23 +321,21 @@ class Subscriber:
         """The bytes of what was taken from the queue, without what was read from the log already."""
         parts = []
         for batch in batches:
-            if batch.last is None:
+            if not batch.top:
                 parts.append(batch.data)
-            elif batch.last.offset > self.position.offset:
+            elif batch.top > self._offset:
                 parts.append(self._unread(batch))
-                self.position = batch.last
+                self._offset = batch.top
         return b"".join(parts) if len(parts) > 1 else parts[0] if parts else b""
 
     def _unread(self, batch: Batch) -> bytes:
-        if batch.first > self.position.offset:
-            self._totals.delivered += len(batch.publications)
+        if batch.first > self._offset:
+            self._totals.delivered += batch.count
             return batch.data
-        rest = [item.frame for item in batch.publications if item.position.offset > self.position.offset]
+        rest = [item.frame for item in batch.publications if item.position.offset > self._offset]
         self._totals.delivered += len(rest)
         return b"".join(rest)
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        decoder = EventDecoder()
-        while data := await self.read():
-            for event in decoder.feed(data):
-                yield event
+
+def _no_owner(work: Coroutine[None, None, None]) -> None:
+    raise RuntimeError("a subscriber that writes needs the hub's tasks")
