@@ -1,0 +1,129 @@
+/** The live console: what connects the stream, the statistics and the form to the page. */
+import { claimClientName } from "./client.js";
+import { Composer } from "./composer.js";
+import { Connection, PING } from "./connection.js";
+import { enableCopyButtons } from "./copy.js";
+import { byId, element, showText } from "./element.js";
+import { Latency } from "./latency.js";
+import { Log } from "./log.js";
+import { gapRow, systemRow } from "./row.js";
+import { Overview, Poll } from "./stats.js";
+import { Status } from "./status.js";
+
+// The page takes two of the stream's own parameters: topic, kept for a reload, and last_event_id, used once.
+const page = new URL(location.href);
+const status = new Status();
+const log = new Log();
+const latency = new Latency();
+const overview = new Overview();
+const poll = new Poll(showStats);
+const connection = new Connection({
+  client: claimClientName(rename),
+  topics: page.searchParams.getAll("topic"),
+  cursor: page.searchParams.get("last_event_id"),
+  on: { state: showState, welcome: showWelcome, gap: (gap, start) => log.addRow(gapRow(gap, start)), bye: showBye, event: showEvent, types: showTypes },
+});
+const composer = new Composer({
+  client: () => connection.client,
+  sending: (type) => connection.expect(type),
+  sent: ({ id }, { start, topics }) => {
+    log.tell(id, { topics, own: true });
+    latency.sent(id, start);
+    poll.soon();
+  },
+});
+let knownTopics = [];
+
+function showState(state) {
+  status.show(state);
+  poll.active = state.name === "live";
+  showText(byId("topics-error"), state.refused && connection.topics.length ? state.detail : "");
+}
+
+function showWelcome(welcome) {
+  const others = welcome.subscribers === 1 ? "1 client" : `${welcome.subscribers.toLocaleString()} clients`;
+  const topics = welcome.topics.length ? welcome.topics.join(", ") : "everything";
+  const resumed = welcome.recovered ? " · caught up, nothing missed" : "";
+  log.addRow(systemRow(welcome.message, `${welcome.client} · ${others} · listening to ${topics}${resumed}`));
+  overview.clients(welcome.subscribers);
+  overview.message(welcome.last);
+}
+
+function showBye({ reason }) {
+  log.addRow(systemRow("Bye!", reason === "drain" ? "The server is shutting down or restarting; the browser reconnects by itself." : reason));
+}
+
+function showEvent(event) {
+  latency.arrived(event.id);
+  if (event.type === PING) return;
+  if (!log.add(event)) return;
+  overview.message({ id: event.id, event: event.type, data: event.data, time: event.replayed ? undefined : new Date() });
+  if (!log.knows(event.id)) poll.soon();
+}
+
+function showStats(stats) {
+  overview.show(stats);
+  for (const { id, topics, time } of stats.recent) log.tell(id, { topics, time: new Date(time) });
+  connection.compare(stats);
+  const topics = stats.recent.flatMap((publication) => publication.topics);
+  knownTopics = [...new Set([...topics, ...stats.filters.flatMap((filter) => filter.topics).filter((topic) => !topic.includes("*"))])];
+  showTypes(connection.types);
+}
+
+function showTypes(known) {
+  const types = known.filter((type) => type !== PING);
+  composer.suggest(knownTopics, types);
+  if (byId("types-count").textContent === String(types.length) && byId("types-list").hasChildNodes()) return;
+  byId("types-count").textContent = types.length;
+  byId("types-list").replaceChildren(...types.map((type) => element("li", { class: "chip" }, type)));
+}
+
+/** A duplicated tab has taken a name of its own. */
+function rename(name) {
+  connection.client = name;
+  composer.refresh();
+  if (connection.state.name !== "closed") connection.open();
+}
+
+function remember(topics) {
+  const url = new URL(location.href);
+  url.searchParams.delete("last_event_id");
+  url.searchParams.delete("topic");
+  for (const topic of topics) url.searchParams.append("topic", topic);
+  history.replaceState(null, "", url);
+}
+
+byId("connect").addEventListener("click", () => {
+  if (["connecting", "live"].includes(connection.state.name)) connection.close();
+  else connection.open();
+});
+byId("subscription").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const topics = [...new Set(byId("topics").value.split(/[\s,]+/).filter(Boolean))];
+  remember(topics);
+  connection.subscribe(topics);
+});
+byId("types-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  connection.listenFor(byId("types-new").value.trim());
+  event.target.reset();
+});
+document.addEventListener("click", (event) => {
+  if (!byId("types").contains(event.target)) byId("types").open = false;
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !byId("types").open) return;
+  byId("types").open = false;
+  byId("types").querySelector("summary").focus();
+});
+addEventListener("pageshow", (event) => {
+  if (event.persisted && connection.state.name !== "closed") connection.open(); // the browser closed it when it kept the page
+});
+
+enableCopyButtons((text) => status.announce(text));
+byId("topics").value = connection.topics.join(" ");
+remember(connection.topics);
+showTypes(connection.types);
+status.show(connection.state);
+await poll.once(1500); // so that the types in the log are known before the first replay
+connection.open();

@@ -1,0 +1,124 @@
+/** The broadcast form. */
+import { PING } from "./connection.js";
+import { byId, element, showText } from "./element.js";
+import { isJson } from "./json.js";
+import { curlFor, publish, publishKey, requestFor } from "./publish.js";
+
+const PINGS = 20;
+const DURABLE = { none: "kept in memory", log: "kept in the log", fsync: "kept on disk" };
+
+export class Composer {
+  #unanswered = null; // { request, key } of a try without an answer: the same again must not publish twice
+
+  /** `client()` is this tab's name; `sending(type)` is called before, `sent(answer, facts)` after a publication. */
+  constructor({ client, sending, sent }) {
+    this.client = client;
+    this.sending = sending;
+    this.sent = sent;
+    this.form = byId("broadcast");
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#submit();
+    });
+    this.form.addEventListener("input", () => this.refresh());
+    this.form.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+      event.preventDefault();
+      this.form.requestSubmit();
+    });
+    byId("key").addEventListener("input", (event) => publishKey.set(event.target.value.trim()));
+    byId("measure").addEventListener("click", () => this.#measure());
+    if (/Mac|iP(hone|ad)/.test(navigator.platform)) byId("send-keys").textContent = "⌘ ↵";
+    if (publishKey.get()) this.#askForKey();
+    this.refresh();
+  }
+
+  /** Shows how the body will be sent, and the request as a command. */
+  refresh() {
+    const { body } = this.#draft();
+    const format = byId("format");
+    const json = isJson(body);
+    const broken = !json && /^\s*[{[]/.test(body) && body.trim().length > 1;
+    format.dataset.format = json ? "json" : broken ? "broken" : "text";
+    format.textContent = json ? "JSON" : broken ? "Text: not valid JSON" : "Text";
+    const request = requestFor(this.#draft({ body: body || "hello" }));
+    byId("curl").textContent = curlFor(request, !byId("key-field").hidden);
+    byId("empty-curl").textContent = curlFor(requestFor({ body: "hello" }), !byId("key-field").hidden);
+  }
+
+  /** Offers these topics and types while typing. */
+  suggest(topics, types) {
+    byId("known-topics").replaceChildren(...topics.map((value) => element("option", { value })));
+    byId("known-types").replaceChildren(...types.map((value) => element("option", { value })));
+  }
+
+  #draft(changes = {}) {
+    const { topic, type, body, target } = Object.fromEntries(new FormData(this.form));
+    const exclude = target === "others" ? this.client() : null;
+    // A form's data has CRLF line ends, the text area LF.
+    return { topic: topic.trim(), type: type.trim(), body: byId("body").value, exclude, ...changes };
+  }
+
+  async #submit() {
+    if (byId("send").disabled) return;
+    byId("send").disabled = true;
+    showText(byId("broadcast-error"), "");
+    byId("receipt").textContent = "";
+    try {
+      const answer = await this.#publish(this.#draft());
+      const reached = answer.subscribers === 1 ? "1 subscriber" : `${answer.subscribers.toLocaleString()} subscribers`;
+      byId("receipt").textContent = `Sent to ${reached}, ${DURABLE[answer.durable] ?? answer.durable}`;
+    } catch (error) {
+      this.#refused(error);
+    } finally {
+      byId("send").disabled = false;
+    }
+  }
+
+  async #publish(draft) {
+    const request = requestFor(draft);
+    const same = JSON.stringify(this.#unanswered?.request) === JSON.stringify(request);
+    const key = same ? this.#unanswered.key : randomKey();
+    this.#unanswered = { request, key };
+    this.sending(draft.type);
+    const start = performance.now();
+    try {
+      const answer = await publish(request, key);
+      this.#unanswered = null;
+      this.sent(answer, { start, topics: draft.topic ? [draft.topic] : [] });
+      return answer;
+    } catch (error) {
+      if (error.status) this.#unanswered = null;
+      throw error;
+    }
+  }
+
+  /** Publishes pings that only this tab receives, one after the other. */
+  async #measure() {
+    byId("measure").disabled = true;
+    try {
+      for (let i = 1; i <= PINGS; i += 1) await this.#publish({ type: PING, body: `ping ${i}`, to: this.client() });
+    } catch (error) {
+      this.#refused(error);
+    } finally {
+      byId("measure").disabled = false;
+    }
+  }
+
+  #refused(error) {
+    showText(byId("broadcast-error"), error.message);
+    if (error.status !== 401) return;
+    this.#askForKey();
+    byId("key").focus();
+  }
+
+  #askForKey() {
+    byId("key-field").hidden = false;
+    byId("key").value = publishKey.get();
+    this.refresh();
+  }
+}
+
+function randomKey() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,188 @@
+/** The event log: a bounded list of rows that follows its end until the reader scrolls up. */
+import { byId, showText } from "./element.js";
+import { parsePosition } from "./position.js";
+import { eventRow, fillIn } from "./row.js";
+
+const ROWS = 500;
+const FACTS = 5000; // publications of which something is remembered: seen, topics, time, sent by this tab
+const FLUSH = 16; // ms; events of one burst are drawn together
+const AT_END = 24; // pixels
+
+export class Log {
+  #entries = []; // as shown, oldest first; each has its row
+  #waiting = []; // arrived and not yet shown
+  #facts = new Map(); // id -> facts
+  #paused = false;
+  #following = true;
+  #below = 0; // rows that came while the reader was further up
+  #needle = "";
+  #timer = 0;
+
+  constructor() {
+    this.list = byId("rows");
+    this.list.addEventListener("scroll", () => this.#scrolled());
+    this.list.addEventListener("toggle", (event) => this.#toggled(event.target), true); // it does not bubble
+    byId("jump").addEventListener("click", () => this.#follow());
+    byId("search").addEventListener("input", (event) => this.#filter(event.target.value));
+    byId("pause").addEventListener("click", () => this.#pause(!this.#paused));
+    byId("clear").addEventListener("click", () => this.#clear());
+  }
+
+  /** Shows an event, each id once. Returns false for one that was shown before. */
+  add(event) {
+    const facts = this.#factsOf(event.id);
+    if (facts.seen) return false;
+    facts.seen = true;
+    this.#wait({ ...event, received: new Date(), position: parsePosition(event.id) });
+    return true;
+  }
+
+  /** Shows a row that is not an event. */
+  addRow(row) {
+    this.#wait({ row, words: row.textContent });
+  }
+
+  /** Whether the topics of this publication are known. */
+  knows(id) {
+    return Boolean(this.#facts.get(id)?.topics);
+  }
+
+  /** Remembers facts of a publication (topics, time, own), and shows them when its row is there. */
+  tell(id, news) {
+    const facts = this.#factsOf(id);
+    if (Object.entries(news).every(([key, value]) => key in facts && String(facts[key]) === String(value))) return;
+    Object.assign(facts, news);
+    const entry = facts.entry;
+    if (!entry) return;
+    fillIn(entry.row, { ...entry, ...facts });
+    this.#match(entry);
+  }
+
+  #factsOf(id) {
+    let facts = this.#facts.get(id);
+    if (!facts) {
+      this.#facts.set(id, (facts = {}));
+      if (this.#facts.size > FACTS) this.#facts.delete(this.#facts.keys().next().value);
+    }
+    return facts;
+  }
+
+  #wait(entry) {
+    this.#waiting.push(entry);
+    if (this.#waiting.length > ROWS) this.#waiting.shift();
+    if (this.#paused) return this.#showPaused();
+    this.#timer ||= setTimeout(() => this.#flush(), FLUSH);
+  }
+
+  #flush() {
+    this.#timer = 0;
+    if (this.#paused) return;
+    for (const entry of this.#waiting) this.#insert(entry);
+    if (!this.#following) this.#below += this.#waiting.length;
+    this.#waiting = [];
+    for (const old of this.#entries.splice(0, this.#entries.length - ROWS)) this.#remove(old);
+    this.#show();
+  }
+
+  #insert(entry) {
+    if (!entry.row) {
+      const facts = this.#factsOf(entry.id);
+      entry.row = eventRow({ ...entry, ...facts });
+      facts.entry = entry;
+    }
+    const index = this.#placeOf(entry);
+    this.list.insertBefore(entry.row, this.#entries[index]?.row ?? null);
+    this.#entries.splice(index, 0, entry);
+    this.#match(entry);
+  }
+
+  /** Rows come in the order of the log; an event that the browser had skipped takes its place between older rows. */
+  #placeOf({ position }) {
+    let index = this.#entries.length;
+    if (!position) return index;
+    for (let i = index - 1; i >= 0; i -= 1) {
+      const other = this.#entries[i].position;
+      if (!other) continue;
+      if (other.epoch !== position.epoch || other.offset < position.offset) break;
+      index = i;
+    }
+    return index;
+  }
+
+  #remove(entry) {
+    entry.row.remove();
+    if (entry.id) this.#factsOf(entry.id).entry = null;
+  }
+
+  #match(entry) {
+    entry.row.hidden = Boolean(this.#needle) && !this.#textOf(entry).includes(this.#needle);
+  }
+
+  #textOf(entry) {
+    if (entry.words) return entry.words.toLowerCase();
+    const topics = this.#facts.get(entry.id)?.topics ?? [];
+    return `${entry.type}\n${topics.join("\n")}\n${entry.id}\n${entry.data}`.toLowerCase();
+  }
+
+  #filter(text) {
+    this.#needle = text.trim().toLowerCase();
+    for (const entry of this.#entries) this.#match(entry);
+    this.#follow();
+  }
+
+  #pause(paused) {
+    this.#paused = paused;
+    byId("pause").setAttribute("aria-pressed", paused);
+    if (paused) this.#showPaused();
+    else this.#flush();
+  }
+
+  #clear() {
+    for (const entry of this.#entries) this.#remove(entry);
+    this.#entries = [];
+    this.#waiting = [];
+    this.#below = 0;
+    this.#following = true;
+    this.#show();
+  }
+
+  #scrolled() {
+    const following = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < AT_END;
+    if (following === this.#following) return;
+    this.#following = following;
+    if (following) this.#below = 0;
+    this.#show();
+  }
+
+  /** An opened row comes into view, and the next event must not scroll it away. */
+  #toggled(details) {
+    requestAnimationFrame(() => {
+      if (details.open) details.closest("li").scrollIntoView({ block: "nearest" });
+      this.#scrolled();
+    });
+  }
+
+  #follow() {
+    this.#following = true;
+    this.#below = 0;
+    this.#show();
+  }
+
+  #showPaused() {
+    const waiting = this.#waiting.length;
+    byId("pause").textContent = waiting ? `Resume (${waiting < ROWS ? waiting : `${ROWS}+`} new)` : "Resume";
+  }
+
+  #show() {
+    const events = this.#entries.filter((entry) => entry.id);
+    const shown = this.#entries.filter((entry) => !entry.row.hidden).length;
+    const matching = events.filter((entry) => !entry.row.hidden).length;
+    byId("log-count").textContent = events.length ? (this.#needle ? `${matching} of ${events.length}` : String(events.length)) : "";
+    byId("empty").hidden = events.length > 0 || Boolean(this.#needle) || this.list.querySelector(".gap") !== null;
+    byId("no-match").hidden = !this.#needle || shown > 0;
+    showText(byId("jump"), this.#following || !this.#below ? "" : `↓ ${this.#below} new`);
+    if (this.#paused) this.#showPaused();
+    else byId("pause").textContent = "Pause";
+    if (this.#following) this.list.scrollTop = this.list.scrollHeight;
+  }
+}

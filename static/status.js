@@ -1,0 +1,56 @@
+/** The state of the connection in words, with a countdown; spoken only when it changes. */
+import { byId, showText } from "./element.js";
+
+const SETTLE = 400; // ms; a reconnect that takes less is not announced
+const SLOW = 6000; // ms
+const SLOW_HINT = "Still connecting. Over HTTP/1.1 a browser keeps at most six connections to one site: with many tabs open, close one.";
+
+export class Status {
+  #state = { name: "connecting" };
+  #ticking = 0;
+  #settling = 0;
+  #slow = 0;
+  #said = "";
+
+  show(state) {
+    this.#state = state;
+    byId("state").dataset.state = document.body.dataset.state = state.name;
+    byId("connect").textContent = ACTIONS[state.name];
+    document.title = state.name === "live" ? "sse-app console" : `${NAMES[state.name]} · sse-app console`;
+    showText(byId("notice"), state.name === "closed" ? state.detail : "");
+    clearTimeout(this.#slow);
+    if (state.name === "connecting") this.#slow = setTimeout(() => showText(byId("notice"), SLOW_HINT), SLOW);
+    clearInterval(this.#ticking);
+    if (state.until) this.#ticking = setInterval(() => this.#tick(), 250);
+    this.#tick();
+    clearTimeout(this.#settling);
+    this.#settling = setTimeout(() => this.#settled(), SETTLE);
+  }
+
+  /** Has a screen reader say the text. */
+  announce(text) {
+    byId("announcement").textContent = text;
+  }
+
+  #settled() {
+    const { name, detail } = this.#state;
+    const text = name === "closed" ? `${NAMES.closed}. ${detail}` : NAMES[name];
+    if (text !== this.#said) this.announce((this.#said = text));
+  }
+
+  #tick() {
+    const { name, until } = this.#state;
+    const seconds = until ? Math.ceil((until - Date.now()) / 1000) : 0;
+    byId("state-text").textContent = WORDS[name](seconds);
+  }
+}
+
+const NAMES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", draining: "Server draining", closed: "Closed" };
+const ACTIONS = { connecting: "Disconnect", live: "Disconnect", reconnecting: "Reconnect now", draining: "Reconnect now", closed: "Connect again" };
+const WORDS = {
+  connecting: () => "Connecting…",
+  live: () => "Live",
+  reconnecting: (seconds) => (seconds > 0 ? `Reconnecting in ${seconds} s` : "Reconnecting…"),
+  draining: (seconds) => (seconds > 0 ? `Server draining, back in ${seconds} s` : "Server draining"),
+  closed: (seconds) => (seconds > 0 ? `Closed, next try in ${seconds} s` : "Closed"),
+};
