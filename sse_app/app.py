@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from starlette.applications import Starlette
@@ -22,6 +22,7 @@ from sse_app.brokers import Broker, open_broker
 from sse_app.config import Config
 from sse_app.endpoints import Endpoints
 from sse_app.guard import Guard
+from sse_app.stream import drain_on_shutdown
 
 # The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
 ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
@@ -133,6 +134,11 @@ class Hub(hub.Hub):
             drain=config.drain,
         )
         self.config = config
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        self.spawn(drain_on_shutdown(self))
+        return self
 
     @cached_property
     def app(self) -> Starlette:

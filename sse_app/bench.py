@@ -120,6 +120,8 @@ class Load:
         wrong += [name for name in ("warmup", "settle") if not 0 <= getattr(self, name) < math.inf]
         if wrong:
             raise BenchRefused(f"{', '.join(wrong)}: out of range")
+        if (self.serve and self.url is not None) or (self.pid is not None and self.url is None):
+            raise BenchRefused("a pid goes with a URL, flags of serve go without one")
 
     @property
     def seconds(self) -> float:

@@ -1,10 +1,14 @@
 """The command line: ``sse-app serve`` and its companions."""
 
+import asyncio
+import json
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -60,6 +64,51 @@ def serve(**flags: Any) -> None:
     except (OSError, UnicodeError) as error:  # a name that cannot be looked up is one or the other
         reason = getattr(error, "strerror", None) or error
         _fail(f"host, port: cannot listen on {config.host} port {config.port}: {reason}.")
+
+
+@commands.command()
+@click.option("--url", help="Base URL of a running hub on this machine. Without it a server is started and stopped.")
+@click.option("--pid", type=int, help="Its process, whose CPU time and memory to read. Only with --url.")
+@click.option("--subscribers", type=int, default=1000, show_default=True, help="Open streams.")
+@click.option(
+    "--workload",
+    type=click.Choice(["closed", "burst", "rate"]),
+    default="closed",
+    show_default=True,
+    help="closed: one event at a time; burst: several POSTs at a time; rate: so many per second, come what may.",
+)
+@click.option("--duration", type=float, default=5.0, show_default=True, help="Seconds of publishing.")
+@click.option("--rate", type=float, default=100.0, show_default=True, help="Events per second, for rate.")
+@click.option("--inflight", type=int, default=8, show_default=True, help="POSTs at a time, for burst and rate.")
+@click.option("--payload", type=int, default=100, show_default=True, help="Bytes of data in an event.")
+@click.option("--publish-key", envvar=f"{ENV_PREFIX}PUBLISH_KEY", show_envvar=True, help="What publishing needs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.argument("flags", nargs=-1, metavar="[-- FLAGS OF SERVE]")
+def bench(as_json: bool, flags: tuple[str, ...], **load: Any) -> None:
+    """Load a hub: deliveries per second, latency, memory per connection; lost and doubled, which must be 0."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from uvloop import new_event_loop
+
+    from sse_app.bench import BenchFailed, BenchRefused, Load, run
+
+    # an exit that runs what is left to do: the server that was started is stopped
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            report = runner.run(run(Load(serve=flags, **load)))
+    except (BenchRefused, BenchFailed) as error:
+        _fail(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+    else:
+        table = Table("", Column(justify="right"), "", show_header=False, box=None)
+        for row in report.table():
+            table.add_row(*row)
+        Console().print(table)
+    raise SystemExit(0 if report.clean else 1)
 
 
 def _greet(config: Config, urls: Sequence[str]) -> None:

@@ -227,9 +227,9 @@ def _only(given: Parameters, name: str, error: type[Exception]) -> str | None:
 def _cursor(request: Request, given: Parameters) -> bytes | None:
     """The cursor to resume behind, as it came. The header wins; an empty one is none; two are no cursor at all."""
     # Raw bytes: Starlette decodes headers as latin-1.
-    sent = [value for name, value in request.scope["headers"] if name == b"last-event-id"]
-    sent = sent or [value.encode() for name in ("last_event_id", "lastEventId") for value in given.get(name, ())]
-    sent = [value for value in sent if value]
+    sent = [value for name, value in request.scope["headers"] if name == b"last-event-id" and value]
+    if not sent:
+        sent = [value.encode() for name in ("last_event_id", "lastEventId") for value in given.get(name, ()) if value]
     if not sent:
         return None
     return sent[0] if len(sent) == 1 else b"more than one"

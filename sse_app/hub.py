@@ -131,8 +131,8 @@ class Hub:
             self._delivered = await self.broker.top()
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_tasks)
-            self._spawn(self._follow(tail))
-            self._spawn(self._keep_alive())
+            self.spawn(self._follow(tail))
+            self.spawn(self._keep_alive())
             self._stack = stack.pop_all()
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._started_at = time.monotonic()
@@ -145,7 +145,7 @@ class Hub:
         self._started_at = self._loop = None
         await self._stack.__aexit__(*exc)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
         """A task that the hub owns: it ends with the hub, and its failure is the hub's."""
         task = self._tasks.create_task(work)
         self._running.add(task)
@@ -314,7 +314,7 @@ class Hub:
         if group is None:
             group = self._groups[filter] = Group(filter)
             self._index.add(filter, group)
-        subscriber = Subscriber(self.broker, self.totals, group.filter, name, *self._queue_limits, self._spawn)
+        subscriber = Subscriber(self.broker, self.totals, group.filter, name, *self._queue_limits, self.spawn)
         subscriber.turn = self._beat
         group.members[subscriber] = self._beats[self._beat][subscriber] = None
         self._subscribers += 1
@@ -418,7 +418,7 @@ class Hub:
         """``drain`` for who cannot wait for it."""
         if self.started and not self.draining:
             self.stop_accepting()
-            self._spawn(self.drain())
+            self.spawn(self.drain())
 
     async def drain(self, window: float | None = None) -> None:
         """End all streams in order, within ``window`` seconds (default: the hub's ``drain``).

@@ -10,7 +10,7 @@ from sse_app.events import Event, encode
 from sse_app.publication import Position, Publication
 
 HEARTBEAT = b":\n\n"  # a comment: keeps proxies from closing an idle stream, dispatches nothing (WHATWG 9.2.7)
-RETRY = (2_000, 4_000)  # ms, random in between, so that clients of a hub that went away do not come back all at once
+RETRY = (2_000, 5_000)  # ms, random in between: of clients whose hub went away, a third comes back in any one second
 LAST_DATA_MAX = 1_024  # characters of the last publication's data in /stats
 
 

@@ -11,9 +11,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import anyio
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -65,8 +64,6 @@ class EventStream(EventSourceResponse):
             headers=HEADERS,
             media_type=CONTENT_TYPE,
             ping=0,  # the hub owns all heartbeats
-            shutdown_event=cast(anyio.Event, _DrainOnShutdown(hub)),
-            shutdown_grace_period=hub.drain_window + 1,
         )
         del self.headers["connection"]  # HTTP/2 forbids it, and HTTP/1.1 does not need it
 
@@ -79,8 +76,7 @@ class EventStream(EventSourceResponse):
         except (Draining, Overloaded):
             if MEDIA_TYPE not in Headers(scope=scope).get("accept", ""):
                 raise
-            later = Response(notices.come_back_later(), headers=HEADERS, media_type=CONTENT_TYPE)
-            await later(scope, receive, send)
+            await _come_back_later(scope, receive, send)
             return
         reason: CloseReason | None = CloseReason.GONE
         try:
@@ -114,6 +110,13 @@ class ReferenceStream(EventStream):
         self.body_iterator = _blocks(subscriber)
         await EventSourceResponse.__call__(self, scope, receive, send)
         return CloseReason.GONE
+
+
+async def _come_back_later(scope: Scope, receive: Receive, send: Send) -> None:
+    response = Response(notices.come_back_later(), headers=HEADERS, media_type=CONTENT_TYPE)
+    if scope["http_version"].startswith("1"):
+        response.headers["Connection"] = "close"  # a full hub needs the descriptor; HTTP/2 knows no such header
+    await response(scope, receive, send)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -212,11 +215,9 @@ class _Suspended:
                 return
 
 
-class _DrainOnShutdown:
-    """Stands for the event that sse-starlette sets when it sees a foreign server being stopped: the hub drains then."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-
-    def set(self) -> None:
-        self._hub.begin_drain()
+async def drain_on_shutdown(hub: Hub) -> None:
+    """Drain when a foreign server is being stopped. uvicorn waits for open streams before it says so to the app, so
+    that the signal itself has to be seen, in the ways that sse-starlette knows.
+    """
+    await EventSourceResponse._listen_for_exit_signal()
+    hub.begin_drain()

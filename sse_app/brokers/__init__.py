@@ -88,8 +88,8 @@ def open_broker(url: str, **settings: Any) -> Broker:
 
     ``memory://`` keeps the log in this process: gone when it ends.
     """
-    scheme = url.partition(":")[0].lower()
-    if scheme not in SCHEMES:
+    scheme, separator, _ = url.lower().partition("://")
+    if not separator or scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigError(f"broker is a URL that starts with one of: {known}")
     module = import_module(f"sse_app.brokers.{scheme}")

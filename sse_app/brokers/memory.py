@@ -7,6 +7,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from operator import attrgetter
 from types import TracebackType
@@ -100,7 +101,7 @@ class MemoryBroker:
     def _append(self, event: Event, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> Position:
         position = Position(self._epoch, self._top + 1)
         frame = encode(Event(event.data, event.type, str(position)))
-        newest = self._log[-1].time if self._log else 0.0
+        newest = self._log[-1].time if self._log else self._trimmed_time
         publication = Publication(position, event.type, topics, frame, max(newest, self._wall()), to, exclude)
         self._top += 1
         self._log.append(publication)
@@ -126,6 +127,8 @@ class MemoryBroker:
             held > count or (self._bytes > size and held > 1) or self._appended[self._start] < horizon
         ):
             gone = self._log[self._start]
+            # Its bytes go now, not when the list is cut; its time stays, as the newest there may be.
+            self._log[self._start] = replace(gone, frame=b"", topics=(), to=frozenset(), exclude=frozenset())
             self._bytes -= len(gone.frame) + OVERHEAD
             self._trimmed_time = gone.time
             for topic in gone.topics or ("",):
