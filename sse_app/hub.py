@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Self
@@ -18,7 +18,7 @@ from typing import Any, Self
 import msgspec
 
 from sse_app import notices
-from sse_app.brokers import Broker, Durability
+from sse_app.brokers import Broker, Durability, Tail
 from sse_app.errors import Draining, HubNotStarted, Overloaded
 from sse_app.events import Event, check_type
 from sse_app.metrics import Totals
@@ -72,7 +72,7 @@ class Group:
         batch = Batch.join(untold) if untold else None  # what a client that nobody names gets
         for slice in _slices(list(self.members)):
             for subscriber in slice:
-                if subscriber.client in named:
+                if named and subscriber.client in named:
                     if own := [item for item in publications if item.visible_to(subscriber.client)]:
                         subscriber.offer(Batch.join(own))
                 elif batch:
@@ -127,13 +127,14 @@ class Hub:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.broker)
-            tail = self.broker.tail()
+            tail = await stack.enter_async_context(aclosing(self.broker.tail()))
             self._delivered = await self.broker.top()
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_tasks)
             self.spawn(self._follow(tail))
             self.spawn(self._keep_alive())
             self._stack = stack.pop_all()
+        self.draining = False
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._started_at = time.monotonic()
         return self
@@ -241,7 +242,7 @@ class Hub:
 
     # Delivering
 
-    async def _follow(self, tail: AsyncIterator[Sequence[Publication]]) -> None:
+    async def _follow(self, tail: Tail) -> None:
         async for publications in tail:
             for _ in self._deliver(publications):
                 await asyncio.sleep(0)

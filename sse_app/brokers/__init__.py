@@ -31,6 +31,16 @@ class Page:
     end: Position
 
 
+class Tail(Protocol):
+    """What is appended from now on: at each step all that waits, in order."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Publication]]: ...
+
+    async def __anext__(self) -> Sequence[Publication]: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Broker(Protocol):
     """Keeps the log. Positions rise by one; a new epoch starts whenever the sequence could have restarted."""
 
@@ -78,7 +88,7 @@ class Broker(Protocol):
         """The position before the first publication at or after this Unix time; False if some of them are trimmed."""
         ...
 
-    def tail(self) -> AsyncIterator[Sequence[Publication]]:
+    def tail(self) -> Tail:
         """Everything appended from this call on, by anyone, in order: all that waits at each step."""
         ...
 

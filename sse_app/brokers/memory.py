@@ -6,14 +6,13 @@ import secrets
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from operator import attrgetter
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sse_app.brokers import Durability, Page
+from sse_app.brokers import Durability, Page, Tail
 from sse_app.errors import KeyReused
 from sse_app.events import Event, encode
 from sse_app.publication import Position, Publication
@@ -22,6 +21,9 @@ from sse_app.topics import TopicFilter
 PAGE_COUNT = 256  # publications looked at for one page of a replay
 PAGE_BYTES = 256 * 1024  # and bytes in it, so that no reader holds more than that
 OVERHEAD = 400  # bytes of a publication beside its frame, measured with sys.getsizeof on CPython 3.11
+
+# In the list until it is cut, in place of what was trimmed, whose bytes must not wait for that.
+_TRIMMED = Publication(Position("", 0), "", (), b"", float("-inf"))
 
 
 def open_url(url: str, **settings: float) -> "MemoryBroker":
@@ -101,7 +103,7 @@ class MemoryBroker:
     def _append(self, event: Event, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> Position:
         position = Position(self._epoch, self._top + 1)
         frame = encode(Event(event.data, event.type, str(position)))
-        newest = self._log[-1].time if self._log else self._trimmed_time
+        newest = max(self._trimmed_time, self._log[-1].time) if self._log else self._trimmed_time
         publication = Publication(position, event.type, topics, frame, max(newest, self._wall()), to, exclude)
         self._top += 1
         self._log.append(publication)
@@ -127,8 +129,7 @@ class MemoryBroker:
             held > count or (self._bytes > size and held > 1) or self._appended[self._start] < horizon
         ):
             gone = self._log[self._start]
-            # Its bytes go now, not when the list is cut; its time stays, as the newest there may be.
-            self._log[self._start] = replace(gone, frame=b"", topics=(), to=frozenset(), exclude=frozenset())
+            self._log[self._start] = _TRIMMED
             self._bytes -= len(gone.frame) + OVERHEAD
             self._trimmed_time = gone.time
             for topic in gone.topics or ("",):
@@ -192,7 +193,7 @@ class MemoryBroker:
         index = bisect_left(self._log, time, lo=self._start, key=attrgetter("time"))
         return Position(self._epoch, self._oldest - 1 + index - self._start), time > self._trimmed_time
 
-    def tail(self) -> AsyncIterator[Sequence[Publication]]:
+    def tail(self) -> Tail:
         tail = _Tail(self._tails)
         self._tails.append(tail)
         return tail
