@@ -1,0 +1,654 @@
+"""README and docs, held against the code: what a page shows is run, and what its tables say is compared.
+
+A page is one session: its fenced blocks are gone through from top to bottom, with one hub at a time on a free port in
+place of ``localhost:8000``. Every language and every command needs a rule; a block that none covers fails. What is
+shown has to be what comes, but for what differs each time: the epoch (bound at its first mention, and the same from
+then on), times, names that were made, counts of what is connected.
+"""
+
+import ast
+import asyncio
+import inspect
+import json
+import os
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+import playwright
+import pytest
+
+from sse_app import Config, EventDecoder, Hub, events, notices, publication, topics
+from sse_app.app import ANSWERS
+from sse_app.config import ENV_PREFIX, Setting
+from sse_app.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS, JSON_DEPTH, LAST_MAX
+from sse_app.errors import InvalidClient
+from sse_app.hub import RECENT
+from sse_app.metrics import Totals, exposition
+from sse_app.pytest_plugin import HubServer
+from sse_app.server import REFUSALS
+from sse_app.subscriber import CloseReason
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PAGES = [CHECKOUT / name for name in ("README.md", "CHANGELOG.md")] + sorted((CHECKOUT / "docs").glob("*.md"))
+PATIENCE = 20.0  # seconds until what does not come is missed
+NODE = Path(playwright.__file__).parent / "driver" / "node"  # JavaScript's syntax is checked by the one that is here
+SHOWN_ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):8000")
+EPOCH = re.compile(r"\b[0-9a-f]{12}(?=-\d)")
+
+
+@dataclass(frozen=True)
+class Block:
+    where: str  # file:line
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, also those indented in a list."""
+    found = re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    result = []
+    for match in found:
+        line = page.read_text().count("\n", 0, match.start()) + 1
+        text = re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE)
+        result.append(Block(f"{page.relative_to(CHECKOUT)}:{line}", match[2], text))
+    return result
+
+
+# What is shown, and what came
+
+
+class Likeness:
+    """Compares shown with real output. ``epochs`` are the shown ones with the real ones that they stand for."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[str, str] = {}
+
+    def real(self, text: str) -> str:
+        """A shown text with the real epochs, so far as they are known."""
+        return EPOCH.sub(lambda match: self.epochs.get(match[0], match[0]), text)
+
+    def same(self, shown: Any, real: Any, name: str = "") -> bool:
+        if type(shown) is not type(real) and not (isinstance(shown, int | float) and isinstance(real, int | float)):
+            return False
+        if isinstance(shown, dict):
+            return list(shown) == list(real) and all(self.same(shown[key], real[key], key) for key in shown)
+        if isinstance(shown, list):
+            return len(shown) == len(real) and all(map(self.same, shown, real))
+        if name in ("time", "subscribers", "uptime", "retry", "delivered", "connected", "heartbeats"):
+            return True
+        if name == "client" and shown.startswith("c-"):
+            return re.fullmatch(r"c-[0-9a-f]{12}", real) is not None
+        return self.text(shown, real) if isinstance(shown, str) else bool(shown == real)
+
+    def text(self, shown: str, real: str) -> bool:
+        """Equal but for epochs, and for JSON in either."""
+        if shown[:1] in ("{", "["):
+            return self.same(json.loads(shown), json.loads(real))
+        if re.fullmatch(r"\d+\.\d+\.\d+", shown):
+            return re.fullmatch(r"[\d.]+", real) is not None
+        for token, came in zip(EPOCH.findall(shown), EPOCH.findall(real), strict=False):
+            self.epochs.setdefault(token, came)
+        return self.real(shown) == real
+
+    def stream(self, shown: str, real: str) -> bool:
+        """Whether the real stream begins with the blocks shown."""
+        ours, theirs = (
+            [block for block in text.split("\n\n")[:-1] if block != ":"]  # a heartbeat
+            for text in (f"{shown.rstrip()}\n\n", real)
+        )
+        return len(ours) <= len(theirs) and all(map(self._block, ours, theirs))
+
+    def _block(self, shown: str, real: str) -> bool:
+        ours, theirs = ([line.partition(": ")[::2] for line in text.split("\n")] for text in (shown, real))
+        names = [name for name, _ in ours] == [name for name, _ in theirs]
+        return names and all(self._field(*pair) for pair in zip(ours, theirs, strict=True))
+
+    def _field(self, shown: tuple[str, str], real: tuple[str, str]) -> bool:
+        return real[1].isdigit() if shown[0] == "retry" else self.text(shown[1], real[1])
+
+    def head(self, shown: str, real: str) -> bool:
+        """Whether the status and the headers shown are among those of a response."""
+        lines = [line.lower() for line in real.replace("\r", "").split("\n")]
+        return all(line.lower() in lines for line in shown.strip().split("\n"))
+
+
+# Processes
+
+
+class Output:
+    """What a process says, read without blocking for longer than ``PATIENCE``."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self.process, self.text = process, ""
+        self._file = process.stdout
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._file, selectors.EVENT_READ)
+        self._bytes = b""
+
+    def until(self, enough: Callable[[str], bool]) -> bool:
+        """Read on until ``enough`` of it is there; False when it ended or took too long."""
+        deadline = time.monotonic() + PATIENCE
+        while not enough(self.text):
+            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+                return False
+            chunk = os.read(self._file.fileno(), 65536)
+            if not chunk:
+                return False
+            self._bytes += chunk
+            self.text = self._bytes.decode(errors="ignore")
+        return True
+
+    def end(self, sign: signal.Signals) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(sign)
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._selector.close()
+            self._file.close()
+
+
+@dataclass
+class Stream:
+    where: str
+    shown: str
+    output: Output
+
+
+class Session:
+    """One page, as a reader follows it."""
+
+    def __init__(self, directory: Path, default_server: Callable[[], str]) -> None:
+        self._directory = directory
+        self._default_server = default_server
+        self._address = ""
+        self._server: Output | None = None
+        self._streams: list[Stream] = []
+        self._likeness = Likeness()
+        self._files: dict[str, str] = {}
+        self._unused: set[str] = set()
+        self._names: dict[str, Any] = {}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self._environment = {**kept, "SSE_APP_NO_BOOTSTRAP": "1", "PYTHONUNBUFFERED": "1", "PATH": path}
+
+    def follow(self, block: Block) -> None:
+        rules: dict[str, Callable[[Block], None]] = {
+            "console": self._console,
+            "python": self._python,
+            "html": self._html,
+            "js": self._js,
+            "json": self._json,
+            "toml": self._toml,
+            "nginx": self._nginx,
+            "text": self._text,
+        }
+        assert block.language in rules, f"{block.where}: no rule for a block of {block.language or 'no language'}"
+        rules[block.language](block)
+
+    def finish(self) -> None:
+        """Everything shown on a stream has come, and every file of the page works."""
+        self._end_streams()
+        tests = sorted(name for name in self._unused if name.startswith("test_"))
+        for name in sorted(self._unused.difference(tests)):
+            self._run([sys.executable, "-c", f"import {Path(name).stem}"], name)
+        if tests:
+            self._run([sys.executable, "-m", "pytest", "-q", *tests], ", ".join(tests))
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.output.end(signal.SIGTERM)
+        self._streams = []
+        self._stop_server()
+
+    # Blocks of a language
+
+    def _python(self, block: Block) -> None:
+        if match := re.match(r"# (\w+\.py)\n", block.text):
+            compile(block.text, block.where, "exec")
+            self._files[match[1]] = block.text
+            self._unused.add(match[1])
+        else:
+            asyncio.run(self._execute(block))
+
+    async def _execute(self, block: Block) -> None:
+        code = compile(block.text, block.where, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        async with asyncio.timeout(PATIENCE), Hub() as hub:
+            self._names["hub"] = hub
+            done = eval(code, self._names)
+            if inspect.iscoroutine(done):
+                await done
+
+    def _json(self, block: Block) -> None:
+        json.loads(block.text)
+
+    def _toml(self, block: Block) -> None:
+        tomllib.loads(block.text)
+
+    def _html(self, block: Block) -> None:
+        page = _Scripts()
+        page.feed(block.text)
+        assert page.scripts, f"{block.where}: a page without a script shows nothing of ours"
+        for script in page.scripts:
+            self._check_javascript(script, block.where)
+
+    def _js(self, block: Block) -> None:
+        self._check_javascript(block.text, block.where)
+
+    def _check_javascript(self, script: str, where: str) -> None:
+        file = self._directory / "snippet.mjs"
+        file.write_text(script)
+        self._run([str(NODE), "--check", str(file)], where)
+
+    def _nginx(self, block: Block) -> None:
+        for line in block.text.strip().splitlines():
+            assert line.endswith((";", "{", "}")), f"{block.where}: {line}"
+        assert block.text.count("{") == block.text.count("}"), block.where
+        if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
+            file = self._directory / "nginx.conf"
+            file.write_text(f"pid {self._directory}/pid; events {{}} http {{ server {{ {block.text} }} }}")
+            self._run([nginx, "-t", "-q", "-c", str(file), "-e", str(self._directory / "log")], block.where)
+
+    def _text(self, block: Block) -> None:
+        """A drawing: the files that it names exist."""
+        names = re.findall(r"[\w/]+\.py\b", block.text)
+        assert names, f"{block.where}: no rule for a text that names no files"
+        for name in names:
+            assert (CHECKOUT / "sse_app" / name).is_file(), f"{block.where}: there is no {name}"
+
+    # Commands
+
+    def _console(self, block: Block) -> None:
+        assert block.text.startswith("$ "), f"{block.where}: a session begins with a command"
+        for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+            command, _, shown = part.partition("\n")
+            self._command(command, shown, block.where)
+
+    def _command(self, command: str, shown: str, where: str) -> None:
+        where = f"{where}: {command}"
+        match shlex.split(command):
+            case ["curl", *options]:
+                stream = any(re.fullmatch(r"-\w*N\w*", option) for option in options)
+                (self._listen if stream else self._ask)(command, shown, where)
+            case ["sse-app", "serve", "--help"]:
+                self._run([sys.executable, "-m", "sse_app", "serve", "--help"], where)
+            case ["python3", "-m", "sse_app", *flags] | ["sse-app", "serve", *flags]:
+                self._serve(flags, shown, where)
+            case ["python3", "-m", "uvicorn", *options, app]:
+                self._start([sys.executable, "-m", "uvicorn", *options, app, "--port", "0"], where)
+                self._unused.discard(f"{app.partition(':')[0]}.py")
+            case ["python3", "-m", "tests", *arguments]:
+                assert find_spec("tests.__main__"), where
+                assert all(word == "--lint" or (CHECKOUT / word).is_file() for word in arguments), where
+            case ["python3", "-m", "pip", "install", ".", *_]:
+                assert (CHECKOUT / "pyproject.toml").is_file()
+            case ["python3", "-m", "pytest", name]:
+                self._run([sys.executable, "-m", "pytest", "-q", name], where)
+                self._unused -= {name, "conftest.py"}
+            case ["python3", "-m", "venv" | "http.server" as module, _]:
+                assert find_spec(module), where
+            case ["python3", name]:
+                self._unused.discard(name)
+                self._compare(shown, self._run([sys.executable, name], where), where)
+            case ["export", *_]:
+                name = command.removeprefix("export ").partition("=")[0]
+                self._environment[name] = self._run(["sh", "-c", f'{command}; printf %s "${name}"'], where)
+            case [".", "venv/bin/activate"]:
+                pass
+            case ["ulimit", "-n"]:
+                assert self._run(["sh", "-c", command], where).strip()
+            case _:
+                pytest.fail(f"{where}: no rule for this command")
+
+    def _serve(self, flags: list[str], shown: str, where: str) -> None:
+        command = [sys.executable, "-m", "sse_app", *flags, "--port", "0"]
+        if shown.startswith("sse-app: "):
+            refused = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=PATIENCE)
+            assert (refused.returncode, refused.stderr) == (2, shown), where
+            return
+        output = self._start(command, where)
+        if shown:
+            assert output.until(lambda text: text.count("\n") >= shown.count("\n")), f"{where}: {output.text}"
+            assert output.text.replace(self._address, "127.0.0.1:8000") == shown, where
+
+    def _start(self, command: list[str], where: str) -> Output:
+        """Start a server in place of the one that runs."""
+        self._end_streams()
+        self._stop_server()
+        self._write_files()
+        self._server = self._open(command, stderr=subprocess.STDOUT)
+        listening = partial(re.search, r"http://[\d.]+:(\d+)\S*[^\0]*\n")
+        assert self._server.until(lambda text: listening(text) is not None), f"{where}: {self._server.text}"
+        port = listening(self._server.text)
+        assert port is not None
+        self._address = f"127.0.0.1:{port[1]}"
+        return self._server
+
+    def _stop_server(self) -> None:
+        if self._server is not None:
+            self._server.end(signal.SIGINT)
+            self._server = None
+
+    def _listen(self, command: str, shown: str, where: str) -> None:
+        stream = Stream(
+            where, shown, self._open(["sh", "-c", f"exec {self._real(command)}"], stderr=subprocess.DEVNULL)
+        )
+        self._streams.append(stream)
+        assert stream.output.until(lambda text: "event: welcome\ndata: " in text and text.endswith("\n\n")), where
+
+    def _end_streams(self) -> None:
+        while self._streams:
+            stream = self._streams[0]
+            split = stream.shown.startswith("HTTP/")
+            head, _, body = stream.shown.partition("\n\n") if split else ("", "", stream.shown)
+
+            def complete(text: str, head: str = head, body: str = body, split: bool = split) -> bool:
+                real_head, _, real_body = text.partition("\r\n\r\n") if split else ("", "", text)
+                return self._likeness.head(head, real_head) and self._likeness.stream(body, real_body)
+
+            output = stream.output
+            assert output.until(complete), f"{stream.where} was shown\n{stream.shown}\ncame\n{output.text}"
+            self._streams.pop(0).output.end(signal.SIGTERM)
+
+    def _ask(self, command: str, shown: str, where: str) -> None:
+        self._compare(shown, self._run(["sh", "-c", self._real(command)], where), where)
+
+    def _compare(self, shown: str, real: str, where: str) -> None:
+        assert self._likeness.text(shown.strip(), real.strip()), f"{where} was shown\n{shown}\ncame\n{real}"
+
+    def _real(self, text: str) -> str:
+        if not self._address:
+            self._address = self._default_server().removeprefix("http://")
+        return SHOWN_ADDRESS.sub(self._address, self._likeness.real(text))
+
+    def _write_files(self) -> None:
+        for name, text in self._files.items():
+            (self._directory / name).write_text(self._real(text) if SHOWN_ADDRESS.search(text) else text)
+
+    def _open(self, command: list[str], **options: Any) -> Output:
+        return Output(
+            subprocess.Popen(
+                command, cwd=self._directory, env=self._environment, stdout=subprocess.PIPE, bufsize=0, **options
+            )
+        )
+
+    def _run(self, command: list[str], where: str) -> str:
+        self._write_files()
+        done = subprocess.run(
+            command, cwd=self._directory, env=self._environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, f"{where}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+class _Scripts(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts.append(data)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_is_what_happens(page: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    found = blocks(page)
+    if any("curl" in block.text for block in found if block.language == "console") and not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+
+    def default_server() -> str:
+        server: HubServer = request.getfixturevalue("sse_server")
+        return server.url
+
+    config = '[tool.pytest.ini_options]\nanyio_mode = "auto"\n'
+    (tmp_path / "pyproject.toml").write_text(next((b.text for b in found if b.language == "toml"), config))
+    session = Session(tmp_path, default_server)
+    try:
+        for block in found:
+            session.follow(block)
+        session.finish()
+    finally:
+        session.close()
+
+
+def test_a_block_that_no_rule_covers_fails(tmp_path: Path) -> None:
+    session = Session(tmp_path, lambda: "http://127.0.0.1:9")
+    with pytest.raises(AssertionError, match="no rule for a block of perl"):
+        session.follow(Block("x.md:1", "perl", "1;"))
+    with pytest.raises(AssertionError, match="no rule for a block of no language"):
+        session.follow(Block("x.md:1", "", "x"))
+    with pytest.raises(pytest.fail.Exception, match="no rule for this command"):
+        session.follow(Block("x.md:1", "console", "$ wget localhost:8000\n"))
+
+
+def test_likeness_tells_what_differs_each_time_from_what_is_wrong() -> None:
+    like = Likeness()
+    shown = '{"id":"00000000000a-1","client":"c-00000000000a","time":"x","durable":"none"}'
+    assert like.text(shown, '{"id":"ffffffffffff-1","client":"c-0123456789ab","time":"y","durable":"none"}')
+    assert like.real("00000000000a-7") == "ffffffffffff-7"
+    assert not like.text(shown, '{"id":"eeeeeeeeeeee-1","client":"c-0123456789ab","time":"y","durable":"none"}')
+    assert not like.text(shown, '{"id":"ffffffffffff-2","client":"c-0123456789ab","time":"y","durable":"none"}')
+    assert not like.text(shown, '{"id":"ffffffffffff-1","client":"c-0123456789ab","durable":"none"}')
+    block = "id: 00000000000a-1\ndata: hello\n"
+    assert like.stream(block, "id: ffffffffffff-1\ndata: hello\n\n:\n\n")
+    assert not like.stream(block, "id: ffffffffffff-1\ndata: hello\n")  # not finished
+    assert not like.stream(block, "id: ffffffffffff-1\nevent: x\ndata: hello\n\n")
+
+
+# Links
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = unquote(target).partition("#")
+        file = page.parent / name if name else page
+        assert file.is_file(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    places = (CHECKOUT, CHECKOUT / "sse_app", page.parent)
+    shown = "\n".join(block.text for block in blocks(page))
+    for name in re.findall(r"`([\w./-]+\.(?:py|md|toml|html|js))`", prose(page)):
+        there = any((place / name).exists() for place in places)
+        made = f"# {name}" in shown or f"Save as `{name}`" in prose(page)
+        assert there or made, f"{page.name}: {name}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    for page in PAGES[1:]:
+        assert f"({page.relative_to(CHECKOUT)})" in PAGES[0].read_text()
+
+
+# Tables
+
+API = CHECKOUT / "docs" / "http-api.md"
+
+
+def table(page: Path, *columns: str) -> list[list[str]]:
+    """The rows of the tables that have exactly these columns, without backticks."""
+    head = re.escape(f"| {' | '.join(columns)} |\n") + r"[|-]+\n((?:\|.*\n)+)"
+    found = re.findall(head, page.read_text())
+    assert found, f"{page.name} has no table {columns}"
+    lines = "".join(found).splitlines()
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def section(page: Path, heading: str) -> str:
+    match = re.search(rf"^#+ {re.escape(heading)}$(.*?)(?=^## |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def quantity(setting: Setting, value: float) -> str:
+    """A number as it can be given: with the largest unit that it is a multiple of."""
+    units: dict[str, float] = {}
+    if "duration" in setting.expects:
+        units = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+    elif "size" in setting.expects:
+        units = {"GiB": 1024**3, "MiB": 1024**2, "KiB": 1024}
+    for unit, size in units.items():
+        if value >= size * (2 if unit == "d" else 1) and value % size == 0:
+            return f"{value / size:,.0f}{unit}"
+    unit = "ms" if 0 < value < 1 and "s" in units else ""
+    return f"{value * (1000 if unit else 1):,.15g}{unit}"
+
+
+def settings_table() -> str:
+    lines = ["| flag | variable | default | range | meaning |", "|---|---|---|---|---|"]
+    defaults: dict[str, Any] = {name: item.default for name, item in Config.__dataclass_fields__.items()}
+    for name, setting in Config.settings().items():
+        default, range = defaults[name], setting.expects
+        if setting.low > float("-inf"):
+            range = f"{quantity(setting, setting.low)} to {quantity(setting, setting.high)}"
+            shown = "" if default is None else quantity(setting, default)
+        else:
+            shown = "" if default in (None, ()) else str(default).lower()
+        if name == "port":
+            range, shown = (text.replace(",", "") for text in (range, shown))
+        flag = f"--{name.replace('_', '-')}"
+        shown = f"`{shown}`" if shown else "none"
+        lines.append(f"| `{flag}` | `{ENV_PREFIX}{name.upper()}` | {shown} | {range} | {setting.help} |")
+    return "\n".join(lines)
+
+
+def test_settings_are_those_of_config() -> None:
+    assert section(API, "Settings").strip().partition("\n\n")[2] == settings_table()
+
+
+def test_settings_are_shown_as_they_can_be_given() -> None:
+    defaults: dict[str, Any] = {name: item.default for name, item in Config.__dataclass_fields__.items()}
+    for name, setting in Config.settings().items():
+        if setting.low == float("-inf"):
+            continue
+        values = [value for value in (setting.low, setting.high, defaults[name]) if value is not None]
+        for value in values:
+            assert setting.read(quantity(setting, value).replace(",", "")) == value, name
+
+
+def test_settings_of_a_hub_are_named_in_full() -> None:
+    names = set(re.findall(r"`(\w+)`", section(CHECKOUT / "docs" / "embedding.md", "Settings")))
+    assert set(Config.settings()) <= names
+
+
+def test_errors_are_those_of_the_table_in_app() -> None:
+    documented = {(int(row[0]), row[1]) for row in table(API, "status", "code", "when")}
+    ours = set(ANSWERS.values()) | {(status, code) for status, (code, _) in REFUSALS.items()}
+    assert documented == ours | {(404, "not_found"), (405, "method_not_allowed"), (500, "internal_error")}
+
+
+def test_metrics_are_those_of_the_exposition() -> None:
+    text = exposition(Totals(), Hub().gauges()).decode()
+    exposed = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)
+    assert [tuple(row[:2]) for row in table(API, "metric", "type", "meaning")] == exposed
+    for reason in CloseReason:
+        assert f"`{reason}`" in section(API, "GET /metrics")
+
+
+def test_gap_reasons_are_all_told() -> None:
+    documented = [row[0] for row in table(API, "reason", "what happened", "what follows")]
+    assert sorted(documented) == sorted(notices.GapReason)
+
+
+async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> None:
+    named = {name for row in table(API, "field", "meaning") for name in row[0].split(", ")}
+    stats = await sse_hub.stats()
+    position = publication.Position("e", 1)
+    welcome = notices.welcome(position, client="c", subscribers=1, topics=(), recovered=False, last=None, top=position)
+    gap = notices.gap(notices.GapReason.EPOCH, None, start=position, oldest=position, top=position)
+    said = [json.loads(event.data or "") for event in EventDecoder().feed(welcome + gap)]
+    assert named == {*stats, "versions", *said[0], *said[1], "id", "subscribers", "durable"}
+
+
+def test_parameters_are_those_of_the_endpoints() -> None:
+    rows = [name for row in table(API, "parameter", "meaning") for name in re.findall(r"\b[A-Za-z_]+\b", row[0])]
+    for name in (*EVENTS_PARAMETERS, *BROADCAST_PARAMETERS):
+        assert name in rows
+
+
+def test_paths_are_those_of_the_app() -> None:
+    routes: list[Any] = list(Hub().app.routes)
+    documented = {path for row in table(API, "path", "method", "answer") for path in row[0].split(" and ")}
+    assert documented == {route.path for route in routes}
+
+
+def test_reserved_types_and_times_are_those_of_the_code() -> None:
+    text = API.read_text()
+    assert (
+        "{}, {}, {}, {}, {} and {}".format(
+            *(f"`{name}`" for name in ("welcome", "gap", "cursor", "bye", "open", "error"))
+        )
+        in text
+    )
+    assert frozenset({"welcome", "gap", "cursor", "bye", "open", "error"}) == events.RESERVED_TYPES
+    low, high = notices.RETRY
+    assert f"random from {low:,} to {high:,}" in text
+    assert f"from {2 * low:,} to {2 * high:,}" in text
+    assert f"up to {notices.LAST_DATA_MAX:,} characters" in text
+    assert f"the newest {RECENT}, oldest first" in text
+
+
+def test_limits_are_those_of_the_code() -> None:
+    limits = {row[0]: int(re.match(r"[\d,]+", row[1])[0].replace(",", "")) for row in table(API, "what", "limit")}  # type: ignore[index]
+    assert limits == {
+        "topic or filter": topics.TOPIC_MAX,
+        "topics of a publication": topics.TOPICS_PER_PUBLICATION,
+        "topic filters of a subscriber": topics.TOPICS_PER_FILTER,
+        "event type": events.TYPE_MAX,
+        "client name": 64,
+        "names in to or exclude": 1_000,
+        "nesting of JSON": JSON_DEPTH,
+        "last": LAST_MAX,
+        "Idempotency-Key": 128,
+    }
+    publication.check_clients([publication.check_client("x" * 64), *map(str, range(999))])
+    with pytest.raises(InvalidClient):
+        publication.check_client("x" * 65)
+    with pytest.raises(InvalidClient):
+        publication.check_clients(map(str, range(1_001)))
+
+
+async def test_the_openapi_document_has_the_paths(sse_client: httpx.AsyncClient) -> None:
+    document = (await sse_client.get("/openapi.json")).json()
+    assert {"/events", "/broadcast"} <= set(document["paths"])
+
+
+def test_the_changelog_has_its_form() -> None:
+    text = (CHECKOUT / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE)[0] == "[Unreleased]"
+    kinds = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
