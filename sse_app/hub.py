@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -139,12 +140,17 @@ class Hub:
         self._started_at = time.monotonic()
         return self
 
-    async def __aexit__(self, *exc: Any) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop_accepting()
         for subscriber in self._everyone():
             subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN))
         self._started_at = self._loop = None
-        await self._stack.__aexit__(*exc)
+        if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
+            await self._stack.__aexit__(kind, error, trace)
+        else:
+            await self._stack.aclose()  # the task group would wrap the caller's own error in a group
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """A task that the hub owns: it ends with the hub, and its failure is the hub's."""

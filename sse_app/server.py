@@ -52,6 +52,8 @@ class Protocol(HttpToolsProtocol):
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._refusal = 400
+        # uvicorn forgives what follows the last request; after a body it means that its length was wrong.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -109,8 +111,8 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what it cannot parse, as problem details."""
-        if self.transport.is_closing():
-            return
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return  # it is over, or a stream's now
         if self._drop_unanswered():
             self.transport.close()
             return
@@ -186,8 +188,8 @@ def serve(config: Config, on_ready: Callable[[Sequence[str]], None] = lambda url
     that cannot be listened on."""
     # Its own way to end streams on SIGTERM would cut them before they are drained. The process is ours here.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-    sockets = listen(config)
     app = create_app(config)
+    sockets = listen(config)
     urls = [_url(listening) for listening in sockets]
 
     def ready() -> None:

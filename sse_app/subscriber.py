@@ -126,7 +126,7 @@ class Subscriber:
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""
         self._epoch, self._offset = position
-        self._greeting, self._behind = greeting, behind
+        self._greeting, self._behind = greeting, behind or self._behind  # its queue may have run over already
 
     # Taking
 
