@@ -1,6 +1,6 @@
 """The web face of a hub: routes, lifespan, and which error is which status."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
@@ -76,21 +76,18 @@ class _App(Starlette):
         for cls, args, kwargs in reversed(self._ours):
             events = cls(events, *args, **kwargs)
 
-        async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
             path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
-            await (events if path == "/events" else rest)(scope, receive, send)
+            return (events if path == "/events" else rest)(scope, receive, send)
 
         return dispatch
 
     async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response: ASGIApp
         if scope["method"] not in ("GET", "HEAD"):
-            response = _method_not_allowed({"Allow": "GET, HEAD"})
-            await response(scope, receive, send)
+            await _method_not_allowed({"Allow": "GET, HEAD"})(scope, receive, send)
             return
         try:
-            response = await self._endpoints.events(Request(scope))
-            await response(scope, receive, send)
+            await (await self._endpoints.events(Request(scope)))(scope, receive, send)
         except errors.SSEAppError as error:
             await problem(error)(scope, receive, send)
 

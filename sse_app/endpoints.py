@@ -37,7 +37,9 @@ from sse_app.errors import (
     UnsupportedType,
 )
 from sse_app.hub import Hub
+from sse_app.publication import check_client
 from sse_app.stream import EventStream
+from sse_app.topics import TopicFilter
 
 EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "client")
 BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
@@ -80,13 +82,18 @@ class Endpoints:
         last, since = _only(given, "last", InvalidSince), _only(given, "since", InvalidSince)
         if last is not None and since is not None:
             raise InvalidSince("Give last or since, not both.")
+        topics, client = given.get("topic", ()), _only(given, "client", InvalidClient)
+        if request.method == "HEAD":  # subscribes to nothing, but is told what GET would be
+            TopicFilter.parse(topics)
+            if client is not None:
+                check_client(client)
         return EventStream(
             self._hub,
-            tuple(given.get("topic", ())),
+            topics,
             after=_cursor(request, given),
             last=None if last is None else _count(last),
             since=None if since is None else _moment(since),
-            client=_only(given, "client", InvalidClient),
+            client=client,
         )
 
     async def broadcast(self, request: Request) -> Response:

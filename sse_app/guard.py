@@ -6,7 +6,7 @@ streams included.
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -36,14 +36,14 @@ class Guard:
         self._hosts = None if hosts is None or "*" in hosts else frozenset(host.lower() for host in hosts)
         self._origins = frozenset(origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         app = self._app
         if scope["type"] == "http":
             try:
                 self._check(scope)
             except BadInput as error:
                 app = self._refuse(error)
-        await app(scope, receive, send)
+        return app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

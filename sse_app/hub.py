@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
@@ -20,7 +20,7 @@ import msgspec
 
 from sse_app import notices
 from sse_app.brokers import Broker, Durability, Tail
-from sse_app.errors import Draining, HubNotStarted, Overloaded
+from sse_app.errors import Draining, HubNotStarted, InvalidEvent, Overloaded
 from sse_app.events import Event, check_type
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
@@ -100,7 +100,7 @@ class Hub:
     ) -> None:
         self.broker = broker
         self.totals = Totals()
-        self.draining = False
+        self.draining = self._drain_begun = False
         self._queue_limits = (queue_size, queue_bytes)
         self._heartbeat = heartbeat
         self._max_subscribers = max_subscribers
@@ -119,6 +119,7 @@ class Hub:
         self._started_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._spawner = self.spawn  # one bound method for all subscribers
         self._running: set[asyncio.Task[None]] = set()
         self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
         self._stack = AsyncExitStack()
@@ -135,7 +136,7 @@ class Hub:
             self.spawn(self._follow(tail))
             self.spawn(self._keep_alive())
             self._stack = stack.pop_all()
-        self.draining = False
+        self.draining = self._drain_begun = False
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._started_at = time.monotonic()
         return self
@@ -192,11 +193,10 @@ class Hub:
         Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
         """
         self.check_started()
-        text = data if isinstance(data, str) else msgspec.json.encode(data).decode()
         topics = check_topics(_several(topic))
         named = check_clients(_several(to)), check_clients(_several(exclude))
         position = await self.broker.publish(
-            Event(text, check_type(event)), topics, to=named[0], exclude=named[1], key=key
+            Event(_text(data), check_type(event)), topics, to=named[0], exclude=named[1], key=key
         )
         if key is not None and (known := self._receipts.get(key)) and known[0] == position:
             return Receipt(position, known[1], self.broker.durability)
@@ -321,7 +321,7 @@ class Hub:
         if group is None:
             group = self._groups[filter] = Group(filter)
             self._index.add(filter, group)
-        subscriber = Subscriber(self.broker, self.totals, group.filter, name, *self._queue_limits, self.spawn)
+        subscriber = Subscriber(self.broker, self.totals, group.filter, name, *self._queue_limits, self._spawner)
         subscriber.turn = self._beat
         group.members[subscriber] = self._beats[self._beat][subscriber] = None
         self._subscribers += 1
@@ -423,7 +423,8 @@ class Hub:
 
     def begin_drain(self) -> None:
         """``drain`` for who cannot wait for it."""
-        if self.started and not self.draining:
+        if self.started and not self._drain_begun:
+            self._drain_begun = True
             self.stop_accepting()
             self.spawn(self.drain())
 
@@ -435,17 +436,20 @@ class Hub:
         at once.
         """
         self.check_started()
+        self._drain_begun = True
         self.stop_accepting()
         window = self.drain_window if window is None else window
-        try:
-            async with asyncio.timeout(window):
+        loop = asyncio.get_running_loop()
+        end = loop.time() + window
+        with suppress(TimeoutError):  # a publisher that hangs must not cost the readers their bye
+            async with asyncio.timeout(window * (1 - SPREAD)):
                 await self._until(lambda: not self._open_calls)
                 top = await self.broker.top()
                 await self._until(lambda: self._delivered.offset >= top.offset)
-                await self._close_all(window * SPREAD)
+        with suppress(TimeoutError):  # whoever could not take the rest is cut off with the connection
+            async with asyncio.timeout_at(end):
+                await self._close_all((end - loop.time()) * SPREAD)
                 await self._until(lambda: not self._subscribers)
-        except TimeoutError:
-            return  # whoever could not take the rest is cut off with the connection
 
     async def _close_all(self, seconds: float) -> None:
         subscribers = list(self._everyone())
@@ -543,6 +547,15 @@ def _slices(members: list[Subscriber]) -> Iterator[list[Subscriber]]:
     else:
         for start in range(0, len(members), SLICE):
             yield members[start : start + SLICE]
+
+
+def _text(data: object) -> str:
+    if isinstance(data, str):
+        return data
+    try:
+        return msgspec.json.encode(data).decode()
+    except UnicodeEncodeError:
+        raise InvalidEvent("The data holds a lone surrogate, which UTF-8 cannot carry.") from None
 
 
 def _several(names: str | Iterable[str]) -> Iterable[str]:

@@ -9,14 +9,14 @@ Three ways, one result, byte for byte:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from functools import partial
 from typing import Any, Protocol
 
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sse_app import notices
 from sse_app.errors import Draining, Overloaded
@@ -67,49 +67,82 @@ class EventStream(EventSourceResponse):
         )
         del self.headers["connection"]  # HTTP/2 forbids it, and HTTP/1.1 does not need it
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if scope["method"] == "HEAD":
-            await super().__call__(scope, receive, send)
-            return
-        try:
-            subscriber = await self._asked()
-        except (Draining, Overloaded):
-            if MEDIA_TYPE not in Headers(scope=scope).get("accept", ""):
-                raise
-            await _come_back_later(scope, receive, send)
-            return
-        reason: CloseReason | None = CloseReason.GONE
-        try:
-            reason = await self._stream(subscriber, scope, receive, send)
-        except OSError:
-            pass  # the peer is gone (ASGI 2.4); what a broker fails with is never an OSError
-        except Exception as error:
-            # One line, and never what was being sent. A clean end lets the client come back and resume.
-            logger.error("a stream was ended by our mistake: %s", type(error).__name__)
-            reason = CloseReason.ERROR
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            if reason is not None:
-                self._hub.leave(subscriber, reason)
+            return super().__call__(scope, receive, send)
+        # What it returns does not hold this object: 2 KB that an open stream has no use for.
+        return _respond(self._hub, self._asked, self._way(), scope, receive, send)
 
-    async def _stream(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> CloseReason | None:
-        """Why the stream ended; None when it goes on without this call."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        connection: Connection | None = scope.get("extensions", {}).get(EXTENSION)
-        if connection is not None and (writer := connection.hand_over(self._hub, subscriber)):
-            subscriber.attach(writer)
-            return None
-        await _step(subscriber, receive, send)
-        return CloseReason.GONE
+    def _way(self) -> "_Way":
+        head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        return partial(_write, self._hub, head)
 
 
 class ReferenceStream(EventStream):
     """The same over sse-starlette's own streaming: what the writers are held against."""
 
-    async def _stream(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> CloseReason | None:
+    def _way(self) -> "_Way":
+        return self._read
+
+    async def _read(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
         self.body_iterator = _blocks(subscriber)
         await EventSourceResponse.__call__(self, scope, receive, send)
-        return CloseReason.GONE
+        return True
+
+
+_Way = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream goes on without the call
+
+
+async def _respond(
+    hub: Hub, join: Callable[[], Awaitable[Subscriber]], way: _Way, scope: Scope, receive: Receive, send: Send
+) -> None:
+    try:
+        subscriber = await join()
+    except (Draining, Overloaded):
+        if MEDIA_TYPE not in Headers(scope=scope).get("accept", ""):
+            raise
+        await _come_back_later(scope, receive, send)
+        return
+    running = way(subscriber, scope, receive, send)
+    del join, way  # nor these
+    ended, reason = True, CloseReason.GONE
+    try:
+        ended = await running
+    except OSError:
+        pass  # the peer is gone (ASGI 2.4); what a broker fails with is never an OSError
+    except Exception as error:
+        # One line, and never what was being sent. A clean end lets the client come back and resume.
+        logger.error("a stream was ended by our mistake: %s", type(error).__name__)
+        reason = CloseReason.ERROR
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        if ended:
+            hub.leave(subscriber, reason)
+
+
+async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
+    """Direct if the server offers it; else by steps, until the client goes or the hub ends the stream."""
+    await send(head)
+    del head
+    connection: Connection | None = scope.get("extensions", {}).get(EXTENSION)
+    if connection is not None and (direct := connection.hand_over(hub, subscriber)):
+        subscriber.attach(direct)
+        return False
+    try:
+        async with asyncio.timeout(None) as ending:
+            writer = SteppedWriter(subscriber, send, lambda: ending.reschedule(0))
+            try:
+                subscriber.attach(writer)
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                return True
+            finally:
+                writer.wake = _do_nothing
+    except TimeoutError:
+        pass  # the hub has ended it
+    await writer.finished()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    return True
 
 
 async def _come_back_later(scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,24 +160,6 @@ async def _nothing() -> AsyncIterator[bytes]:
 async def _blocks(subscriber: Subscriber) -> AsyncIterator[bytes]:
     while data := await subscriber.read():
         yield data
-
-
-async def _step(subscriber: Subscriber, receive: Receive, send: Send) -> None:
-    """Stream over any ASGI server's ``send``, until the client goes or the hub ends the stream."""
-    try:
-        async with asyncio.timeout(None) as ending:
-            writer = SteppedWriter(subscriber, send, lambda: ending.reschedule(0))
-            try:
-                subscriber.attach(writer)
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                return
-            finally:
-                writer.wake = _do_nothing
-    except TimeoutError:
-        pass  # the hub has ended it
-    await writer.finished()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _do_nothing() -> None:

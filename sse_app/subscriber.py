@@ -84,8 +84,9 @@ class Subscriber:
     """
 
     __slots__ = (
-        "_behind", "_broker", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_limits", "_offset",
-        "_queue", "_ready", "_totals", "_until", "_writable", "_writer", "client", "closing", "filter", "spawn", "turn",
+        "_behind", "_broker", "_bytes", "_count", "_ended", "_epoch", "_farewell", "_greeting", "_lagging", "_offset",
+        "_queue", "_queue_bytes", "_queue_size", "_ready", "_totals", "_until", "_writable", "_writer", "client",
+        "closing", "filter", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -104,7 +105,7 @@ class Subscriber:
         self.turn = 0  # which beat of the hub is its heartbeat
         self._broker = broker
         self._totals = totals
-        self._limits = (queue_size, queue_bytes)
+        self._queue_size, self._queue_bytes = queue_size, queue_bytes
         self.spawn = spawn or _no_owner  # gives a task an owner
         self._epoch, self._offset = "", 0
         self._queue: asyncio.Queue[Batch] | None = None  # made when first something has to wait: 3 KB
@@ -112,6 +113,7 @@ class Subscriber:
         self._behind = False  # what comes next is in the log, not in the queue
         self._until: Position | None = None  # while it reads the log: how far
         self._lagging = False
+        self._ended = False
         self._greeting = b""
         self._farewell = b""
         self._writer: Writer | None = None
@@ -140,7 +142,7 @@ class Subscriber:
             self._queue_up(batch)
 
     def _queue_up(self, batch: Batch) -> None:
-        if self._count >= self._limits[0] or self._bytes >= self._limits[1]:
+        if self._count >= self._queue_size or self._bytes >= self._queue_bytes:
             self._overflow()
             return
         self._count += batch.count
@@ -227,7 +229,11 @@ class Subscriber:
             if data and not writer.write(Batch(data)):
                 return
 
+    def _end(self) -> None:
+        self._ended = self._behind = True  # takes nothing more
+
     def _finish(self, writer: Writer) -> None:
+        self._end()
         self._writer = None
         if self._farewell:
             writer.write(Batch(self._farewell))
@@ -256,18 +262,19 @@ class Subscriber:
 
         Cancelling it loses nothing: the next call goes on where this one was.
         """
-        while True:
+        while not self._ended:
             if self._greeting:
                 data, self._greeting = self._greeting, b""
             elif self._behind or self._until:
                 data = await self._read_log()
             elif self.closing and self._waiting().empty():
-                data, self._farewell = self._farewell, b""
-                return data
+                self._end()
+                return self._farewell
             else:
                 data = self._join([await self._waiting().get(), *self._take_all()])
             if data:
                 return data
+        return b""
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         decoder = EventDecoder()
@@ -338,4 +345,5 @@ class Subscriber:
 
 
 def _no_owner(work: Coroutine[None, None, None]) -> None:
+    work.close()
     raise RuntimeError("a subscriber that writes needs the hub's tasks")

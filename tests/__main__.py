@@ -1,0 +1,66 @@
+"""`python3 -m tests [pytest arguments]`: the test suite, from nothing.
+
+`python3 -m tests --lint` checks style and types instead.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from sse_app.bootstrap import OPT_OUT, bootstrap, say
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DEBIAN_PACKAGES = ("chromium", "curl", "libatomic1")
+LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
+
+
+def main() -> None:
+    bootstrap(extras=("test", "lint"))
+    os.chdir(CHECKOUT)
+    if sys.argv[1:] == ["--lint"]:
+        failures = [subprocess.run([sys.executable, "-m", *linter]).returncode for linter in LINTERS]
+        sys.exit(any(failures))
+    install_debian_packages()
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])
+
+
+def install_debian_packages() -> None:
+    """Get what the tests need and pip does not have, where we may; else say loudly what will be skipped."""
+    missing = missing_debian_packages()
+    if not missing:
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get") or os.environ.get(OPT_OUT) == "1":
+        reason = "installing them takes root and apt-get"
+    else:
+        say(f"installing {' '.join(missing)} with apt-get, once")
+        reason = apt_get("update") or apt_get("install", "--yes", "--no-install-recommends", *missing)
+    if reason:
+        line = "=" * 100
+        say(f"\n{line}\nMISSING: {' '.join(missing)} ({reason}).\nTHE TESTS THAT NEED THEM WILL BE SKIPPED.\n{line}")
+
+
+def missing_debian_packages() -> list[str]:
+    if not shutil.which("dpkg-query"):  # not a Debian: the browser tells for all of them
+        return [] if os.path.exists("/usr/bin/chromium") else list(DEBIAN_PACKAGES)
+    query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *DEBIAN_PACKAGES]
+    known = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    return [package for package in DEBIAN_PACKAGES if f"{package} installed" not in known]
+
+
+def apt_get(*arguments: str) -> str:
+    """Run apt-get quietly. Returns what went wrong, or nothing; shows its output only then."""
+    command = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "--quiet", *arguments]  # seconds
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode == 0:
+        return ""
+    print(done.stdout, file=sys.stderr)
+    return f"{' '.join(command)} failed, see above"
+
+
+if __name__ == "__main__":
+    main()

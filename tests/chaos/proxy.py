@@ -1,0 +1,126 @@
+"""A TCP proxy that cuts what passes through it: into other pieces, and off."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from random import Random
+
+from tests.chaos.client import HOST
+
+Recut = Callable[[bytes], Iterator[bytes]]
+Limit = Callable[[bytes], int | None]
+
+
+def unchanged(data: bytes) -> Iterator[bytes]:
+    yield data
+
+
+def into_bytes(data: bytes) -> Iterator[bytes]:
+    return (data[index : index + 1] for index in range(len(data)))
+
+
+def at_random(seed: int) -> Recut:
+    """Pieces of 1 to 40 bytes: inside characters, line ends and chunk heads."""
+    random = Random(seed)
+
+    def recut(data: bytes) -> Iterator[bytes]:
+        while data:
+            size = random.randint(1, 40)
+            yield data[:size]
+            data = data[size:]
+
+    return recut
+
+
+def no_limit(seen: bytes) -> int | None:
+    return None
+
+
+def after_bytes(count: int) -> Limit:
+    """Cut after so many bytes of the body."""
+
+    def limit(seen: bytes) -> int | None:
+        head, end, _ = seen.partition(b"\r\n\r\n")
+        return len(head) + len(end) + count if end else None
+
+    return limit
+
+
+def after_the_first_block(seen: bytes) -> int | None:
+    """Cut behind the first event's blank line."""
+    end = seen.find(b"\n\n", seen.find(b"\r\n\r\n") + 4)
+    return None if end < 0 else end + 2
+
+
+class Proxy:
+    """Set ``recut`` and ``limit`` before a connection is made; ``port`` is where it listens."""
+
+    def __init__(self, upstream: int) -> None:
+        self.upstream = upstream
+        self.port = 0
+        self.recut: Recut = unchanged
+        self.limit: Limit = no_limit
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        try:
+            await self._relay(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # who is cut off, on either side, sees it without our help
+        finally:
+            self.tasks.discard(task)
+            writer.close()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(HOST, self.upstream)
+        up = asyncio.create_task(self._up(reader, server_writer, self.recut))
+        try:
+            await self._down(server_reader, writer, self.recut, self.limit)
+        finally:
+            up.cancel()
+            await asyncio.wait([up])
+            server_writer.close()
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, recut: Recut) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                for piece in recut(data):
+                    writer.write(piece)
+                await writer.drain()
+            writer.write_eof()
+
+    async def _down(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, recut: Recut, limit: Limit
+    ) -> None:
+        seen = b""
+        while data := await reader.read(65536):
+            if limit is not no_limit:
+                before = len(seen)
+                seen += data
+                allowed = limit(seen)
+                data = seen[before:allowed]
+                if allowed is not None and len(seen) >= allowed:
+                    writer.write(data)
+                    return
+            for piece in recut(data):
+                writer.write(piece)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def proxy_to(port: int) -> AsyncIterator[Proxy]:
+    proxy = Proxy(port)
+    server = await asyncio.start_server(proxy.serve, HOST, 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        for task in list(proxy.tasks):
+            task.cancel()
+        if proxy.tasks:
+            await asyncio.wait(proxy.tasks)
+        await server.wait_closed()

@@ -1,0 +1,133 @@
+"""Who a hub has to do with in tests: readers, sockets, clocks, a broker that is far away, a caller that is cancelled."""
+
+import asyncio
+import types
+from collections.abc import Coroutine, Generator
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+from sse_app.brokers import Page
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.events import Event, EventDecoder
+from sse_app.publication import Position, Publication
+from sse_app.subscriber import Batch, Subscriber
+from sse_app.topics import TopicFilter
+
+MOMENT = 0.001  # virtual seconds: it passes only when nobody has anything left to do
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def available(subscriber: Subscriber) -> bytes:
+    """All that can be read from a stream now, on virtual time; to its end if it has ended."""
+    data = b""
+    try:
+        async with asyncio.timeout(MOMENT):
+            while piece := await subscriber.read():
+                data += piece
+    except TimeoutError:
+        pass
+    return data
+
+
+async def received(subscriber: Subscriber) -> list[Event]:
+    """The events of what can be read now."""
+    return EventDecoder().feed(await available(subscriber))
+
+
+def datas(events: list[Event]) -> list[str | None]:
+    """The data of the publications among these events: what is not a notice of the hub."""
+    return [event.data for event in events if event.type not in ("welcome", "gap", "bye")]
+
+
+async def log_of(broker: MemoryBroker) -> list[Publication]:
+    """All that a broker holds."""
+    position, until, found = await broker.oldest(), await broker.top(), list[Publication]()
+    while position != until:
+        page = await broker.replay(position, until, TopicFilter())
+        found += page.publications
+        position = page.end
+    return found
+
+
+class Socket:
+    """A connection that takes ``room`` writes until it is full, and keeps them for its client."""
+
+    def __init__(self, room: int = 1_000_000) -> None:
+        self.room, self.sent, self.ended = room, b"", False
+
+    def write(self, batch: Batch) -> bool:
+        assert not self.ended, "written after the end"
+        assert self.room > 0, "written to a full socket"
+        self.sent += batch.data
+        self.room -= 1
+        return self.room > 0
+
+    def end(self) -> None:
+        assert not self.ended, "ended twice"
+        self.ended = True
+
+    def take(self) -> bytes:
+        """What the client reads."""
+        data, self.sent = self.sent, b""
+        return data
+
+
+class DistantBroker(MemoryBroker):
+    """A memory log that answers as late as one on another machine: others run before and after it does its work."""
+
+    def __init__(self, delays: list[int], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._delays = cycle(delays)
+
+    async def _travel(self) -> None:
+        for _ in range(next(self._delays)):
+            await asyncio.sleep(0)
+
+    async def publish(self, *args: Any, **named: Any) -> Position:
+        await self._travel()
+        position = await super().publish(*args, **named)
+        await self._travel()
+        return position
+
+    async def top(self) -> Position:
+        await self._travel()
+        top = await super().top()
+        await self._travel()
+        return top
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        await self._travel()
+        page = await super().replay(after, until, filter)
+        await self._travel()
+        return page
+
+
+@types.coroutine
+def cancel_at(number: int, work: Coroutine[Any, Any, object], *, late: bool) -> Generator[Any, Any, bool]:
+    """Run a coroutine, and raise CancelledError in it where it awaits for the ``number``-th time (from 1).
+
+    ``late``: only when what it waits for there has happened, as when a task is cancelled in that turn of the loop.
+    Returns False when it ended with fewer awaits. Raises AssertionError when it goes on in spite of the cancellation.
+    """
+    step, awaits = partial(work.send, None), 0
+    while True:
+        try:
+            waiting = step()
+        except StopIteration:
+            assert awaits < number, "the cancellation was swallowed"
+            return False
+        except asyncio.CancelledError:
+            return True
+        awaits += 1
+        if awaits != number or late:
+            yield waiting
+        step = partial(work.send, None) if awaits != number else partial(work.throw, asyncio.CancelledError())

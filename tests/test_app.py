@@ -1,0 +1,274 @@
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import fastapi
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from sse_app import Config, Hub, create_app, errors
+from sse_app.app import ANSWERS, RETRY_AFTER, problem, static_directory
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.testing import StreamingASGITransport, events
+from tests.web import code_of, web
+
+PAGE = "https://app.example"
+
+
+def every(kind: type[Exception]) -> Iterator[type[Exception]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from every(child)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("kind", [*every(errors.BadInput), *every(errors.Unavailable)])
+def test_every_error_has_a_row_of_its_own_in_the_table(kind: type[errors.SSEAppError]) -> None:
+    status, code = ANSWERS[kind]
+    assert (400 <= status < 500) == issubclass(kind, errors.BadInput)
+    assert (status == 503) == issubclass(kind, errors.Unavailable)
+    assert re.fullmatch("[a-z0-9_]+", code)
+
+
+def test_a_code_says_which_error_it_was() -> None:
+    codes = [code for error, (_, code) in ANSWERS.items() if error is not errors.UnknownHost]
+    assert len(set(codes)) == len(codes)
+
+
+def test_an_error_of_somebody_elses_has_its_parents_row() -> None:
+    class LogFull(errors.Unavailable):
+        pass
+
+    answer = problem(LogFull("The log is full."))
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == str(RETRY_AFTER)
+    assert b'"code":"unavailable"' in answer.body
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/@evil", 404, "not_found"),
+        ("GET", "/%2Fevents", 404, "not_found"),
+        ("GET", "/static", 404, "not_found"),
+        ("GET", "/static/", 404, "not_found"),
+        ("GET", "/broadcast", 405, "method_not_allowed"),
+        ("OPTIONS", "/events", 405, "method_not_allowed"),
+        ("POST", "/events", 405, "method_not_allowed"),
+        ("PUT", "/broadcast", 405, "method_not_allowed"),
+        ("DELETE", "/stats", 405, "method_not_allowed"),
+        ("POST", "/static/app.js", 405, "method_not_allowed"),
+        ("BREW", "/", 405, "method_not_allowed"),
+    ],
+)
+async def test_unknown_paths_and_methods_are_problems_too(method: str, path: str, status: int, code: str) -> None:
+    async with web() as hub_web:
+        answer = await hub_web.client.request(method, path, follow_redirects=True)
+    assert code_of(answer) == (status, code)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(("path", "allowed"), [("/events", {"GET", "HEAD"}), ("/broadcast", {"POST"})])
+async def test_a_405_names_what_is_allowed(path: str, allowed: set[str]) -> None:
+    async with web() as hub_web:
+        answer = await hub_web.client.request("PATCH", path)
+    assert set(answer.headers["allow"].split(", ")) == allowed
+
+
+async def test_a_mistake_of_ours_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(MemoryBroker):
+        async def publish(self, *args: Any, **options: Any) -> Any:
+            raise RuntimeError("internal detail")
+
+    async with web(Hub(Broken()), transport={"raise_app_exceptions": False}) as hub_web:
+        answer = await hub_web.post("x")
+    assert code_of(answer) == (500, "internal_error")
+    assert "internal detail" not in answer.text
+    failures = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "internal detail" in str([record.exc_info for record in failures])
+
+
+async def test_every_answer_says_that_its_type_is_not_to_be_guessed_or_kept() -> None:
+    async with web() as hub_web:
+        answer = await hub_web.client.get("/nothing")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+# CORS
+
+
+async def test_a_page_of_an_allowed_origin_subscribes_without_a_preflight() -> None:
+    async with web(cors_origins=(PAGE,)) as hub_web:
+        headers = {"Origin": PAGE, "Accept": "text/event-stream", "Last-Event-ID": "abc-1"}
+        async with hub_web.client.stream("GET", "/events", headers=headers) as response:
+            assert response.headers["access-control-allow-origin"] == PAGE
+            assert "access-control-allow-credentials" not in response.headers
+            assert response.headers["vary"] == "Origin"
+            assert (await anext(events(response))).type == "welcome"
+
+
+async def test_a_page_of_an_allowed_origin_publishes_after_a_preflight() -> None:
+    asked = "authorization,content-type,idempotency-key"
+    preflight = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+    async with web(cors_origins=(PAGE,)) as hub_web:
+        answer = await hub_web.client.options("/broadcast", headers=preflight)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert answer.headers["vary"].startswith("Origin")
+        assert "POST" in answer.headers["access-control-allow-methods"]
+        assert set(asked.split(",")) <= set(answer.headers["access-control-allow-headers"].lower().split(", "))
+        headers = {"Origin": PAGE, "Idempotency-Key": "k", "Content-Type": "application/json"}
+        published = await hub_web.client.post("/broadcast", content="1", headers=headers)
+        assert (published.status_code, published.headers["access-control-allow-origin"]) == (200, PAGE)
+
+
+async def test_a_page_of_an_allowed_origin_reads_the_errors_too() -> None:
+    async with web(cors_origins=(PAGE,), publish_key="k" * 16) as hub_web:
+        for path, status in (("/broadcast", 401), ("/nothing", 404), ("/events", 405)):
+            answer = await hub_web.client.post(path, content="x", headers={"Origin": PAGE})
+            assert code_of(answer)[0] == status
+            assert answer.headers["access-control-allow-origin"] == PAGE
+
+
+@pytest.mark.parametrize("path", ["/stats", "/events", "/nothing", "/"])
+async def test_with_allowed_origins_every_answer_varies_by_origin(path: str) -> None:
+    async with web(cors_origins=(PAGE,)) as hub_web:
+        for headers in ({}, {"Origin": PAGE}, {"Origin": "https://evil.example"}):
+            answer = await hub_web.client.head(path, headers=headers)
+            assert answer.headers["vary"] == "Origin"
+            assert ("access-control-allow-origin" in answer.headers) == (headers == {"Origin": PAGE})
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example.evil", "https://evilapp.example", "http://app.example", "https://app.example:1", "null"],
+)
+async def test_another_origin_gets_no_permission(origin: str) -> None:
+    async with web(cors_origins=(PAGE,)) as hub_web:
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        for method, path in (("OPTIONS", "/broadcast"), ("POST", "/broadcast"), ("GET", "/stats")):
+            answer = await hub_web.client.request(method, path, headers=headers)
+            assert code_of(answer) == (403, "bad_origin")
+            assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_with_a_star_any_page_may_ask_but_without_its_cookies() -> None:
+    async with web(cors_origins=("*",)) as hub_web:
+        answer = await hub_web.client.get("/stats", headers={"Origin": PAGE, "Cookie": "session=1"})
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+async def test_without_allowed_origins_there_is_no_cors_at_all() -> None:
+    async with web() as hub_web:
+        answer = await hub_web.client.get("/stats", headers={"Origin": "http://localhost"})
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+# In another app
+
+
+@asynccontextmanager
+async def client_of(app: Any, lifespan: bool = True) -> Any:
+    transport = StreamingASGITransport(app, lifespan=lifespan)
+    async with httpx.AsyncClient(transport=transport, base_url="http://service.example", timeout=5) as client:
+        yield client
+
+
+async def subscribe_and_publish(client: httpx.AsyncClient, hub: Hub) -> None:
+    async with client.stream("GET", "/hub/events?topic=orders/*") as response:
+        received = events(response)
+        assert (await anext(received)).type == "welcome"
+        await hub.publish({"number": 42}, topic="orders/42")
+        assert (await anext(received)).data == '{"number":42}'
+        assert (await client.post("/hub/broadcast", content="over HTTP")).status_code == 200
+        assert (await anext(received)).data == "over HTTP"
+    assert (await client.get("/hub/")).headers["content-type"].startswith("text/html")
+    assert (await client.get("/hub/static/app.js")).status_code == 200
+
+
+async def test_the_lines_of_the_docstring_make_a_fastapi_app_a_hub() -> None:
+    hub = Hub()
+    app = fastapi.FastAPI(lifespan=hub.lifespan)
+    app.mount("/hub", hub.app)
+    async with client_of(app) as client:
+        await subscribe_and_publish(client, hub)
+    assert not hub.started
+
+
+async def test_the_same_in_a_starlette_app() -> None:
+    hub = Hub()
+    app = Starlette(routes=[Mount("/hub", hub.app)], lifespan=hub.lifespan)
+    async with client_of(app) as client:
+        await subscribe_and_publish(client, hub)
+    assert not hub.started
+
+
+async def test_the_app_around_it_answers_for_its_own_hosts_unless_it_names_them() -> None:
+    for hosts, status in (((), 200), (("service.example",), 200), (("other.example",), 421)):
+        hub = Hub(allowed_hosts=hosts)
+        app = Starlette(routes=[Mount("/hub", hub.app)], lifespan=hub.lifespan)
+        async with client_of(app) as client:
+            assert (await client.get("/hub/stats")).status_code == status
+
+
+async def test_a_hub_that_was_never_started_names_the_missing_line() -> None:
+    hub = Hub()
+    app = fastapi.FastAPI()
+    app.mount("/hub", hub.app)
+    async with client_of(app) as client:
+        for method, path in (("GET", "events"), ("POST", "broadcast"), ("GET", "stats"), ("GET", "readyz")):
+            answer = await client.request(method, f"/hub/{path}", headers={"Accept": "text/event-stream"})
+            assert code_of(answer) == (503, "hub_not_started")
+            assert "FastAPI(lifespan=hub.lifespan)" in answer.json()["detail"]
+            assert answer.headers["retry-after"] == str(RETRY_AFTER)
+        assert (await client.get("/hub/healthz")).status_code == 200
+
+
+async def test_a_hub_that_was_stopped_says_so() -> None:
+    hub = Hub()
+    async with hub:
+        pass
+    async with client_of(hub.app, lifespan=False) as client:
+        assert (await client.get("/stats")).status_code == 503
+
+
+async def test_a_whole_server_starts_and_stops_its_hub_with_itself() -> None:
+    app = create_app(Config(allowed_hosts=("service.example",)))
+    hub = app.state.hub
+    assert not hub.started
+    async with client_of(app) as client:
+        assert hub.started
+        assert (await client.get("/readyz")).status_code == 200
+    assert not hub.started
+
+
+async def test_a_whole_server_answers_only_to_the_hosts_it_knows() -> None:
+    async with client_of(create_app()) as client:
+        assert code_of(await client.get("/healthz")) == (421, "bad_host")
+
+
+def test_the_settings_of_a_hub_are_those_of_the_server() -> None:
+    hub = Hub(history=5, queue=7, drain=1, max_subscribers=9)
+    assert (hub.config.history, hub.config.queue, hub.drain_window, hub.config.max_subscribers) == (5, 7, 1, 9)
+    with pytest.raises(errors.ConfigError, match=r"^queue is a whole number from 1 to "):
+        Hub(queue=0)
+
+
+@pytest.mark.parametrize("url", ["nosuch://", "http://[", "", "memory", "redis://localhost"])
+def test_a_broker_that_is_none_is_told_what_there_is(url: str) -> None:
+    with pytest.raises(errors.ConfigError, match=r"^broker is a URL"):
+        Hub(url)
+
+
+def test_the_files_of_the_console_are_found() -> None:
+    assert (static_directory() / "index.html").is_file()

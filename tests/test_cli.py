@@ -1,0 +1,225 @@
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from sse_app import __version__, cli
+from sse_app.config import Config
+
+PATIENCE = 30.0  # seconds until a process that does not end, or says nothing, fails its test
+KEY = "s3cret-0123456789"
+COMMAND = (sys.executable, "-c", "from sse_app.cli import main; main()")
+MODULE = (sys.executable, "-m", "sse_app")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
+    return kept | {"SSE_APP_NO_BOOTSTRAP": "1", "PYTHONWARNINGS": "error"} | variables
+
+
+def run(*arguments: str, command: Sequence[str] = COMMAND, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, *arguments], env=environment(**variables), capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def in_process(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@contextmanager
+def serving(
+    *arguments: str, command: Sequence[str] = COMMAND, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A running server, and what it said when it was ready: up to its line about the log."""
+    process = subprocess.Popen(
+        [*command, *arguments], env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line.rstrip("\n"))
+                if "log is in memory" in line:
+                    break
+            yield process, lines
+        finally:
+            process.kill()
+
+
+def url_in(lines: list[str]) -> str:
+    match = re.search(r"http://\S+/", lines[0])
+    assert match, lines
+    return match[0]
+
+
+# Help and version
+
+
+def test_the_help_names_every_setting_with_its_flag_variable_and_range(capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process("serve", "--help") == 0
+    text = unwrapped(capsys.readouterr().out)
+    for name, setting in Config.settings().items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"[SSE_APP_{name.upper()}]" in text
+        assert unwrapped(setting.help) in text
+        assert unwrapped(setting.range[1:]) in text
+
+
+def unwrapped(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_help_names_the_commands(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert in_process(flag) == 0
+    assert " serve " in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process("--version") == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_a_help_text_needs_no_server() -> None:
+    check = "import sys; sys.argv[1:] = ['serve', '--help']\nfrom sse_app.cli import main\n"
+    check += "try: main()\nexcept SystemExit: sys.exit(len({'uvicorn', 'starlette'} & set(sys.modules)))"
+    assert run(command=(sys.executable, "-c", check)).returncode == 0
+
+
+# What stops the start
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "names"),
+    [
+        (["--port", "x"], {}, "port is a whole number from 0 to 65,535"),
+        (["serve", "--body-max", "9" * 400], {}, "body_max is a size"),
+        ([], {"SSE_APP_PORT": "80.5"}, "port is a whole number"),
+        ([], {"SSE_APP_PROT": "80"}, "SSE_APP_PROT is not a setting"),
+        (["--workers", "2"], {}, "workers is 1 with broker memory://"),
+        (["--host", "0.0.0.0", "--port", "0"], {}, "host beyond loopback needs a publish_key"),
+        (["--broker", "nosuch://"], {}, "broker is a URL"),
+        (["--broker", "http://["], {}, "broker is a URL"),
+        (["--publish-key", "s3cret"], {}, "publish_key is 16 to 256"),
+        (["--port", "0", "--host", "a" * 70], {"SSE_APP_PUBLISH_KEY": KEY}, "host, port: cannot listen on"),
+        (["--port", "0", "--host", ".."], {"SSE_APP_PUBLISH_KEY": KEY}, "host, port: cannot listen on"),
+        (["--port", "0", "--host", "host.invalid"], {"SSE_APP_PUBLISH_KEY": KEY}, "host, port: cannot listen on"),
+    ],
+)
+def test_a_bad_value_ends_the_start_with_one_line_and_status_2(
+    arguments: list[str], variables: dict[str, str], names: str
+) -> None:
+    done = run(*arguments, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"sse-app: {names}")
+    assert done.stderr.count("\n") == 1
+    assert "s3cret" not in done.stderr
+
+
+def test_an_unknown_flag_ends_the_start_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process("--prot", "8000") == 2
+    assert "--port" in capsys.readouterr().err
+
+
+def test_a_port_in_use_ends_the_start_with_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("--port", str(port))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"sse-app: host, port: cannot listen on 127.0.0.1 port {port}: ")
+    assert done.stderr.count("\n") == 1
+
+
+# A running server
+
+
+@pytest.mark.parametrize("command", [COMMAND, MODULE], ids=["sse-app", "python -m sse_app"])
+def test_a_started_server_tells_its_links_and_the_two_curl_commands_and_they_work(command: Sequence[str]) -> None:
+    with serving("--port", "0", command=command) as (process, lines):
+        url = url_in(lines)
+        commands = {line.split(None, 1)[0]: line.split(None, 1)[1] for line in lines[1:4]}
+        assert commands["the"].split() == ["console", url]
+        assert shlex.split(commands["subscribe"]) == ["curl", "-N", f"{url}events"]
+        assert shlex.split(commands["broadcast"]) == ["curl", "-d", "hello", f"{url}broadcast"]
+        with httpx.stream("GET", f"{url}events", timeout=5) as stream:
+            received = stream.iter_raw()
+            assert b"event: welcome" in next(received)
+            form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d sends
+            assert httpx.post(f"{url}broadcast", content="hello", headers=form).status_code == 200
+            assert next(received).endswith(b"data: hello\n\n")
+        assert httpx.get(url).status_code == 200
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_sigterm_ends_the_streams_with_bye_and_then_the_process() -> None:
+    with serving("--port", "0", "--drain", "500ms") as (process, lines):
+        with httpx.stream("GET", f"{url_in(lines)}events", timeout=5) as stream:
+            received = stream.iter_raw()
+            next(received)
+            process.terminate()
+            rest = b"".join(received)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert b"event: bye\n" in rest
+    assert (process.returncode, err) == (-signal.SIGTERM, "")
+
+
+def test_a_publish_key_is_needed_and_nowhere_said() -> None:
+    with serving("--port", "0", "--access-log", SSE_APP_PUBLISH_KEY=KEY) as (process, lines):
+        url = url_in(lines)
+        assert any('-H "Authorization: Bearer $SSE_APP_PUBLISH_KEY"' in line for line in lines)
+        for given, status in ((KEY, 200), (KEY + "x", 401)):
+            answer = httpx.post(f"{url}broadcast", content="x", headers={"Authorization": f"Bearer {given}"})
+            assert (answer.status_code, KEY in answer.text) == (status, False)
+        said = httpx.get(f"{url}metrics").text + httpx.get(f"{url}stats").text
+        process.terminate()
+        out, err = process.communicate(timeout=PATIENCE)
+    assert "POST /broadcast" in out + err
+    assert KEY not in "".join(lines) + out + err + said
+
+
+def test_the_settings_of_the_variables_are_in_force() -> None:
+    variables = {
+        "PORT": "0",
+        "BODY_MAX": "3",
+        "ALLOWED_HOSTS": "hub.example",
+        "HEAD_MAX": "1KiB",
+        "MAX_SUBSCRIBERS": "1",
+    }
+    with serving(**{f"SSE_APP_{name}": value for name, value in variables.items()}) as (_, lines):
+        url = url_in(lines)
+        assert httpx.post(f"{url}broadcast", content="four").status_code == 413
+        assert httpx.get(f"{url}healthz", headers={"Host": "hub.example"}).status_code == 200
+        assert httpx.get(f"{url}healthz", headers={"Host": "other.example"}).status_code == 421
+        assert httpx.get(f"{url}healthz", headers={"X": "x" * 1024}).status_code == 431
+        with httpx.stream("GET", f"{url}events"):
+            assert httpx.get(f"{url}events").status_code == 503
+
+
+def test_a_head_that_does_not_come_is_waited_for_as_long_as_the_setting_says() -> None:
+    with serving("--port", "0", "--head-deadline", "100ms") as (_, lines):
+        url = httpx.URL(url_in(lines))
+        with socket.create_connection((url.host, url.port), timeout=5) as connection:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_public_server_warns_that_anyone_may_publish() -> None:
+    with serving("--host", "0.0.0.0", "--port", "0", "--allow-open-publish") as (process, lines):
+        assert "http://127.0.0.1:" in lines[1]
+        process.terminate()
+        _, err = process.communicate(timeout=PATIENCE)
+    assert "Anyone who reaches this address may publish" in err

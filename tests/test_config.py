@@ -1,0 +1,220 @@
+import math
+import resource
+from typing import Any
+
+import pytest
+
+from sse_app.config import ENV_PREFIX, Config, is_loopback
+from sse_app.errors import ConfigError
+
+KEY = "s3cret-0123456789"
+
+# Every setting: its default (DESIGN §8), and a text with the value that it stands for.
+SETTINGS: dict[str, tuple[Any, str, Any]] = {
+    "host": ("127.0.0.1", "::1", "::1"),
+    "port": (8000, "0", 0),
+    "broker": ("memory://", "memory://x", "memory://x"),
+    "workers": (1, "1", 1),
+    "allowed_hosts": ((), "a.example, *.b.example", ("a.example", "*.b.example")),
+    "cors_origins": ((), "https://a.example,http://localhost:3000", ("https://a.example", "http://localhost:3000")),
+    "publish_key": (None, KEY, KEY),
+    "allow_open_publish": (False, "yes", True),
+    "heartbeat": (15.0, "500ms", 0.5),
+    "history": (10_000, "7", 7),
+    "history_age": (86_400.0, "2d", 172_800.0),
+    "history_bytes": (64 * 1024**2, "1GiB", 1024**3),
+    "queue": (1000, "5", 5),
+    "queue_bytes": (1024**2, "2MiB", 2 * 1024**2),
+    "so_sndbuf": (65_536, "32KiB", 32_768),
+    "tcp_user_timeout": (20.0, "1m", 60.0),
+    "body_max": (262_144, "1024", 1024),
+    "head_max": (16_384, "8KiB", 8192),
+    "head_deadline": (10.0, "2.5", 2.5),
+    "drain": (10.0, "0", 0.0),
+    "max_subscribers": (None, "3", 3),
+    "idempotency_window": (300.0, "1h", 3600.0),
+    "access_log": (False, "on", True),
+}
+NUMBERS = [name for name, setting in Config.settings().items() if setting.low != -math.inf]
+NAMES = pytest.mark.parametrize("name", SETTINGS)
+
+
+def variable(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+def refusal(flags: dict[str, Any], environment: dict[str, str] | None = None) -> str:
+    """The one line that a wrong value is answered with."""
+    with pytest.raises(ConfigError) as caught:
+        Config.load(flags, environment or {})
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 200
+    assert text.endswith(".")
+    return text
+
+
+def test_every_setting_is_in_this_table() -> None:
+    assert SETTINGS.keys() == Config.settings().keys()
+
+
+@NAMES
+def test_without_a_word_a_setting_has_its_default(name: str) -> None:
+    default, _, _ = SETTINGS[name]
+    if default is None and name == "max_subscribers":
+        default = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 64)
+    assert getattr(Config.load({}, {}), name) == getattr(Config(), name) == default
+
+
+@NAMES
+def test_a_setting_has_one_name_as_keyword_flag_and_variable(name: str) -> None:
+    _, text, value = SETTINGS[name]
+    assert getattr(Config(**{name: value}), name) == value
+    assert getattr(Config.load({name: text}, {}), name) == value
+    assert getattr(Config.load({}, {variable(name): text}), name) == value
+
+
+@NAMES
+def test_a_flag_wins_over_its_variable(name: str) -> None:
+    _, text, value = SETTINGS[name]
+    assert getattr(Config.load({name: text}, {variable(name): "?"}), name) == value
+
+
+def test_a_flag_that_was_not_given_leaves_the_word_to_the_variable() -> None:
+    config = Config.load({"port": None, "cors_origins": ()}, {"SSE_APP_PORT": "1", "SSE_APP_CORS_ORIGINS": "*"})
+    assert (config.port, config.cors_origins) == (1, ("*",))
+
+
+def test_a_flag_may_be_repeated_where_a_list_is_meant() -> None:
+    config = Config.load({"allowed_hosts": ("a.example", "b.example,c.example")}, {})
+    assert config.allowed_hosts == ("a.example", "b.example", "c.example")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_may_be_its_bounds_and_nothing_beyond(name: str) -> None:
+    setting = Config.settings()[name]
+    broker = "other://"  # a log that several workers can share
+    for bound in (setting.low, setting.high):
+        right: dict[str, Any] = {name: int(bound) if bound == int(bound) else bound}
+        assert getattr(Config(broker=broker, **right), name) == bound
+    for beyond in (setting.low - 1, setting.high + 1, math.nan, math.inf, -math.inf):
+        wrong: dict[str, Any] = {name: beyond}
+        with pytest.raises(ConfigError, match=rf"^{name} is .* from .* to [\d,.]+\.$"):
+            Config(broker=broker, **wrong)
+
+
+@pytest.mark.parametrize("value", [True, "8000", 80.5, None, (), b"80"])
+def test_a_keyword_of_another_type_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^port is a whole number from 0 to 65,535\.$"):
+        Config(port=value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"allow_open_publish": 1}, {"access_log": "yes"}, {"host": 127}, {"host": ""}, {"cors_origins": "https://a.example"},
+     {"allowed_hosts": (1,)}, {"heartbeat": True}, {"body_max": 0.5}, {"history_bytes": 2048.5}, {"publish_key": 1}],
+    ids=repr,
+)  # fmt: skip
+def test_a_keyword_is_not_guessed_at(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=rf"^{name} "):
+        Config(**wrong)
+
+
+BAD = [
+    ("port", "eighty"), ("port", "-1"), ("port", "65536"), ("port", "80.5"), ("port", "0x50"), ("port", ""),
+    ("port", "9" * 5000), ("workers", "0"), ("workers", "2"), ("workers", "auto"),
+    ("history", "0"), ("history", "-5"), ("history", "1e4"), ("queue", "none"), ("queue", "1000001"),
+    ("heartbeat", "0"), ("heartbeat", "nan"), ("heartbeat", "inf"), ("heartbeat", "-15s"), ("heartbeat", "15 parsecs"),
+    ("heartbeat", "15S"), ("heartbeat", "2h"), ("history_age", "1y"), ("tcp_user_timeout", "999ms"), ("drain", "61m"),
+    ("head_deadline", "0"), ("idempotency_window", "8d"), ("body_max", "64KB"), ("body_max", "0"), ("body_max", "1TiB"),
+    ("body_max", "9" * 400), ("body_max", "9" * 400 + "GiB"), ("head_max", "1023"), ("so_sndbuf", "1"),
+    ("queue_bytes", "1.5.5MiB"), ("max_subscribers", "0"), ("allow_open_publish", "maybe"), ("access_log", ""),
+    ("cors_origins", "example.com"), ("cors_origins", "https://example.com/path"), ("cors_origins", "null"),
+    ("cors_origins", "https://user@example.com"), ("cors_origins", "https://["), ("cors_origins", "https://a.example/"),
+    ("allowed_hosts", "https://example.com"), ("allowed_hosts", "example.com:8000"), ("allowed_hosts", "a b"),
+    ("allowed_hosts", "*.*"), ("host", ""), ("host", "0.0.0.0"), ("host", "example.com"), ("host", "::"),
+    ("publish_key", ""), ("publish_key", "short"), ("publish_key", "x" * 257), ("publish_key", "ключ" * 8),
+    ("publish_key", "a key\nwith a line break"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), BAD, ids=[f"{name}={text[:20]!a}" for name, text in BAD])
+def test_a_bad_value_is_answered_with_one_line_that_names_its_setting(name: str, text: str) -> None:
+    by_flag, by_variable = refusal({name: text}), refusal({}, {variable(name): text})
+    assert by_flag == by_variable
+    assert by_flag.startswith(name)
+
+
+def test_there_are_at_least_40_bad_values_and_all_kinds_of_settings_among_them() -> None:
+    assert len(BAD) >= 40
+    assert {name for name, _ in BAD} >= set(NUMBERS) - {"history_bytes"}
+
+
+@pytest.mark.parametrize("name", ["SSE_APP_PROT", "SSE_APP_", "SSE_APP_port", "SSE_APP_ACCESSLOG"])
+def test_a_variable_that_is_no_setting_is_refused_by_its_name(name: str) -> None:
+    assert refusal({}, {name: "8000"}).startswith(f"{name} is not a setting; ")
+
+
+def test_other_variables_are_nobodys_business() -> None:
+    environment = {"PORT": "1", "SSE_APPLE": "1", "SSE_APP_URL": "http://h/", "SSE_APP_NO_BOOTSTRAP": "1"}
+    assert Config.load({}, environment) == Config()
+
+
+# What goes together
+
+
+def test_several_workers_need_a_log_that_they_can_share() -> None:
+    assert "memory://" in refusal({"workers": "2"})
+    assert Config(workers=2, broker="other://").workers == 2
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "192.0.2.1", "example.com", "127.0.0.1.nip.example", "localhost.evil"]
+)
+def test_beyond_loopback_publishing_takes_a_key_or_the_word_of_the_operator(host: str) -> None:
+    text = refusal({"host": host})
+    assert "publish_key" in text
+    assert "allow_open_publish" in text
+    assert Config(host=host, publish_key=KEY).host == host
+    assert Config(host=host, allow_open_publish=True).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_on_loopback_it_takes_none(host: str) -> None:
+    assert is_loopback(host)
+    assert Config(host=host).publish_key is None
+
+
+def test_the_hosts_answered_to_are_loopback_the_own_address_and_those_allowed() -> None:
+    loopback = ("localhost", "127.0.0.1", "[::1]")
+    assert Config().hosts == loopback
+    assert Config(host="::1").hosts == loopback
+    assert Config(host="192.0.2.1", publish_key=KEY).hosts == (*loopback, "192.0.2.1")
+    assert Config(host="2001:db8::1", publish_key=KEY).hosts == (*loopback, "[2001:db8::1]")
+    assert Config(allowed_hosts=("a.example", "localhost")).hosts == (*loopback, "a.example")
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("key", ["s3cret", "s3cret" * 50, "s3cret-ключ-0123456789", "s3cret\n0123456789abc"])
+def test_a_secret_stands_in_no_refusal(key: str) -> None:
+    assert "s3cret" not in refusal({"publish_key": key})
+    assert "s3cret" not in refusal({}, {"SSE_APP_PUBLISH_KEY": key})
+
+
+@pytest.mark.parametrize(("name", "text"), BAD[:30:3])
+def test_a_secret_stands_in_no_refusal_of_another_setting(name: str, text: str) -> None:
+    assert KEY not in refusal({name: text, "publish_key": KEY})
+
+
+def test_a_secret_stands_in_no_picture_of_the_settings() -> None:
+    config = Config(publish_key=KEY)
+    assert KEY not in f"{config} {config!r}"
+    assert [name for name, setting in Config.settings().items() if setting.secret] == ["publish_key"]
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(AttributeError):
+        Config().port = 1  # type: ignore[misc]

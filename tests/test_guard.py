@@ -1,0 +1,187 @@
+import pytest
+from starlette.responses import PlainTextResponse
+
+from sse_app.app import problem
+from sse_app.guard import Guard
+from sse_app.pytest_plugin import HubServer
+from tests.web import LiveHub, call, code_of, live_hub, web
+
+HOSTS = ("localhost", "127.0.0.1", "[::1]", "hub.example", "*.wild.example")
+ALLOWED = ("https://app.example", "http://localhost:3000")
+
+
+async def ask(
+    headers: list[tuple[str, str]], origins: tuple[str, ...] = (), hosts: tuple[str, ...] | None = HOSTS
+) -> int:
+    """The status of a request with these headers; those of servers are in UTF-8 here."""
+    guard = Guard(PlainTextResponse("let in"), hosts=hosts, origins=origins, refuse=problem)
+    answer = await call(guard, headers=[(name.lower().encode(), value.encode()) for name, value in headers])
+    if answer.status_code == 200:
+        assert answer.content == b"let in"
+        return 200
+    status, code = code_of(answer)
+    assert code == ("bad_origin" if status == 403 else "bad_host")
+    return status
+
+
+# Host
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST", "localhost:8000", "127.0.0.1:1", "[::1]", "[::1]:8000", "hub.example", "Hub.Example:443",
+     "a.wild.example", "a.b.wild.example"],
+)  # fmt: skip
+async def test_a_host_of_ours_is_answered(host: str) -> None:
+    assert await ask([("Host", host)]) == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "localhost.evil.example", "evillocalhost", "wild.example", "evilwild.example", "127.0.0.2",
+     "0.0.0.0", "[::2]", "rebind.127.0.0.1.nip.example", "localhost.", "."],
+)  # fmt: skip
+async def test_another_host_is_misdirected(host: str) -> None:
+    assert await ask([("Host", host)]) == 421
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", " ", "a/b?c", "localhost/", "localhost#", "user@localhost", "localhost:", "localhost:port", "localhost:123456",
+     "localhost:80:80", "::1", "[::1", "[localhost]", "localhost, localhost", "localhost\\", "lo calhost", "löcalhost"],
+)  # fmt: skip
+async def test_a_malformed_host_is_a_400(host: str) -> None:
+    assert await ask([("Host", host)]) == 400
+
+
+async def test_a_missing_host_is_a_400() -> None:
+    assert await ask([]) == 400
+
+
+async def test_two_hosts_are_a_400_even_when_they_agree() -> None:
+    assert await ask([("Host", "localhost"), ("Host", "localhost")]) == 400
+
+
+@pytest.mark.parametrize("hosts", [None, ("*",)])
+async def test_any_host_is_answered_where_the_app_around_it_checks_but_it_must_be_one(
+    hosts: tuple[str, ...] | None,
+) -> None:
+    assert await ask([("Host", "any.example")], hosts=hosts) == 200
+    assert await ask([("Host", "a/b?c")], hosts=hosts) == 400
+
+
+# Origin
+
+OWN = ("Host", "localhost:8000")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "http://localhost.evil.example", "http://evil-localhost:8000", "http://localhost:8001",
+     "http://localhost", "https://localhost", "null", "", "localhost:8000", "file://", "http://", "http://[",
+     "http://localhost:8000@evil.example", "http://localhost:8000.evil.example", "http://lоcalhost:8000",
+     "ftp://localhost:8000", "http://user@localhost:8000"],
+)  # fmt: skip
+async def test_a_page_of_another_origin_is_refused(origin: str) -> None:
+    assert await ask([OWN, ("Origin", origin)]) == 403
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:8000", "HTTP://LOCALHOST:8000", "https://localhost:8000"])
+async def test_the_own_page_is_let_in(origin: str) -> None:
+    assert await ask([OWN, ("Origin", origin)]) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"), [("hub.example", "https://hub.example"), ("hub.example:443", "https://hub.example"),
+                         ("hub.example:80", "http://hub.example"), ("[::1]:8000", "http://[::1]:8000")]
+)  # fmt: skip
+async def test_the_default_port_may_be_named_or_not(host: str, origin: str) -> None:
+    assert await ask([("Host", host), ("Origin", origin)]) == 200
+
+
+async def test_who_has_no_origin_is_no_page_and_let_in() -> None:
+    assert await ask([OWN]) == 200
+
+
+@pytest.mark.parametrize(
+    ("site", "status"), [("same-origin", 200), ("same-site", 403), ("cross-site", 403), ("none", 403), ("", 403)]
+)
+async def test_what_the_browser_says_of_the_site_counts_more_than_the_names(site: str, status: int) -> None:
+    """Behind a proxy the Host is another; and same-site is a page that somebody else may have made."""
+    assert await ask([OWN, ("Origin", "https://public.example"), ("Sec-Fetch-Site", site)]) == status
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [("cross-site", "no-cors", 403), ("cross-site", "cors", 403), ("cross-site", "navigate", 200),
+     ("none", "navigate", 200), ("same-origin", "no-cors", 200), ("same-site", "no-cors", 200)],
+)  # fmt: skip
+async def test_a_cross_site_request_without_an_origin_is_let_in_only_as_a_link(
+    site: str, mode: str, status: int
+) -> None:
+    assert await ask([OWN, ("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", mode)]) == status
+
+
+@pytest.mark.parametrize("origin", ALLOWED)
+async def test_an_allowed_origin_is_let_in(origin: str) -> None:
+    assert await ask([OWN, ("Origin", origin), ("Sec-Fetch-Site", "cross-site")], ALLOWED) == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example.evil", "https://evilapp.example", "https://app.example:8443", "http://app.example",
+     "https://sub.app.example", "https://аpp.example", "null", "https://app.example/", "http://localhost:3001"],
+)  # fmt: skip
+async def test_an_origin_that_looks_like_an_allowed_one_is_refused(origin: str) -> None:
+    assert await ask([OWN, ("Origin", origin)], ALLOWED) == 403
+
+
+@pytest.mark.parametrize("origin", ["https://any.example", "null"])
+async def test_with_a_star_any_origin_is_let_in(origin: str) -> None:
+    assert await ask([OWN, ("Origin", origin), ("Sec-Fetch-Site", "cross-site")], ("*",)) == 200
+
+
+# Over the whole hub
+
+
+@pytest.mark.parametrize(
+    "type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "application/json"]
+)
+@pytest.mark.parametrize(
+    "page", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+)
+@pytest.mark.parametrize("cookie", [{}, {"Cookie": "session=1"}])
+async def test_a_foreign_page_publishes_nothing(page: dict[str, str], type: str, cookie: dict[str, str]) -> None:
+    async with web() as hub_web:
+        headers = {"Content-Type": type, **page, **cookie}
+        answer = await hub_web.client.post("/broadcast", content="1", headers=headers)
+        assert code_of(answer) == (403, "bad_origin")
+        assert answer.headers["vary"] == "Origin"
+        assert hub_web.hub.totals.published == 0
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/events", "/stats", "/metrics", "/healthz", "/readyz", "/openapi.json", "/none"]
+)
+async def test_a_foreign_page_reads_nothing(path: str) -> None:
+    async with web() as hub_web:
+        for method in ("GET", "HEAD", "OPTIONS"):
+            answer = await hub_web.client.request(method, path, headers={"Origin": "https://evil.example"})
+            assert answer.status_code == 403
+            assert "access-control-allow-origin" not in answer.headers
+        assert hub_web.hub.totals.connected == 0
+
+
+@pytest.mark.parametrize("path", ["/events", "/broadcast", "/metrics", "/none"])
+def test_a_rebinding_name_reaches_nothing(sse_server: HubServer, path: str) -> None:
+    method = b"POST" if path == "/broadcast" else b"GET"
+    server = LiveHub(sse_server.url, int(sse_server.url.rpartition(":")[2]), sse_server.hub)
+    request = b"%s %s HTTP/1.1\r\nHost: rebind.evil.example\r\nConnection: close\r\n\r\n" % (method, path.encode())
+    assert code_of(server.answer(request)) == (421, "bad_host")
+
+
+@pytest.mark.parametrize("forwarded", ["X-Forwarded-Host", "X-Forwarded-For", "X-Forwarded-Proto", "Forwarded"])
+def test_what_a_client_says_of_a_proxy_is_not_believed(forwarded: str) -> None:
+    with live_hub(drain=0) as server:
+        head = f"GET /stats HTTP/1.1\r\nHost: evil.example\r\n{forwarded}: localhost\r\nConnection: close\r\n\r\n"
+        assert code_of(server.answer(head.encode())) == (421, "bad_host")

@@ -1,0 +1,160 @@
+"""The floors of the house (DESIGN §2), held against the imports: a file imports only what lies below it."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import sse_app
+
+PACKAGE = Path(sse_app.__file__).parent
+
+# From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
+FLOORS = (
+    ("errors",),
+    ("events", "topics"),
+    ("publication",),
+    ("config", "metrics", "notices", "brokers"),
+    ("brokers.memory",),
+    ("subscriber",),
+    ("hub",),
+    ("guard", "stream", "direct"),
+    ("endpoints",),
+    ("app", "direct"),
+    ("server",),
+    ("cli",),
+    ("testing",),
+    ("pytest_plugin",),
+)
+ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
+APART = {"bench": {"errors", "events"}, "bootstrap": set[str]()}  # of no floor: all that they may see of the house
+ALONE = {"bench": {"httpx"}, "bootstrap": set[str]()}  # and of other packages
+STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
+KNOWS = {
+    "starlette": {"stream", "direct", "endpoints", "guard", "app", "server", "testing", "pytest_plugin"},
+    "sse_starlette": {"stream", "server"},  # the server for AppStatus alone
+    "uvicorn": {"direct", "server", "cli", "testing"},
+    "pytest": {"pytest_plugin"},
+    "click": {"cli"},
+    "prometheus_client": {"metrics", "endpoints"},  # the endpoints for the media type alone
+}
+HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imported(source: str) -> Iterator[str]:
+    """The dotted names that a source imports, anywhere in it: ``from a import b`` is ``a.b``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports hide where they lead"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(source: str) -> set[str]:
+    """The modules of the house that a source imports; a public name is the module that it comes from."""
+    found = set()
+    for name in imported(source):
+        root, _, rest = name.partition(".")
+        if root == "sse_app" and rest:
+            first = rest.partition(".")[0]
+            found.add(_home(f"{sse_app._HOMES[first]}.{first}" if first in sse_app._HOMES else rest))
+    return found
+
+
+def _home(name: str) -> str:
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def theirs(source: str) -> set[str]:
+    """The packages of others that a source imports."""
+    return {name.partition(".")[0] for name in imported(source)} - {"sse_app", *sys.stdlib_module_names}
+
+
+def source(name: str) -> str:
+    return MODULES[name].read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "house", "others"),
+    [
+        ("from sse_app.hub import Hub", {"hub"}, set()),
+        ("import sse_app.hub as other", {"hub"}, set()),
+        ("from sse_app import hub, errors", {"hub", "errors"}, set()),
+        ("from sse_app import Hub", {"app"}, set()),
+        ("from sse_app import __version__", {""}, set()),
+        ("from sse_app.brokers import memory, Broker", {"brokers.memory", "brokers"}, set()),
+        ("def f():\n    from sse_app.app import x", {"app"}, set()),
+        ("if TYPE_CHECKING:\n    import uvicorn.config", set(), {"uvicorn"}),
+        ("import os, json.decoder\nfrom starlette.types import Scope", set(), {"starlette"}),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(text: str, house: set[str], others: set[str]) -> None:
+    assert (ours(text), theirs(text)) == (house, others)
+
+
+def test_every_module_has_its_place() -> None:
+    assert MODULES.keys() == {*HEIGHT, *APART, *ROOTS}
+
+
+@pytest.mark.parametrize("name", HEIGHT)
+def test_a_module_imports_only_lower_floors(name: str) -> None:
+    seen = ours(source(name)) - {"", *(APART if name == "cli" else ())}  # the command line starts what stands apart
+    too_high = {other for other in seen if HEIGHT.get(other, sys.maxsize) >= HEIGHT[name]}
+    assert not too_high, f"{name} imports {too_high}"
+
+
+@pytest.mark.parametrize("name", APART)
+def test_who_stands_apart_sees_next_to_nothing(name: str) -> None:
+    assert ours(source(name)) - {""} <= APART[name]
+    assert theirs(source(name)) <= ALONE[name]
+
+
+@pytest.mark.parametrize("name", sorted(STDLIB_ONLY))
+def test_the_ground_needs_only_the_standard_library(name: str) -> None:
+    assert theirs(source(name)) == set()
+
+
+@pytest.mark.parametrize("package", KNOWS)
+def test_a_package_of_others_is_known_to_few(package: str) -> None:
+    assert {name for name in MODULES if package in theirs(source(name))} <= KNOWS[package]
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_importing_the_package_imports_nothing_that_may_be_missing(name: str) -> None:
+    """``python3 -m sse_app`` starts where nothing is installed; the names for type checkers are never imported."""
+    first = [node for node in ast.parse(source(name)).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    text = "\n".join(map(ast.unparse, first))
+    assert ours(text) <= {"bootstrap"}
+    assert theirs(text) == set()
+
+
+def test_every_public_name_is_where_it_is_looked_up() -> None:
+    assert sorted(sse_app._HOMES) == sorted(sse_app.__all__)
+    for name in sse_app.__all__:
+        assert getattr(sse_app, name).__name__ == name
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    below = {name: ours(source(name)) for name in MODULES if name not in ROOTS}
+    assert "hub" in below["stream"]
+    TopologicalSorter(below).prepare()  # raises CycleError
+
+
+def test_only_an_address_is_imported_by_a_name_made_at_run_time() -> None:
+    """``import_module`` would be a hole in these walls: two may, the public names and the broker that a URL names."""
+    assert {name for name in MODULES if "import_module" in source(name)} == {"", "brokers"}
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    drawers = {"utils", "util", "helpers", "helper", "base", "common", "misc", "manager", "service", "factory"}
+    assert not {name for name in MODULES if drawers & set(name.split("."))}

@@ -1,0 +1,443 @@
+"""Exactly once, or told (C1): a hub under random publishers, cuts, restarts and clocks, against a model made of lists.
+
+Clients know only what browsers know: the events that their decoder dispatched, and its last event ID. Whatever
+happens, ids rise, nothing comes twice, and each publication that was for a client and did not come lies in the range of
+a ``gap`` that it was told. ``--hypothesis-profile=thorough`` runs 2,000 times 50 steps.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any, TypeVar
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from sse_app.brokers import Page
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.events import RESERVED_TYPES, Event, EventDecoder
+from sse_app.hub import Hub
+from sse_app.notices import HEARTBEAT
+from sse_app.publication import Position, Publication
+from sse_app.subscriber import Batch, Subscriber
+from sse_app.topics import TopicFilter
+from tests.virtual_time import VirtualTimeLoop
+
+T = TypeVar("T")
+
+NAMES = ("ann", "bob", "cid")
+TOPICS = ("a", "a/x", "a/y", "b")
+PATTERNS = (*TOPICS, "a/*", "a/**", "*", "**")
+MOMENT = 0.001  # virtual seconds: passes only when nobody has anything left to do
+
+names = st.sampled_from(NAMES)
+some_names = st.frozensets(names, max_size=2)
+topics = st.lists(st.sampled_from(TOPICS), max_size=2, unique=True).map(tuple)
+filters = st.lists(st.sampled_from(PATTERNS), max_size=2, unique=True).map(TopicFilter.parse)
+
+
+@dataclass
+class Clock:
+    now: float
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class DistantBroker(MemoryBroker):
+    """A memory log that answers as late as one on another machine: others run before and after it does its work."""
+
+    def __init__(self, delays: list[int], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._delays = cycle(delays)
+
+    async def _travel(self) -> None:
+        for _ in range(next(self._delays)):
+            await asyncio.sleep(0)
+
+    async def publish(self, *args: Any, **named: Any) -> Position:
+        await self._travel()
+        position = await super().publish(*args, **named)
+        await self._travel()
+        return position
+
+    async def top(self) -> Position:
+        await self._travel()
+        top = await super().top()
+        await self._travel()
+        return top
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        await self._travel()
+        page = await super().replay(after, until, filter)
+        await self._travel()
+        return page
+
+
+class Socket:
+    """A connection that takes so many writes before it is full, and holds what the client has not read yet."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.sent, self.ended = room, b"", False
+
+    def write(self, batch: Batch) -> bool:
+        assert not self.ended
+        assert self.room > 0, "written to a full socket"
+        self.sent += batch.data
+        self.room -= 1
+        return self.room > 0
+
+    def end(self) -> None:
+        assert not self.ended
+        self.ended = True
+
+
+@dataclass
+class Connection:
+    """One stream, read with ``read`` or written to a socket."""
+
+    subscription: AbstractAsyncContextManager[Subscriber]
+    subscriber: Subscriber
+    socket: Socket | None
+    decoder: EventDecoder = field(default_factory=EventDecoder)
+    welcomed: bool = False
+    over: bool = False
+
+
+@dataclass(eq=False)
+class Client:
+    """A browser tab: what it asks for, what it may remember, and what it must have got by then."""
+
+    name: str
+    filter: TopicFilter
+    cursor: Position | None = None  # its last event ID; everything up to it was told to it
+    connection: Connection | None = None
+    seen: set[Position] = field(default_factory=set)
+
+    def wants(self, publication: Publication) -> bool:
+        return publication.reaches(self.filter, self.name)
+
+
+class Driver:
+    """The hub under test, on a loop that stands still between two steps."""
+
+    def __init__(self) -> None:
+        self.loop = VirtualTimeLoop()
+        self.clock, self.wall = Clock(0.0), Clock(1_700_000_000.0)
+        self.log: dict[str, list[Publication]] = {}  # the model: every publication of every epoch
+        self.epochs: list[str] = []
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        async def until_quiet() -> T:
+            result = await work
+            await asyncio.sleep(MOMENT)
+            return result
+
+        return self.loop.run_until_complete(until_quiet())
+
+    def start(self, delays: list[int], history: int, queue: tuple[int, int], heartbeat: float) -> None:
+        self._settings = (delays, history, queue, heartbeat)
+        self.broker = DistantBroker(delays, history=history, history_age=100, clock=self.clock, wall=self.wall)
+        self.hub = Hub(self.broker, queue_size=queue[0], queue_bytes=queue[1], heartbeat=heartbeat)
+        self._stop = asyncio.Event()
+        self._host = self.loop.create_task(self._keep(self.hub, self._stop))
+        self.epochs.append(self.run(self.broker.top()).epoch)
+        self.log[self.epochs[-1]] = []
+        self._record = self.broker.tail()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.run(self._ended())
+
+    def restart(self) -> None:
+        self.stop()
+        self.start(*self._settings)
+
+    def close(self) -> None:
+        """Leave nothing behind, however far a run came."""
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(MOMENT))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+    async def _keep(self, hub: Hub, stop: asyncio.Event) -> None:
+        async with hub:
+            await stop.wait()
+
+    async def _ended(self) -> None:
+        await self._host
+
+    def record(self) -> None:
+        """Take over into the model what was published."""
+        if self.run(self.broker.top()).offset > len(self.published):
+            self.published.extend(self.run(anext_of(self._record)))
+
+    @property
+    def published(self) -> list[Publication]:
+        return self.log[self.epochs[-1]]
+
+    def between(self, after: Position, until: Position) -> list[Publication]:
+        return [item for item in self.log[after.epoch] if after.offset < item.position.offset <= until.offset]
+
+
+async def anext_of(tail: AsyncIterator[Any]) -> Any:
+    return await anext(tail)
+
+
+class ExactlyOnceOrTold(RuleBasedStateMachine):
+    clients = Bundle("clients")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver()
+        self.everyone: list[Client] = []
+        self.number = 0
+
+    @initialize(
+        delays=st.lists(st.integers(0, 3), min_size=1, max_size=7),
+        history=st.integers(1, 12),
+        queue=st.tuples(st.integers(1, 4), st.sampled_from([60, 300, 10_000])),
+        heartbeat=st.sampled_from([15.0, 0.01]),
+    )
+    def start(self, delays: list[int], history: int, queue: tuple[int, int], heartbeat: float) -> None:
+        self.driver.start(delays, history, queue, heartbeat)
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None and self.driver.epochs:
+                self._come_to_an_end()
+        finally:
+            self.driver.close()
+
+    def _come_to_an_end(self) -> None:
+        for client in self.everyone:
+            self.catch_up(client)
+        for client in self.everyone:
+            self.cut(client, 0)
+        assert (len(self.driver.hub), self.driver.hub.totals.lagging) == (0, 0)
+        self.driver.stop()
+
+    # Publishers
+
+    @rule(topics=topics, to=some_names, exclude=some_names, count=st.integers(1, 5), at_once=st.booleans())
+    def publish(
+        self, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str], count: int, at_once: bool
+    ) -> None:
+        if at_once:
+            self.driver.run(self._publish(count, topics, to, exclude))
+        else:
+            for _ in range(count):
+                self.driver.run(self._publish(1, topics, to, exclude))
+        self.driver.record()
+
+    async def _publish(self, count: int, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> None:
+        for _ in range(count):
+            self.number += 1
+            await self.driver.hub.publish(str(self.number), topic=topics, to=to, exclude=exclude)
+
+    # Clients
+
+    @rule(target=clients, name=names, filter=filters, room=st.integers(0, 3))
+    def arrive(self, name: str, filter: TopicFilter, room: int) -> Client:
+        client = Client(name, filter)
+        self.everyone.append(client)
+        self.driver.run(self._connect(client, room))
+        return client
+
+    @rule(client=clients, room=st.integers(0, 3), meanwhile=st.integers(0, 6), topics=topics)
+    def resume(self, client: Client, room: int, meanwhile: int, topics: tuple[str, ...]) -> None:
+        """Come back with the cursor, while others publish."""
+        if client.connection is None:
+            self.driver.run(self._connect_amid(client, room, meanwhile, topics))
+            self.driver.record()
+
+    async def _connect_amid(self, client: Client, room: int, count: int, topics: tuple[str, ...]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._connect(client, room))
+            for _ in range(count):
+                tasks.create_task(self._publish(1, topics, frozenset(), frozenset()))
+
+    @rule(target=clients, name=names, filter=filters, last=st.integers(1, 5), room=st.integers(0, 3))
+    def arrive_with_last(self, name: str, filter: TopicFilter, last: int, room: int) -> Client:
+        client = Client(name, filter)
+        self.everyone.append(client)
+        held = [item for item in self.driver.published if item.position > self.driver.run(self.driver.broker.oldest())]
+        wanted = [item for item in held if client.wants(item)][-last:]
+        self.driver.run(self._connect(client, room, last=last))
+        self.read(client)
+        if client.connection and client.connection.welcomed:
+            self.catch_up(client)
+            assert {item.position for item in wanted} <= client.seen
+        return client
+
+    async def _connect(self, client: Client, room: int, last: int | None = None) -> None:
+        cursor = None if client.cursor is None else str(client.cursor)
+        subscription = self.driver.hub.subscribe(
+            *client.filter.patterns, after=cursor, last=last, client=client.name
+        )
+        subscriber = await subscription.__aenter__()
+        client.connection = Connection(subscription, subscriber, Socket(room) if room else None)
+        if client.connection.socket:
+            subscriber.attach(client.connection.socket)
+
+    @rule(client=clients)
+    def read(self, client: Client) -> None:
+        """Read what there is for now."""
+        if client.connection is not None:
+            self._dispatch(client, self.driver.run(self._receive(client.connection)))
+
+    @rule(client=clients)
+    def catch_up(self, client: Client) -> None:
+        """Read until nothing more comes, and count."""
+        if client.connection is None:
+            self.driver.run(self._connect(client, room=2))
+        connection = client.connection
+        assert connection is not None
+        quiet = 0  # times in a row that nothing but heartbeats came; a full socket may have held up the rest once
+        for _ in range(1_000):
+            data = self.driver.run(self._receive(connection))
+            self._dispatch(client, data)
+            quiet = quiet + 1 if not data.replace(HEARTBEAT, b"") else 0
+            if quiet == 3:
+                break
+        else:
+            raise AssertionError("the stream never comes to rest")
+        assert client.cursor is not None
+        top = self.driver.run(self.driver.broker.top())
+        assert client.cursor.epoch == top.epoch
+        assert not [item for item in self.driver.between(client.cursor, top) if client.wants(item)]
+
+    @rule(client=clients, length=st.integers(0, 700))
+    def cut(self, client: Client, length: int) -> None:
+        """The connection breaks; only so many bytes of what was sent arrive."""
+        if client.connection is not None:
+            connection = client.connection
+            self._dispatch(client, self.driver.run(self._receive(connection))[:length])
+            self.driver.run(connection.subscription.__aexit__(None, None, None))  # type: ignore[arg-type]
+            client.connection = None
+
+    async def _receive(self, connection: Connection) -> bytes:
+        if connection.over:
+            return b""
+        if socket := connection.socket:
+            data, socket.sent = socket.sent, b""
+            if not socket.room:
+                socket.room = 2
+                connection.subscriber.resume()
+                await asyncio.sleep(MOMENT)
+            return data
+        try:
+            async with asyncio.timeout(MOMENT):
+                data = await connection.subscriber.read()
+        except TimeoutError:
+            return b""
+        connection.over = data == b""
+        return data
+
+    # The world
+
+    @rule(graceful=st.booleans())
+    def restart(self, graceful: bool) -> None:
+        """The server stops and a new one, with a log of its own, takes its place."""
+        if graceful:
+            self.driver.run(self.driver.hub.drain(1))
+            for client in self.everyone:
+                if client.connection is not None:
+                    self.catch_up(client)
+        for client in self.everyone:
+            self.cut(client, 0)
+        self.driver.restart()
+
+    @rule(seconds=st.integers(1, 60))
+    def time_passes(self, seconds: int) -> None:
+        """What is older than 100 s leaves the log."""
+        self.driver.clock.now += seconds
+        self.driver.run(asyncio.sleep(min(seconds, 10 * self.driver.hub._heartbeat)))
+
+    @rule(seconds=st.sampled_from([-86_400, -3_600, -1, 3_600, 86_400]))
+    def wall_clock_jumps(self, seconds: int) -> None:
+        self.driver.wall.now += seconds
+
+    # What has to hold
+
+    def _dispatch(self, client: Client, data: bytes) -> None:
+        connection = client.connection
+        assert connection is not None
+        for event in connection.decoder.feed(data):
+            assert connection.welcomed or event.type == "welcome", "the welcome comes first"
+            match event.type:
+                case "welcome":
+                    self._welcome(client, event)
+                case "gap":
+                    self._gap(client, event)
+                case "bye":
+                    assert self.driver.hub.draining
+                case _:
+                    self._publication(client, event)
+        if connection.welcomed and (moved := Position.parse(connection.decoder.last_event_id.encode())) is not None:
+            self._move(client, moved)
+
+    def _move(self, client: Client, to: Position) -> None:
+        """The cursor may pass only what is not for the client."""
+        assert client.cursor is not None
+        assert self.driver.epochs.index(to.epoch) >= self.driver.epochs.index(client.cursor.epoch)
+        if to.epoch == client.cursor.epoch:
+            assert to.offset >= client.cursor.offset, "the cursor never goes back"
+            lost = [item for item in self.driver.between(client.cursor, to) if client.wants(item)]
+            assert not lost, f"never came: {lost}"
+        client.cursor = to
+
+    def _welcome(self, client: Client, event: Event) -> None:
+        connection = client.connection
+        assert connection is not None
+        assert not connection.welcomed, "welcomed twice"
+        connection.welcomed = True
+        id = Position.parse((event.id or "").encode())
+        assert id is not None
+        assert client.cursor in (None, id), "a resume begins where the client was"
+        client.cursor = id
+
+    def _gap(self, client: Client, event: Event) -> None:
+        told = json.loads(event.data or "")
+        requested = Position.parse(told["requested"].encode())
+        start = Position.parse((event.id or "").encode())
+        assert requested is not None
+        assert start is not None
+        self._move(client, requested)
+        oldest = self.driver.run(self.driver.broker.oldest())
+        assert start <= oldest, "what the log holds is no gap"
+        assert told["reason"] == ("trimmed" if requested.epoch == start.epoch else "epoch")
+        assert start > requested or requested.epoch != start.epoch
+        client.cursor = start
+
+    def _publication(self, client: Client, event: Event) -> None:
+        position = Position.parse((event.id or "").encode())
+        assert position is not None
+        assert position not in client.seen, "came twice"
+        assert client.cursor is not None
+        (publication,) = [item for item in self.driver.log[position.epoch] if item.position == position]
+        assert client.wants(publication), "was not for this client"
+        assert event.data == publication.event.data
+        before = Position(position.epoch, position.offset - 1)
+        assert before >= client.cursor, "came out of order"
+        self._move(client, before)
+        client.cursor = position
+        client.seen.add(position)
+
+    @invariant()
+    def everybody_is_counted(self) -> None:
+        if self.driver.epochs:
+            connected = [client for client in self.everyone if client.connection is not None]
+            assert len(self.driver.hub) == len(connected)
+            assert 0 <= self.driver.hub.totals.lagging <= len(connected)
+            assert RESERVED_TYPES >= {"welcome", "gap", "cursor", "bye"}
+
+
+TestExactlyOnceOrTold = ExactlyOnceOrTold.TestCase
+TestExactlyOnceOrTold.settings = settings(stateful_step_count=50)

@@ -1,0 +1,360 @@
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from sse_app import Config, EventDecoder
+from sse_app.server import listen
+from tests.web import LiveHub, code_of, live_hub, read_until
+
+HOST = b"Host: localhost\r\n"
+CLOSE = HOST + b"Connection: close\r\n"
+HEAD_MAX = 2048
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LiveHub]:
+    with live_hub(drain=0.2, head_max=HEAD_MAX) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[LiveHub]:
+    """A server that waits a quarter of a second for a head, and for a body."""
+    with live_hub(drain=0.2, head_deadline=0.25) as running:
+        yield running
+
+
+def post(*fields: bytes, body: bytes = b"") -> bytes:
+    return b"POST /broadcast HTTP/1.1\r\n" + CLOSE + b"".join(field + b"\r\n" for field in fields) + b"\r\n" + body
+
+
+# What is no valid request. The malformed table of those that are stands in test_endpoints.py.
+
+CHUNKED = b"Transfer-Encoding: chunked"
+NOT_HTTP = [
+    ("length and chunks", post(b"Content-Length: 5", CHUNKED, body=b"0\r\n\r\n")),
+    ("chunks and length", post(CHUNKED, b"Content-Length: 5", body=b"5\r\nhello\r\n0\r\n\r\n")),
+    ("two lengths", post(b"Content-Length: 5", b"Content-Length: 5", body=b"hello")),
+    ("two lengths that differ", post(b"Content-Length: 5", b"Content-Length: 6", body=b"hello!")),
+    ("two lengths in one", post(b"Content-Length: 5, 5", body=b"hello")),
+    ("a negative length", post(b"Content-Length: -5", body=b"hello")),
+    ("a length with a sign", post(b"Content-Length: +5", body=b"hello")),
+    ("a length in hex", post(b"Content-Length: 0x5", body=b"hello")),
+    ("a length beyond all", post(b"Content-Length: " + b"9" * 30, body=b"hello")),
+    ("no length at all", post(b"Content-Length: ", body=b"hello")),
+    ("a length shorter than the body", post(b"Content-Length: 5", body=b"hello world")),
+    ("a bad chunk", post(CHUNKED, body=b"Z\r\nhello\r\n0\r\n\r\n")),
+    ("a chunk longer than it says", post(CHUNKED, body=b"2\r\nhello\r\n0\r\n\r\n")),
+    ("chunks before the end of the codings", post(b"Transfer-Encoding: chunked, gzip", body=b"0\r\n\r\n")),
+    ("a coding without an end", post(b"Transfer-Encoding: gzip", body=b"hello")),
+    ("bare line feeds", b"GET /healthz HTTP/1.1\nHost: localhost\n\n"),
+    ("one bare line feed", b"GET /healthz HTTP/1.1\r\nHost: localhost\n\r\n"),
+    ("a bare carriage return", b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: a\rb\r\n\r\n"),
+    ("a folded line", b"GET /healthz HTTP/1.1\r\n" + HOST + b" folded\r\n\r\n"),
+    ("a blank before the colon", b"GET /healthz HTTP/1.1\r\nHost : localhost\r\n\r\n"),
+    ("NUL in a field", b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: \0\r\n\r\n"),
+    ("a field without a name", b"GET /healthz HTTP/1.1\r\n" + HOST + b": x\r\n\r\n"),
+    ("an absolute target", b"GET http://evil.example/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("an absolute target of ours", b"GET http://localhost/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a target without a slash", b"GET @evil HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a tunnel", b"CONNECT evil.example:443 HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("raw UTF-8 in the target", "GET /é HTTP/1.1\r\n".encode() + HOST + b"\r\n"),
+    ("a blank in the target", b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("an unknown method", b"BREW /events HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a version of the future", b"GET / HTTP/9.9\r\n" + HOST + b"\r\n"),
+    ("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+    ("NUL", b"\0\r\n\r\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("request_bytes", [row[1] for row in NOT_HTTP], ids=[row[0] for row in NOT_HTTP])
+def test_what_is_no_valid_request_is_a_400_and_the_end_of_the_connection(server: LiveHub, request_bytes: bytes) -> None:
+    before = server.hub.totals.published
+    answer = server.answer(request_bytes)
+    assert code_of(answer) == (400, "bad_request")
+    assert answer.headers["connection"] == "close"
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert server.hub.totals.published == before
+
+
+BAD_HOSTS = [
+    ("missing", b"", 400),
+    ("twice", HOST * 2, 400),
+    ("twice and different", HOST + b"Host: evil.example\r\n", 400),
+    ("empty", b"Host:\r\n", 400),
+    ("malformed", b"Host: a/b?c\r\n", 400),
+    ("with a user", b"Host: localhost@evil.example\r\n", 400),
+    ("unknown", b"Host: evil.example\r\n", 421),
+    ("a rebinding name", b"Host: 127.0.0.1.nip.example\r\n", 421),
+]
+
+
+@pytest.mark.parametrize("request_line", [b"GET /metrics", b"POST /broadcast", b"GET /events"])
+@pytest.mark.parametrize(("host", "status"), [row[1:] for row in BAD_HOSTS], ids=[row[0] for row in BAD_HOSTS])
+def test_a_bad_host_has_its_code_on_the_wire_too(
+    server: LiveHub, request_line: bytes, host: bytes, status: int
+) -> None:
+    raw = request_line + b" HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n"
+    assert code_of(server.answer(raw)) == (status, "bad_host")
+
+
+@pytest.mark.parametrize(
+    "path", [b"/@evil", b"//evil.example/events", b"/events@evil", b"/%2e%2e/events", b"/./events"]
+)
+def test_a_path_is_taken_as_it_is(server: LiveHub, path: bytes) -> None:
+    assert code_of(server.answer(b"GET " + path + b" HTTP/1.1\r\n" + CLOSE + b"\r\n")) == (404, "not_found")
+
+
+@pytest.mark.parametrize("body", [b"hello world", b""])
+def test_a_body_that_ends_early_is_a_408_and_published_by_nobody(hasty: LiveHub, body: bytes) -> None:
+    assert code_of(hasty.answer(post(b"Content-Length: 50", body=body))) == (408, "too_slow")
+    assert hasty.hub.totals.published == 0
+
+
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+def test_what_follows_a_body_in_the_same_packet_keeps_it_from_being_published(
+    server: LiveHub, connection: bytes
+) -> None:
+    before = server.hub.totals.published
+    fields = HOST + b"Connection: " + connection + b"\r\nContent-Length: 2\r\n\r\n"
+    answer = server.answer(b"POST /broadcast HTTP/1.1\r\n" + fields + b'{}{"forgotten":1}')
+    assert code_of(answer) == (400, "bad_request")
+    assert server.hub.totals.published == before
+
+
+def test_a_line_end_after_a_body_is_forgiven(server: LiveHub) -> None:
+    """Old clients send one (RFC 9112, 2.2)."""
+    assert server.answer(post(b"Content-Length: 5", body=b"hello\r\n")).status_code == 200
+
+
+def test_what_follows_an_answered_request_is_a_400_of_its_own(server: LiveHub) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"POST /broadcast HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello")
+        assert read_until(connection, b'"none"}').startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b" world")
+        assert read_until(connection, b"").startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_trailer_is_no_header(server: LiveHub) -> None:
+    trailers = b"Host: evil.example\r\nContent-Type: multipart/mixed\r\nOrigin: https://evil.example\r\n"
+    raw = post(CHUNKED, body=b"5\r\nhello\r\n0\r\n" + trailers + b"\r\n")
+    assert server.answer(raw).status_code == 200
+
+
+# What a head may cost
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET /healthz HTTP/1.1\r\n" + CLOSE + b"X: " + b"a" * HEAD_MAX + b"\r\n\r\n",
+        b"GET /healthz?" + b"a" * HEAD_MAX + b" HTTP/1.1\r\n" + CLOSE + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + CLOSE + b"a: b\r\n" * (HEAD_MAX // 6) + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + CLOSE + b"X: " + b"a" * HEAD_MAX,
+    ],
+    ids=["one field", "the target", "many fields", "no end"],
+)
+def test_a_head_above_its_limit_is_a_431(server: LiveHub, raw: bytes) -> None:
+    answer = server.answer(raw)
+    assert code_of(answer) == (431, "head_too_large")
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_head_of_nearly_the_limit_is_answered_and_so_is_the_next(server: LiveHub) -> None:
+    raw = b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: " + b"a" * (HEAD_MAX - 100) + b"\r\n\r\n"
+    with server.connect() as connection:
+        for _ in range(3):
+            connection.sendall(raw)
+            assert read_until(connection, b"}").startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_long_body_is_no_long_head(server: LiveHub) -> None:
+    data = b"x" * HEAD_MAX * 4
+    raw = post(b"Content-Length: %d" % len(data), body=data)
+    assert server.answer(raw).status_code == 200
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\n" + HOST, b"G", b"\r\n"])
+def test_a_head_that_does_not_end_in_time_is_a_408(hasty: LiveHub, begun: bytes) -> None:
+    answer = hasty.answer(begun)
+    assert code_of(answer) == (408, "too_slow")
+    assert answer.headers["connection"] == "close"
+
+
+def test_the_deadline_of_a_head_holds_for_every_head_of_a_connection(hasty: LiveHub) -> None:
+    with hasty.connect() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert read_until(connection, b"}").startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"GET /heal")
+        assert read_until(connection, b"").startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_stream_outlives_the_deadline_of_heads(hasty: LiveHub) -> None:
+    with hasty.connect() as stream:
+        stream.sendall(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
+        read_until(stream, b"event: welcome")
+        assert hasty.answer(b"G").status_code == 408  # the deadline has passed
+        hasty.hub.publish_threadsafe("still here")
+        assert b"data: still here" in read_until(stream, b"still here")
+
+
+@pytest.mark.parametrize("garbage", [b"G", b"\0garbage\r\n\r\n", b"GET /events HTTP/1.1\r\n" + HOST])
+def test_what_a_client_sends_after_its_subscription_gets_into_no_stream(hasty: LiveHub, garbage: bytes) -> None:
+    with hasty.connect() as stream:
+        stream.sendall(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n" + garbage)
+        assert hasty.answer(b"G").status_code == 408  # the deadline has passed
+        hasty.hub.publish_threadsafe("the end")
+        received = read_until(stream, b"the end")
+    assert b"HTTP/1.1 4" not in received.partition(b"\r\n\r\n")[2]
+
+
+def test_refusals_are_logged_without_what_was_sent(server: LiveHub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for raw in (
+        b"GET /m4rk3r HTTP/9.9\r\n\r\n",
+        b"m4rk3r\r\n\r\n",
+        b"GET /m4rk3r HTTP/1.1\r\nHost: m4rk3r/\r\nConnection: close\r\n\r\n",
+    ):
+        assert b"m4rk3r" not in server.ask(raw)
+    records = [record for record in caplog.records if record.name != "uvicorn.access"]  # which is there to tell paths
+    assert records
+    assert "m4rk3r" not in "".join(record.getMessage() for record in records)
+
+
+# HTTP/1.0, methods, connections
+
+
+def test_an_http_1_0_stream_comes_without_chunks_and_ends_with_its_connection() -> None:
+    with ExitStack() as stack:
+        with live_hub(drain=0.2) as server:
+            connection = stack.enter_context(server.connect())
+            connection.sendall(b"GET /events HTTP/1.0\r\n\r\n")
+            head, _, body = read_until(connection, b"\n\n").partition(b"\r\n\r\n")
+            server.hub.publish_threadsafe("one")
+        body += read_until(connection, b"")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    assert body.startswith(b"retry: ")
+    assert [event.type for event in EventDecoder().feed(body)] == ["welcome", "message", "bye"]
+
+
+@pytest.mark.parametrize("path", [b"/", b"/stats", b"/metrics", b"/healthz", b"/openapi.json", b"/static/app.js"])
+def test_an_http_1_0_client_reads_everything_else_too(server: LiveHub, path: bytes) -> None:
+    answer = server.answer(b"GET " + path + b" HTTP/1.0\r\n\r\n")
+    assert answer.status_code == 200
+    assert "transfer-encoding" not in answer.headers
+    assert len(answer.content) == int(answer.headers["content-length"])
+
+
+def test_an_http_1_0_client_publishes(server: LiveHub) -> None:
+    answer = server.answer(b"POST /broadcast HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello")
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"])
+def test_a_subscription_takes_no_other_method(server: LiveHub, method: str) -> None:
+    before = server.hub.totals.connected
+    answer = server.answer(f"{method} /events HTTP/1.1\r\n".encode() + CLOSE + b"\r\n")
+    assert code_of(answer) == (405, "method_not_allowed")
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert server.hub.totals.connected == before
+
+
+def test_an_upgrade_that_nobody_offers_is_an_ordinary_request(server: LiveHub) -> None:
+    raw = b"GET /healthz HTTP/1.1\r\n" + HOST + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    assert server.answer(raw).status_code == 200
+
+
+def test_pipelined_requests_are_answered_in_order(server: LiveHub) -> None:
+    first = b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n"
+    received = server.ask(first + b"GET /readyz HTTP/1.1\r\n" + CLOSE + b"\r\n")
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+    assert received.index(b'{"status":"ok"}') < received.index(b'{"status":"ready"}')
+
+
+def test_a_curl_that_expects_100_continue_gets_it(server: LiveHub) -> None:
+    with server.connect() as connection:
+        connection.sendall(post(b"Content-Length: 5", b"Expect: 100-continue"))
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 Continue")
+        connection.sendall(b"hello")
+        assert read_until(connection, b"").startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: LiveHub) -> None:
+    answer = server.answer(post(b"Content-Length: 999999999", b"Expect: 100-continue"))
+    assert code_of(answer) == (413, "too_large")
+
+
+def test_the_server_does_not_say_what_it_is(server: LiveHub) -> None:
+    assert "server" not in server.answer(b"GET /healthz HTTP/1.1\r\n" + CLOSE + b"\r\n").headers
+
+
+# Listening
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    (found,) = listen(Config(port=0, so_sndbuf=32768, tcp_user_timeout=7))
+    with found:
+        yield found
+
+
+def test_port_0_takes_a_free_one(listening: socket.socket) -> None:
+    host, port = listening.getsockname()
+    assert host == "127.0.0.1"
+    assert port > 0
+
+
+def test_what_is_accepted_has_the_send_buffer_of_the_settings(listening: socket.socket) -> None:
+    with accepted(listening) as connection:
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 32768  # Linux doubles it
+
+
+def test_what_is_accepted_gives_up_on_a_silent_peer(listening: socket.socket) -> None:
+    with accepted(listening) as connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000  # milliseconds
+
+
+@contextmanager
+def accepted(listening: socket.socket) -> Iterator[socket.socket]:
+    listening.settimeout(5)
+    with socket.create_connection(listening.getsockname(), timeout=5):
+        connection, _ = listening.accept()
+        with connection:
+            yield connection
+
+
+def test_a_name_with_several_addresses_is_listened_on_at_one_port() -> None:
+    sockets = listen(Config(host="localhost", port=0))
+    try:
+        assert len({listening.getsockname()[1] for listening in sockets}) == 1
+    finally:
+        for listening in sockets:
+            listening.close()
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "256.0.0.1"])
+def test_a_host_that_is_none_is_an_os_error(host: str) -> None:
+    with pytest.raises(OSError, match=r".+"):
+        listen(Config(host=host, port=0, allow_open_publish=True))
+
+
+# Stopping
+
+
+def test_a_server_that_stops_ends_its_streams_with_bye_and_the_final_chunk() -> None:
+    with ExitStack() as stack:
+        with live_hub(drain=0.2) as server:
+            streams = [stack.enter_context(server.connect()) for _ in range(5)]
+            for stream in streams:
+                stream.sendall(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
+                read_until(stream, b"event: welcome")
+            server.hub.publish_threadsafe("the last")
+        for stream in streams:
+            received = read_until(stream, b"")
+            assert received.index(b"data: the last") < received.index(b"event: bye")
+            assert received.endswith(b"\r\n0\r\n\r\n")

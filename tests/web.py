@@ -1,0 +1,147 @@
+"""A hub's web face as the tests see it: in this process, or byte by byte on a real socket."""
+
+import socket
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+import msgspec
+from starlette.types import ASGIApp, Message
+
+from sse_app import Config, Event, Hub, create_app
+from sse_app.server import Protocol, Server
+from sse_app.testing import StreamingASGITransport, events, live
+
+PATIENCE = 5.0  # seconds until a test that waits for bytes fails
+PROBLEM = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    hub: Hub
+    client: httpx.AsyncClient
+
+    async def post(self, data: str | bytes = "x", **params: Any) -> httpx.Response:
+        return await self.client.post("/broadcast", content=data, params=params)
+
+    @asynccontextmanager
+    async def stream(self, url: str = "/events", **options: Any) -> AsyncIterator[AsyncIterator[Event]]:
+        """The events of a new subscriber, the welcome first."""
+        async with self.client.stream("GET", url, **options) as response:
+            yield events(response)
+
+
+@asynccontextmanager
+async def web(
+    hub: Hub | None = None, *, transport: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Web]:
+    """A started hub with these settings, and a client of it in this process."""
+    hub = Hub(**settings) if hub is None else hub
+    asgi = StreamingASGITransport(hub.app, **(transport or {}))
+    async with hub, httpx.AsyncClient(transport=asgi, base_url="http://localhost", timeout=PATIENCE) as client:
+        yield Web(hub, client)
+
+
+def code_of(response: "httpx.Response | Answer") -> tuple[int, str]:
+    """Status and code of an error, once it has the shape that every error has."""
+    assert response.headers["content-type"] == PROBLEM, response
+    problem = msgspec.json.decode(response.content)
+    assert list(problem) == ["type", "title", "status", "code", "detail"]
+    assert problem["type"] == "about:blank"
+    assert problem["status"] == response.status_code
+    assert problem["title"]
+    assert problem["detail"]
+    return response.status_code, problem["code"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered on a raw connection; header names in lower case."""
+
+    status_code: int
+    headers: dict[str, str]
+    content: bytes
+
+    @classmethod
+    def parse(cls, raw: bytes) -> "Answer":
+        head, _, content = raw.partition(b"\r\n\r\n")
+        line, *fields = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}
+        return cls(int(line.split(" ")[1]), headers, content)
+
+
+async def call(
+    app: ASGIApp,
+    method: str = "GET",
+    path: str = "/",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    messages: Iterable[Message] = (),
+) -> Answer:
+    """What an ASGI app answers to what servers that are less strict than ours would let through."""
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "root_path": "",
+        "headers": list(headers),
+    }
+    incoming, sent = iter(messages), list[Message]()
+
+    async def receive() -> Message:
+        return next(incoming)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    start, *bodies = sent
+    fields = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Answer(start["status"], fields, b"".join(message["body"] for message in bodies))
+
+
+@dataclass(frozen=True, slots=True)
+class LiveHub:
+    """A hub behind our own HTTP protocol on a real socket. It runs in another thread."""
+
+    url: str
+    port: int
+    hub: Hub
+
+    @contextmanager
+    def connect(self) -> Iterator[socket.socket]:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            yield connection
+
+    def ask(self, *pieces: bytes) -> bytes:
+        """Everything that comes back until the server closes, which a good request has to ask for."""
+        with self.connect() as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+            return read_until(connection, b"")
+
+    def answer(self, *pieces: bytes) -> Answer:
+        return Answer.parse(self.ask(*pieces))
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    """What arrives up to ``end``, or to the end of the connection. TimeoutError when neither comes."""
+    received = b""
+    while not (end and end in received) and (piece := connection.recv(65536)):
+        received += piece
+    return received
+
+
+@contextmanager
+def live_hub(**settings: Any) -> Iterator[LiveHub]:
+    config = Config(**settings)
+    app = create_app(config)
+    hub = app.state.hub
+    protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline)
+    options = {"http": protocol, "ws": "none", "proxy_headers": False, "server_header": False, "access_log": False}
+    with live(app, server_class=lambda config: Server(config, hub), **options) as server:
+        yield LiveHub(server.url, server.port, hub)
