@@ -184,6 +184,7 @@ class Hub(hub.Hub):
             },
             **options,
         )
+        app.router.redirect_slashes = False  # a redirect would repeat the query
         app.state.hub = self
         return app
 

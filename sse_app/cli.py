@@ -53,17 +53,11 @@ def serve(**flags: Any) -> None:
     _raise_descriptor_limit()
     try:
         config = Config.load(flags, os.environ)
-    except ConfigError as error:
-        _fail(str(error))
-    from sse_app import server  # uvicorn and all below it: not needed to print a help text
+        from sse_app import server  # uvicorn and all below it: not needed to print a help text
 
-    try:
         server.serve(config, lambda urls: _greet(config, urls))
     except ConfigError as error:
         _fail(str(error))
-    except (OSError, UnicodeError) as error:  # a name that cannot be looked up is one or the other
-        reason = getattr(error, "strerror", None) or error
-        _fail(f"host, port: cannot listen on {config.host} port {config.port}: {reason}.")
 
 
 @commands.command()

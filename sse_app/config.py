@@ -108,7 +108,7 @@ class Config:
     publish_key: str | None = _text(
         None,
         "Secret that publishers send as `Authorization: Bearer ...`.",
-        "16 to 256 printable ASCII characters",
+        "16 to 256 visible ASCII characters",
         secret=True,
     )
     allow_open_publish: bool = _setting(
@@ -147,10 +147,8 @@ class Config:
             raise ConfigError(
                 "workers is 1 with broker memory://, whose log lives in one process; more need a log they can share."
             )
-        if self.publish_key is not None and not (
-            16 <= len(self.publish_key) <= 256 and self.publish_key.isascii() and self.publish_key.isprintable()
-        ):
-            raise ConfigError("publish_key is 16 to 256 printable ASCII characters (try: openssl rand -hex 16).")
+        if self.publish_key is not None and not re.fullmatch(r"[\x21-\x7e]{16,256}", self.publish_key):
+            raise ConfigError("publish_key is 16 to 256 visible ASCII characters (try: openssl rand -hex 16).")
         if not self.publish_key and not self.allow_open_publish and not is_loopback(self.host):
             raise ConfigError(
                 "host beyond loopback needs a publish_key, or allow_open_publish to let anyone who reaches it publish."
@@ -231,6 +229,12 @@ def is_loopback(host: str) -> bool:
 def _is_origin(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        return bool(parts.scheme and parts.hostname) and f"{parts.scheme}://{parts.netloc}" == text and "@" not in text
+        default = {"http": 80, "https": 443}.get(parts.scheme, -1)
+        return (
+            bool(parts.hostname)
+            and f"{parts.scheme}://{parts.netloc}" == text == text.lower()
+            and parts.port != default
+            and "@" not in text
+        )
     except ValueError:
         return False

@@ -62,6 +62,7 @@ class Outlet:
         cycle.response_complete = True  # the request is over: for uvicorn, and for who still waits to receive
         cycle.message_event.set()
         del cycle.send  # this object
+        self._send = _drop
         protocol.pipeline.clear()  # a request behind an endless one is never answered
         state = protocol.server_state
         state.total_requests += 1
@@ -73,6 +74,10 @@ class Outlet:
         cycle.scope["extensions"].clear()
         protocol.parser = protocol.cycle = None  # type: ignore[assignment]
         return stream
+
+
+async def _drop(message: object) -> None:
+    """What a middleware sends after the end of the response that it saw."""
 
 
 class DirectStream(asyncio.Protocol):

@@ -33,7 +33,7 @@ class Event:
     def __post_init__(self) -> None:
         if not self.type or "\n" in self.type or "\r" in self.type:
             raise InvalidEvent("An event type must not be empty or contain a line break.")
-        if self.id is not None and any(char in self.id for char in "\n\r\0"):
+        if self.id is not None and ("\n" in self.id or "\r" in self.id or "\0" in self.id):
             raise InvalidEvent("An event id must not contain a line break or NUL.")
         if self.retry is not None and self.retry < 0:
             raise InvalidEvent("retry is a number of milliseconds, 0 or more.")

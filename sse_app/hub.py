@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -27,6 +27,8 @@ from sse_app.notices import GapReason
 from sse_app.publication import Position, Publication, check_client, check_clients
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.topics import TopicFilter, TopicIndex, check_topics
+
+T = TypeVar("T")
 
 BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
 SLICE = 1_000  # subscribers that are offered a batch between two turns of the loop: some 6 ms
@@ -120,7 +122,7 @@ class Hub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._spawner = self.spawn  # one bound method for all subscribers
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
         self._stack = AsyncExitStack()
 
@@ -145,19 +147,24 @@ class Hub:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_accepting()
-        for subscriber in self._everyone():
+        for subscriber in list(self._everyone()):
             subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN))
         self._started_at = self._loop = None
-        if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
-            await self._stack.__aexit__(kind, error, trace)
-        else:
-            await self._stack.aclose()  # the task group would wrap the caller's own error in a group
+        try:
+            if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
+                await self._stack.__aexit__(kind, error, trace)
+            else:
+                await self._stack.aclose()  # the task group would wrap the caller's own error in a group
+        finally:
+            for subscriber in list(self._everyone()):
+                subscriber.cut()
 
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that the hub owns: it ends with the hub, and its failure is the hub's."""
         task = self._tasks.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return task
 
     def _cancel_tasks(self) -> None:
         for task in self._running:
@@ -394,8 +401,8 @@ class Hub:
             await asyncio.sleep(self._heartbeat / BEATS)
             self._beat = (self._beat + 1) % BEATS
             turn = self._beats[self._beat]
-            await self._move_cursors(turn)
-            for subscriber in turn:
+            await self._move_cursors(list(turn))
+            for subscriber in list(turn):  # a connection may be lost in the middle of a write to it
                 subscriber.beat()
             self.totals.heartbeats += len(turn)
 
@@ -472,6 +479,9 @@ class Hub:
     def __len__(self) -> int:
         """How many subscribers are connected here."""
         return self._subscribers
+
+    def __bool__(self) -> bool:
+        return True  # without subscribers it is a hub all the same
 
     @property
     def started(self) -> bool:

@@ -128,20 +128,18 @@ async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, 
     if connection is not None and (direct := connection.hand_over(hub, subscriber)):
         subscriber.attach(direct)
         return False
+    writer = SteppedWriter(subscriber, send)
     try:
         async with asyncio.timeout(None) as ending:
-            writer = SteppedWriter(subscriber, send, lambda: ending.reschedule(0))
-            try:
-                subscriber.attach(writer)
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                return True
-            finally:
-                writer.wake = _do_nothing
-    except TimeoutError:
-        pass  # the hub has ended it
-    await writer.finished()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            writer.wake = partial(ending.reschedule, 0)
+            subscriber.attach(writer)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+    except TimeoutError:  # the hub has ended it
+        await writer.finished()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        writer.stop()
     return True
 
 
@@ -171,14 +169,15 @@ class SteppedWriter:
 
     It ends there and then when the socket takes the bytes. When it does not, ``send`` is left suspended, and a task
     takes it from there: one task for each full socket, none for the others. ``wake`` ends the wait of the request that
-    this is the stream of.
+    this is the stream of; it is called once at most.
     """
 
-    __slots__ = ("_send", "_subscriber", "_unfinished", "wake")
+    __slots__ = ("_rest", "_send", "_subscriber", "wake")
 
-    def __init__(self, subscriber: Subscriber, send: Send, wake: Callable[[], None]) -> None:
-        self._subscriber, self._send, self.wake = subscriber, send, wake
-        self._unfinished: asyncio.Future[None] | None = None
+    def __init__(self, subscriber: Subscriber, send: Send) -> None:
+        self._subscriber, self._send = subscriber, send
+        self.wake: Callable[[], None] = _do_nothing
+        self._rest: asyncio.Task[bool] | None = None  # of the last send that had to wait
 
     def write(self, batch: Batch) -> bool:
         steps = self._send({"type": "http.response.body", "body": batch.data, "more_body": True}).__await__()
@@ -187,28 +186,40 @@ class SteppedWriter:
         except StopIteration:
             return True
         except Exception:
-            self.wake()  # the peer is gone
+            self.end()  # the peer is gone
             return False
-        self._unfinished = asyncio.get_running_loop().create_future()
-        self._subscriber.spawn(self._finish(_Suspended(waiting, steps), self._unfinished))
+        self._rest = self._subscriber.spawn(_sent(_Suspended(waiting, steps)))
+        self._rest.add_done_callback(partial(self._finished, steps))  # comes also when it is cancelled unbegun
         return False
 
-    async def _finish(self, suspended: "_Suspended", finished: asyncio.Future[None]) -> None:
-        try:
-            await suspended
-        except Exception:
-            self.wake()
-        else:
+    def _finished(self, steps: Generator[Any, Any, None], rest: asyncio.Task[bool]) -> None:
+        steps.close()
+        if not rest.cancelled() and rest.result():
             self._subscriber.resume()
-        finally:
-            finished.cancel()
+        else:
+            self.end()  # the peer is gone, or the hub
 
     async def finished(self) -> None:
-        if self._unfinished is not None:
-            await asyncio.wait([self._unfinished])
+        if self._rest is not None:
+            await asyncio.wait([self._rest])
 
     def end(self) -> None:
-        self.wake()
+        wake, self.wake = self.wake, _do_nothing
+        wake()
+
+    def stop(self) -> None:
+        """The request is over: nobody waits for the rest of a send any more."""
+        self.wake = _do_nothing
+        if self._rest is not None:
+            self._rest.cancel()
+
+
+async def _sent(suspended: "_Suspended") -> bool:
+    try:
+        await suspended
+    except Exception:
+        return False
+    return True
 
 
 class _Suspended:

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 from sse_app import notices
 from sse_app.brokers import Broker
@@ -97,7 +97,7 @@ class Subscriber:
         client: str,
         queue_size: int,
         queue_bytes: int,
-        spawn: Callable[[Coroutine[None, None, None]], object] | None = None,
+        spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]] | None = None,
     ) -> None:
         self.filter = filter
         self.client = client
@@ -137,7 +137,8 @@ class Subscriber:
         if self._ready and batch.first > self._offset:
             self._offset = batch.top
             self._totals.delivered += batch.count
-            self._ready = self._writer.write(batch)  # type: ignore[union-attr]  # ready only with a writer
+            if not self._writer.write(batch):  # type: ignore[union-attr]  # ready only with a writer
+                self._ready = False  # and it stays so when it was released in the middle of the write
         elif not self._behind:
             self._queue_up(batch)
 
@@ -172,7 +173,8 @@ class Subscriber:
     def beat(self) -> None:
         """A heartbeat, for a stream that could take it at once."""
         if self._ready:
-            self._ready = self._writer.write(HEARTBEAT)  # type: ignore[union-attr]
+            if not self._writer.write(HEARTBEAT):  # type: ignore[union-attr]
+                self._ready = False
         elif self._writer is None and not self._behind:
             self._queue_up(HEARTBEAT)
 
@@ -184,6 +186,13 @@ class Subscriber:
                 self._flush()
             else:
                 self._wake()
+
+    def cut(self) -> None:
+        """End a stream that is written where it stands: the hub is over. What it lacks its client comes back for."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            self._end()
+            writer.end()
 
     def release(self) -> None:
         """The stream is over, however it ended."""
@@ -344,6 +353,6 @@ class Subscriber:
         return b"".join(rest)
 
 
-def _no_owner(work: Coroutine[None, None, None]) -> None:
+def _no_owner(work: Coroutine[Any, Any, Any]) -> NoReturn:
     work.close()
     raise RuntimeError("a subscriber that writes needs the hub's tasks")

@@ -1,4 +1,4 @@
-"""Who a hub has to do with in tests: readers, sockets, clocks, a broker that is far away, a caller that is cancelled."""
+"""Who a hub has to do with in tests: readers, sockets, clocks, a broker far away, a caller that is cancelled."""
 
 import asyncio
 import types

@@ -12,19 +12,12 @@ from sse_app.errors import ConfigError, InvalidEvent, KeyReused
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
+from tests.peers import Clock
 
 BROKERS = ("memory",)
 EVERYTHING = TopicFilter()
 DAY = 86_400.0
 PATIENCE = 10  # seconds; nothing here takes long unless it hangs
-
-
-@dataclass
-class Clock:
-    now: float
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

@@ -21,9 +21,10 @@ FLOORS = (
     ("brokers.memory",),
     ("subscriber",),
     ("hub",),
-    ("guard", "stream", "direct"),
+    ("guard", "stream"),
     ("endpoints",),
     ("app", "direct"),
+    ("protocol",),
     ("server",),
     ("cli",),
     ("testing",),
@@ -36,7 +37,7 @@ STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
 KNOWS = {
     "starlette": {"stream", "direct", "endpoints", "guard", "app", "server", "testing", "pytest_plugin"},
     "sse_starlette": {"stream", "server"},  # the server for AppStatus alone
-    "uvicorn": {"direct", "server", "cli", "testing"},
+    "uvicorn": {"direct", "protocol", "server", "cli", "testing"},
     "pytest": {"pytest_plugin"},
     "click": {"cli"},
     "prometheus_client": {"metrics", "endpoints"},  # the endpoints for the media type alone

@@ -9,24 +9,7 @@ from hypothesis import strategies as st
 from sse_app.brokers.memory import OVERHEAD, MemoryBroker
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
-from sse_app.topics import TopicFilter
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-async def held(broker: MemoryBroker) -> list[Publication]:
-    position, until, found = await broker.oldest(), await broker.top(), list[Publication]()
-    while position != until:
-        page = await broker.replay(position, until, TopicFilter())
-        found += page.publications
-        position = page.end
-    return found
-
+from tests.peers import Clock, log_of
 
 appends = st.tuples(st.just("append"), st.integers(0, 2_000))
 steps = st.lists(appends | st.tuples(st.just("wait"), st.integers(0, 50)), max_size=60)
@@ -48,7 +31,7 @@ def test_count_bytes_and_age_are_never_above_their_bounds_and_no_more_is_trimmed
             else:
                 born[await broker.publish(Event("x" * amount))] = clock.now
                 everything += await anext(tail)
-            log = await held(broker)
+            log = await log_of(broker)
             assert log == everything[len(everything) - len(log) :]
             assert fits(log, born, clock.now)
             if len(log) < before + (step == "append"):  # something went: it had to
@@ -94,7 +77,7 @@ async def test_keys_are_forgotten_after_their_window() -> None:
 async def test_a_tail_that_is_closed_is_told_nothing_more() -> None:
     broker = MemoryBroker()
     tail = broker.tail()
-    await tail.aclose()  # type: ignore[attr-defined]
+    await tail.aclose()
     await broker.publish(Event("x"))
     assert broker._tails == []
 
@@ -112,7 +95,7 @@ async def test_a_replay_gives_way_at_every_page() -> None:
             await asyncio.sleep(0)
 
     task = asyncio.create_task(other())
-    assert len(await held(broker)) == 1_000
+    assert len(await log_of(broker)) == 1_000
     task.cancel()
     assert turns >= 1_000 // 256
 

@@ -16,7 +16,7 @@ from sse_app.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS, LAST_MAX
 from sse_app.errors import BadInput, Unavailable
 from sse_app.events import RESERVED_TYPES, TYPE_MAX
 from sse_app.notices import GapReason
-from sse_app.server import REFUSALS
+from sse_app.protocol import REFUSALS
 from sse_app.subscriber import CloseReason
 from sse_app.topics import TOPIC_MAX
 from tests.web import PROBLEM, web

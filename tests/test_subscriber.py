@@ -1,4 +1,4 @@
-"""One stream seen from the hub: what is offered comes out once and in order, by way of the queue, the log or a socket."""
+"""One stream seen from the hub: what is offered comes out once and in order, by way of queue, log or socket."""
 
 import asyncio
 import json
@@ -36,8 +36,10 @@ class Stream:
         self.socket: Socket | None = None
         self.subscriber = Subscriber(broker, self.totals, TopicFilter(), "me", queue, queue_bytes, self.spawn)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self.tasks.add(asyncio.get_running_loop().create_task(work))
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        return task
 
     async def begin(self, position: Position | None = None) -> None:
         top = await self.broker.top()
@@ -47,17 +49,20 @@ class Stream:
             self.socket = Socket(self.room)
             self.subscriber.attach(self.socket)
 
-    async def publish(self, *texts: str, **named: frozenset[str]) -> list[Position]:
+    async def publish(self, *texts: str) -> list[Position]:
         """Publish, and offer it as one batch, as the hub would."""
-        positions = [await self.broker.publish(Event(text), (), **named) for text in texts]
-        publications = await anext(self.tail)
-        if own := [item for item in publications if item.visible_to("me")]:
-            self.subscriber.offer(Batch.join(own))
+        positions = [await self.broker.publish(Event(text)) for text in texts]
+        self.subscriber.offer(Batch.join(await anext(self.tail)))
         return positions
 
     async def stalled(self, *texts: str) -> None:
         """Publish one by one, while the client does not read."""
         for text in texts:
+            await self.publish(text)
+
+    async def publish_meanwhile(self, *texts: str) -> None:
+        for text in texts:
+            await asyncio.sleep(0)
             await self.publish(text)
 
     async def read(self) -> list[Event]:
@@ -246,13 +251,7 @@ async def test_a_queue_that_runs_over_while_the_log_is_read_loses_nothing(
         await broker.publish(Event(str(number)))
     await anext(stream.tail)
     await stream.begin(start)
-
-    async def publish() -> None:
-        for number in range(600, 700):
-            await stream.publish(str(number))
-            await asyncio.sleep(0)
-
-    texts, _ = await asyncio.gather(stream.texts(), publish())
+    texts, _ = await asyncio.gather(stream.texts(), stream.publish_meanwhile(*map(str, range(600, 700))))
     assert texts + await stream.texts() == [str(number) for number in range(700)]
     assert stream.totals.lagging == 0
     await stream.end()
@@ -305,6 +304,22 @@ async def test_a_thousand_large_events_cost_a_stalled_reader_a_mebibyte() -> Non
         most = max(most, stream.subscriber._bytes)
     assert 1024 * 1024 <= most <= 1024 * 1024 + 256 * 1024 + 100
     assert stream.totals.overflows == 1
+    assert stream.subscriber._bytes == 0, "what is dropped does not wait for the reader"
+    await stream.end()
+
+
+async def test_a_reader_that_falls_behind_again_while_it_catches_up_is_still_lagging(broker: MemoryBroker) -> None:
+    stream = Stream(broker, None, queue=2)
+    await stream.begin()
+    await stream.subscriber.read()
+    await stream.stalled(*"abc")
+    reading = asyncio.create_task(stream.subscriber.read())
+    await asyncio.sleep(0)  # it has looked where the log ends
+    await stream.stalled(*"defg")
+    assert datas(stream.decoder.feed(await reading)) == ["a", "b", "c"]
+    assert (stream.totals.lagging, stream.totals.overflows) == (1, 2)
+    assert await stream.texts() == ["d", "e", "f", "g"]
+    assert stream.totals.lagging == 0
     await stream.end()
 
 
@@ -381,9 +396,7 @@ async def test_heartbeats_do_not_pile_up_at_a_full_socket(broker: MemoryBroker, 
 
 
 @ways
-async def test_the_farewell_comes_after_everything_and_nothing_after_it(
-    broker: MemoryBroker, room: int | None
-) -> None:
+async def test_the_farewell_comes_after_everything_and_nothing_after_it(broker: MemoryBroker, room: int | None) -> None:
     stream = Stream(broker, room)
     await stream.begin()
     await stream.publish("a")
@@ -536,39 +549,31 @@ def attempts() -> Iterator[tuple[int, bool]]:
     for number in range(1, 200):
         yield number, False
         yield number, True
+    raise AssertionError("it always has one more await")
+
+
+async def read_until(stream: Stream, texts: list[str | None], count: int) -> None:
+    while len(texts) < count:
+        texts += datas(stream.decoder.feed(await stream.subscriber.read()))
 
 
 async def test_a_read_that_is_cancelled_anywhere_loses_nothing() -> None:
-    """At its n-th await, for every n: in the queue, at the end of the log, in a page."""
+    """At its n-th await, for every n: at the end of the log, in a page, in the queue."""
     finished = 0
     for number, late in attempts():
         broker = DistantBroker([1, 2])
-        stream = Stream(broker, None, queue=2)
+        stream, texts = Stream(broker, None, queue=2), list[str | None]()
         start = await broker.top()
         for text in "abc":
             await broker.publish(Event(text))
         await anext(stream.tail)
         await stream.begin(start)
-
-        async def read(stream: Stream = stream) -> None:
-            while len(texts) < 7:
-                piece = await stream.subscriber.read()
-                texts.extend(datas(stream.decoder.feed(piece)))
-
-        async def publish(stream: Stream = stream) -> None:
-            for text in "defg":
-                await asyncio.sleep(0)
-                await stream.publish(text)
-
-        texts: list[str | None] = []
         async with asyncio.timeout(1), asyncio.TaskGroup() as tasks:
-            tasks.create_task(publish())
-            was_cancelled = await cancel_at(number, read(), late=late)
-            if was_cancelled:
-                await read()
+            tasks.create_task(stream.publish_meanwhile(*"defg"))
+            was_cancelled = await cancel_at(number, read_until(stream, texts, 7), late=late)
+            await read_until(stream, texts, 7)
         assert texts == list("abcdefg"), (number, late)
         await stream.end()
         finished += not was_cancelled
         if finished == 2:
             return
-    raise AssertionError("it always has one more await")

@@ -1,0 +1,150 @@
+"""Our HTTP protocol: uvicorn's over httptools, with the holes closed that it leaves on the open internet.
+
+A request's head is bounded in bytes and seconds, its framing has one meaning only, and HTTP/1.0 gets no chunks. A GET's
+connection is offered to the app as an ASGI extension, so that a stream can do without its request (``direct.py``).
+"""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from sse_app.direct import Outlet
+from sse_app.stream import EXTENSION
+
+REFUSALS = {
+    400: ("bad_request", "This is not a valid HTTP request."),
+    408: ("too_slow", "The request's head did not arrive in time (head_deadline)."),
+    431: ("head_too_large", "The request's head is larger than head_max."),
+}
+
+
+class _Refused(Exception):
+    """Ends the parsing of a request; raised through the parser."""
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol, with a limit on a request's head in bytes and seconds, and HTTP/1.0 without chunks.
+
+    For other servers: ``uvicorn --http sse_app.server:Protocol``.
+    """
+
+    def __init__(self, *args: Any, head_max: int = 16 * 1024, head_deadline: float = 10.0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._head_max, self._head_deadline = head_max, head_deadline
+        self._unseen = 0  # bytes since the parser last came to something: an unfinished head, trailer or chunk size
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._refusal = 400
+        # uvicorn forgives what follows the last request; after a body it means that its length was wrong.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        self._stop_lingering()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._unseen += len(data)
+        super().data_received(data)
+        if self._unseen > self._head_max:
+            self._refuse(431)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_timer is not None:  # what comes after the body, a trailer, is no header (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        self._unseen = 0
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self._head_max:
+            self._refusal = 431
+            raise _Refused
+        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
+            raise _Refused  # a coding that nobody here undoes would pass for the data (RFC 9112, 6.1)
+        if not self.url.startswith(b"/") and self.url != b"*":
+            raise _Refused  # an absolute target would override the Host that was checked (RFC 9112, 3.2.2)
+        super().on_headers_complete()
+        if self.scope["method"] == "GET":
+            outlet = Outlet(self, self.cycle)
+            self.cycle.send = outlet  # type: ignore[method-assign, assignment]  # before its task starts
+            self.scope["extensions"] = {EXTENSION: outlet}  # type: ignore[dict-item]
+
+    def on_body(self, body: bytes) -> None:
+        self._unseen = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unseen = 0
+        self._stop_lingering()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            # Answered before its body's end. Closing now could take the answer from its client, and going on to read
+            # would keep the connection as long as it sends a byte now and then.
+            self._linger_timer = self.loop.call_later(self._head_deadline, self.transport.close)
+
+    def _stop_lingering(self) -> None:
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade that is not known here is ignored (RFC 9110, 7.8), and no reason to fill the log."""
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._head_deadline, self._refuse, 408)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: int) -> None:
+        self._head_arrived()
+        self._refusal = status
+        self.send_400_response("")
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what it cannot parse, as problem details."""
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return  # it is over, or a stream's now
+        if self._drop_unanswered():
+            self.transport.close()
+            return
+        line = STATUS_LINE[self._refusal]
+        code, detail = REFUSALS[self._refusal]
+        title = line.split(b" ", 2)[2].strip().decode()
+        body = msgspec.json.encode(
+            {"type": "about:blank", "title": title, "status": self._refusal, "code": code, "detail": detail}
+        )
+        head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(line + head + body)
+        self.transport.close()
+
+    def _drop_unanswered(self) -> bool:
+        """End the request before the one that is refused. More than its length says means that its body is not what
+        was meant, so it must not be published. True when it is too late for that: then a refusal would be taken for
+        its answer, or in a stream for data.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return bool(self.pipeline) or cycle.response_started or not (cycle.more_body or cycle.body)

@@ -1,0 +1,302 @@
+"""One stream, whatever path it takes: for the same history each path has the bytes of the reference."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_app.events import EventDecoder
+from sse_app.hub import Hub
+from tests.paths import (
+    PATHS,
+    PATIENCE,
+    Path,
+    both_loops,
+    every_path,
+    fixed_broker,
+    reference,
+    turns,
+    until,
+    without_chance,
+)
+
+HEADERS = ("content-type: text/event-stream; charset=utf-8", "cache-control: no-store, no-transform")
+BIG = "x" * 8_000
+ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
+
+Work = Callable[[Hub], Awaitable[None]]
+
+
+async def nothing(hub: Hub) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Story:
+    """What was published before a client came, what while it was there, and what it has to have got by its end."""
+
+    expected: list[str]  # data of the publications, and the types of the hub's own events
+    before: Work = nothing
+    live: Work = nothing
+    target: str = "/"
+    cursor: str = ""
+    hub: dict[str, Any] = field(default_factory=dict)
+    log: int = 10_000  # publications that the log holds
+
+
+class Told(NamedTuple):
+    body: bytes
+    hub: Hub
+
+
+async def tell(story: Story, path: Path) -> Told:
+    """The body of one stream. Its client reads the welcome, and the rest when all of the story has happened."""
+    async with Hub(fixed_broker(history=story.log), **{"heartbeat": ENDLESS, "drain": PATIENCE} | story.hub) as hub:
+        await story.before(hub)
+        await turns(5)
+        headers = f"Last-Event-ID: {story.cursor}\r\n" if story.cursor else ""
+        async with path(hub, story.target, "GET", headers) as reader:
+            await reader.until(b"event: welcome")
+            await until(lambda: not any(reader._behind or reader._until for reader in hub._everyone()), "it is live")
+            await story.live(hub)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(hub.drain())
+                await reader.to_the_end()
+        assert len(hub) == 0
+    return Told(without_chance(reader.body), hub)
+
+
+def gist(body: bytes) -> list[str]:
+    events = EventDecoder().feed(body)
+    return [event.data or "" if event.type == "message" else event.type for event in events]
+
+
+def publish(*data: str, **named: Any) -> Work:
+    async def work(hub: Hub) -> None:
+        for item in data:
+            await hub.publish(item, **named)
+            await turns(3)  # each goes out on its own
+
+    return work
+
+
+def joined(count: int) -> Work:
+    async def work(hub: Hub) -> None:
+        for number in range(count):  # the memory log answers at once, so that the loop does not turn
+            await hub.publish(str(number))
+        await turns(5)
+
+    return work
+
+
+def after_each_other(*work: Work) -> Work:
+    async def all_of_it(hub: Hub) -> None:
+        for step in work:
+            await step(hub)
+
+    return all_of_it
+
+
+async def beat(hub: Hub) -> None:
+    for subscriber in hub._everyone():
+        subscriber.beat()
+    await turns(3)
+
+
+def numbers(first: int, last: int) -> list[str]:
+    return [str(number) for number in range(first, last + 1)]
+
+
+STORIES = {
+    "nothing at all": Story(["welcome", "bye"]),
+    "live": Story(["welcome", "a", "b", "bye"], live=publish("a", "b")),
+    "a history that is not asked for": Story(["welcome", "new", "bye"], publish("old"), publish("new")),
+    "a resume": Story(
+        ["welcome", *numbers(3, 9), "new", "bye"], publish(*numbers(1, 9)), publish("new"), cursor="e-2"
+    ),
+    "a resume with nothing missed": Story(["welcome", "new", "bye"], publish("1"), publish("new"), cursor="e-1"),
+    "a resume over several pages": Story(
+        ["welcome", *numbers(1, 1_200), "new", "bye"], publish(*numbers(1, 1_200)), publish("new"), cursor="e-0"
+    ),
+    "a gap: trimmed": Story(
+        ["welcome", "gap", *numbers(6, 9), "new", "bye"], publish(*numbers(1, 9)), publish("new"), cursor="e-2", log=4
+    ),
+    "a gap: another epoch": Story(["welcome", "gap", "1", "new", "bye"], publish("1"), publish("new"), cursor="f-7"),
+    "a gap: ahead": Story(["welcome", "gap", "new", "bye"], publish("1"), publish("new"), cursor="e-7"),
+    "a gap: malformed": Story(["welcome", "gap", "new", "bye"], publish("1"), publish("new"), cursor="seven"),
+    "the last three": Story(
+        ["welcome", "7", "8", "9", "new", "bye"], publish(*numbers(1, 9)), publish("new"), target="/?last=3"
+    ),
+    "the last of a topic": Story(
+        ["welcome", "mine", "bye"],
+        after_each_other(publish("mine", topic="a/b"), publish("other", topic="c")),
+        publish("not mine", topic="c"),
+        target="/?last=1&topic=a/*",
+    ),
+    "since a time": Story(["welcome", "1", "2", "new", "bye"], publish("1", "2"), publish("new"), target="/?since=9"),
+    "since now": Story(["welcome", "new", "bye"], publish("1", "2"), publish("new"), target="/?since=1800000000"),
+    "filters": Story(
+        ["welcome", "both", "everyone", "bye"],
+        live=after_each_other(publish("both", topic=["a/b", "d"]), publish("no", topic="c"), publish("everyone")),
+        target="/?topic=a/**&topic=d",
+    ),
+    "named clients": Story(
+        ["welcome", "for c", "all but d", "bye"],
+        live=after_each_other(
+            publish("for c", to=["c", "d"]),
+            publish("for d", to="d"),
+            publish("all but c", exclude="c"),
+            publish("all but d", exclude="d"),
+        ),
+    ),
+    "named clients in the log": Story(
+        ["welcome", "for c", "all but d", "bye"],
+        before=after_each_other(
+            publish("for c", to=["c", "d"]),
+            publish("for d", to="d"),
+            publish("all but c", exclude="c"),
+            publish("all but d", exclude="d"),
+        ),
+        cursor="e-0",
+    ),
+    "lines": Story(
+        ["welcome", "1\n2\n\n3", "", "\n", "é – 日本語 👩‍👩‍👧‍👦", "bye"], live=publish("1\r2\r\n\n3", "", "\n", "é – 日本語 👩‍👩‍👧‍👦")
+    ),
+    "a type of its own": Story(["welcome", "order", "bye"], live=publish("1", event="order")),
+    "heartbeats": Story(["welcome", "a", "bye"], live=after_each_other(beat, beat, publish("a"), beat)),
+    "a moved cursor": Story(
+        ["welcome", "mine", "bye"],
+        live=after_each_other(publish(*numbers(1, 200), topic="other"), publish("mine", topic="a")),
+        target="/?topic=a",
+    ),
+    "a thousand at once": Story(["welcome", *numbers(0, 999), "bye"], live=joined(1_000)),
+    "a full queue": Story(
+        ["welcome", *[BIG] * 400, "small", "bye"],
+        live=after_each_other(publish(*[BIG] * 400), publish("small")),
+        hub={"queue_size": 5},
+    ),
+    "a queue full of bytes": Story(
+        ["welcome", *[BIG] * 400, "bye"], live=publish(*[BIG] * 400), hub={"queue_bytes": 50_000}
+    ),
+}
+
+every_story = pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+
+
+@both_loops
+@every_path
+@every_story
+async def test_each_path_has_the_bytes_of_the_reference(story: Story, path: Path) -> None:
+    wanted, told = await tell(story, reference), await tell(story, path)
+    assert gist(wanted.body) == story.expected
+    assert told.body == wanted.body
+    assert told.hub.totals.delivered == wanted.hub.totals.delivered
+    assert (told.hub.totals.overflows > 0) == bool({"queue_size", "queue_bytes"} & set(story.hub))
+    assert told.hub.totals.lagging == 0
+
+
+@every_path
+async def test_a_moved_cursor_is_a_block_without_data(path: Path) -> None:
+    assert b"\n\nid: e-192\nevent: cursor\n\n" in (await tell(STORIES["a moved cursor"], path)).body
+
+
+@every_path
+async def test_a_heartbeat_is_a_comment(path: Path) -> None:
+    assert (await tell(STORIES["heartbeats"], path)).body.count(b":\n\n") == 3
+
+
+@both_loops
+@every_path
+async def test_a_thousand_publications_at_once_are_one_piece(path: Path) -> None:
+    told = await tell(STORIES["a thousand at once"], path)
+    assert [event.id for event in EventDecoder().feed(told.body) if event.type == "message"] == [
+        f"e-{offset}" for offset in range(1, 1_001)
+    ]
+
+
+@every_path
+async def test_the_head_says_that_it_is_a_stream_and_nothing_else(path: Path) -> None:
+    async with Hub(fixed_broker()) as hub, path(hub, "/", "GET", "") as reader:
+        assert reader.head.startswith("HTTP/1.1 200 OK\r\n")
+        for line in HEADERS:
+            assert line in reader.head
+        assert "content-length" not in reader.head
+
+
+@every_path
+async def test_a_head_request_gets_the_head_and_leaves_no_subscriber(path: Path) -> None:
+    async with Hub(fixed_broker()) as hub:
+        async with path(hub, "/", "HEAD", "") as reader:
+            assert reader.head.startswith("HTTP/1.1 200 OK\r\n")
+            assert HEADERS[0] in reader.head
+            assert await reader.to_the_end() == b""
+        assert (len(hub), hub.totals.connected) == (0, 0)
+
+
+@both_loops
+@every_path
+async def test_a_client_that_resets_leaves_no_subscriber(path: Path) -> None:
+    async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub, path(hub, "/", "GET", "") as reader:
+        await reader.until(b"event: welcome")
+        await reader.reset()
+        async with asyncio.timeout(PATIENCE):
+            while len(hub):
+                await asyncio.sleep(0)
+        assert hub.totals.closed == {"gone": 1}
+
+
+# Any history
+
+
+class Step(NamedTuple):
+    data: str
+    topics: tuple[str, ...]
+    to: frozenset[str]
+    exclude: frozenset[str]
+    alone: bool  # the loop turns behind it
+
+
+names = st.frozensets(st.sampled_from(["c", "d"]), max_size=1)
+steps = st.lists(
+    st.builds(
+        Step,
+        st.text(max_size=20, alphabet=st.characters(exclude_categories=["Cs"])) | st.just(BIG[:1_000]),
+        st.lists(st.sampled_from(["a", "a/b", "c"]), max_size=2, unique=True).map(tuple),
+        names,
+        names,
+        st.booleans(),
+    ),
+    max_size=12,
+)
+targets = st.sampled_from(["/", "/?topic=a/**", "/?topic=c&last=2", "/?last=3", "/?since=9", "/?client=d"])
+cursors = st.sampled_from(["", "", "e-0", "e-3", "e-9", "f-1", "junk"])
+
+
+def told_by(steps: list[Step]) -> Work:
+    async def work(hub: Hub) -> None:
+        for step in steps:
+            await hub.publish(step.data, topic=step.topics, to=step.to, exclude=step.exclude)
+            await turns(3 * step.alone)
+        await turns(3)
+
+    return work
+
+
+@given(before=steps, live=steps, target=targets, cursor=cursors, queue=st.sampled_from([1, 1_000]))
+def test_any_history_has_the_same_bytes_on_every_path(
+    before: list[Step], live: list[Step], target: str, cursor: str, queue: int
+) -> None:
+    hub, trimmed = {"queue_size": queue}, 12  # of 24 at most, never one that is still to be read
+    story = Story([], told_by(before + before), told_by(live), target, cursor, hub, log=trimmed)
+
+    async def tell_all() -> list[bytes]:
+        return [(await tell(story, path)).body for path in (reference, *PATHS.values())]
+
+    wanted, *told = asyncio.run(tell_all())
+    assert msgspec.json.decode(EventDecoder().feed(wanted)[0].data or "")["message"] == "Welcome!"
+    assert told == [wanted] * len(told)
