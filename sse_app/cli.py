@@ -8,14 +8,16 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sse_app import __version__
 from sse_app.config import ENV_PREFIX, Config, is_loopback
-from sse_app.errors import ConfigError
+from sse_app.errors import BenchError, ConfigError
+
+if TYPE_CHECKING:
+    from sse_app.bench import Report
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,48 +63,85 @@ def serve(**flags: Any) -> None:
 
 
 @commands.command()
-@click.option("--url", help="Base URL of a running hub on this machine. Without it a server is started and stopped.")
-@click.option("--pid", type=int, help="Its process, whose CPU time and memory to read. Only with --url.")
-@click.option("--subscribers", type=int, default=1000, show_default=True, help="Open streams.")
+@click.option("--url", help="Base URL of a running hub on this machine. Without it one is started for each run.")
+@click.option("--against", multiple=True, metavar="[naive|nchan|URL]", help="Measure this one beside it. Repeatable.")
 @click.option(
     "--workload",
-    type=click.Choice(["closed", "burst", "rate"]),
     default="closed",
     show_default=True,
-    help="closed: one event at a time; burst: several POSTs at a time; rate: so many per second, come what may.",
+    metavar="NAME,...",
+    help="connect: all at once; closed: one event at a time; burst: several POSTs at a time; rate: so many per second,"
+    " come what may; slow: as rate, with some that have stopped reading.",
 )
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Repetitions; medians are shown.")
+@click.option("--subscribers", type=int, default=1000, show_default=True, help="Open streams.")
 @click.option("--duration", type=float, default=5.0, show_default=True, help="Seconds of publishing.")
-@click.option("--rate", type=float, default=100.0, show_default=True, help="Events per second, for rate.")
-@click.option("--inflight", type=int, default=8, show_default=True, help="POSTs at a time, for burst and rate.")
-@click.option("--payload", type=int, default=100, show_default=True, help="Bytes of data in an event.")
+@click.option("--rate", type=float, default=50.0, show_default=True, help="Events per second, for rate and slow.")
+@click.option("--inflight", type=int, default=8, show_default=True, help="POSTs at a time, for burst, rate and slow.")
+@click.option("--payload", type=int, help="Bytes of data in an event. Default: 100, for slow 2,000.")
+@click.option("--slow", type=float, default=0.1, show_default=True, help="Share that does not read, for slow.")
 @click.option("--publish-key", envvar=f"{ENV_PREFIX}PUBLISH_KEY", show_envvar=True, help="What publishing needs.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all runs, the medians and the ratios as JSON.")
 @click.argument("flags", nargs=-1, metavar="[-- FLAGS OF SERVE]")
-def bench(as_json: bool, flags: tuple[str, ...], **load: Any) -> None:
-    """Load a hub: deliveries per second, latency, memory per connection; lost and doubled, which must be 0."""
+def bench(
+    url: str | None,
+    against: tuple[str, ...],
+    workload: str,
+    repeat: int,
+    as_json: bool,
+    flags: tuple[str, ...],
+    **load: Any,
+) -> None:
+    """Load a hub: connecting, deliveries per second, latency, memory; lost and doubled, which must be 0."""
     from rich.console import Console
-    from rich.table import Column, Table
     from uvloop import new_event_loop
 
-    from sse_app.bench import BenchFailed, BenchRefused, Load, run
+    from sse_app.bench import Load, compare, document
 
+    if url and flags:
+        _fail("flags of serve go without a URL.")
+    _raise_descriptor_limit()
+    servers = tuple(dict.fromkeys((url or "sse-app", *against)))
     # an exit that runs what is left to do: the server that was started is stopped
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            report = runner.run(run(Load(serve=flags, **load)))
-    except (BenchRefused, BenchFailed) as error:
+        loads = [Load(name, **load) for name in workload.split(",")]  # type: ignore[arg-type]  # it looks for itself
+        with (
+            Console(stderr=True).status("") as status,
+            asyncio.Runner(loop_factory=new_event_loop) as runner,
+        ):
+            reports = runner.run(compare(loads, servers, repeat, flags, status.update))
+    except BenchError as error:
         _fail(str(error))
     finally:
         signal.signal(signal.SIGTERM, before)
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        click.echo(json.dumps(document(reports)))
     else:
-        table = Table("", Column(justify="right"), "", show_header=False, box=None)
-        for row in report.table():
-            table.add_row(*row)
-        Console().print(table)
-    raise SystemExit(0 if report.clean else 1)
+        _print_tables(reports)
+    raise SystemExit(0 if all(report.clean for report in reports if report.server == servers[0]) else 1)
+
+
+def _print_tables(reports: "Sequence[Report]") -> None:
+    """A table for each workload, and the first of what went wrong in it."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from sse_app.bench import table
+
+    console = Console()
+    for workload in dict.fromkeys(report.workload for report in reports):
+        of_it = [report for report in reports if report.workload == workload]
+        head, *rows = table(of_it)
+        columns = [Column(name, justify="right") for name in head[1:]]
+        shown = Table("", *columns, title=workload, title_justify="left", box=None)
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown)
+        for server, error in dict.fromkeys((report.server, report.first_error) for report in of_it):
+            if error:
+                console.print(f"  {server}: {error}", markup=False, highlight=False)
+        console.print()
 
 
 def _greet(config: Config, urls: Sequence[str]) -> None:

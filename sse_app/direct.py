@@ -41,6 +41,8 @@ class Outlet:
         elif self._unbounded:
             self._cycle.expected_content_length = len(message.get("body", b""))
         await self._send(message)  # type: ignore[arg-type]
+        if self._cycle.response_complete:
+            self._part()
 
     def _look_at(self, message: Message) -> None:
         headers = {name.lower(): value for name, value in message.get("headers", ())}
@@ -61,7 +63,6 @@ class Outlet:
             return None
         cycle.response_complete = True  # the request is over: for uvicorn, and for who still waits to receive
         cycle.message_event.set()
-        del cycle.send  # this object
         self._send = _drop
         protocol.pipeline.clear()  # a request behind an endless one is never answered
         state = protocol.server_state
@@ -71,9 +72,14 @@ class Outlet:
         protocol.flow.resume_reading()  # or a close would go unnoticed
         protocol.transport.set_protocol(stream)
         # They all know each other, and the collector would find them late: 5 KB for each stream until then.
-        cycle.scope["extensions"].clear()
+        self._part()
         protocol.parser = protocol.cycle = None  # type: ignore[assignment]
         return stream
+
+    def _part(self) -> None:
+        """The request is over; it and this object know each other no more."""
+        vars(self._cycle).pop("send", None)
+        self._cycle.scope["extensions"].clear()
 
 
 async def _drop(message: object) -> None:

@@ -28,7 +28,10 @@
     │   ├── Draining
     │   ├── Overloaded
     │   └── HubNotStarted              the hub was never started: a missing line in the app
-    └── ConfigError (ValueError)       a setting with a wrong value: stops the start
+    ├── ConfigError (ValueError)       a setting with a wrong value: stops the start
+    └── BenchError                     of ``sse-app bench``; no HTTP status
+        ├── BenchRefused (ValueError)  a load that is unsafe or impossible
+        └── BenchFailed                a server under load that did not start, connect or finish
 
 Which status and code each one has over HTTP stands in one table, in ``app.py``. Texts never repeat what the caller
 sent.
@@ -149,3 +152,15 @@ class HubNotStarted(Unavailable):
 
 class ConfigError(SSEAppError, ValueError):
     """A setting with a wrong value; the text names the setting and its range, never the value of a secret."""
+
+
+class BenchError(SSEAppError):
+    """A load that was not measured."""
+
+
+class BenchRefused(BenchError, ValueError):
+    """The load asked for is unsafe or impossible; nothing was connected."""
+
+
+class BenchFailed(BenchError):
+    """The server under load did not start, could not be subscribed to, or did not finish in time."""

@@ -25,13 +25,14 @@ from sse_app.events import Event, check_type
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
 from sse_app.publication import Position, Publication, check_client, check_clients
-from sse_app.subscriber import Batch, CloseReason, Subscriber
+from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
 from sse_app.topics import TopicFilter, TopicIndex, check_topics
 
 T = TypeVar("T")
 
 BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
 SLICE = 1_000  # subscribers that are offered a batch between two turns of the loop: some 6 ms
+BATCH_BYTES = 256 * 1024  # of frames that are joined into one batch
 RECENT = 100  # publications that /stats lists
 CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
 SPREAD = 0.8  # of the drain's window: closes are spread over it, the rest is for the last to finish
@@ -71,16 +72,24 @@ class Group:
         group.
         """
         named = frozenset(chain.from_iterable(item.to | item.exclude for item in publications))
-        untold = [item for item in publications if not item.to] if named else publications
+        untold = [item for item in publications if not item.to]
         batch = Batch.join(untold) if untold else None  # what a client that nobody names gets
         for slice in _slices(list(self.members)):
-            for subscriber in slice:
-                if named and subscriber.client in named:
-                    if own := [item for item in publications if item.visible_to(subscriber.client)]:
-                        subscriber.offer(Batch.join(own))
-                elif batch:
-                    subscriber.offer(batch)
+            if batch and not named:
+                offer_all(slice, batch)
+            else:
+                self._offer_by_name(slice, publications, named, batch)
             yield
+
+    def _offer_by_name(
+        self, members: list[Subscriber], publications: Sequence[Publication], named: frozenset[str], batch: Batch | None
+    ) -> None:
+        for subscriber in members:
+            if subscriber.client in named:
+                if own := [item for item in publications if item.visible_to(subscriber.client)]:
+                    subscriber.offer(Batch.join(own))
+            elif batch:
+                subscriber.offer(batch)
 
 
 class Hub:
@@ -256,9 +265,10 @@ class Hub:
     # Delivering
 
     async def _follow(self, tail: Tail) -> None:
-        async for publications in tail:
-            for _ in self._deliver(publications):
-                await asyncio.sleep(0)
+        async for announced in tail:
+            for publications in _pieces(announced):
+                for _ in self._deliver(publications):
+                    await asyncio.sleep(0)
             if self._delivered.offset - self._swept >= self._sweep_step:
                 self._swept = self._delivered.offset
                 await self._move_cursors(list(self._everyone()))
@@ -406,7 +416,7 @@ class Hub:
                 subscriber.beat()
             self.totals.heartbeats += len(turn)
 
-    async def _move_cursors(self, subscribers: Iterable[Subscriber]) -> None:
+    async def _move_cursors(self, subscribers: list[Subscriber]) -> None:
         """Move those that hear little, before what lies behind their position is trimmed and ends in a gap.
 
         A cursor in the older half of the log is moved. Everybody is looked at each time a quarter of the log is new,
@@ -416,9 +426,13 @@ class Hub:
         top = self._delivered
         held = top.offset - oldest
         self._sweep_step = max(CURSOR_STEP, held // 4)
+        moved = 0
         for subscriber in subscribers:
             if subscriber.position.offset < min(oldest + held // 2, top.offset - CURSOR_STEP + 1):
                 subscriber.offer_cursor(top)
+                moved += 1
+                if moved % SLICE == 0:
+                    await asyncio.sleep(0)
 
     # Stopping
 
@@ -549,6 +563,19 @@ def _resume(after: Position | str | bytes, oldest: Position, top: Position) -> _
     if cursor.offset < oldest.offset:
         return _Start(oldest, GapReason.TRIMMED, cursor)
     return _Start(cursor)
+
+
+def _pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
+    """Cut so that no batch is larger than BATCH_BYTES, or one publication: it is what may exceed a queue's bound."""
+    piece: list[Publication] = []
+    size = 0
+    for publication in publications:
+        size += len(publication.frame)
+        if piece and size > BATCH_BYTES:
+            yield piece
+            piece, size = [], len(publication.frame)
+        piece.append(publication)
+    yield piece
 
 
 def _slices(members: list[Subscriber]) -> Iterator[list[Subscriber]]:

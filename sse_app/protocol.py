@@ -8,7 +8,7 @@ import asyncio
 from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from sse_app.direct import Outlet
 from sse_app.stream import EXTENSION
@@ -33,6 +33,7 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, *args: Any, head_max: int = 16 * 1024, head_deadline: float = 10.0, **options: Any) -> None:
         super().__init__(*args, **options)
         self._head_max, self._head_deadline = head_max, head_deadline
+        self._unanswered: list[RequestResponseCycle] = []  # more than one when requests are pipelined
         self._unseen = 0  # bytes since the parser last came to something: an unfinished head, trailer or chunk size
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -48,6 +49,9 @@ class Protocol(HttpToolsProtocol):
         self._head_arrived()
         self._stop_lingering()
         super().connection_lost(exc)
+        for cycle in self._unanswered:  # uvicorn tells the last one only
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -77,6 +81,7 @@ class Protocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") and self.url != b"*":
             raise _Refused  # an absolute target would override the Host that was checked (RFC 9112, 3.2.2)
         super().on_headers_complete()
+        self._unanswered = [cycle for cycle in (*self._unanswered, self.cycle) if not cycle.response_complete]
         if self.scope["method"] == "GET":
             outlet = Outlet(self, self.cycle)
             self.cycle.send = outlet  # type: ignore[method-assign, assignment]  # before its task starts

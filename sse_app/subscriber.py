@@ -14,7 +14,7 @@ It writes to a ``Writer``, or is read with ``read`` (the reference that the writ
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, NoReturn, Protocol
 
@@ -351,6 +351,21 @@ class Subscriber:
         rest = [item.frame for item in batch.publications if item.position.offset > self._offset]
         self._totals.delivered += len(rest)
         return b"".join(rest)
+
+
+def offer_all(subscribers: Iterable[Subscriber], batch: Batch) -> None:
+    """``offer`` to each of them. Written out, since a hub spends its time in this loop."""
+    first, top, written = batch.first, batch.top, 0
+    for subscriber in subscribers:
+        if subscriber._ready and first > subscriber._offset:
+            subscriber._offset = top
+            subscriber._ready = subscriber._writer.write(batch)  # type: ignore[union-attr]  # ready only with a writer
+            written += 1
+            totals = subscriber._totals
+        elif not subscriber._behind:
+            subscriber._queue_up(batch)
+    if written:
+        totals.delivered += written * batch.count
 
 
 def _no_owner(work: Coroutine[Any, Any, Any]) -> NoReturn:

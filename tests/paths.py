@@ -4,7 +4,9 @@
     httptools      the stepped path on stock uvicorn
     h11            the same, on its other protocol
     in process     the stepped path without a socket
-    reference      sse-starlette's own streaming, on stock uvicorn: what the others are held against
+    reference      sse-starlette's own streaming, on stock uvicorn
+
+For one history all of them have the bytes of the reference.
 """
 
 import asyncio
@@ -29,7 +31,7 @@ from uvicorn.server import ServerState
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.direct import DirectStream
 from sse_app.hub import Hub
-from sse_app.server import Protocol
+from sse_app.protocol import Protocol
 from sse_app.stream import EventStream, ReferenceStream
 from sse_app.testing import StreamingASGITransport
 from tests.chaos.client import HOST, Chunks, Connection
@@ -52,7 +54,7 @@ async def turns(count: int = 1) -> None:
 async def until(condition: Callable[[], bool], what: str = "") -> None:
     """Let the loop turn until it is so."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # what it waits for is state of the code under test
             await asyncio.sleep(0)
     assert condition(), what
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, Self
 
-from sse_app.brokers import Page
+from sse_app.brokers import Page, Tail
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.events import Event, EventDecoder
 from sse_app.publication import Position, Publication
@@ -24,6 +24,12 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+async def turns(count: int) -> None:
+    """Let the loop turn."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 async def available(subscriber: Subscriber) -> bytes:
@@ -81,16 +87,33 @@ class Socket:
         return data
 
 
+class LateTail:
+    """A tail that waits before it tells what it has."""
+
+    def __init__(self, tail: Tail, wait: Callable[[], Awaitable[None]]) -> None:
+        self._tail, self._wait = tail, wait
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[Publication]:
+        batch = await anext(self._tail)
+        await self._wait()
+        return batch
+
+    async def aclose(self) -> None:
+        await self._tail.aclose()
+
+
 class DistantBroker(MemoryBroker):
     """A memory log that answers as late as one on another machine: others run before and after it does its work."""
 
-    def __init__(self, delays: list[int], **settings: Any) -> None:
+    def __init__(self, delays: list[int], tail_delays: tuple[int, ...] = (0,), **settings: Any) -> None:
         super().__init__(**settings)
-        self._delays = cycle(delays)
+        self._delays, self._tail_delays = cycle(delays), tail_delays
 
     async def _travel(self) -> None:
-        for _ in range(next(self._delays)):
-            await asyncio.sleep(0)
+        await turns(next(self._delays))
 
     async def publish(self, *args: Any, **named: Any) -> Position:
         await self._travel()
@@ -109,6 +132,10 @@ class DistantBroker(MemoryBroker):
         page = await super().replay(after, until, filter)
         await self._travel()
         return page
+
+    def tail(self) -> Tail:
+        delays = cycle(self._tail_delays)
+        return LateTail(super().tail(), lambda: turns(next(delays)))
 
 
 @types.coroutine

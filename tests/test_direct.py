@@ -8,12 +8,12 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 from sse_app.direct import DirectStream, Outlet
 from sse_app.events import EventDecoder
 from sse_app.hub import Hub
-from sse_app.server import Protocol
+from sse_app.protocol import Protocol
 from sse_app.subscriber import Subscriber
 from tests.chaos.client import HOST, Connection
 from tests.paths import (
@@ -187,9 +187,12 @@ async def identity(body: bytes) -> bytes:
     return body
 
 
+another_type = changing_head((b"content-type", b"text/plain"))
+
+
 WRAPPED: dict[str, tuple[Wrap, type[asyncio.Protocol]]] = {
     "compressed": (compressing, Protocol),
-    "another type": (changing_head((b"content-type", b"text/plain")), Protocol),
+    "another type": (another_type, Protocol),
     "coded already": (changing_head((b"transfer-encoding", b"chunked")), Protocol),
     "BaseHTTPMiddleware": (Passing, Protocol),
     "BaseHTTPMiddleware twice": (lambda app: Passing(Passing(app)), Protocol),
@@ -262,16 +265,21 @@ async def test_what_a_middleware_sends_after_the_hand_over_gets_into_no_stream(h
 
 
 GET = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-PROTOCOLS = pytest.mark.parametrize("http", [Protocol, HttpToolsProtocol, H11Protocol])
+# Stock httptools on asyncio is missing: its requests behind an open one take the news of the close (uvicorn 0.54).
+SERVERS = pytest.mark.parametrize(
+    ("wrap", "http"),
+    [(as_it_is, Protocol), (another_type, Protocol), (as_it_is, H11Protocol)],
+    ids=["ours", "ours, stepped", "h11"],
+)
 
 
-@PROTOCOLS
+@SERVERS
 @pytest.mark.parametrize("when", ["with the first", "later"])
 @pytest.mark.parametrize("way", [Connection.close, Connection.reset], ids=["closed", "reset"])
 async def test_a_pipelined_request_keeps_no_subscriber_after_the_close(
-    http: type[asyncio.Protocol], when: str, way: Callable[[Connection], None]
+    wrap: Wrap, http: type[asyncio.Protocol], when: str, way: Callable[[Connection], None]
 ) -> None:
-    async with Hub(fixed_broker(), heartbeat=0.15) as hub, served(streams_of(hub), http) as server:
+    async with Hub(fixed_broker(), heartbeat=0.15) as hub, served(wrap(streams_of(hub)), http) as server:
         connection = await Connection.open(server.port)
         await connection.send(GET * 2 if when == "with the first" else GET)
         async with asyncio.timeout(PATIENCE):
@@ -287,9 +295,10 @@ async def test_a_pipelined_request_keeps_no_subscriber_after_the_close(
 @pytest.mark.parametrize("more", [GET, GET * 3, GET[:20], b"\0garbage\r\n\r\n"], ids=["one", "many", "part", "garbage"])
 @pytest.mark.parametrize("when", ["with the first", "later"])
 async def test_nothing_that_follows_its_request_gets_into_a_stream(hub: Hub, more: bytes, when: str) -> None:
-    async with served(streams_of(hub)) as server, asyncio.timeout(PATIENCE):
-        async with await Connection.open(server.port) as connection:
-            await connection.send(GET + more if when == "with the first" and b"\0" not in more else GET)
+    first = GET + more if when == "with the first" and b"\0" not in more else GET
+    async with served(streams_of(hub)) as server, await Connection.open(server.port) as connection:
+        async with asyncio.timeout(PATIENCE):
+            await connection.send(first)
             received = await connection._until(lambda data: b"event: welcome" in data)
             await connection.send(more)
             await turns(20)
@@ -344,7 +353,7 @@ async def test_a_connection_that_is_lost_before_its_stream_writes_leaves_nothing
         return wrapped
 
     async with served(aborting(streams_of(hub))) as server:
-        connections = server.state.connections  # type: ignore[assignment]
+        connections = server.state.connections
         async with await Connection.open(server.port) as connection:
             await connection.send(GET)
             await until(lambda: hub.totals.closed == {"gone": 1})
@@ -496,12 +505,15 @@ async def test_a_connection_lost_in_the_middle_of_a_write_stops_no_delivery(hub:
 
 
 async def test_a_connection_lost_in_the_middle_of_a_heartbeat_stops_no_heart() -> None:
-    async with Hub(fixed_broker(), heartbeat=0.15) as hub:
-        async with faked(hub, room=1_000) as (other, _), faked(hub, room=1_000) as (transport, _):
-            transport.lost_in_write = True
-            await until(lambda: len(hub) == 1)
-            beats = other.sent.count(b":\n\n")
-            await until(lambda: other.sent.count(b":\n\n") > beats + 1)
+    async with (
+        Hub(fixed_broker(), heartbeat=0.15) as hub,
+        faked(hub, room=1_000) as (other, _),
+        faked(hub, room=1_000) as (transport, _),
+    ):
+        transport.lost_in_write = True
+        await until(lambda: len(hub) == 1)
+        beats = other.sent.count(b":\n\n")
+        await until(lambda: other.sent.count(b":\n\n") > beats + 1)
 
 
 @pytest.mark.parametrize("room", [1, 2])
@@ -545,13 +557,15 @@ async def test_a_hub_that_is_closed_lets_go_of_a_stream_that_is_stuck() -> None:
     async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_size=1) as hub:
         subscriber = await hub.join(client="c")
         transport = FakeTransport(1)
-        stream = transport.protocol = DirectStream(transport, ServerState(), hub, subscriber, chunked=True, paused=False)
+        stream = transport.protocol = DirectStream(
+            transport, ServerState(), hub, subscriber, chunked=True, paused=False
+        )
         subscriber.attach(stream)
         await publish(hub, "1", "2", "3")
-    assert not transport.closed
-    transport.make_room(1_000)
-    await turns(5)
+        assert (hub.totals.overflows, transport.closed) == (1, False)
     assert transport.closed
+    assert transport.sent.endswith(b"\n\r\n0\r\n\r\n")
+    transport.make_room(1_000)
     stream.connection_lost(None)
     assert len(hub) == 0
 
@@ -620,17 +634,27 @@ async def test_of_an_open_stream_only_itself_and_its_subscriber_are_left(hub: Hu
 
 @pytest.mark.parametrize("stalled", [False, True])
 async def test_a_stream_that_had_to_wait_is_freed_too(stalled: bool) -> None:
-    async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_bytes=50_000) as hub, served(streams_of(hub)) as server:
-        async with uncollected():
-            async with reading(server.port) as reader:
-                await reader.until(b"event: welcome")
-                await publish(hub, *[BIG] * 100)
-                assert hub.totals.overflows == 1
-                if not stalled:
-                    while len(data_of(reader.body)) < 100:
-                        await reader.more()
-            del reader
-            await until(lambda: not server.state.connections and not len(hub))
+    queue = {"queue_bytes": 50_000}
+    async with Hub(fixed_broker(), heartbeat=ENDLESS, **queue) as hub, served(streams_of(hub)) as server, uncollected():
+        async with reading(server.port) as reader:
+            await reader.until(b"event: welcome")
+            await publish(hub, *[BIG] * 100)
+            assert hub.totals.overflows == 1
+            while not stalled and len(data_of(reader.body)) < 100:
+                await reader.more()
+        del reader
+        await until(lambda: not server.state.connections and not len(hub))
+
+
+async def test_an_answered_request_is_freed_without_the_collector() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("answer")(scope, receive, send)
+
+    async with served(app) as server, uncollected(), await Connection.open(server.port) as connection:
+        for _ in range(3):
+            assert (await connection.request("GET", "/")).body == b"answer"
+        connection.close()
+        await until(lambda: not server.state.connections and not server.state.tasks)
 
 
 async def test_a_pipelined_request_is_garbage_that_the_collector_finds(hub: Hub) -> None:
@@ -639,4 +663,4 @@ async def test_a_pipelined_request_is_garbage_that_the_collector_finds(hub: Hub)
         await until(lambda: not server.state.connections and not len(hub))
         await turns(10)
         gc.collect()
-        assert cast(list[str], left()) == []
+        assert left() == []

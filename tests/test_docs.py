@@ -29,19 +29,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import click
 import httpx
 import playwright
 import pytest
 
 from sse_app import Config, EventDecoder, Hub, events, notices, publication, topics
 from sse_app.app import ANSWERS
+from sse_app.bench import Load
+from sse_app.cli import commands
 from sse_app.config import ENV_PREFIX, Setting
 from sse_app.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS, JSON_DEPTH, LAST_MAX
 from sse_app.errors import InvalidClient
 from sse_app.hub import RECENT
 from sse_app.metrics import Totals, exposition
+from sse_app.protocol import REFUSALS
 from sse_app.pytest_plugin import HubServer
-from sse_app.server import REFUSALS
 from sse_app.subscriber import CloseReason
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -289,6 +292,8 @@ class Session:
             case ["curl", *options]:
                 stream = any(re.fullmatch(r"-\w*N\w*", option) for option in options)
                 (self._listen if stream else self._ask)(command, shown, where)
+            case ["sse-app", "bench", *flags]:
+                self._bench(flags, where)
             case ["sse-app", "serve", "--help"]:
                 self._run([sys.executable, "-m", "sse_app", "serve", "--help"], where)
             case ["python3", "-m", "sse_app", *flags] | ["sse-app", "serve", *flags]:
@@ -318,6 +323,15 @@ class Session:
                 assert self._run(["sh", "-c", command], where).strip()
             case _:
                 pytest.fail(f"{where}: no rule for this command")
+
+    def _bench(self, flags: list[str], where: str) -> None:
+        """Understood, but not run: a load takes minutes, and says something on a quiet machine only."""
+        try:
+            options = commands.commands["bench"].make_context("bench", list(flags)).params
+        except click.ClickException as error:
+            pytest.fail(f"{where}: {error.message}")
+        for workload in options["workload"].split(","):
+            Load(workload, subscribers=options["subscribers"], rate=options["rate"], payload=options["payload"])
 
     def _serve(self, flags: list[str], shown: str, where: str) -> None:
         command = [sys.executable, "-m", "sse_app", *flags, "--port", "0"]

@@ -3,9 +3,11 @@
 import asyncio
 import gc
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sse_app.brokers import memory
 from sse_app.brokers.memory import OVERHEAD, MemoryBroker
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
@@ -102,3 +104,11 @@ async def test_a_replay_gives_way_at_every_page() -> None:
 
 async def test_it_is_not_durable() -> None:
     assert MemoryBroker().durability == "none"
+
+
+async def test_no_more_keys_are_kept_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "KEYS_MAX", 10)
+    broker = MemoryBroker()
+    positions = [await broker.publish(Event("x"), key=str(number)) for number in range(20)]
+    assert [await broker.publish(Event("x"), key=str(number)) for number in range(10, 20)] == positions[10:]
+    assert await broker.publish(Event("x"), key="0") not in positions

@@ -24,7 +24,7 @@ from sse_app.notices import HEARTBEAT
 from sse_app.publication import Position, Publication
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
-from tests.peers import MOMENT, Clock, DistantBroker, Socket
+from tests.peers import MOMENT, Clock, DistantBroker, Socket, turns
 from tests.virtual_time import VirtualTimeLoop
 
 T = TypeVar("T")
@@ -78,6 +78,8 @@ class Driver:
         self.clock, self.wall = Clock(0.0), Clock(1_700_000_000.0)
         self.log: dict[str, list[Publication]] = {}  # the model: every publication of every epoch
         self.epochs: list[str] = []
+        self.broker_settings: dict[str, Any] = {}
+        self.hub_settings: dict[str, Any] = {}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         async def until_quiet() -> T:
@@ -87,10 +89,9 @@ class Driver:
 
         return self.loop.run_until_complete(until_quiet())
 
-    def start(self, delays: list[int], history: int, queue: tuple[int, int], heartbeat: float) -> None:
-        self._settings = (delays, history, queue, heartbeat)
-        self.broker = DistantBroker(delays, history=history, history_age=100, clock=self.clock, wall=self.wall)
-        self.hub = Hub(self.broker, queue_size=queue[0], queue_bytes=queue[1], heartbeat=heartbeat)
+    def start(self) -> None:
+        self.broker = DistantBroker(**self.broker_settings)
+        self.hub = Hub(self.broker, **self.hub_settings)
         self._stop = asyncio.Event()
         self._host = self.loop.create_task(self._keep(self.hub, self._stop))
         self.epochs.append(self.run(self.broker.top()).epoch)
@@ -103,7 +104,7 @@ class Driver:
 
     def restart(self) -> None:
         self.stop()
-        self.start(*self._settings)
+        self.start()
 
     def close(self) -> None:
         """Leave nothing behind, however far a run came."""
@@ -146,13 +147,24 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
         self.number = 0
 
     @initialize(
-        delays=st.lists(st.integers(0, 3), min_size=1, max_size=7),
+        delays=st.lists(st.sampled_from([0, 1, 2, 5, 30]), min_size=1, max_size=7),
+        tail_delays=st.sampled_from([(0,), (1,), (0, 4), (9,)]),
         history=st.integers(1, 12),
         queue=st.tuples(st.integers(1, 4), st.sampled_from([60, 300, 10_000])),
         heartbeat=st.sampled_from([15.0, 0.01]),
     )
-    def start(self, delays: list[int], history: int, queue: tuple[int, int], heartbeat: float) -> None:
-        self.driver.start(delays, history, queue, heartbeat)
+    def start(
+        self,
+        delays: list[int],
+        tail_delays: tuple[int, ...],
+        history: int,
+        queue: tuple[int, int],
+        heartbeat: float,
+    ) -> None:
+        settings = {"history": history, "history_age": 100, "clock": self.driver.clock, "wall": self.driver.wall}
+        self.driver.broker_settings = {"delays": delays, "tail_delays": tail_delays, **settings}
+        self.driver.hub_settings = {"queue_size": queue[0], "queue_bytes": queue[1], "heartbeat": heartbeat}
+        self.driver.start()
 
     def teardown(self) -> None:
         try:
@@ -190,11 +202,13 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     # Clients
 
     @precondition(lambda self: len(self.everyone) < CLIENTS)
-    @rule(target=clients, name=names, filter=filters, room=rooms)
-    def arrive(self, name: str, filter: TopicFilter, room: int) -> Client:
+    @rule(target=clients, name=names, filter=filters, room=rooms, meanwhile=meanwhiles, topics=topics)
+    def arrive(
+        self, name: str, filter: TopicFilter, room: int, meanwhile: list[int], topics: tuple[str, ...]
+    ) -> Client:
         client = Client(name, filter)
         self.everyone.append(client)
-        self.driver.run(self._connect(client, room))
+        self._amid_publishing(self._connect(client, room), meanwhile, topics)
         return client
 
     @rule(client=clients, length=lengths, room=rooms, meanwhile=meanwhiles, topics=topics)
@@ -208,9 +222,8 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
             async with asyncio.TaskGroup() as tasks:
                 task = tasks.create_task(work)
                 for pause in pauses:
-                    for _ in range(pause):
-                        await asyncio.sleep(0)
-                    await self._publish(1, topics, frozenset(), frozenset())
+                    await turns(pause)
+                    tasks.create_task(self._publish(1, topics, frozenset(), frozenset()))
             return task.result()
 
         result = self.driver.run(both())

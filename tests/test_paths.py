@@ -27,6 +27,7 @@ from tests.paths import (
 
 HEADERS = ("content-type: text/event-stream; charset=utf-8", "cache-control: no-store, no-transform")
 BIG = "x" * 8_000
+TEXT = "é – 日本語 👩‍👩‍👧‍👦"
 ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
 
 Work = Callable[[Hub], Awaitable[None]]
@@ -116,9 +117,7 @@ STORIES = {
     "nothing at all": Story(["welcome", "bye"]),
     "live": Story(["welcome", "a", "b", "bye"], live=publish("a", "b")),
     "a history that is not asked for": Story(["welcome", "new", "bye"], publish("old"), publish("new")),
-    "a resume": Story(
-        ["welcome", *numbers(3, 9), "new", "bye"], publish(*numbers(1, 9)), publish("new"), cursor="e-2"
-    ),
+    "a resume": Story(["welcome", *numbers(3, 9), "new", "bye"], publish(*numbers(1, 9)), publish("new"), cursor="e-2"),
     "a resume with nothing missed": Story(["welcome", "new", "bye"], publish("1"), publish("new"), cursor="e-1"),
     "a resume over several pages": Story(
         ["welcome", *numbers(1, 1_200), "new", "bye"], publish(*numbers(1, 1_200)), publish("new"), cursor="e-0"
@@ -164,9 +163,7 @@ STORIES = {
         ),
         cursor="e-0",
     ),
-    "lines": Story(
-        ["welcome", "1\n2\n\n3", "", "\n", "é – 日本語 👩‍👩‍👧‍👦", "bye"], live=publish("1\r2\r\n\n3", "", "\n", "é – 日本語 👩‍👩‍👧‍👦")
-    ),
+    "lines": Story(["welcome", "1\n2\n\n3", "", "\n", TEXT, "bye"], live=publish("1\r2\r\n\n3", "", "\n", TEXT)),
     "a type of its own": Story(["welcome", "order", "bye"], live=publish("1", event="order")),
     "heartbeats": Story(["welcome", "a", "bye"], live=after_each_other(beat, beat, publish("a"), beat)),
     "a moved cursor": Story(
@@ -244,9 +241,7 @@ async def test_a_client_that_resets_leaves_no_subscriber(path: Path) -> None:
     async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub, path(hub, "/", "GET", "") as reader:
         await reader.until(b"event: welcome")
         await reader.reset()
-        async with asyncio.timeout(PATIENCE):
-            while len(hub):
-                await asyncio.sleep(0)
+        await until(lambda: not len(hub))
         assert hub.totals.closed == {"gone": 1}
 
 

@@ -17,7 +17,7 @@ from sse_app.publication import Position, Publication
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.topics import TopicFilter
 from tests import whatwg
-from tests.peers import MOMENT, DistantBroker, Socket, available, cancel_at, datas
+from tests.peers import MOMENT, DistantBroker, Socket, available, cancel_at, datas, turns
 from tests.virtual_time import virtual_time
 
 pytestmark = virtual_time
@@ -60,7 +60,8 @@ class Stream:
         for text in texts:
             await self.publish(text)
 
-    async def publish_meanwhile(self, *texts: str) -> None:
+    async def publish_meanwhile(self, *texts: str, after: int = 0) -> None:
+        await turns(after)
         for text in texts:
             await asyncio.sleep(0)
             await self.publish(text)
@@ -91,6 +92,20 @@ class Stream:
             assert not pending, "a catch-up outlives its stream"
             for task in self.tasks:
                 task.result()
+
+
+class Far(MemoryBroker):
+    """A log that takes some turns of the loop to say where it ends, and many to be read."""
+
+    async def top(self) -> Position:
+        await turns(3)
+        top = await super().top()
+        await turns(3)
+        return top
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        await turns(20)
+        return await super().replay(after, until, filter)
 
 
 # None: read with ``read``. Else a socket that is full after so many writes, always or never nearly full.
@@ -258,6 +273,19 @@ async def test_a_queue_that_runs_over_while_the_log_is_read_loses_nothing(
 
 
 @stalling
+async def test_what_is_published_while_it_looks_where_the_log_ends_comes_once(room: int | None) -> None:
+    """The order that is correctness: first be offered what is new, then look."""
+
+    for late in range(12):
+        stream = Stream(Far(), room, queue=3)
+        await stream.begin()
+        await stream.stalled(*"abcdef")
+        texts, _ = await asyncio.gather(stream.texts(), stream.publish_meanwhile("g", "h", after=late))
+        assert texts + await stream.texts() == list("abcdefgh"), late
+        await stream.end()
+
+
+@stalling
 async def test_what_was_trimmed_meanwhile_is_told_as_a_gap_in_its_place(room: int | None) -> None:
     broker = MemoryBroker(history=3)
     stream = Stream(broker, room, queue=2)
@@ -308,14 +336,15 @@ async def test_a_thousand_large_events_cost_a_stalled_reader_a_mebibyte() -> Non
     await stream.end()
 
 
-async def test_a_reader_that_falls_behind_again_while_it_catches_up_is_still_lagging(broker: MemoryBroker) -> None:
-    stream = Stream(broker, None, queue=2)
+async def test_a_reader_that_falls_behind_again_while_it_catches_up_is_still_lagging() -> None:
+    stream = Stream(Far(), None, queue=2)
     await stream.begin()
     await stream.subscriber.read()
     await stream.stalled(*"abc")
     reading = asyncio.create_task(stream.subscriber.read())
-    await asyncio.sleep(0)  # it has looked where the log ends
+    await turns(8)  # it has looked where the log ends
     await stream.stalled(*"defg")
+    assert not reading.done()
     assert datas(stream.decoder.feed(await reading)) == ["a", "b", "c"]
     assert (stream.totals.lagging, stream.totals.overflows) == (1, 2)
     assert await stream.texts() == ["d", "e", "f", "g"]

@@ -1,0 +1,193 @@
+"""One run against one server, and many of them side by side."""
+
+import asyncio
+import contextlib
+import gc
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from sse_app.bench.connect import Crowd
+from sse_app.bench.load import Load
+from sse_app.bench.peers import OURS, Server, check_server, serving
+from sse_app.bench.process import Usage, two_cores, usage
+from sse_app.bench.publish import NS, Publishers
+from sse_app.bench.report import Report
+from sse_app.bench.tally import Tally, percentile
+from sse_app.bench.target import Target, resolve
+from sse_app.bench.turning import Turning
+from sse_app.errors import BenchFailed
+
+RUN_SECONDS = 600.0  # for one run, however slow the server
+
+
+async def compare(
+    loads: Sequence[Load],
+    servers: Sequence[str],
+    repeat: int = 1,
+    flags: Sequence[str] = (),
+    tell: Callable[[str], object] = lambda text: None,
+) -> list[Report]:
+    """Do each load to each server, as `run` does, `repeat` times over: what is compared is measured side by side.
+
+    Raises what `run` raises, and `BenchRefused` for any of the servers before the first is started.
+    """
+    for load in loads:
+        load.check_descriptors()
+    for server in servers:
+        check_server(server)
+    reports = []
+    for repetition in range(repeat):
+        for load in loads:
+            for server in servers:
+                tell(f"{load.workload}: {server}, {repetition + 1} of {repeat}")
+                reports.append(await run(load, server, flags))
+    return reports
+
+
+async def run(load: Load, server: str = OURS, flags: Sequence[str] = ()) -> Report:
+    """Do what a load says to a server and report.
+
+    server: `sse-app`, `naive` or `nchan`, started for this run on cores of its own, or the base URL of one that runs
+        on this machine
+    flags: flags for `sse-app serve`
+
+    Wants a loop of its own, uvloop's if there is one. Raises `BenchRefused` before anything is connected, and
+    `BenchFailed` when the server does not start, takes no subscriber, or takes longer than 10 minutes.
+    """
+    load.check_descriptors()
+    try:
+        async with asyncio.timeout(RUN_SECONDS):
+            with serving(server, flags) as running:
+                return await _measure(load, server, running)
+    except TimeoutError:
+        raise BenchFailed(f"{server}, {load.workload}: not finished within {RUN_SECONDS:g} s") from None
+    except OSError as error:
+        raise BenchFailed(f"{server} is out of reach: {error}") from error
+
+
+class _Moment(NamedTuple):
+    """Where the clock, our own time spent (both ns) and the counters stand at some point of a run."""
+
+    clock: int
+    spent: int
+    published: int
+    server: Usage | None
+    left: int  # the clock again: looking at all processes takes some ms
+
+
+class _Course(NamedTuple):
+    """The points of a run between which its figures are taken."""
+
+    start: _Moment
+    connected: _Moment
+    settled: _Moment
+    before: _Moment
+    after: _Moment
+
+
+async def _measure(load: Load, name: str, server: Server) -> Report:
+    target, tally = resolve(server.url), Tally(secrets.token_hex(2))
+    turning = Turning(tally, busy=two_cores())
+
+    def moment() -> _Moment:
+        clock, spent = time.monotonic_ns(), turning.spent()
+        return _Moment(
+            clock, spent, tally.published, usage(server.pid) if server.pid else None, left=time.monotonic_ns()
+        )
+
+    gc.disable()  # a full collection over all these streams would show as latency
+    try:
+        if name != server.url:
+            await _greet(load, target)
+        start = moment()
+        async with _crowd(load, target, tally):
+            connected = moment()
+            await asyncio.sleep(load.settle)
+            settled = moment()
+            publishers = Publishers(load, target, tally)
+            before = await _publish(load, publishers, tally, moment)
+            return _report(load, name, tally, _Course(start, connected, settled, before, moment()), publishers.stalled)
+    finally:
+        gc.enable()
+        turning.stop()
+
+
+async def _greet(load: Load, target: Target) -> None:
+    """One stream and one event: what a server makes only once is not counted as the first streams' cost."""
+    first, tally = replace(load, subscribers=1), Tally(secrets.token_hex(2))
+    async with _crowd(first, target, tally):
+        await Publishers(first, target, tally).publish(first.duration, 1)
+
+
+@contextlib.asynccontextmanager
+async def _crowd(load: Load, target: Target, tally: Tally) -> AsyncIterator[None]:
+    """All subscribers, connected."""
+    crowd = Crowd(load, target, tally)
+    try:
+        await crowd.connect()
+        if not tally.streams:
+            raise BenchFailed(f"no subscriber could connect: {tally.first_error}")
+        yield
+    finally:
+        await crowd.close()
+
+
+async def _publish(load: Load, publishers: Publishers, tally: Tally, moment: Callable[[], _Moment]) -> _Moment:
+    """Publish, first to warm up; the moment from which it counts."""
+    storm = load.workload == "connect"
+    if load.warmup and not storm:
+        await publishers.publish(load.warmup)
+    tally.begin()
+    before = moment()
+    if not publishers.stalled:
+        await publishers.publish(load.duration, 1 if storm else load.events)
+    return before
+
+
+def _report(load: Load, server: str, tally: Tally, course: _Course, stalled: bool) -> Report:
+    start, connected, settled, before, after = course
+    subscribers = len(tally.streams) + len(tally.ended) + tally.slow
+    grown = _difference(start, settled, lambda used: used.rss_kb)
+    connecting = _difference(start, settled, lambda used: used.cpu)
+    spent = _difference(before, after, lambda used: used.cpu)
+    published = _difference(settled, after, lambda used: used.rss_kb)
+    wall = (tally.last_arrival - before.left) / NS
+    busy_from, busy_until = (start, connected) if load.workload == "connect" else (before, after)
+    return Report(
+        workload=load.workload,
+        server=server,
+        subscribers=subscribers,
+        slow_subscribers=tally.slow,
+        failed_connects=load.subscribers - subscribers,
+        connects_per_s=subscribers * NS / (connected.clock - start.left),
+        cpu_us_per_connect=None if connecting is None else connecting * 1e6 / subscribers,
+        memory_kb_per_connection=None if grown is None else grown / subscribers,
+        events=after.published - before.published,
+        failed_posts=len(tally.failed),
+        closed_early=len(tally.ended),
+        deliveries=tally.deliveries,
+        deliveries_per_s=tally.deliveries / wall if wall > 0 else 0.0,
+        deliveries_per_cpu_s=tally.deliveries / spent if spent else None,
+        server_cpu_share=None if spent is None else spent * NS / (after.clock - before.left),
+        memory_growth_mb=None if published is None else published / 1024,
+        latency_p50_ms=_ms(percentile(tally.late, 0.5)),
+        latency_p99_ms=_ms(percentile(tally.late, 0.99)),
+        latency_max_ms=_ms(percentile(tally.late, 1)),
+        wire_bytes_per_delivery=tally.bytes / tally.deliveries if tally.deliveries else None,
+        lost=tally.lost(),
+        doubled=tally.doubled,
+        stalled=stalled,
+        load_cpu_share=(busy_until.spent - busy_from.spent) / (busy_until.clock - busy_from.clock),
+        first_error=tally.first_error,
+    )
+
+
+def _difference(before: _Moment, after: _Moment, of: Callable[[Usage], float]) -> float | None:
+    return of(after.server) - of(before.server) if before.server and after.server else None
+
+
+def _ms(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e6

@@ -1,0 +1,132 @@
+"""The publishers of a run."""
+
+import asyncio
+import math
+import time
+from typing import cast
+
+from sse_app.bench.load import Load
+from sse_app.bench.tally import Tally
+from sse_app.bench.target import Target
+from sse_app.bench.wire import answer, event_data
+
+FAILURES_MAX = 100  # POSTs, then publishing stops
+NS = 1_000_000_000
+
+
+class Poster(asyncio.Protocol):
+    """A kept connection that POSTs one event at a time."""
+
+    def __init__(self) -> None:
+        self.usable = False
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[int] | None = None
+        self._buffer = b""
+
+    async def post(self, request: bytes) -> int:
+        """The status of the answer. Raises `OSError` when there is none."""
+        assert self._transport
+        self._buffer = b""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        self.usable = False
+        if self._transport:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport, self.usable = cast(asyncio.Transport, transport), True
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if not self._answer or self._answer.done():
+            return
+        try:
+            status = answer(self._buffer)
+        except ValueError as error:
+            self._answer.set_exception(ConnectionError(str(error)))
+            return
+        if status is not None:
+            self._buffer = b""
+            self._answer.set_result(status)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.usable = False
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionError("connection closed before the answer"))
+
+
+class Publishers:
+    """As many POSTs at a time as the load allows, paced by its workload."""
+
+    def __init__(self, load: Load, target: Target, tally: Tally) -> None:
+        self._load, self._target, self._tally = load, target, tally
+        self._idle: list[Poster] = []
+        self._started = self._ends = self._taken = 0
+        self._most: float = 0
+        self.stalled = False
+
+    async def publish(self, seconds: float, events: int | None = None) -> None:
+        """Publish for `seconds` or `events`, then wait until everyone has everything, or nothing comes any more."""
+        self._idle = [await self._poster() for _ in range(self._load.posts)]
+        self._most = math.inf if events is None else events
+        self._taken, self._started = 0, time.monotonic_ns()
+        self._ends = self._started + int(seconds * NS)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._load.posts):
+                    group.create_task(self._work())
+            if not self.stalled:
+                self.stalled = not await self._tally.until_owed(1, self._load.patience) and self._tally.owed > 0
+        finally:
+            for poster in self._idle:
+                poster.close()
+
+    async def _work(self) -> None:
+        while (sent := await self._turn()) is not None:
+            await self._post(self._tally.publish(), sent)
+
+    async def _turn(self) -> int | None:
+        """Wait until the next event may be sent; the moment from which its latency counts, None when it is over."""
+        if self._load.paced:
+            moment = self._started + int(self._taken * NS / self._load.rate)
+        elif await self._tally.until_owed(self._load.window, self._load.patience):
+            moment = time.monotonic_ns()
+        else:
+            self.stalled = self._tally.owed > 0
+            return None
+        if moment >= self._ends or self._taken >= self._most or len(self._tally.failed) >= FAILURES_MAX:
+            return None
+        self._taken += 1
+        await _until(moment)
+        return moment
+
+    async def _post(self, number: int, sent: int) -> None:
+        tally, load = self._tally, self._load
+        data = event_data(tally.run, number, sent, load.data_size)
+        poster = self._idle.pop()
+        try:
+            async with asyncio.timeout(load.patience):
+                if not poster.usable:
+                    poster = await self._poster()
+                status = await poster.post(self._target.publish(data, load.publish_key))
+            if not 200 <= status < 300:
+                tally.fail(number, f"POST answered {status}")
+        except OSError as error:
+            poster.close()
+            tally.fail(number, f"POST: {str(error) or 'no answer in time'}")
+        finally:
+            self._idle.append(poster)
+
+    async def _poster(self) -> Poster:
+        connect = asyncio.get_running_loop().create_connection
+        _, poster = await connect(Poster, self._target.address, self._target.port)
+        return poster
+
+
+async def _until(moment: int) -> None:
+    """Sleep until a time of the monotonic clock; uvloop's timers have 1 ms, so the last one is spent turning."""
+    while (left := moment - time.monotonic_ns()) > 0:  # noqa: ASYNC110 (a time, not an event)
+        await asyncio.sleep(max(0.0, left / NS - 0.001))

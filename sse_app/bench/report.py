@@ -1,0 +1,166 @@
+"""What was measured, and how servers compare."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, get_type_hints
+
+COUNTED = ("failed_connects", "failed_posts", "closed_early", "lost", "doubled")  # over all repetitions, not medians
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run. None where the server's process is not known or nothing arrived."""
+
+    workload: str
+    server: str
+    subscribers: int
+    slow_subscribers: int
+    failed_connects: int
+    connects_per_s: float
+    cpu_us_per_connect: float | None
+    memory_kb_per_connection: float | None
+    events: int
+    failed_posts: int
+    closed_early: int
+    deliveries: int
+    deliveries_per_s: float
+    deliveries_per_cpu_s: float | None
+    server_cpu_share: float | None
+    memory_growth_mb: float | None
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+    latency_max_ms: float | None
+    wire_bytes_per_delivery: float | None
+    lost: int
+    doubled: int
+    stalled: bool
+    load_cpu_share: float
+    first_error: str | None
+
+    @property
+    def clean(self) -> bool:
+        """Nothing was lost or doubled, and nothing failed."""
+        return not (self.lost or self.doubled or self.stalled or self.errors)
+
+    @property
+    def errors(self) -> int:
+        """Connections and POSTs that failed, and streams that the server ended."""
+        return self.failed_connects + self.failed_posts + self.closed_early
+
+
+class Figure(NamedTuple):
+    """A row of the table. A ratio says how many times the other's figure ours is."""
+
+    name: str
+    label: str
+    ratio: bool = False
+
+
+CONNECTING = (
+    Figure("subscribers", "subscribers connected"),
+    Figure("connects_per_s", "connects per second", ratio=True),
+    Figure("cpu_us_per_connect", "server CPU per connect, us", ratio=True),
+    Figure("memory_kb_per_connection", "memory per connection, KB", ratio=True),
+    Figure("latency_max_ms", "one event to all, ms", ratio=True),
+)
+DELIVERING = (
+    Figure("subscribers", "subscribers connected"),
+    Figure("slow_subscribers", "of them not reading"),
+    Figure("memory_kb_per_connection", "memory per connection, KB", ratio=True),
+    Figure("memory_growth_mb", "memory growth, MB"),
+    Figure("events", "events published"),
+    Figure("deliveries_per_s", "deliveries per second", ratio=True),
+    Figure("deliveries_per_cpu_s", "deliveries per CPU second", ratio=True),
+    Figure("server_cpu_share", "server CPU, cores"),
+    Figure("latency_p50_ms", "latency, median, ms", ratio=True),
+    Figure("latency_p99_ms", "latency, 99 %, ms", ratio=True),
+    Figure("latency_max_ms", "latency, longest, ms"),
+    Figure("wire_bytes_per_delivery", "bytes per delivery"),
+)
+FAULTS = (
+    Figure("lost", "lost"),
+    Figure("doubled", "doubled"),
+    Figure("errors", "errors"),
+    Figure("load_cpu_share", "load's own CPU, cores"),
+)
+
+
+def table(reports: Sequence[Report]) -> list[list[str]]:
+    """The figures of one workload: a head, then rows of label, each server's median, and the ratios.
+
+    reports: in the order in which they were made; the server of the first is compared with the others.
+    """
+    servers = list(dict.fromkeys(report.server for report in reports))
+    middle = {server: medians(_of(reports, server)) for server in servers}
+    against = {server: ratios(_of(reports, servers[0]), _of(reports, server)) for server in servers[1:]}
+    figures = (CONNECTING if reports[0].workload == "connect" else DELIVERING) + FAULTS
+    rows = [["", *servers, *(f"x {server}" for server in against)]]
+    for figure in figures:
+        values = [_shown(getattr(middle[server], figure.name)) for server in servers]
+        compared = [_shown(found.get(figure.name)) if figure.ratio else "" for found in against.values()]
+        rows.append([figure.label, *values, *compared])
+    return rows
+
+
+def document(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:
+    """Everything for a program: each run, the medians over the repetitions, and the ratios to the first server."""
+    first = reports[0].server
+    groups = list(dict.fromkeys((report.workload, report.server) for report in reports))
+    of = {group: [report for report in reports if (report.workload, report.server) == group] for group in groups}
+    return {
+        "runs": [asdict(report) for report in reports],
+        "medians": [asdict(medians(of[group])) for group in groups],
+        "ratios": [
+            {"workload": workload, "server": first, "against": server, **ratios(of[workload, first], group)}
+            for (workload, server), group in of.items()
+            if server != first
+        ],
+    }
+
+
+def medians(reports: Sequence[Report]) -> Report:
+    """One report for several of one server and workload: medians, and the sums of what must not happen."""
+    types = get_type_hints(Report)
+    merged: dict[str, Any] = {}
+    for field in fields(Report):
+        values = [value for report in reports if (value := getattr(report, field.name)) is not None]
+        if field.name in COUNTED:
+            merged[field.name] = sum(values)
+        elif types[field.name] in (float, float | None):
+            merged[field.name] = statistics.median(values) if values else None
+        elif types[field.name] is int:
+            merged[field.name] = statistics.median_low(values)
+        else:
+            merged[field.name] = max(values, default=None)  # texts are equal but for the error; True beats False
+    return Report(**merged)
+
+
+def ratios(ours: Sequence[Report], theirs: Sequence[Report]) -> dict[str, float]:
+    """For each compared figure the median over the repetitions of ours divided by theirs.
+
+    A ratio is taken inside a repetition, so that what the machine does meanwhile meets both.
+    """
+    found = {}
+    for figure in dict.fromkeys(CONNECTING + DELIVERING):
+        pairs = [
+            (getattr(our, figure.name), getattr(their, figure.name)) for our, their in zip(ours, theirs, strict=True)
+        ]
+        quotients = [our / their for our, their in pairs if our is not None and their]
+        if figure.ratio and quotients:
+            found[figure.name] = statistics.median(quotients)
+    return found
+
+
+def _of(reports: Sequence[Report], server: str) -> list[Report]:
+    return [report for report in reports if report.server == server]
+
+
+def _shown(value: float | None) -> str:
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.2f}"
+        case _:
+            return f"{value:,}"

@@ -1,0 +1,186 @@
+"""The account of a run: what was published, what each subscriber has of it, and when it came."""
+
+import asyncio
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from sse_app.bench.wire import Batch, ChunkedDecoder, find_markers, marker_pattern
+
+MEMO_MAX = 256
+
+
+def percentile(counts: Mapping[int, int], share: float) -> int | None:
+    """The smallest value that at least `share` of all counted values do not exceed (nearest rank)."""
+    rank = max(1, math.ceil(share * sum(counts.values())))
+    for value in sorted(counts):
+        rank -= counts[value]
+        if rank <= 0:
+            return value
+    return None
+
+
+class Tally:
+    """What was published and what arrived, over all subscribers of a run.
+
+    `owed` counts the deliveries that are still to come if all goes well: the publishers' window and the end of a
+    run wait for it. Lost and doubled are counted from the numbers themselves.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.pattern = marker_pattern(run)
+        self.memo: dict[bytes, Batch | None] = {}
+        self.streams: set[Subscriber] = set()
+        self.slow = 0  # streams that nobody reads
+        self.published = 0
+        self.failed: set[int] = set()  # numbers whose POST failed: nobody has to get them
+        self.owed = 0
+        self.deliveries = 0
+        self.doubled = 0
+        self.ended: list[Subscriber] = []  # those that the server closed
+        self.bytes = 0
+        self.calls = 0  # of the loop, for a stream
+        self.last_arrival = 0
+        self.late: defaultdict[int, int] = defaultdict(int)  # latency in ns, to 10 bits, -> count
+        self.first_error: str | None = None
+        self._wake_below = -1
+        self._moved = asyncio.Event()
+
+    def error(self, text: str) -> None:
+        """Keep the first of what went wrong, for the report."""
+        self.first_error = self.first_error or text
+
+    def begin(self) -> None:
+        """Measure from here on: lost and doubled stay, everything else starts again."""
+        self.deliveries = self.bytes = self.last_arrival = 0
+        self.late.clear()
+
+    def publish(self) -> int:
+        """The number of the next event, which every open stream is to get."""
+        self.published += 1
+        self.owed += len(self.streams)
+        return self.published
+
+    def fail(self, number: int, why: str) -> None:
+        """The POST of this event failed; who gets it nevertheless counts for nothing."""
+        self.error(why)
+        self.owed -= sum(1 for stream in self.streams if stream.lacks(number))
+        self.failed.add(number)
+        self._wake()
+
+    def opened(self, chunked: bool) -> "Subscriber":
+        """One more stream."""
+        stream = Subscriber(self, chunked)
+        self.streams.add(stream)
+        return stream
+
+    def closed(self, stream: "Subscriber") -> None:
+        """The server ended a stream: what it had not brought yet is lost."""
+        self.owed -= stream.lost()
+        self.streams.remove(stream)
+        stream.until = self.published
+        self.ended.append(stream)
+        self.error("the server ended a stream")
+        self._wake()
+
+    def lost(self) -> int:
+        """Deliveries that were due and did not come."""
+        return sum(stream.lost() for stream in itertools.chain(self.streams, self.ended))
+
+    def arrived(self, sent: Sequence[int], now: int) -> None:
+        """Count deliveries that came for the first time."""
+        self.deliveries += len(sent)
+        self.owed -= len(sent)
+        self.last_arrival = now
+        late = self.late
+        for moment in sent:
+            took = now - moment
+            shift = took.bit_length() - 10
+            late[took >> shift << shift if shift > 0 else took] += 1
+        if self.owed <= self._wake_below:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._wake_below = -1
+        self._moved.set()
+        self._moved.clear()
+
+    async def until_owed(self, window: int, patience: float) -> bool:
+        """Wait until a stream lacks fewer than `window` events on average.
+
+        False when nothing came for `patience` seconds, or when no stream is left.
+        """
+        while self.streams and self.owed > (most := (window - 1) * len(self.streams)):
+            self._wake_below = max(self._wake_below, most)
+            before = self.last_arrival
+            try:
+                async with asyncio.timeout(patience):
+                    await self._moved.wait()
+            except TimeoutError:
+                if self.last_arrival == before:
+                    self.error(f"nothing came for {patience:g} s")
+                    return False
+        return bool(self.streams)
+
+
+class Subscriber:
+    """The numbers that came on one stream."""
+
+    __slots__ = ("_body", "_carry", "_clean", "_missing", "_tally", "highest", "until")
+
+    def __init__(self, tally: Tally, chunked: bool) -> None:
+        self._tally = tally
+        self._body = ChunkedDecoder() if chunked else None
+        self._carry = b""
+        self._clean = True  # between chunks and between markers: equal bytes mean equal events
+        self._missing: set[int] = set()  # numbers passed over so far
+        self.highest = tally.published
+        self.until: int | None = None  # how many events were published when the server closed
+
+    def take(self, data: bytes, now: int) -> bool:
+        """Count what was read at a moment; whether more may follow. Raises `ValueError` for what is not chunked."""
+        tally = self._tally
+        tally.bytes += len(data)
+        batch = tally.memo[data] if self._clean and data in tally.memo else self._parse(data)
+        if batch:
+            tally.arrived(self._fresh(batch), now)
+        return not (self._body and self._body.ended)
+
+    def _parse(self, data: bytes) -> Batch | None:
+        tally, was_clean = self._tally, self._clean
+        body = self._body.feed(data) if self._body else data
+        batch, self._carry = find_markers(tally.pattern, self._carry + body)
+        self._clean = not self._carry and (self._body is None or self._body.between_chunks)
+        if was_clean and self._clean:
+            if len(tally.memo) >= MEMO_MAX:
+                tally.memo.clear()
+            tally.memo[data] = batch
+        return batch
+
+    def _fresh(self, batch: Batch) -> list[int]:
+        """The sending times of those events that are here for the first time."""
+        if batch.whole and batch.low == self.highest + 1 and not self._missing and not self._tally.failed:
+            self.highest = batch.high
+            return batch.sent
+        return [sent for number, sent in zip(batch.numbers, batch.sent, strict=True) if self._take(number)]
+
+    def _take(self, number: int) -> bool:
+        if self.lacks(number):
+            self._missing.update(range(self.highest + 1, number))
+            self._missing.discard(number)
+            self.highest = max(self.highest, number)
+            return number not in self._tally.failed
+        self._tally.doubled += 1
+        return False
+
+    def lacks(self, number: int) -> bool:
+        """Whether an event has not come yet."""
+        return number > self.highest or number in self._missing
+
+    def lost(self) -> int:
+        """How many events that were published without failing have not come."""
+        due = self._tally.published if self.until is None else self.until
+        excused = sum(1 for number in self._tally.failed if number <= due and self.lacks(number))
+        return due - self.highest + len(self._missing) - excused

@@ -1,0 +1,63 @@
+"""Where the load goes: this machine, nothing else."""
+
+import ipaddress
+import math
+import socket
+import sys
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from sse_app.errors import BenchRefused
+
+# Linux hands out 28,232 ephemeral ports for each source address, unless told otherwise, and seeks ever longer for a
+# free one among them.
+PORTS_PER_SOURCE = 5_000
+
+
+class Target(NamedTuple):
+    """A resolved server: connections go to `address`, the `Host` header says what the URL said."""
+
+    address: str
+    port: int
+    host: str
+    path: str
+
+    def subscribe(self) -> bytes:
+        """The request that opens a stream."""
+        head = f"GET {self.path}/events HTTP/1.1\r\nHost: {self.host}\r\n"
+        return f"{head}Accept: text/event-stream\r\nCache-Control: no-store\r\n\r\n".encode()
+
+    def publish(self, data: str, key: str | None) -> bytes:
+        """The request that broadcasts `data`."""
+        bearer = f"Authorization: Bearer {key}\r\n" if key else ""
+        head = f"POST {self.path}/broadcast HTTP/1.1\r\nHost: {self.host}\r\n{bearer}Content-Type: application/json\r\n"
+        return f"{head}Content-Length: {len(data)}\r\n\r\n{data}".encode()
+
+
+def resolve(url: str) -> Target:
+    """Find out where `url` leads, and refuse everything but this machine: a load is an attack on any other.
+
+    The name is looked up once and the address that was judged is the one connected to.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 80
+    except ValueError as wrong:
+        raise BenchRefused(f"{url!r} is not a URL: {wrong}") from None
+    if parts.scheme != "http" or not parts.hostname:
+        raise BenchRefused(f"{url!r}: the load speaks plain http://host:port only")
+    try:
+        address = str(socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise BenchRefused(f"{parts.hostname}: {error.strerror}") from None
+    if not ipaddress.ip_address(address).is_loopback:
+        raise BenchRefused(f"{parts.hostname} is {address}, not this machine: only that one may be loaded")
+    return Target(address, port, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"))
+
+
+def source(number: int, subscribers: int, address: str) -> tuple[str, int] | None:
+    """The local address of one of `subscribers`, spread so that no source address runs out of ports."""
+    sources = math.ceil(subscribers / PORTS_PER_SOURCE)
+    if sources == 1 or sys.platform != "linux" or not address.startswith("127."):
+        return None
+    return f"127.0.0.{1 + number % sources}", 0

@@ -1,0 +1,82 @@
+"""A hub that does what its faults say, and a run against it."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sse_app.bench import Load, Report, run
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(body: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+@dataclass
+class FakeHub:
+    """`copies(stream, number)` of an event, statuses by number (0: it hangs up), an end."""
+
+    copies: Callable[[int, int], int] = lambda stream, number: 1
+    statuses: dict[int, int] = field(default_factory=dict)
+    end_after: int | None = None
+    refuse_streams: int = 0
+    streams: list[asyncio.StreamWriter] = field(default_factory=list)
+    peers: set[str] = field(default_factory=set)
+    received: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"GET /hub/events "):
+                    self.subscribe(writer)
+                elif head.startswith(b"POST /hub/broadcast "):
+                    length = re.search(rb"Content-Length: (\d+)", head)
+                    assert length
+                    self.broadcast(await reader.readexactly(int(length[1])), writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    def subscribe(self, writer: asyncio.StreamWriter) -> None:
+        self.peers.add(writer.get_extra_info("peername")[0])
+        if self.refuse_streams > 0:
+            self.refuse_streams -= 1
+            writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+            return
+        writer.write(HEAD + chunk(b"event: welcome\ndata: {}\n\n"))
+        self.streams.append(writer)
+
+    def broadcast(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        self.received += 1
+        status = self.statuses.get(self.received, 200)
+        if status == 0:
+            writer.close()
+            return
+        if status == 200:
+            for number, stream in enumerate(self.streams):
+                stream.write(chunk(b"data: %b\n\n" % data) * self.copies(number, self.received))
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\n{}" % status)
+        if self.received == self.end_after:
+            for stream in self.streams:
+                stream.write(b"0\r\n\r\n")
+
+
+@contextlib.asynccontextmanager
+async def listening(hub: FakeHub) -> AsyncIterator[str]:
+    """The base URL of the hub, which has a path."""
+    server = await asyncio.start_server(hub.serve, "127.0.0.1", 0, backlog=256)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hub/"
+
+
+async def measured(hub: FakeHub, **changes: Any) -> Report:
+    """A run of 20 subscribers that is over after 12 events."""
+    load = Load(subscribers=20, events=12, duration=30, warmup=0, settle=0, patience=30)
+    async with listening(hub) as url:
+        return await run(replace(load, **changes), url)

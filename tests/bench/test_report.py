@@ -1,0 +1,98 @@
+"""Figures of several runs: medians, ratios, tables and JSON."""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from sse_app.bench.report import CONNECTING, DELIVERING, FAULTS, Report, document, medians, ratios, table
+
+REPORT = Report(
+    workload="closed",
+    server="sse-app",
+    subscribers=2,
+    slow_subscribers=0,
+    failed_connects=0,
+    connects_per_s=1000.0,
+    cpu_us_per_connect=80.0,
+    memory_kb_per_connection=None,
+    events=3,
+    failed_posts=0,
+    closed_early=0,
+    deliveries=6,
+    deliveries_per_s=1200.0,
+    deliveries_per_cpu_s=None,
+    server_cpu_share=None,
+    memory_growth_mb=None,
+    latency_p50_ms=1.5,
+    latency_p99_ms=2.5,
+    latency_max_ms=2.5,
+    wire_bytes_per_delivery=120.0,
+    lost=0,
+    doubled=0,
+    stalled=False,
+    load_cpu_share=0.5,
+    first_error=None,
+)
+OTHER = replace(REPORT, server="naive", deliveries_per_s=400.0, latency_p50_ms=6.0)
+
+
+@pytest.mark.parametrize("fault", ["lost", "doubled", "failed_connects", "failed_posts", "closed_early", "stalled"])
+def test_a_report_is_clean_when_nothing_went_wrong(fault: str) -> None:
+    changes: dict[str, Any] = {fault: 1}
+    assert REPORT.clean
+    assert not replace(REPORT, **changes).clean
+
+
+def test_every_row_shows_a_figure_that_there_is() -> None:
+    assert all(hasattr(REPORT, figure.name) for figure in CONNECTING + DELIVERING + FAULTS)
+
+
+def test_a_table_has_a_column_for_each_server_and_each_ratio() -> None:
+    head, *rows = table([REPORT, OTHER])
+    assert head == ["", "sse-app", "naive", "x naive"]
+    assert ["deliveries per second", "1,200", "400.00", "3.00"] in rows
+    assert ["latency, median, ms", "1.50", "6.00", "0.25"] in rows
+    assert ["memory per connection, KB", "-", "-", "-"] in rows
+    assert ["lost", "0", "0", ""] in rows
+    assert all(len(row) == len(head) for row in rows)
+
+
+def test_a_table_of_connecting_shows_what_connecting_costs() -> None:
+    head, *rows = table([replace(REPORT, workload="connect")])
+    assert head == ["", "sse-app"]
+    assert ["server CPU per connect, us", "80.00"] in rows
+    assert ["one event to all, ms", "2.50"] in rows
+
+
+def test_several_runs_give_medians_and_the_sum_of_what_went_wrong() -> None:
+    runs = [
+        replace(REPORT, deliveries_per_s=rate, lost=lost, memory_kb_per_connection=memory, first_error=error)
+        for rate, lost, memory, error in ((3.0, 0, None, None), (9.0, 2, 4.0, "gone"), (1.0, 1, 2.0, None))
+    ]
+    both = medians(runs)
+    assert (both.deliveries_per_s, both.lost, both.memory_kb_per_connection) == (3.0, 3, 3.0)
+    assert (both.subscribers, both.server, both.first_error) == (2, "sse-app", "gone")
+    assert medians([REPORT]) == REPORT
+
+
+def test_ratios_are_taken_inside_each_repetition() -> None:
+    ours = [replace(REPORT, deliveries_per_s=rate) for rate in (10.0, 100.0, 60.0)]
+    theirs = [replace(OTHER, deliveries_per_s=rate) for rate in (5.0, 20.0, 20.0)]
+    found = ratios(ours, theirs)
+    assert found["deliveries_per_s"] == 3.0
+    assert "memory_kb_per_connection" not in found
+    assert "lost" not in found
+
+
+def test_the_document_has_runs_medians_and_ratios() -> None:
+    reports = [REPORT, OTHER, replace(REPORT, workload="burst"), replace(OTHER, workload="burst"), REPORT, OTHER]
+    told = json.loads(json.dumps(document(reports)))
+    assert told["runs"] == [asdict(report) for report in reports]
+    assert told["medians"] == [asdict(report) for report in reports[:4]]
+    assert [(row["workload"], row["server"], row["against"]) for row in told["ratios"]] == [
+        ("closed", "sse-app", "naive"),
+        ("burst", "sse-app", "naive"),
+    ]
+    assert told["ratios"][0]["latency_p50_ms"] == 0.25
