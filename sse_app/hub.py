@@ -267,8 +267,7 @@ class Hub:
     async def _follow(self, tail: Tail) -> None:
         async for announced in tail:
             for publications in _pieces(announced):
-                for _ in self._deliver(publications):
-                    await asyncio.sleep(0)
+                await _outside_tasks(self._deliver(publications))
             if self._delivered.offset - self._swept >= self._sweep_step:
                 self._swept = self._delivered.offset
                 await self._move_cursors(list(self._everyone()))
@@ -410,10 +409,9 @@ class Hub:
         while True:
             await asyncio.sleep(self._heartbeat / BEATS)
             self._beat = (self._beat + 1) % BEATS
-            turn = self._beats[self._beat]
-            await self._move_cursors(list(turn))
-            for subscriber in list(turn):  # a connection may be lost in the middle of a write to it
-                subscriber.beat()
+            turn = list(self._beats[self._beat])
+            await self._move_cursors(turn)
+            await _outside_tasks(_beat_all(turn))
             self.totals.heartbeats += len(turn)
 
     async def _move_cursors(self, subscribers: list[Subscriber]) -> None:
@@ -426,13 +424,10 @@ class Hub:
         top = self._delivered
         held = top.offset - oldest
         self._sweep_step = max(CURSOR_STEP, held // 4)
-        moved = 0
-        for subscriber in subscribers:
-            if subscriber.position.offset < min(oldest + held // 2, top.offset - CURSOR_STEP + 1):
-                subscriber.offer_cursor(top)
-                moved += 1
-                if moved % SLICE == 0:
-                    await asyncio.sleep(0)
+        safe = min(oldest + held // 2, top.offset - CURSOR_STEP + 1)
+        endangered = [subscriber for subscriber in subscribers if subscriber.position.offset < safe]
+        if endangered:
+            await _outside_tasks(_offer_cursor(endangered, top))
 
     # Stopping
 
@@ -563,6 +558,45 @@ def _resume(after: Position | str | bytes, oldest: Position, top: Position) -> _
     if cursor.offset < oldest.offset:
         return _Start(oldest, GapReason.TRIMMED, cursor)
     return _Start(cursor)
+
+
+async def _outside_tasks(steps: Iterator[None]) -> None:
+    """Take these steps one by one in turns of the loop, none of them inside a task.
+
+    What writes to a foreign server starts its ``send``. A deadline in there would take the task that it finds for its
+    own, and cancel it: the hub's. Outside of tasks it fails at once, and with it that one stream.
+    """
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def step() -> None:
+        if done.done():
+            return  # the hub has been stopped
+        try:
+            next(steps)
+        except StopIteration:
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            loop.call_soon(step)
+
+    loop.call_soon(step)
+    await done
+
+
+def _beat_all(subscribers: list[Subscriber]) -> Iterator[None]:
+    for slice in _slices(subscribers):
+        for subscriber in slice:
+            subscriber.beat()
+        yield
+
+
+def _offer_cursor(subscribers: list[Subscriber], position: Position) -> Iterator[None]:
+    for slice in _slices(subscribers):
+        for subscriber in slice:
+            subscriber.offer_cursor(position)
+        yield
 
 
 def _pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:

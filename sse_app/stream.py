@@ -3,7 +3,8 @@
 Three ways, one result, byte for byte:
 
     direct      our HTTP protocol (``server.py``) hands its connection over; no task, no generator is left
-    stepped     on any other server: the delivery loop itself starts ASGI's ``send`` and steps it once
+    stepped     on any other server: the delivery loop itself starts ASGI's ``send`` and steps it once; where a
+                middleware's ``send`` cannot be taken so, a task reads the subscriber's queue
     reference   sse-starlette's own streaming, fed by a generator; the tests hold the other two against it
 """
 
@@ -121,13 +122,18 @@ async def _respond(
 
 
 async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
-    """Direct if the server offers it; else by steps, until the client goes or the hub ends the stream."""
+    """Direct if the server offers it; else by steps if its ``send`` can be taken so; else as anyone would.
+
+    Returns when the client goes or the hub ends the stream.
+    """
     await send(head)
     del head
     connection: Connection | None = scope.get("extensions", {}).get(EXTENSION)
     if connection is not None and (direct := connection.hand_over(hub, subscriber)):
         subscriber.attach(direct)
         return False
+    if not await _goes_by_steps(send):
+        return await _write_in_tasks(subscriber, receive, send)
     writer = SteppedWriter(subscriber, send)
     try:
         async with asyncio.timeout(None) as ending:
@@ -141,6 +147,53 @@ async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, 
     finally:
         writer.stop()
     return True
+
+
+async def _goes_by_steps(send: Send) -> bool:
+    """Whether ``send`` ends in one step outside of a task, tried with an empty piece of the body.
+
+    What a middleware does around it may need a task of its own: a deadline, anyio's cancel scopes.
+    """
+    tried: asyncio.Future[Awaitable[None] | bool] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(_try, send, tried)
+    outcome = await tried
+    if isinstance(outcome, bool):
+        return outcome
+    await outcome
+    return False
+
+
+def _try(send: Send, tried: "asyncio.Future[Awaitable[None] | bool]") -> None:
+    steps = send({"type": "http.response.body", "body": b"", "more_body": True}).__await__()
+    outcome: Awaitable[None] | bool
+    try:
+        outcome = _Suspended(next(steps), steps)
+    except StopIteration:
+        outcome = True
+    except Exception:
+        outcome = False
+    if not tried.done():
+        tried.set_result(outcome)
+
+
+async def _write_in_tasks(subscriber: Subscriber, receive: Receive, send: Send) -> bool:
+    """The plain way: this task reads the queue and sends, another waits for the client to go."""
+    try:
+        async with asyncio.timeout(None) as here, asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(_watch(receive, here))
+            while data := await subscriber.read():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            watching.cancel()
+    except TimeoutError:
+        return True  # the client is gone
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    return True
+
+
+async def _watch(receive: Receive, here: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    here.reschedule(0)
 
 
 async def _come_back_later(scope: Scope, receive: Receive, send: Send) -> None:
