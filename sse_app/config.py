@@ -121,7 +121,8 @@ class Config:
     queue: int = _count(1000, "Publications that may wait for one subscriber.", 1, 1_000_000)
     queue_bytes: int = _size(1024**2, "Bytes that may wait for one subscriber.", 1024, 2**30)
     so_sndbuf: int = _size(64 * 1024, "Kernel send buffer of a connection.", 4096, 2**30)
-    tcp_user_timeout: float = _seconds(20.0, "A peer that acknowledges nothing for so long is gone.", 1, 3600)
+    # With the heartbeat before it, a vanished peer is gone within 35 s.
+    tcp_user_timeout: float = _seconds(18.0, "A peer that acknowledges nothing for so long is gone.", 1, 3600)
     body_max: int = _size(256 * 1024, "Size of a publication's data.", 1, 64 * 1024**2)
     head_max: int = _size(16 * 1024, "Size of a request's head.", 1024, 1024**2)
     head_deadline: float = _seconds(

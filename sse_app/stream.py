@@ -186,6 +186,8 @@ async def _write_in_tasks(subscriber: Subscriber, receive: Receive, send: Send) 
             watching.cancel()
     except TimeoutError:
         return True  # the client is gone
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the peer is gone, or a mistake: told apart by who called
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     return True
 

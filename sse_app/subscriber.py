@@ -256,6 +256,9 @@ class Subscriber:
                 if data and self._writer is writer and not writer.write(Batch(data)):
                     await writable
                     self._writable = writable = asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.cut()  # by the hub's end, or a deadline in a foreign send that took this task for its own
+            raise
         except Exception as error:
             # One line, and never what was being sent. A clean end lets the client come back and resume.
             logger.error("a stream was ended by our mistake: %s", type(error).__name__)
@@ -359,7 +362,8 @@ def offer_all(subscribers: Iterable[Subscriber], batch: Batch) -> None:
     for subscriber in subscribers:
         if subscriber._ready and first > subscriber._offset:
             subscriber._offset = top
-            subscriber._ready = subscriber._writer.write(batch)  # type: ignore[union-attr]  # ready only with a writer
+            if not subscriber._writer.write(batch):  # type: ignore[union-attr]  # ready only with a writer
+                subscriber._ready = False
             written += 1
             totals = subscriber._totals
         elif not subscriber._behind:

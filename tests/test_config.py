@@ -26,7 +26,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "queue": (1000, "5", 5),
     "queue_bytes": (1024**2, "2MiB", 2 * 1024**2),
     "so_sndbuf": (65_536, "32KiB", 32_768),
-    "tcp_user_timeout": (20.0, "1m", 60.0),
+    "tcp_user_timeout": (18.0, "1m", 60.0),
     "body_max": (262_144, "1024", 1024),
     "head_max": (16_384, "8KiB", 8192),
     "head_deadline": (10.0, "2.5", 2.5),

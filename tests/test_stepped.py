@@ -334,3 +334,41 @@ async def test_a_send_that_needs_a_task_gets_one(hub: Hub, end: str) -> None:
 async def patient() -> None:
     async with asyncio.timeout(PATIENCE):
         await asyncio.sleep(0)
+
+
+async def test_a_peer_that_is_gone_is_no_mistake_of_ours_where_a_send_needs_a_task(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = Peer(hub)
+    peer.before = patient
+    task = asyncio.create_task(peer.run())
+    await until(lambda: peer.data == ["welcome"])
+    peer.before = gone
+    await publish(hub, "1")
+    async with asyncio.timeout(PATIENCE):
+        await task
+    assert (len(hub), hub.totals.closed, caplog.records) == (0, {"gone": 1}, [])
+
+
+async def test_a_deadline_that_strikes_while_a_stream_catches_up_ends_it_and_not_the_hub() -> None:
+    """It is in the send of what is read from the log, and only there."""
+    slow = asyncio.Event()
+
+    async def late() -> None:
+        async with asyncio.timeout(0.001):
+            await slow.wait()
+
+    async with Hub(fixed_broker(), heartbeat=3600, queue_size=1) as hub, connected(hub) as (peer, task):
+        room = asyncio.Event()
+        peer.before = room.wait
+        await publish(hub, "1", "2", "3", "4")
+        assert hub.totals.overflows == 1
+        peer.before = once(peer, late)
+        (subscriber,) = hub._everyone()
+        room.set()
+        await until(lambda: subscriber._writer is None)
+        slow.set()
+        async with asyncio.timeout(PATIENCE):
+            await task
+        assert (len(hub), peer.complete) == (0, True)
+        await publish(hub, "the hub goes on")
