@@ -137,7 +137,7 @@ async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, 
     writer = SteppedWriter(subscriber, send)
     try:
         async with asyncio.timeout(None) as ending:
-            writer.wake = partial(ending.reschedule, 0)
+            writer.ending = ending
             subscriber.attach(writer)
             while (await receive())["type"] != "http.disconnect":
                 pass
@@ -215,23 +215,19 @@ async def _blocks(subscriber: Subscriber) -> AsyncIterator[bytes]:
         yield data
 
 
-def _do_nothing() -> None:
-    pass
-
-
 class SteppedWriter:
     """Writes by starting the server's ``send`` and stepping it once.
 
     It ends there and then when the socket takes the bytes. When it does not, ``send`` is left suspended, and a task
-    takes it from there: one task for each full socket, none for the others. ``wake`` ends the wait of the request that
-    this is the stream of; it is called once at most.
+    takes it from there: one task for each full socket, none for the others. ``ending`` is the wait of the request that
+    this is the stream of; it is ended once at most.
     """
 
-    __slots__ = ("_rest", "_send", "_subscriber", "wake")
+    __slots__ = ("_rest", "_send", "_subscriber", "ending")
 
     def __init__(self, subscriber: Subscriber, send: Send) -> None:
         self._subscriber, self._send = subscriber, send
-        self.wake: Callable[[], None] = _do_nothing
+        self.ending: asyncio.Timeout | None = None
         self._rest: asyncio.Task[bool] | None = None  # of the last send that had to wait
 
     def write(self, batch: Batch) -> bool:
@@ -259,12 +255,13 @@ class SteppedWriter:
             await asyncio.wait([self._rest])
 
     def end(self) -> None:
-        wake, self.wake = self.wake, _do_nothing
-        wake()
+        ending, self.ending = self.ending, None
+        if ending is not None:
+            ending.reschedule(0)
 
     def stop(self) -> None:
         """The request is over: nobody waits for the rest of a send any more."""
-        self.wake = _do_nothing
+        self.ending = None
         if self._rest is not None:
             self._rest.cancel()
 
