@@ -53,9 +53,7 @@ def welcome(
 
 
 def describe(publication: Publication) -> dict[str, object]:
-    """A publication as ``last`` in ``/stats``; data of more than 1,024 characters is cut and says
-    so.
-    """
+    """A publication as ``last`` in ``/stats``; data of more than 1,024 characters is cut and says so."""
     data = publication.event.data or ""
     described = {**publication.summary(), "data": data[:LAST_DATA_MAX]}
     return described if len(data) <= LAST_DATA_MAX else {**described, "truncated": True}

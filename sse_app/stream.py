@@ -105,7 +105,7 @@ async def _respond(
         await _come_back_later(scope, receive, send)
         return
     running = way(subscriber, scope, receive, send)
-    del join, way  # nor these
+    del join, way  # an open stream has no use for these either
     ended, reason = True, CloseReason.GONE
     try:
         ended = await running

@@ -134,13 +134,7 @@ class Subscriber:
 
     def offer(self, batch: Batch) -> None:
         """Take a batch. Never waits and never raises: no subscriber can delay another."""
-        if self._ready and batch.first > self._offset:
-            self._offset = batch.top
-            self._totals.delivered += batch.count
-            if not self._writer.write(batch):  # type: ignore[union-attr]  # ready only with a writer
-                self._ready = False  # and it stays so when it was released in the middle of the write
-        elif not self._behind:
-            self._queue_up(batch)
+        offer_all((self,), batch)
 
     def _queue_up(self, batch: Batch) -> None:
         if self._count >= self._queue_size or self._bytes >= self._queue_bytes:
@@ -357,13 +351,14 @@ class Subscriber:
 
 
 def offer_all(subscribers: Iterable[Subscriber], batch: Batch) -> None:
-    """``offer`` to each of them. Written out, since a hub spends its time in this loop."""
+    """``Subscriber.offer`` to each of them: the loop in which a hub spends its time, so nothing in it is a call but the
+    write itself."""
     first, top, written = batch.first, batch.top, 0
     for subscriber in subscribers:
         if subscriber._ready and first > subscriber._offset:
             subscriber._offset = top
             if not subscriber._writer.write(batch):  # type: ignore[union-attr]  # ready only with a writer
-                subscriber._ready = False
+                subscriber._ready = False  # and it stays so when it was released in the middle of the write
             written += 1
             totals = subscriber._totals
         elif not subscriber._behind:
