@@ -53,6 +53,11 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.Draining: (503, "draining"),
     errors.Overloaded: (503, "overloaded"),
     errors.HubNotStarted: (503, "hub_not_started"),
+    errors.BrokerError: (503, "broker_error"),
+    errors.BrokerUnavailable: (503, "broker_unavailable"),
+    errors.LogUnavailable: (503, "log_unavailable"),
+    errors.LogFull: (507, "log_full"),
+    errors.OutcomeUnknown: (504, "outcome_unknown"),
 }
 
 RETRY_AFTER = 5  # seconds, with every 503

@@ -177,6 +177,7 @@ class Endpoints:
         self._hub.check_started()
         if self._hub.draining:
             raise Draining("The hub is stopping.")
+        self._hub.broker.check()
         return _json({"status": "ready"})
 
     async def console(self, request: Request) -> Response:

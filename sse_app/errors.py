@@ -27,7 +27,12 @@
     ├── Unavailable                    ours: an HTTP 503, try again later
     │   ├── Draining
     │   ├── Overloaded
-    │   └── HubNotStarted              the hub was never started: a missing line in the app
+    │   ├── HubNotStarted              the hub was never started: a missing line in the app
+    │   └── BrokerError                the log cannot take or give publications just now
+    │       ├── BrokerUnavailable      its server cannot be reached; nothing was published
+    │       ├── LogUnavailable         its file cannot be read or written; nothing was published
+    │       ├── LogFull                there is no room for it; nothing was published
+    │       └── OutcomeUnknown         it may be published or not: the answer of the log was lost
     ├── ConfigError (ValueError)       a setting with a wrong value: stops the start
     └── BenchError                     of ``sse-app bench``; no HTTP status
         ├── BenchRefused (ValueError)  a load that is unsafe or impossible
@@ -148,6 +153,26 @@ class Overloaded(Unavailable):
 
 class HubNotStarted(Unavailable):
     pass
+
+
+class BrokerError(Unavailable):
+    """The log cannot take or give publications just now. It is never an OSError, which means a peer that is gone."""
+
+
+class BrokerUnavailable(BrokerError):
+    pass
+
+
+class LogUnavailable(BrokerError):
+    pass
+
+
+class LogFull(BrokerError):
+    pass
+
+
+class OutcomeUnknown(BrokerError):
+    """The publication may be in the log or not. Publishing it again with the same Idempotency-Key is safe."""
 
 
 class ConfigError(SSEAppError, ValueError):

@@ -16,17 +16,15 @@ from itertools import chain
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import msgspec
-
 from sse_app import notices
 from sse_app.brokers import Broker, Durability, Tail
-from sse_app.errors import Draining, HubNotStarted, InvalidEvent, Overloaded
-from sse_app.events import Event, check_type
+from sse_app.errors import BrokerError, Draining, HubNotStarted, Overloaded
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
-from sse_app.publication import Position, Publication, check_client, check_clients
+from sse_app.publication import Position, Publication, check_client
+from sse_app.publisher import compose
 from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
-from sse_app.topics import TopicFilter, TopicIndex, check_topics
+from sse_app.topics import TopicFilter, TopicIndex
 
 T = TypeVar("T")
 
@@ -61,11 +59,16 @@ class Receipt:
 class Group:
     """The subscribers with equal filters: what is for one is for all, but for ``to`` and ``exclude``."""
 
-    __slots__ = ("filter", "members")
+    __slots__ = ("filter", "known", "members", "newest")
 
     def __init__(self, filter: TopicFilter) -> None:
         self.filter = filter
         self.members: dict[Subscriber, None] = {}
+        self.newest: Publication | None = None  # of all that match, once that is known
+        self.known = False
+
+    def know(self, newest: Publication | None) -> None:
+        self.newest, self.known = newest, True
 
     def offer(self, publications: Sequence[Publication]) -> Iterator[None]:
         """Offer them to every member; a step at a time, so that the loop can turn between two slices of a large
@@ -141,7 +144,7 @@ class Hub:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.broker)
             tail = await stack.enter_async_context(aclosing(self.broker.tail()))
-            self._delivered = await self.broker.top()
+            self._delivered = tail.start
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_tasks)
             self.spawn(self._follow(tail))
@@ -209,15 +212,14 @@ class Hub:
         Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
         """
         self.check_started()
-        topics = check_topics(_several(topic))
-        named = check_clients(_several(to)), check_clients(_several(exclude))
-        position = await self.broker.publish(
-            Event(_text(data), check_type(event)), topics, to=named[0], exclude=named[1], key=key
-        )
+        draft = compose(data, topic, event, to, exclude)
+        before = self._delivered
+        position = await self.broker.publish(draft.event, draft.topics, to=draft.to, exclude=draft.exclude, key=key)
         if key is not None and (known := self._receipts.get(key)) and known[0] == position:
             return Receipt(position, known[1], self.broker.durability)
-        self.totals.published += 1
-        receipt = Receipt(position, self._count(topics, *named), self.broker.durability)
+        if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
+            self.totals.published += 1
+        receipt = Receipt(position, self._count(draft.topics, draft.to, draft.exclude), self.broker.durability)
         if key is not None:
             self._remember(key, receipt)
         return receipt
@@ -266,11 +268,20 @@ class Hub:
 
     async def _follow(self, tail: Tail) -> None:
         async for announced in tail:
+            if not announced or announced[0].position != self._delivered.next():
+                await self._read_again()
             for publications in _pieces(announced):
                 await _outside_tasks(self._deliver(publications))
             if self._delivered.offset - self._swept >= self._sweep_step:
                 self._swept = self._delivered.offset
                 await self._move_cursors(list(self._everyone()))
+
+    async def _read_again(self) -> None:
+        """The tail does not go on where it was: another epoch, or some are lost. Everyone reads on from the log."""
+        self._delivered = await self.broker.top()
+        for group in self._groups.values():
+            group.known = False
+        await _outside_tasks(_fall_behind(list(self._everyone())))
 
     def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
         """Offer what the log announced to whom it is for. Never waits for any of them.
@@ -284,6 +295,7 @@ class Hub:
                 wanted.setdefault(group, []).append(publication)
         budget = SLICE
         for group, items in wanted.items():
+            group.know(items[-1])
             for _ in group.offer(items):
                 budget -= min(SLICE, len(group.members))
                 if budget <= 0:
@@ -340,7 +352,7 @@ class Hub:
         subscriber = Subscriber(self.broker, self.totals, group.filter, name, *self._queue_limits, self._spawner)
         subscriber.turn = self._beat
         group.members[subscriber] = self._beats[self._beat][subscriber] = None
-        self._subscribers += 1
+        self._count_subscribers(+1)
         self.totals.connected += 1
         try:
             # Registered first: what is published from here on is offered to it, so that nothing can fall between the
@@ -358,10 +370,14 @@ class Hub:
         if not group.members:
             del self._groups[subscriber.filter]
             self._index.remove(subscriber.filter, group)
-        self._subscribers -= 1
+        self._count_subscribers(-1)
         self.totals.closed[subscriber.closing or reason] += 1
         subscriber.release()
         self._quiet.set()
+
+    def _count_subscribers(self, change: int) -> None:
+        self._subscribers += change
+        self.broker.subscribers_here = self._subscribers
 
     def _check_room(self) -> None:
         if self.draining:
@@ -378,6 +394,9 @@ class Hub:
         top, oldest = await self.broker.top(), await self.broker.oldest()
         if after is not None:
             start = _resume(after, oldest, top)
+            if start.gap is GapReason.AHEAD:  # or it was on a node that heard of more
+                top = await self.broker.top(fresh=True)
+                start = _resume(after, oldest, top)
         elif last:
             newest = await self.broker.newest(last, subscriber.filter, subscriber.client)
             start = _Start(Position(top.epoch, newest[0].position.offset - 1) if newest else top)
@@ -386,14 +405,14 @@ class Hub:
             start = _Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0))
         else:
             start = _Start(top)
-        seen = await self.broker.newest(1, subscriber.filter, subscriber.client)
+        last_seen = await self._newest(subscriber, oldest)
         greeting = notices.welcome(
             start.requested if start.gap else start.position,
             client=subscriber.client,
-            subscribers=self._subscribers,
+            subscribers=self._subscribers + self.broker.subscribers_elsewhere,
             topics=subscriber.filter.patterns,
             recovered=after is not None and start.gap is None,
-            last=seen[0] if seen else None,
+            last=last_seen,
             top=top,
         )
         if start.gap:
@@ -401,6 +420,21 @@ class Hub:
             requested = start.requested and str(start.requested)
             greeting += notices.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
         subscriber.begin(start.position, greeting, behind=start.position != top)
+
+    async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
+        """The newest publication that it may see. What its group was given last needs no look at the log."""
+        group = self._groups[subscriber.filter]
+        if not group.known:
+            found = await self.broker.newest(1, group.filter, None)
+            if not group.known:  # nothing was delivered meanwhile
+                group.know(found[0] if found else None)
+        newest = group.newest
+        if newest is None or newest.position.offset <= oldest.offset:
+            return None
+        if newest.visible_to(subscriber.client):
+            return newest
+        found = await self.broker.newest(1, group.filter, subscriber.client)
+        return found[0] if found else None
 
     # Keeping alive
 
@@ -504,10 +538,11 @@ class Hub:
         ``recent``.
         """
         self.check_started()
-        recent = await self.broker.newest(RECENT, TopicFilter(), "")
+        recent, trouble = await self._recent()
         groups = sorted(self._groups.values(), key=lambda group: len(group.members), reverse=True)
         return {
-            "subscribers": self._subscribers,
+            "subscribers": self._subscribers + self.broker.subscribers_elsewhere,
+            "here": self._subscribers,
             "filters": [
                 {"topics": group.filter.patterns, "subscribers": len(group.members)} for group in groups[:RECENT]
             ],
@@ -517,9 +552,19 @@ class Hub:
             "lagging": self.totals.lagging,
             "top": str(await self.broker.top()),
             "oldest": str((await self.broker.oldest()).next()),
+            "durable": self.broker.durability,
+            "trouble": trouble,
             "draining": self.draining,
             "uptime": round(time.monotonic() - (self._started_at or 0.0), 1),
         }
+
+    async def _recent(self) -> tuple[Sequence[Publication], str | None]:
+        """The newest publications, and what is wrong with the log just now."""
+        try:
+            self.broker.check()
+            return await self.broker.newest(RECENT, TopicFilter(), ""), None
+        except BrokerError as error:
+            return (), str(error)
 
     def gauges(self) -> dict[str, float]:
         """The states that ``GET /metrics`` shows beside the totals."""
@@ -599,6 +644,13 @@ def _offer_cursor(subscribers: list[Subscriber], position: Position) -> Iterator
         yield
 
 
+def _fall_behind(subscribers: list[Subscriber]) -> Iterator[None]:
+    for slice in _slices(subscribers):
+        for subscriber in slice:
+            subscriber.fall_behind()
+        yield
+
+
 def _pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
     """Cut so that no batch is larger than BATCH_BYTES, or one publication: it is what may exceed a queue's bound."""
     piece: list[Publication] = []
@@ -609,7 +661,8 @@ def _pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
             yield piece
             piece, size = [], len(publication.frame)
         piece.append(publication)
-    yield piece
+    if piece:
+        yield piece
 
 
 def _slices(members: list[Subscriber]) -> Iterator[list[Subscriber]]:
@@ -618,16 +671,3 @@ def _slices(members: list[Subscriber]) -> Iterator[list[Subscriber]]:
     else:
         for start in range(0, len(members), SLICE):
             yield members[start : start + SLICE]
-
-
-def _text(data: object) -> str:
-    if isinstance(data, str):
-        return data
-    try:
-        return msgspec.json.encode(data).decode()
-    except UnicodeEncodeError:
-        raise InvalidEvent("The data holds a lone surrogate, which UTF-8 cannot carry.") from None
-
-
-def _several(names: str | Iterable[str]) -> Iterable[str]:
-    return (names,) if isinstance(names, str) else names

@@ -72,10 +72,10 @@ class Publication:
     def event(self) -> Event:
         return EventDecoder().feed(self.frame)[0]
 
-    def visible_to(self, client: str) -> bool:
-        return client not in self.exclude and (not self.to or client in self.to)
+    def visible_to(self, client: str | None) -> bool:
+        return client is None or (client not in self.exclude and (not self.to or client in self.to))
 
-    def reaches(self, filter: TopicFilter, client: str) -> bool:
+    def reaches(self, filter: TopicFilter, client: str | None) -> bool:
         return self.visible_to(client) and filter.matches(self.topics)
 
     def summary(self) -> dict[str, object]:

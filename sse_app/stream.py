@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_app import notices
-from sse_app.errors import Draining, Overloaded
+from sse_app.errors import BrokerError, Draining, Overloaded
 from sse_app.events import MEDIA_TYPE
 from sse_app.hub import Hub
 from sse_app.subscriber import Batch, CloseReason, Subscriber, Writer
@@ -44,8 +44,9 @@ class Connection(Protocol):
 class EventStream(EventSourceResponse):
     """The response to ``GET /events``: subscribes when it is called, unsubscribes when it ends, however it ends.
 
-    HEAD gets the headers and leaves no subscriber. A hub that is full or draining answers an EventSource with an empty
-    stream and a time to come back, since an HTTP error would end it for good; others get the error.
+    HEAD gets the headers and leaves no subscriber. A hub that is full, draining or cut off from its log answers an
+    EventSource with an empty stream and a time to come back, since an HTTP error would end it for good; others get the
+    error.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ async def _respond(
 ) -> None:
     try:
         subscriber = await join()
-    except (Draining, Overloaded):
+    except (Draining, Overloaded, BrokerError):
         if MEDIA_TYPE not in Headers(scope=scope).get("accept", ""):
             raise
         await _come_back_later(scope, receive, send)

@@ -14,12 +14,14 @@ It writes to a ``Writer``, or is read with ``read`` (the reference that the writ
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, NoReturn, Protocol
 
 from sse_app import notices
 from sse_app.brokers import Broker
+from sse_app.errors import BrokerError
 from sse_app.events import Event, EventDecoder
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
@@ -56,6 +58,8 @@ class Batch:
         data = b"".join([publication.frame for publication in publications])
         return cls(data, publications[0].position.offset, publications[-1].position.offset, publications)
 
+
+AGAIN = (0.2, 1.0)  # seconds, random in between, until it tries to read a log again that could not be read
 
 HEARTBEAT = Batch(notices.HEARTBEAT)
 WAKE = Batch(b"")  # makes a waiting reader look around
@@ -159,6 +163,15 @@ class Subscriber:
             self._totals.lagging += 1
         self._take_all()
         self._wake()
+
+    def fall_behind(self) -> None:
+        """What was offered does not lead on from here: go on from the log itself."""
+        self._behind, self._until = True, None
+        self._take_all()
+        if self._ready:
+            self._flush()
+        else:
+            self._wake()
 
     def offer_cursor(self, position: Position) -> None:
         """Move the client's cursor here: everything up to it was offered."""
@@ -293,6 +306,18 @@ class Subscriber:
             self._waiting().put_nowait(WAKE)
 
     async def _read_log(self) -> bytes:
+        """The next page of what it lacks; b"" also when the log cannot be read just now."""
+        try:
+            return await self._read_page()
+        except BrokerError:
+            if self.closing:  # its client comes back for the rest
+                self._behind, self._until = False, None
+                self._take_all()
+            else:
+                await asyncio.sleep(random.uniform(*AGAIN))
+            return b""
+
+    async def _read_page(self) -> bytes:
         if self._until is None:
             self._behind = False  # from here on it takes what is new, and only then looks where the log ends
             try:
@@ -307,7 +332,9 @@ class Subscriber:
         parts += [publication.frame for publication in visible]
         self._epoch, self._offset = page.end
         self._totals.delivered += len(visible)
-        if self._offset >= until.offset:
+        if page.end.epoch != until.epoch:  # the log began anew meanwhile: look again where it ends
+            self._behind, self._until = True, None
+        elif self._offset >= until.offset:
             self._until = None
             if not self._behind:
                 self._caught_up()

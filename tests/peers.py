@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.errors import BrokerUnavailable
 from sse_app.events import Event, EventDecoder
 from sse_app.publication import Position, Publication
 from sse_app.subscriber import Batch, Subscriber
@@ -92,6 +93,7 @@ class LateTail:
 
     def __init__(self, tail: Tail, wait: Callable[[], Awaitable[None]]) -> None:
         self._tail, self._wait = tail, wait
+        self.start = tail.start
 
     def __aiter__(self) -> Self:
         return self
@@ -121,7 +123,7 @@ class DistantBroker(MemoryBroker):
         await self._travel()
         return position
 
-    async def top(self) -> Position:
+    async def top(self, *, fresh: bool = False) -> Position:
         await self._travel()
         top = await super().top()
         await self._travel()
@@ -158,3 +160,47 @@ def cancel_at(number: int, work: Coroutine[Any, Any, object], *, late: bool) -> 
         if awaits != number or late:
             yield waiting
         step = partial(work.send, None) if awaits != number else partial(work.throw, asyncio.CancelledError())
+
+
+class TroubledBroker(MemoryBroker):
+    """A memory log that is cut off at times, that others publish to, and that may be lost and begin anew."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.down = self.deaf = False  # deaf: its tails do not hear of what is published
+
+    def check(self) -> None:
+        if self.down:
+            raise BrokerUnavailable("The log is away.")
+
+    async def publish(self, *args: Any, **named: Any) -> Position:
+        self.check()
+        tails = self._tails
+        self._tails = [] if self.deaf else tails
+        try:
+            return await super().publish(*args, **named)
+        finally:
+            self._tails = tails
+
+    async def top(self, *, fresh: bool = False) -> Position:
+        if fresh:
+            self.check()
+        return await super().top()
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        self.check()
+        page = await super().replay(after, until, filter)
+        self.check()
+        return page
+
+    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+        self.check()
+        return await super().newest(count, filter, client)
+
+    def begin_anew(self) -> None:
+        fresh = MemoryBroker()
+        self._epoch, self._top, self._bytes, self._start = fresh._epoch, 0, 0, 0
+        self._log, self._appended, self._latest = [], [], {}
+        for tail in self._tails:
+            tail._waiting.clear()
+            tail._more.set()  # an empty step

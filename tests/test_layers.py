@@ -19,7 +19,7 @@ FLOORS = (
     ("publication",),
     ("config", "metrics", "notices", "brokers"),
     ("brokers.memory",),
-    ("subscriber",),
+    ("subscriber", "publisher"),
     ("hub",),
     ("guard", "stream"),
     ("endpoints",),

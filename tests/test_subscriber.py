@@ -97,7 +97,7 @@ class Stream:
 class Far(MemoryBroker):
     """A log that takes some turns of the loop to say where it ends, and many to be read."""
 
-    async def top(self) -> Position:
+    async def top(self, *, fresh: bool = False) -> Position:
         await turns(3)
         top = await super().top()
         await turns(3)

@@ -32,7 +32,13 @@ class Page:
 
 
 class Tail(Protocol):
-    """What is appended from now on: at each step all that waits, in order."""
+    """What is appended behind ``start``: at each step all that waits, in order.
+
+    It outlasts a log that cannot be reached. When the log is found to be another one (a new epoch), or it lost what
+    comes next, a step is empty: the log has to be read again; what comes then begins behind ``top()``.
+    """
+
+    start: Position
 
     def __aiter__(self) -> AsyncIterator[Sequence[Publication]]: ...
 
@@ -42,9 +48,14 @@ class Tail(Protocol):
 
 
 class Broker(Protocol):
-    """Keeps the log. Positions rise by one; a new epoch starts whenever the sequence could have restarted."""
+    """Keeps the log. Positions rise by one; a new epoch starts whenever the sequence could have restarted.
+
+    Several nodes may share a log. What a method has to ask of the log, and cannot, raises a BrokerError.
+    """
 
     durability: Durability
+    subscribers_here: int  # the hub keeps it up to date
+    subscribers_elsewhere: int  # on the other nodes, as far as they said; seconds old
 
     async def __aenter__(self) -> Self: ...
 
@@ -64,24 +75,31 @@ class Broker(Protocol):
         """Append, and return the position: that is the acknowledgement.
 
         The same ``key`` with the same publication within the idempotency window appends once and returns the same
-        position. Raises InvalidEvent for what cannot be encoded, KeyReused for the same key with another publication.
+        position. Raises InvalidEvent for what cannot be encoded, KeyReused for the same key with another publication,
+        OutcomeUnknown when it may be in the log or not, else a BrokerError when it is not.
         """
         ...
 
-    async def top(self) -> Position:
-        """The position of the newest publication, or the one before the first."""
+    def check(self) -> None:
+        """Raises the BrokerError that publishing would most likely end with just now."""
+        ...
+
+    async def top(self, *, fresh: bool = False) -> Position:
+        """The position of the newest publication that this node knows of, or the one before the first; ``fresh`` asks
+        the log itself. Only that can fail."""
         ...
 
     async def oldest(self) -> Position:
-        """The position just before the oldest publication that the log still holds."""
+        """The position just before the oldest publication that the log still holds. May be a moment old, never
+        fails."""
         ...
 
     async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
         """The next page of matching publications in ``(after, until]``, oldest first."""
         ...
 
-    async def newest(self, count: int, filter: TopicFilter, client: str) -> Sequence[Publication]:
-        """The newest ``count`` publications that this client may see, oldest first."""
+    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+        """The newest ``count`` publications that this client may see, oldest first; None: whoever they are for."""
         ...
 
     async def since(self, time: float) -> tuple[Position, bool]:

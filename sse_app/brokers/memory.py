@@ -69,6 +69,7 @@ class MemoryBroker:
         self._latest: dict[str, int] = {}  # topic, "" for none: offset of the newest publication on it
         self._keys: dict[str, _Keyed] = {}
         self._tails: list[_Tail] = []
+        self.subscribers_here = self.subscribers_elsewhere = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -152,7 +153,10 @@ class MemoryBroker:
         base = self._start - self._oldest
         return self._log[base + first : base + last + 1]
 
-    async def top(self) -> Position:
+    def check(self) -> None:
+        return None
+
+    async def top(self, *, fresh: bool = False) -> Position:
         return Position(self._epoch, self._top)
 
     async def oldest(self) -> Position:
@@ -174,7 +178,7 @@ class MemoryBroker:
                     break
         return Page(Position(self._epoch, start), found, Position(self._epoch, end))
 
-    async def newest(self, count: int, filter: TopicFilter, client: str) -> Sequence[Publication]:
+    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
         self._trim()
         found: deque[Publication] = deque()
         offset = self._newest_offset(filter)
@@ -197,7 +201,7 @@ class MemoryBroker:
         return Position(self._epoch, self._oldest - 1 + index - self._start), time > self._trimmed_time
 
     def tail(self) -> Tail:
-        tail = _Tail(self._tails)
+        tail = _Tail(self._tails, Position(self._epoch, self._top))
         self._tails.append(tail)
         return tail
 
@@ -205,7 +209,8 @@ class MemoryBroker:
 class _Tail:
     """One reader of what is appended. What waits is kept here and not read from the ring, which may trim it first."""
 
-    def __init__(self, tails: "list[_Tail]") -> None:
+    def __init__(self, tails: "list[_Tail]", start: Position) -> None:
+        self.start = start
         self._waiting: list[Publication] = []
         self._more = asyncio.Event()
         self._tails = tails
