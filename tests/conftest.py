@@ -5,6 +5,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.worlds"]
+
 # `pytest --hypothesis-profile=thorough` runs every property 20 times as often. No deadline and no "too slow": a busy
 # machine is not a bug.
 settings.register_profile("quick", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,0 +1,33 @@
+"""Where brokers live in tests: each kind of log with both its clocks. The suite over all brokers runs in each."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sse_app.brokers import Broker, open_broker
+from tests.peers import Clock
+
+
+@dataclass
+class World:
+    """A log that brokers can be opened on. ``kept``: it outlives them, and several may be open on it at once."""
+
+    url: str
+    kept: bool = True
+    clock: Clock = field(default_factory=lambda: Clock(1_000.0))  # seconds that never jump
+    wall: Clock = field(default_factory=lambda: Clock(1_700_000_000.0))  # Unix time, which may
+
+    def open(self, **settings: Any) -> Broker:
+        return open_broker(self.url, clock=self.clock, wall=self.wall, **settings)
+
+
+@pytest.fixture
+def memory_world() -> World:
+    return World("memory://", kept=False)
+
+
+@pytest.fixture
+def sqlite_world(tmp_path: Path) -> World:
+    return World(f"sqlite:///{tmp_path}/hub.db")
