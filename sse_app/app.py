@@ -125,6 +125,7 @@ class Hub(hub.Hub):
                 history_bytes=config.history_bytes,
                 history_age=config.history_age,
                 idempotency_window=config.idempotency_window,
+                **({"recover": True} if config.recover else {}),
             )
         assert config.max_subscribers is not None  # Config works out the default
         super().__init__(

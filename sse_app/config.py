@@ -95,7 +95,8 @@ class Config:
 
     host: str = _text("127.0.0.1", "Address to listen on.", "an address or host name")
     port: int = _count(8000, "Port to listen on; 0 takes a free one.", 0, 65535)
-    broker: str = _text("memory://", "Who keeps the log.", "a URL: memory://")
+    broker: str = _text("memory://", "Who keeps the log.", "a URL: memory://, sqlite:///hub.db")
+    recover: bool = _setting(False, "Set a damaged log file aside and begin a new log.", _truth, "true or false")
     workers: int = _count(1, "Processes; more than 1 needs a log that processes can share.", 1, 1024)
     allowed_hosts: tuple[str, ...] = _list(
         "Host names that requests may ask for, beside the loopback names and the address listened on.",
@@ -146,8 +147,11 @@ class Config:
     def _check_together(self) -> None:
         if self.workers > 1 and self.broker.startswith("memory:"):
             raise ConfigError(
-                "workers is 1 with broker memory://, whose log lives in one process; more need a log they can share."
+                "workers is 1 with broker memory://, whose log lives in one process; more need a log they can share: "
+                "--broker sqlite:///hub.db"
             )
+        if self.recover and not self.broker.startswith("sqlite:"):
+            raise ConfigError("recover is for a log in a file: broker sqlite:///hub.db")
         if self.publish_key is not None and not re.fullmatch(r"[\x21-\x7e]{16,256}", self.publish_key):
             raise ConfigError("publish_key is 16 to 256 visible ASCII characters (try: openssl rand -hex 16).")
         if not self.publish_key and not self.allow_open_publish and not is_loopback(self.host):

@@ -398,8 +398,7 @@ class Hub:
                 top = await self.broker.top(fresh=True)
                 start = _resume(after, oldest, top)
         elif last:
-            newest = await self.broker.newest(last, subscriber.filter, subscriber.client)
-            start = _Start(Position(top.epoch, newest[0].position.offset - 1) if newest else top)
+            start = _Start(await self.broker.last(last, subscriber.filter, subscriber.client))
         elif since is not None:
             position, complete = await self.broker.since(since)
             start = _Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0))

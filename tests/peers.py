@@ -202,5 +202,4 @@ class TroubledBroker(MemoryBroker):
         self._epoch, self._top, self._bytes, self._start = fresh._epoch, 0, 0, 0
         self._log, self._appended, self._latest = [], [], {}
         for tail in self._tails:
-            tail._waiting.clear()
-            tail._more.set()  # an empty step
+            tail.begin_anew()

@@ -13,7 +13,7 @@ from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 from tests.worlds import World
 
-BROKERS = ("memory",)
+BROKERS = ("memory", "sqlite")
 EVERYTHING = TopicFilter()
 DAY = 86_400.0
 PATIENCE = 10  # seconds; nothing here takes long unless it hangs

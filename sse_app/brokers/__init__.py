@@ -15,7 +15,7 @@ from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 
 Durability = Literal["none", "log", "fsync"]
-SCHEMES = ("memory",)
+SCHEMES = ("memory", "sqlite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,11 @@ class Broker(Protocol):
         """The newest ``count`` publications that this client may see, oldest first; None: whoever they are for."""
         ...
 
+    async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
+        """The position before the newest ``count`` publications that this client may see, or ``top()`` if there are
+        none."""
+        ...
+
     async def since(self, time: float) -> tuple[Position, bool]:
         """The position before the first publication at or after this Unix time; False if some of them are trimmed."""
         ...
@@ -114,7 +119,8 @@ class Broker(Protocol):
 def open_broker(url: str, **settings: Any) -> Broker:
     """The broker that a URL names; settings are the keywords of its class. Raises ConfigError.
 
-    ``memory://`` keeps the log in this process: gone when it ends.
+    ``memory://`` keeps the log in this process: gone when it ends. ``sqlite:///path`` keeps it in a file, for all
+    processes of this machine.
     """
     scheme, separator, _ = url.lower().partition("://")
     if not separator or scheme not in SCHEMES:

@@ -1,0 +1,316 @@
+"""The log in a SQLite file, as one connection sees it. Everything in here waits for the disk: call it in a thread.
+
+    state    one row: the epoch, where the log ends and begins, how many bytes it holds
+    log      a publication each; consecutive offsets
+    topics   which offsets are on a topic, "" for no topic
+    keys     the idempotency keys of the window
+
+Reading it is in ``pages.py``; how far the log has been, beside the file, in ``watermark.py``.
+"""
+
+import secrets
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from sse_app.brokers.sqlite.watermark import Watermark
+from sse_app.errors import BrokerError, ConfigError, KeyReused, LogFull, LogUnavailable, OutcomeUnknown
+from sse_app.publication import Position, Publication
+
+APPLICATION_ID = 0x53534561  # "SSEa", in the file's header
+SCHEMA_VERSION = 1
+TRIM_SPARE = 256  # publications more than were appended that one commit may trim: some 2 ms
+OVERHEAD = 100  # bytes of a publication in the file beside its body
+
+SCHEMA = f"""
+    CREATE TABLE state (
+        one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, top INTEGER NOT NULL, oldest INTEGER NOT NULL,
+        bytes INTEGER NOT NULL, time REAL NOT NULL, stamp REAL NOT NULL, trimmed_time REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE log (
+        offset INTEGER PRIMARY KEY, time REAL NOT NULL, stamp REAL NOT NULL, type TEXT NOT NULL, topics TEXT NOT NULL,
+        "to" TEXT NOT NULL, exclude TEXT NOT NULL, body BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX named ON log (offset) WHERE "to" <> '' OR exclude <> '';
+    CREATE TABLE topics (topic TEXT, offset INTEGER, PRIMARY KEY (topic, offset)) STRICT, WITHOUT ROWID;
+    CREATE TABLE keys (
+        key TEXT PRIMARY KEY, digest BLOB NOT NULL, offset INTEGER NOT NULL, expires REAL NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX expiry ON keys (expires);
+    PRAGMA application_id = {APPLICATION_ID};
+    PRAGMA user_version = {SCHEMA_VERSION};
+"""
+KEY_REUSED = "This Idempotency-Key came with another publication before; use a new key for a new one."
+FULL = "The log's disk is full; nothing was published. Make room and publish again."
+LOCKED = "Another process keeps the log's file locked; nothing was published. Try again soon."
+GONE = "The log's file is gone or was replaced; nothing was published. Restart the hub once it is settled."
+FAILED = "The log's file cannot be read or written; nothing was published. The server's log says why."
+UNKNOWN = "The disk failed while the publication was written; publish again with the same Idempotency-Key."
+
+
+class Entry(NamedTuple):
+    """What is to be appended: an encoded event without its id."""
+
+    type: str
+    body: bytes
+    topics: tuple[str, ...]
+    to: frozenset[str]
+    exclude: frozenset[str]
+    key: str | None
+    digest: bytes
+
+
+class State(NamedTuple):
+    epoch: str
+    top: int
+    oldest: int  # the position before the oldest publication that is held
+    bytes: int
+    time: float  # of the newest publication
+    stamp: float
+    trimmed_time: float  # of the newest that was trimmed
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.top)
+
+
+class Limits(NamedTuple):
+    publications: int
+    bytes: int
+    age: float
+    window: float  # of idempotency keys
+
+
+Outcome = Position | KeyReused
+
+
+class Appended(NamedTuple):
+    """What one commit did: the log before and after it, what is new in it, and the outcome of each entry."""
+
+    before: Position
+    state: State
+    publications: Sequence[Publication]
+    outcomes: Sequence[Outcome]
+
+
+def explained(error: sqlite3.Error, *, committing: bool = False) -> BrokerError:
+    """What an error of SQLite means to whoever publishes or reads."""
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return LogFull(FULL)
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return LogUnavailable(LOCKED)
+        case sqlite3.SQLITE_IOERR if committing:
+            return OutcomeUnknown(UNKNOWN)
+    return LogUnavailable(FAILED)
+
+
+def connect(path: Path, *, create: bool = False, patience: float = 0.0) -> sqlite3.Connection:
+    """A connection that any thread may use, one at a time; ``patience`` is how many seconds it waits for a lock."""
+    mode = "rwc" if create else "rw"
+    uri = f"{path.as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=patience, isolation_level=None, check_same_thread=False)
+
+
+def read_state(connection: sqlite3.Connection) -> State:
+    (row,) = connection.execute("SELECT epoch, top, oldest, bytes, time, stamp, trimmed_time FROM state").fetchall()
+    return State(*row)
+
+
+class Log:
+    """The connection that writes. Raises sqlite3.Error, and BrokerError from a commit."""
+
+    def __init__(self, path: Path, synchronous: str) -> None:
+        self._path = path
+        self._connection = connect(path, create=True)
+        try:
+            (mode,) = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise ConfigError(f"{path}: its file system has no shared memory for the log; use a local disk.")
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+            self._connection.execute("PRAGMA fullfsync = ON")  # without it macOS leaves the data in the drive's cache
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._rollback()
+            raise
+        self._commit()
+
+    def _commit(self) -> None:
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._rollback()
+            raise explained(error, committing=True) from error
+
+    def _rollback(self) -> None:
+        with suppress(sqlite3.Error):  # SQLite has done it itself after some errors
+            self._connection.execute("ROLLBACK")
+
+    # Appending
+
+    def append(
+        self, entries: Sequence[Entry], limits: Limits, wall: float, stamp: float, *, touch: bool = False
+    ) -> Appended:
+        """Append them in one commit, and trim what is over the limits. ``stamp`` is a time that does not jump;
+        ``touch`` writes in any case, to find out whether that is possible."""
+        with self._transaction():
+            before = read_state(self._connection)
+            time, stamp = max(before.time, wall), max(before.stamp, stamp)
+            outcomes, fresh = self._numbered(entries, before, limits, stamp)
+            offsets = range(before.top + 1, before.top + 1 + len(fresh))
+            self._insert(zip(offsets, fresh, strict=True), time, stamp)
+            size = before.bytes + sum(len(entry.body) + OVERHEAD for entry in fresh)
+            state = before._replace(top=before.top + len(fresh), bytes=size, time=time, stamp=stamp)
+            state = self._trimmed(state, limits, stamp, len(fresh) + TRIM_SPARE)
+            if touch or (state.top, state.oldest) != (before.top, before.oldest):
+                self._connection.execute(
+                    "UPDATE state SET top = ?, oldest = ?, bytes = ?, time = ?, stamp = ?, trimmed_time = ?", state[1:]
+                )
+        publications = [
+            publication(before.epoch, offset, time, entry.type, entry.topics, entry.to, entry.exclude, entry.body)
+            for offset, entry in zip(offsets, fresh, strict=True)
+        ]
+        return Appended(before.position, state, publications, outcomes)
+
+    def _numbered(
+        self, entries: Sequence[Entry], before: State, limits: Limits, stamp: float
+    ) -> tuple[list[Outcome], list[Entry]]:
+        """The outcome of each, and those that are new."""
+        outcomes: list[Outcome] = []
+        fresh: list[Entry] = []
+        if any(entry.key for entry in entries):
+            self._connection.execute("DELETE FROM keys WHERE expires <= ?", (stamp,))
+        for entry in entries:
+            known = entry.key and self._known(entry.key)
+            if known:
+                digest, offset = known
+                same = digest == entry.digest
+                outcomes.append(Position(before.epoch, offset) if same else KeyReused(KEY_REUSED))
+                continue
+            fresh.append(entry)
+            outcomes.append(Position(before.epoch, before.top + len(fresh)))
+            if entry.key:
+                self._remember(entry, before.top + len(fresh), stamp + limits.window)
+        return outcomes, fresh
+
+    def _known(self, key: str) -> tuple[bytes, int] | None:
+        row: tuple[bytes, int] | None = self._connection.execute(
+            "SELECT digest, offset FROM keys WHERE key = ?", (key,)
+        ).fetchone()
+        return row
+
+    def _remember(self, entry: Entry, offset: int, expires: float) -> None:
+        self._connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (entry.key, entry.digest, offset, expires))
+
+    def _insert(self, rows: Iterable[tuple[int, Entry]], time: float, stamp: float) -> None:
+        rows = list(rows)
+        self._connection.executemany(
+            "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    *(offset, time, stamp, entry.type),
+                    *("\n".join(entry.topics), _joined(entry.to), _joined(entry.exclude), entry.body),
+                )
+                for offset, entry in rows
+            ],
+        )
+        self._connection.executemany(
+            "INSERT INTO topics VALUES (?, ?)",
+            [(topic, offset) for offset, entry in rows for topic in entry.topics or ("",)],
+        )
+
+    # Trimming
+
+    def _trimmed(self, state: State, limits: Limits, now: float, at_most: int) -> State:
+        """Without the oldest that are too many, too large or too old; the rest waits for the next commit. The newest
+        is kept whatever its size."""
+        sizes = self._connection.execute(
+            "SELECT offset, time, stamp, length(body) FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
+            (state.oldest, at_most),
+        )
+        oldest, held, trimmed_time = state.oldest, state.bytes, state.trimmed_time
+        for offset, time, stamp, size in sizes:
+            too_many = state.top - oldest > limits.publications or (held > limits.bytes and offset < state.top)
+            if not too_many and stamp >= now - limits.age:
+                break
+            oldest, held, trimmed_time = offset, held - size - OVERHEAD, time
+        if oldest == state.oldest:
+            return state
+        topics = self._connection.execute("SELECT offset, topics FROM log WHERE offset <= ?", (oldest,)).fetchall()
+        self._connection.executemany(
+            "DELETE FROM topics WHERE topic = ? AND offset = ?",
+            [(topic, offset) for offset, joined in topics for topic in joined.split("\n")],
+        )
+        self._connection.execute("DELETE FROM log WHERE offset <= ?", (oldest,))
+        return state._replace(oldest=oldest, bytes=held, trimmed_time=trimmed_time)
+
+    # Opening
+
+    def prepare(self, was: Watermark | None) -> State:
+        """Make the tables if there are none, and a new epoch unless the log is where it was seen last.
+
+        Raises ConfigError for a database of something else.
+        """
+        with self._transaction():
+            if not self._connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                for statement in SCHEMA.split(";"):
+                    self._connection.execute(statement)
+                state = State(secrets.token_hex(6), 0, 0, 0, 0.0, 0.0, float("-inf"))
+                self._connection.execute("INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?)", state)
+                return state
+            self._check_schema()
+            state = read_state(self._connection)
+            if was is None or was.epoch != state.epoch or was.top > state.top:
+                state = state._replace(epoch=secrets.token_hex(6))
+                self._connection.execute("UPDATE state SET epoch = ?", (state.epoch,))
+            return state
+
+    def _check_schema(self) -> None:
+        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise ConfigError(f"{self._path} is a SQLite database of something else; give the log a file of its own.")
+        if version != SCHEMA_VERSION:
+            raise ConfigError(f"{self._path} was written by another version of sse-app; use that one, or a new file.")
+
+    def checkpoint(self) -> bool:
+        """Bring everything into the database itself, and onto the disk. False when somebody else is using it."""
+        (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    def check(self) -> None:
+        """Read all of it. Raises sqlite3.DatabaseError when it is damaged."""
+        (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+
+
+def publication(
+    epoch: str,
+    offset: int,
+    time: float,
+    type: str,
+    topics: tuple[str, ...],
+    to: frozenset[str],
+    exclude: frozenset[str],
+    body: bytes,
+) -> Publication:
+    position = Position(epoch, offset)
+    return Publication(position, type, topics, b"id: %b\n%b" % (str(position).encode(), body), time, to, exclude)
+
+
+def _joined(names: frozenset[str]) -> str:
+    return "\n".join(sorted(names))

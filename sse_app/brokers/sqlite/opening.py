@@ -1,0 +1,141 @@
+"""Opening the file of a log: new, as it was left, damaged, or somebody else's."""
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sse_app.brokers.sqlite.log import GONE, Log, State
+from sse_app.brokers.sqlite.nodes import Nodes
+from sse_app.brokers.sqlite.watermark import CLOSED, WatermarkFile
+from sse_app.errors import LogUnavailable
+from sse_app.publication import Position
+
+logger = logging.getLogger("sse_app")
+
+T = TypeVar("T")
+
+PATIENCE = 5.0  # seconds for other processes that keep the file locked
+PLACE = "It has to be a file in a directory, and this user has to be allowed to write to both."
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """An open log, and what lies beside its file."""
+
+    path: Path
+    log: Log
+    state: State
+    watermark: WatermarkFile
+    nodes: Nodes
+    inode: int
+    boot: str
+    sync: str
+
+    def check_there(self) -> None:
+        """Raises LogUnavailable when the path leads to another file or to none."""
+        if not self.watermark.is_of(self.inode):
+            raise LogUnavailable(GONE)
+
+    def rise(self, position: Position) -> None:
+        with suppress(OSError):  # it only makes it harder to tell a restored log from one that was left like this
+            self.watermark.rise(position, self.boot)
+
+    def close(self) -> None:
+        with self.watermark.locked(), suppress(sqlite3.Error, OSError):
+            if self.log.checkpoint():
+                self.watermark.close_at(self.inode)
+        self.log.close()
+        self.nodes.close()
+        self.watermark.close()
+
+
+def opened(path: Path, sync: str, boot: str, *, recover: bool) -> LogFile:
+    """Waits for the disk. Raises LogUnavailable, which names the file and what to do, and ConfigError."""
+    try:
+        with ExitStack() as stack:
+            watermark = stack.enter_context(closing(WatermarkFile(path)))
+            nodes = stack.enter_context(closing(Nodes(path)))
+            with watermark.locked():
+                file = _open_or_recover(path, sync, boot, watermark, nodes, recover=recover)
+            stack.pop_all()
+            return file
+    except sqlite3.Error as error:
+        raise LogUnavailable(f"{path} cannot be opened: {error}. {_advice(error)}") from None
+    except OSError as error:
+        raise LogUnavailable(
+            f"{path} cannot be opened: {error.strerror}. Is its directory there, and writable?"
+        ) from None
+
+
+def _open_or_recover(
+    path: Path, sync: str, boot: str, watermark: WatermarkFile, nodes: Nodes, *, recover: bool
+) -> LogFile:
+    try:
+        return _open(path, sync, boot, watermark, nodes)
+    except sqlite3.DatabaseError as error:
+        if not (recover and _is_damage(error)):
+            raise
+        _set_aside(path)
+        return _open(path, sync, boot, watermark, nodes)
+
+
+def _open(path: Path, sync: str, boot: str, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
+    log = _patiently(lambda: Log(path, sync))
+    try:
+        if not nodes.others():  # else somebody has it open already and has looked
+            log.check()
+        was = watermark.read()
+        if was is not None and sync == "normal" and was.boot not in (boot, CLOSED):
+            was = None  # the machine may have crashed, and what was committed last with it
+        state = _patiently(lambda: log.prepare(was))
+        watermark.begin(state.position, boot)
+        return LogFile(path, log, state, watermark, nodes, os.stat(path).st_ino, boot, sync)
+    except BaseException:
+        log.close()
+        raise
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Once no other process keeps the file locked."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # ours, of a failed check, has none
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return _code(error) in DAMAGED
+
+
+def _set_aside(path: Path) -> None:
+    """Its name begins like the log's own, so that it is found, and SQLite opens it with what belongs to it."""
+    aside = f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}"
+    for suffix in ("", "-wal"):
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    with suppress(FileNotFoundError):
+        os.unlink(f"{path}-shm")
+    logger.warning("%s is damaged; it is now %s, and a new log begins", path, aside)
+
+
+def _advice(error: sqlite3.Error) -> str:
+    if _is_damage(error):
+        return "Restore it from a backup, or start with --recover to set it aside and begin a new log."
+    if _code(error) == sqlite3.SQLITE_BUSY:
+        return "Another process keeps it locked."
+    return PLACE

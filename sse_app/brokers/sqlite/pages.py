@@ -1,0 +1,172 @@
+"""Reading the log in a SQLite file: what costs as much in a log of a million as in one of a hundred.
+
+Offsets are consecutive and times never fall, so places are found by offset and by bisection; topics have an index. Only
+what wildcards match is searched, a bounded stretch for each page. Everything waits for the disk: call it in a thread.
+"""
+
+import sqlite3
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sse_app.brokers import Page
+from sse_app.brokers.sqlite.log import State, publication, read_state
+from sse_app.publication import Position, Publication
+from sse_app.topics import TopicFilter
+
+PAGE_COUNT = 256  # publications of one page of a replay
+PAGE_BYTES = 256 * 1024  # and bytes in it, so that no reader holds more than that
+SCAN = 2_000  # publications that are looked at for one page, when their topics have to be searched: some 2 ms
+
+COLUMNS = 'offset, time, type, topics, "to", exclude, body'
+
+
+class _Stretch(NamedTuple):
+    """Offsets that match, in order, and how far was looked for them."""
+
+    offsets: Sequence[int]
+    looked: int
+
+
+class Reader:
+    """One connection that reads. Raises sqlite3.Error."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[State]:
+        self._connection.execute("BEGIN")
+        try:
+            yield read_state(self._connection)
+        finally:
+            self._connection.execute("ROLLBACK")
+
+    def state(self) -> State:
+        return read_state(self._connection)
+
+    def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        with self._snapshot() as state:
+            known = after.offset if after.epoch == state.epoch else 0
+            start = max(known, state.oldest)
+            last = min(until.offset, state.top)
+            found = self._matching(filter, start + 1, last, PAGE_COUNT)
+            publications, cut = self._load(state.epoch, found.offsets)
+            end = publications[-1].position.offset if cut else max(start, found.looked)
+            return Page(Position(state.epoch, start), publications, Position(state.epoch, end))
+
+    def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+        with self._snapshot() as state:
+            offsets = self._newest(count, filter, client, state)
+            found: list[Publication] = []
+            while len(found) < len(offsets):
+                found += self._load(state.epoch, offsets[len(found) : len(found) + PAGE_COUNT])[0]
+            return found
+
+    def last(self, count: int, filter: TopicFilter, client: str) -> Position:
+        """The position before the newest so many that this client may see."""
+        with self._snapshot() as state:
+            offsets = self._newest(count, filter, client, state)
+            return Position(state.epoch, offsets[0] - 1 if offsets else state.top)
+
+    def since(self, time: float) -> tuple[Position, bool]:
+        with self._snapshot() as state:
+            offsets = range(state.oldest + 1, state.top + 1)
+            index = bisect_left(offsets, time, key=self._time)
+            return Position(state.epoch, state.oldest + index), time > state.trimmed_time
+
+    def _time(self, offset: int) -> float:
+        (time,) = self._connection.execute("SELECT time FROM log WHERE offset = ?", (offset,)).fetchone()
+        return float(time)
+
+    # Searching
+
+    def _newest(self, count: int, filter: TopicFilter, client: str | None, state: State) -> Sequence[int]:
+        """The offsets of the newest that match and that the client may see, in order."""
+        kept: list[int] = []
+        last = state.top
+        while len(kept) < count and last > state.oldest:
+            found = self._matching(filter, state.oldest + 1, last, min(count - len(kept), SCAN), newest=True)
+            hidden = self._hidden(found.offsets, client)
+            kept += [offset for offset in found.offsets if offset not in hidden]
+            last = found.looked - 1
+        return kept[::-1]
+
+    def _hidden(self, offsets: Sequence[int], client: str | None) -> set[int]:
+        if client is None or not offsets:
+            return set()
+        rows = self._connection.execute(
+            "SELECT offset, \"to\", exclude FROM log WHERE offset BETWEEN ? AND ? AND (\"to\" <> '' OR exclude <> '')",
+            (min(offsets), max(offsets)),
+        )
+        return {
+            offset
+            for offset, to, exclude in rows
+            if client in exclude.split("\n") or (to and client not in to.split("\n"))
+        }
+
+    def _matching(self, filter: TopicFilter, first: int, last: int, count: int, *, newest: bool = False) -> _Stretch:
+        """Of these offsets those that match, in order from the first, or from the last for the newest."""
+        if not filter.patterns:
+            stretch = range(last, first - 1, -1)[:count] if newest else range(first, last + 1)[:count]
+            return _Stretch(stretch, stretch[-1] if stretch else last)
+        if any("*" in pattern for pattern in filter.patterns):
+            return self._searched(filter, first, last, count, newest)
+        return self._indexed(("", *filter.patterns), first, last, count, newest)
+
+    def _indexed(self, topics: Sequence[str], first: int, last: int, count: int, newest: bool) -> _Stretch:
+        order = "DESC" if newest else "ASC"
+        each = (
+            f"SELECT offset FROM (SELECT offset FROM topics WHERE topic = ? AND offset BETWEEN {first:d} AND {last:d}"
+            f" ORDER BY offset {order} LIMIT {count:d})"
+        )
+        query = f"{' UNION '.join([each] * len(topics))} ORDER BY offset {order} LIMIT {count:d}"
+        offsets = [offset for (offset,) in self._connection.execute(query, topics)]
+        exhausted = len(offsets) < count
+        return _Stretch(offsets, (first if newest else last) if exhausted else offsets[-1])
+
+    def _searched(self, filter: TopicFilter, first: int, last: int, count: int, newest: bool) -> _Stretch:
+        order = "DESC" if newest else "ASC"
+        rows = self._connection.execute(
+            f"SELECT offset, topics FROM log WHERE offset BETWEEN ? AND ? ORDER BY offset {order} LIMIT ?",
+            (first, last, SCAN),
+        )
+        offsets: list[int] = []
+        looked = last
+        for offset, topics in rows:
+            looked = offset
+            if filter.matches(_split(topics)):
+                offsets.append(offset)
+                if len(offsets) == count:
+                    break
+        return _Stretch(offsets, looked)
+
+    # Loading
+
+    def _load(self, epoch: str, offsets: Sequence[int]) -> tuple[list[Publication], bool]:
+        """The publications at these offsets, in order; True when bytes cut them short."""
+        if not offsets:
+            return [], False
+        rows = self._connection.execute(
+            f"SELECT {COLUMNS} FROM log WHERE offset IN ({','.join(map(str, offsets))}) ORDER BY offset"
+        )
+        found: list[Publication] = []
+        size = 0
+        for offset, time, type, topics, to, exclude, body in rows:
+            found.append(
+                publication(
+                    epoch, offset, time, type, _split(topics), frozenset(_split(to)), frozenset(_split(exclude)), body
+                )
+            )
+            size += len(body)
+            if size >= PAGE_BYTES:
+                break
+        return found, len(found) < len(offsets)
+
+
+def _split(joined: str) -> tuple[str, ...]:
+    return tuple(joined.split("\n")) if joined else ()

@@ -1,0 +1,104 @@
+"""How far the log in a file has been, kept beside it in ``<file>-top``.
+
+A database that is less far than that was restored from a backup or has lost something; its next offsets would be given
+out a second time, so it gets a new epoch. The same when it is another file than it was (another inode), and after a
+crash of the machine with ``sync=normal``, which may have cost it its last commits.
+
+It is also where the processes that share a log see that one of them has written.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from sse_app.publication import Position
+
+CLOSED = "closed"  # in place of the boot: everything was on the disk when the last one closed it
+SIZE = 128  # bytes, always written whole: padded, so that it never has to grow on a full disk
+
+
+class Watermark(NamedTuple):
+    epoch: str
+    top: int
+    inode: int  # of the database
+    boot: str  # of the machine
+
+
+class WatermarkFile:
+    """Small reads and writes that stay in the page cache; they outlive the process, which is all they are for."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._file = os.open(f"{database}-top", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone among all processes that have the log open."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def read(self) -> Watermark | None:
+        """None when there is none, or it is of another file than the database there is now."""
+        fields = os.pread(self._file, SIZE, 0).decode("ascii", "replace").split()
+        with suppress(ValueError):
+            epoch, top, inode, boot = fields
+            mark = Watermark(epoch, int(top), int(inode), boot)
+            return mark if mark.inode == self._inode() else None
+        return None
+
+    def position(self) -> Position | None:
+        """Where the log ends, as whoever wrote last has said."""
+        mark = os.pread(self._file, SIZE, 0).decode("ascii", "replace").split()
+        return Position(mark[0], int(mark[1])) if len(mark) == 4 else None
+
+    def begin(self, position: Position, boot: str) -> None:
+        """The log is open at this position. Only while ``locked``."""
+        self._write(Watermark(*position, self._inode(), boot))
+        os.fsync(self._file)
+
+    def rise(self, position: Position, boot: str) -> None:
+        """The log has come so far."""
+        with self.locked():
+            known = self.position()
+            if known is None or known.epoch != position.epoch or known.offset < position.offset:
+                self._write(Watermark(*position, self._inode(), boot))
+
+    def close_at(self, inode: int) -> None:
+        """Everything is on the disk. Only while ``locked``."""
+        position = self.position()
+        if position is not None and self.is_of(inode):
+            self._write(Watermark(*position, inode, CLOSED))
+            os.fsync(self._file)
+
+    def _write(self, mark: Watermark) -> None:
+        os.pwrite(self._file, " ".join(map(str, mark)).ljust(SIZE - 1).encode() + b"\n", 0)
+
+    def _inode(self) -> int:
+        try:
+            return os.stat(self._database).st_ino
+        except FileNotFoundError:
+            return 0
+
+    def is_of(self, inode: int) -> bool:
+        """Whether the database is still the file that it was."""
+        return self._inode() == inode
+
+
+def boot_id() -> str:
+    """A name for the time since the machine was started."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    if sys.platform == "darwin":
+        return subprocess.check_output(["sysctl", "-n", "kern.bootsessionuuid"], text=True).strip()
+    return "unknown"

@@ -1,0 +1,126 @@
+"""The one thread of a process that appends. Publishers that wait at the same time share a commit, and its fsync."""
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, explained
+from sse_app.errors import BrokerError, LogUnavailable
+from sse_app.publication import Position
+
+logger = logging.getLogger("sse_app")
+
+GROUP_MAX = 1_000  # publications in one commit
+GROUP_BYTES = 4 * 1024 * 1024
+LOCK_PATIENCE = 2.0  # seconds that a publisher waits for other processes
+LOCK_RETRY = 0.001  # seconds; SQLite's own waiting sleeps up to 100 ms between two tries
+
+
+class _Waiting(NamedTuple):
+    entry: Entry | None  # None: only trim what is too old
+    answer: asyncio.Future[Position]
+    deadline: float
+
+
+class Writer:
+    """``append`` commits some entries; ``done`` is told on the loop of each commit, before its publishers are."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        append: Callable[[list[Entry]], Appended],
+        done: Callable[[Appended], None],
+    ) -> None:
+        self._loop, self._append, self._done = loop, append, done
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # bounded by the open requests
+        self._thread = threading.Thread(target=self._run, name="sse-app log writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, entry: Entry | None) -> asyncio.Future[Position]:
+        """Its position, or the error: once it is in the log, or cannot be."""
+        answer: asyncio.Future[Position] = self._loop.create_future()
+        self._queue.put(_Waiting(entry, answer, time.monotonic() + LOCK_PATIENCE))
+        return answer
+
+    def stop(self) -> None:
+        """Finish what was submitted, and end. Waits for the disk."""
+        self._queue.put(None)
+        self._thread.join()
+
+    # In the thread
+
+    def _run(self) -> None:
+        going = True
+        while going and (first := self._queue.get()) is not None:
+            going = self._commit(group := [first], self._join(group))
+        # what came after the end was asked for has an owner that does not wait any more
+
+    def _join(self, group: list[_Waiting]) -> bool:
+        """Add who waits to the group; False when the end is asked for."""
+        size = sum(len(item.entry.body) for item in group if item.entry)
+        while len(group) < GROUP_MAX and size < GROUP_BYTES:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            group.append(item)
+            size += len(item.entry.body) if item.entry else 0
+        return True
+
+    def _commit(self, group: list[_Waiting], going: bool) -> bool:
+        while group:
+            entries = [item for item in group if item.entry is not None]
+            try:
+                appended = self._append([item.entry for item in entries if item.entry])
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    self._tell(self._refuse, group, explained(error))
+                    return going
+                now = time.monotonic()
+                self._tell(self._refuse, [item for item in group if item.deadline <= now], explained(error))
+                group[:] = [item for item in group if item.deadline > now]
+                time.sleep(LOCK_RETRY)
+                going = going and self._join(group)
+            except sqlite3.Error as error:
+                self._tell(self._refuse, group, explained(error))
+                return going
+            except BrokerError as error:
+                self._tell(self._refuse, group, error)
+                return going
+            except Exception as error:  # our mistake: it must not end the thread, or nobody would ever be answered
+                logger.error("the log's writer failed: %s", type(error).__name__)
+                self._tell(self._refuse, group, LogUnavailable(FAILED))
+                return going
+            else:
+                self._tell(self._accept, group, appended)
+                return going
+        return going
+
+    def _tell(self, what: Callable[..., None], *arguments: object) -> None:
+        self._loop.call_soon_threadsafe(what, *arguments)
+
+    # On the loop
+
+    def _accept(self, group: list[_Waiting], appended: Appended) -> None:
+        self._done(appended)
+        outcomes = iter(appended.outcomes)
+        for item in group:
+            outcome = next(outcomes) if item.entry else appended.state.position
+            if item.answer.done():
+                continue
+            if isinstance(outcome, Exception):
+                item.answer.set_exception(outcome)
+            else:
+                item.answer.set_result(outcome)
+
+    def _refuse(self, group: list[_Waiting], error: BrokerError) -> None:
+        for item in group:
+            if not item.answer.done():
+                item.answer.set_exception(type(error)(str(error)))
