@@ -119,14 +119,7 @@ class Hub(hub.Hub):
             self._hosts = config.hosts
             broker = config.broker
         if isinstance(broker, str):
-            broker = open_broker(
-                broker,
-                history=config.history,
-                history_bytes=config.history_bytes,
-                history_age=config.history_age,
-                idempotency_window=config.idempotency_window,
-                **({"recover": True} if config.recover else {}),
-            )
+            broker = broker_of(config)
         assert config.max_subscribers is not None  # Config works out the default
         super().__init__(
             broker,
@@ -193,6 +186,18 @@ class Hub(hub.Hub):
         app.router.redirect_slashes = False  # a redirect would repeat the query
         app.state.hub = self
         return app
+
+
+def broker_of(config: Config) -> Broker:
+    """The broker that a configuration names, not opened. Raises ConfigError."""
+    return open_broker(
+        config.broker,
+        history=config.history,
+        history_bytes=config.history_bytes,
+        history_age=config.history_age,
+        idempotency_window=config.idempotency_window,
+        **({"recover": True} if config.recover else {}),
+    )
 
 
 def create_app(config: Config | None = None) -> Starlette:

@@ -14,7 +14,7 @@ import click
 
 from sse_app import __version__
 from sse_app.config import ENV_PREFIX, Config, is_loopback
-from sse_app.errors import BenchError, ConfigError
+from sse_app.errors import BenchError, BrokerError, ConfigError
 
 if TYPE_CHECKING:
     from sse_app.bench import Report
@@ -55,10 +55,10 @@ def serve(**flags: Any) -> None:
     _raise_descriptor_limit()
     try:
         config = Config.load(flags, os.environ)
-        from sse_app import server  # uvicorn and all below it: not needed to print a help text
+        from sse_app import workers  # uvicorn and all below it: not needed to print a help text
 
-        server.serve(config, lambda urls: _greet(config, urls))
-    except ConfigError as error:
+        workers.serve(config, lambda urls: _greet(config, urls))
+    except (ConfigError, BrokerError) as error:
         _fail(str(error))
 
 

@@ -166,7 +166,8 @@ class Endpoints:
         return _json({**await self._hub.stats(), "versions": VERSIONS})
 
     async def metrics(self, request: Request) -> Response:
-        return Response(metrics.exposition(self._hub.totals, self._hub.gauges()), media_type=CONTENT_TYPE_LATEST)
+        totals = self._hub.totals + self._hub.siblings
+        return Response(metrics.exposition(totals, self._hub.gauges()), media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(self, request: Request) -> Response:
         """The process answers."""

@@ -114,6 +114,7 @@ class Hub:
     ) -> None:
         self.broker = broker
         self.totals = Totals()
+        self.siblings = Totals()  # of the other workers of this server, a second old
         self.draining = self._drain_begun = False
         self._queue_limits = (queue_size, queue_bytes)
         self._heartbeat = heartbeat
@@ -123,7 +124,6 @@ class Hub:
         self._index: TopicIndex[Group] = TopicIndex()
         self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
         self._beat = 0
-        self._subscribers = 0
         self._delivered = Position("", 0)  # everything up to here was offered to whom it is for
         self._swept = 0  # offset of the last look for cursors that fall behind
         self._sweep_step = CURSOR_STEP
@@ -376,14 +376,14 @@ class Hub:
         self._quiet.set()
 
     def _count_subscribers(self, change: int) -> None:
-        self._subscribers += change
-        self.broker.subscribers_here = self._subscribers
+        self.totals.subscribers += change
+        self.broker.subscribers_here = self.totals.subscribers
 
     def _check_room(self) -> None:
         if self.draining:
             self.totals.refused += 1
             raise Draining("The hub is stopping; connect again in a few seconds, or to another node.")
-        if self._subscribers >= self._max_subscribers:
+        if self.totals.subscribers >= self._max_subscribers:
             self.totals.refused += 1
             raise Overloaded("The hub has as many subscribers as max_subscribers allows; try again later.")
 
@@ -408,7 +408,7 @@ class Hub:
         greeting = notices.welcome(
             start.requested if start.gap else start.position,
             client=subscriber.client,
-            subscribers=self._subscribers + self.broker.subscribers_elsewhere,
+            subscribers=self.totals.subscribers + self.broker.subscribers_elsewhere,
             topics=subscriber.filter.patterns,
             recovered=after is not None and start.gap is None,
             last=last_seen,
@@ -498,7 +498,7 @@ class Hub:
         with suppress(TimeoutError):  # whoever could not take the rest is cut off with the connection
             async with asyncio.timeout_at(end):
                 await self._close_all((end - loop.time()) * SPREAD)
-                await self._until(lambda: not self._subscribers)
+                await self._until(lambda: not self.totals.subscribers)
 
     async def _close_all(self, seconds: float) -> None:
         subscribers = list(self._everyone())
@@ -520,7 +520,7 @@ class Hub:
 
     def __len__(self) -> int:
         """How many subscribers are connected here."""
-        return self._subscribers
+        return self.totals.subscribers
 
     def __bool__(self) -> bool:
         return True  # without subscribers it is a hub all the same
@@ -538,17 +538,18 @@ class Hub:
         """
         self.check_started()
         recent, trouble = await self._recent()
+        totals = self.totals + self.siblings
         groups = sorted(self._groups.values(), key=lambda group: len(group.members), reverse=True)
         return {
-            "subscribers": self._subscribers + self.broker.subscribers_elsewhere,
-            "here": self._subscribers,
+            "subscribers": self.totals.subscribers + self.broker.subscribers_elsewhere,
+            "here": self.totals.subscribers,
             "filters": [
                 {"topics": group.filter.patterns, "subscribers": len(group.members)} for group in groups[:RECENT]
             ],
             "last": notices.describe(recent[-1]) if recent else None,
             "recent": [publication.summary() for publication in recent],
-            "totals": self.totals.as_dict(),
-            "lagging": self.totals.lagging,
+            "totals": totals.as_dict(),
+            "lagging": totals.lagging,
             "top": str(await self.broker.top()),
             "oldest": str((await self.broker.oldest()).next()),
             "durable": self.broker.durability,
@@ -568,7 +569,6 @@ class Hub:
     def gauges(self) -> dict[str, float]:
         """The states that ``GET /metrics`` shows beside the totals."""
         return {
-            "subscribers": self._subscribers,
             "filters": len(self._groups),
             "draining": self.draining,
             "log_top_offset": self._delivered.offset,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the hub was made; ``lagging`` alone is a state, the subscribers that read from the log just now."""
+    """Counts since the hub was made, and two states: how many ``subscribers`` there are, and how many of them are
+    ``lagging``, reading from the log just now. Those of several hubs add up."""
 
     published: int = 0
     delivered: int = 0  # publications handed to a subscriber's socket
@@ -19,9 +20,13 @@ class Totals:
     overflows: int = 0  # queues dropped because their subscriber was slow
     heartbeats: int = 0
     refused: int = 0
+    subscribers: int = 0
     lagging: int = 0
     closed: Counter[str] = field(default_factory=Counter)  # by CloseReason
     gaps: Counter[str] = field(default_factory=Counter)  # by gap reason
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(Totals)))
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -53,6 +58,7 @@ class _HubCollector(Collector):
             yield CounterMetricFamily(f"sse_app_{name}", what, count)
         yield _by_reason("sse_app_closed", "Streams ended, by reason.", totals.closed.items())
         yield _by_reason("sse_app_gaps", "Gaps told to subscribers, by reason.", totals.gaps.items())
+        yield GaugeMetricFamily("sse_app_subscribers", "Open streams.", totals.subscribers)
         yield GaugeMetricFamily("sse_app_lagging", "Subscribers that read from the log to catch up.", totals.lagging)
         for name, value in self._gauges.items():
             yield GaugeMetricFamily(f"sse_app_{name}", f"Now: {name.replace('_', ' ')}.", value)

@@ -26,6 +26,8 @@ from sse_app.protocol import Protocol as Protocol  # also for `uvicorn --http ss
 
 BACKLOG = 4096  # connections that may wait to be accepted: a hub's clients come back all at once
 GRACE = 1  # seconds after the drain for what is left
+NOT_STARTED = 3  # the exit status of a server that could not start; why stands in its log
+SPREADS = sys.platform == "linux"  # SO_REUSEPORT: macOS gives all connections to one socket
 QUICK_DRAIN = 1.0  # seconds, for a stop that somebody waits for at a terminal (SIGINT)
 
 
@@ -73,23 +75,21 @@ class Server(uvicorn.Server):
             drain.cancel()
 
 
-def serve(config: Config, on_ready: Callable[[Sequence[str]], None] = lambda urls: None) -> None:
-    """Run a server until a signal ends it. ``on_ready`` gets the URLs that it listens on. Raises ConfigError."""
+def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[Hub], object]) -> None:
+    """Serve on these sockets until a signal ends it. ``on_ready`` gets the hub once it listens."""
     # Its own way to end streams on SIGTERM would cut them before they are drained. The process is ours here.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = create_app(config)
-    sockets = listen(config)
-    urls = [_url(listening) for listening in sockets]
 
     def ready() -> None:
         _calm_collector()
-        on_ready(urls)
+        on_ready(app.state.hub)
 
     server = Server(uvicorn_config(app, config), app.state.hub, ready)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
-        server.run(sockets=sockets)
+        server.run(sockets=list(sockets))
     if not server.started:
-        sys.exit(3)
+        sys.exit(NOT_STARTED)
 
 
 def _calm_collector() -> None:
@@ -114,21 +114,26 @@ def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:
     )
 
 
-def listen(config: Config) -> list[socket.socket]:
-    """Sockets on every address of ``host``. What is set on them holds for the connections that they accept."""
+def listen(config: Config) -> list[list[socket.socket]]:
+    """For each worker, sockets on every address of ``host``. What is set on them holds for the connections that they
+    accept. Raises ConfigError.
+    """
     try:
-        return _listen(config)
+        sockets = _listen(config, config.port)
+        port = sockets[0].getsockname()[1]
+        # Where the kernel spreads connections over sockets of one address, each worker has its own.
+        return [sockets, *(_listen(config, port) if SPREADS else sockets for _ in range(config.workers - 1))]
     except (OSError, UnicodeError) as error:  # a name that cannot be looked up is one or the other
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"host, port: cannot listen on {config.host} port {config.port}: {reason}.") from error
 
 
-def _listen(config: Config) -> list[socket.socket]:
+def _listen(config: Config, port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
-    port = config.port
+    shared = SPREADS and config.workers > 1
     found = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, address in dict.fromkeys((item[0], item[4][0]) for item in found):
-        listening = socket.create_server((str(address), port), family=family, backlog=BACKLOG)
+        listening = socket.create_server((str(address), port), family=family, backlog=BACKLOG, reuse_port=shared)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.so_sndbuf)
         if sys.platform == "linux":
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.tcp_user_timeout * 1000))
@@ -137,6 +142,6 @@ def _listen(config: Config) -> list[socket.socket]:
     return sockets
 
 
-def _url(listening: socket.socket) -> str:
+def url_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

@@ -30,6 +30,7 @@ FLOORS = (
     ("app", "direct"),
     ("protocol",),
     ("server",),
+    ("workers",),
     ("cli",),
     ("testing",),
     ("pytest_plugin",),

@@ -300,7 +300,7 @@ def test_the_server_does_not_say_what_it_is(server: LiveHub) -> None:
 
 @pytest.fixture
 def listening() -> Iterator[socket.socket]:
-    (found,) = listen(Config(port=0, so_sndbuf=32768, tcp_user_timeout=7))
+    ((found,),) = listen(Config(port=0, so_sndbuf=32768, tcp_user_timeout=7))
     with found:
         yield found
 
@@ -331,7 +331,7 @@ def accepted(listening: socket.socket) -> Iterator[socket.socket]:
 
 
 def test_a_name_with_several_addresses_is_listened_on_at_one_port() -> None:
-    sockets = listen(Config(host="localhost", port=0))
+    (sockets,) = listen(Config(host="localhost", port=0))
     try:
         assert len({listening.getsockname()[1] for listening in sockets}) == 1
     finally:
