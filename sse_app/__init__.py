@@ -22,15 +22,19 @@ if TYPE_CHECKING:
     from sse_app.events import Event as Event
     from sse_app.events import EventDecoder as EventDecoder
     from sse_app.hub import Receipt as Receipt
+    from sse_app.publisher import AsyncPublisher as AsyncPublisher
+    from sse_app.publisher import Publisher as Publisher
     from sse_app.subscriber import Subscriber as Subscriber
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncPublisher": "publisher",
     "Config": "config",
     "Event": "events",
     "EventDecoder": "events",
     "Hub": "app",
+    "Publisher": "publisher",
     "Receipt": "hub",
     "SSEAppError": "errors",
     "Subscriber": "subscriber",
@@ -38,10 +42,12 @@ _HOMES = {
     "open_broker": "brokers",
 }
 __all__ = [
+    "AsyncPublisher",
     "Config",
     "Event",
     "EventDecoder",
     "Hub",
+    "Publisher",
     "Receipt",
     "SSEAppError",
     "Subscriber",

@@ -147,11 +147,11 @@ class Config:
     def _check_together(self) -> None:
         if self.workers > 1 and self.broker.startswith("memory:"):
             raise ConfigError(
-                "workers is 1 with broker memory://, whose log lives in one process; more need a log they can share: "
-                "--broker sqlite:///hub.db"
+                "workers is 1 with broker memory://, whose log lives in one process; "
+                "more need one they can share, such as sqlite:///hub.db."
             )
         if self.recover and not self.broker.startswith("sqlite:"):
-            raise ConfigError("recover is for a log in a file: broker sqlite:///hub.db")
+            raise ConfigError("recover is for a log in a file, such as broker sqlite:///hub.db.")
         if self.publish_key is not None and not re.fullmatch(r"[\x21-\x7e]{16,256}", self.publish_key):
             raise ConfigError("publish_key is 16 to 256 visible ASCII characters (try: openssl rand -hex 16).")
         if not self.publish_key and not self.allow_open_publish and not is_loopback(self.host):

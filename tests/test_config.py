@@ -14,6 +14,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "host": ("127.0.0.1", "::1", "::1"),
     "port": (8000, "0", 0),
     "broker": ("memory://", "memory://x", "memory://x"),
+    "recover": (False, "no", False),
     "workers": (1, "1", 1),
     "allowed_hosts": ((), "a.example, *.b.example", ("a.example", "*.b.example")),
     "cors_origins": ((), "https://a.example,http://localhost:3000", ("https://a.example", "http://localhost:3000")),

@@ -21,6 +21,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
 from html.parser import HTMLParser
@@ -231,7 +232,8 @@ class Session:
             self._files[match[1]] = block.text
             self._unused.add(match[1])
         else:
-            asyncio.run(self._execute(block))
+            with chdir(self._directory):
+                asyncio.run(self._execute(block))
 
     async def _execute(self, block: Block) -> None:
         code = compile(block.text, block.where, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

@@ -69,9 +69,7 @@ def opened(path: Path, sync: str, boot: str, *, recover: bool) -> LogFile:
     except sqlite3.Error as error:
         raise LogUnavailable(f"{path} cannot be opened: {error}. {_advice(error)}") from None
     except OSError as error:
-        raise LogUnavailable(
-            f"{path} cannot be opened: {error.strerror}. Is its directory there, and writable?"
-        ) from None
+        raise LogUnavailable(f"{path} cannot be opened: {error.strerror}. {PLACE}") from None
 
 
 def _open_or_recover(
