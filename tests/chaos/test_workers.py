@@ -13,11 +13,14 @@ from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
 
 
+ENDED = (FileNotFoundError, ProcessLookupError)  # of a process that ends while it is looked at
+
+
 def workers_of(server: Server) -> list[int]:
     """The process ids of the workers: the children that hold the server's sockets."""
     found = []
     for child in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split():
-        with suppress(FileNotFoundError):  # it has ended meanwhile
+        with suppress(*ENDED):  # it has ended meanwhile
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(int(child))
     return found
@@ -26,7 +29,7 @@ def workers_of(server: Server) -> list[int]:
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except ENDED:
         return False
 
 
