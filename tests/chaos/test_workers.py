@@ -12,7 +12,6 @@ from tests.chaos.client import Connection, Stream, offset_of, offsets, publish_a
 from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
 
-
 ENDED = (FileNotFoundError, ProcessLookupError)  # of a process that ends while it is looked at
 
 
