@@ -26,9 +26,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from sse_app.brokers import Durability, Page, Tail
 from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, Limits, State, connect
 from sse_app.brokers.sqlite.nodes import LOOPBACK, Node
-from sse_app.brokers.sqlite.opening import opened
+from sse_app.brokers.sqlite.opening import Asked, opened
 from sse_app.brokers.sqlite.pages import Reader
-from sse_app.brokers.sqlite.watermark import boot_id
 from sse_app.brokers.sqlite.writer import Writer
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, ConfigError, LogUnavailable
@@ -68,7 +67,7 @@ class SQLiteBroker:
     """Keywords as for the log in memory; ``sync`` is ``full`` (a commit is on the disk before it is acknowledged) or
     ``normal`` (it survives the process, not the machine). ``recover`` sets a damaged file aside and begins a new log.
 
-    Processes that share a file should have equal limits: each trims by its own when it publishes.
+    The limits stay in the file: who opens it with any sets them for everyone, who gives none leaves them.
     """
 
     subscribers_here = 0
@@ -79,20 +78,23 @@ class SQLiteBroker:
         *,
         sync: str = "full",
         recover: bool = False,
-        history: int = 10_000,
-        history_bytes: int = 64 * 1024 * 1024,
-        history_age: float = 24 * 3600,
-        idempotency_window: float = 300,
+        history: int | None = None,
+        history_bytes: int | None = None,
+        history_age: float | None = None,
+        idempotency_window: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.durability: Durability = "fsync" if sync == "full" else "log"
         self.subscribers_elsewhere = 0
-        self._path, self._sync, self._recover = path.absolute(), sync, recover
-        self._limits = Limits(history, history_bytes, history_age, idempotency_window)
+        given = history, history_bytes, history_age, idempotency_window
+        limits = Limits._make(
+            default if value is None else value for value, default in zip(given, Limits(), strict=True)
+        )
+        self._path = path.absolute()
+        self._asked = Asked(self._path, sync, limits if any(value is not None for value in given) else None, recover)
         self._clock, self._wall = clock, wall
         self._born = wall() - clock()
-        self._boot = boot_id()
         self._tails: list[QueuedTail] = []
         self._news = asyncio.Event()  # somebody has appended
         self._trouble: BrokerError | None = None
@@ -106,7 +108,7 @@ class SQLiteBroker:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self._file = await asyncio.to_thread(opened, self._path, self._sync, self._boot, recover=self._recover)
+            self._file = await asyncio.to_thread(opened, self._asked)
             stack.push_async_callback(asyncio.to_thread, self._file.close)
             state = self._file.state
             self._announced = self._known = state.position
@@ -160,9 +162,7 @@ class SQLiteBroker:
     def _append(self, entries: list[Entry]) -> Appended:
         """In the writer's thread."""
         self._file.check_there()
-        appended = self._file.log.append(
-            entries, self._limits, self._wall(), self._stamp(), touch=self._trouble is not None
-        )
+        appended = self._file.log.append(entries, self._wall(), self._stamp(), touch=self._trouble is not None)
         self._file.check_there()  # else it went into a file that nobody will ever find again
         if appended.publications:
             self._file.rise(appended.state.position)

@@ -1,6 +1,6 @@
 """The log in a SQLite file, as one connection sees it. Everything in here waits for the disk: call it in a thread.
 
-    state    one row: the epoch, where the log ends and begins, how many bytes it holds
+    state    one row: the epoch, where the log ends and begins, how many bytes it holds, and its limits
     log      a publication each; consecutive offsets
     topics   which offsets are on a topic, "" for no topic
     keys     the idempotency keys of the window
@@ -28,6 +28,10 @@ SCHEMA = f"""
     CREATE TABLE state (
         one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, top INTEGER NOT NULL, oldest INTEGER NOT NULL,
         bytes INTEGER NOT NULL, time REAL NOT NULL, stamp REAL NOT NULL, trimmed_time REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE limits (
+        one INTEGER PRIMARY KEY CHECK (one = 1), publications INTEGER NOT NULL, bytes INTEGER NOT NULL,
+        age REAL NOT NULL, window REAL NOT NULL
     ) STRICT;
     CREATE TABLE log (
         offset INTEGER PRIMARY KEY, time REAL NOT NULL, stamp REAL NOT NULL, type TEXT NOT NULL, topics TEXT NOT NULL,
@@ -77,10 +81,12 @@ class State(NamedTuple):
 
 
 class Limits(NamedTuple):
-    publications: int
-    bytes: int
-    age: float
-    window: float  # of idempotency keys
+    """What bounds the log. It is kept in the file, so that whoever publishes trims alike."""
+
+    publications: int = 10_000
+    bytes: int = 64 * 1024 * 1024
+    age: float = 24 * 3600
+    window: float = 300  # of idempotency keys
 
 
 Outcome = Position | KeyReused
@@ -161,13 +167,11 @@ class Log:
 
     # Appending
 
-    def append(
-        self, entries: Sequence[Entry], limits: Limits, wall: float, stamp: float, *, touch: bool = False
-    ) -> Appended:
+    def append(self, entries: Sequence[Entry], wall: float, stamp: float, *, touch: bool = False) -> Appended:
         """Append them in one commit, and trim what is over the limits. ``stamp`` is a time that does not jump;
         ``touch`` writes in any case, to find out whether that is possible."""
         with self._transaction():
-            before = read_state(self._connection)
+            before, limits = read_state(self._connection), self._limits()
             time, stamp = max(before.time, wall), max(before.stamp, stamp)
             outcomes, fresh = self._numbered(entries, before, limits, stamp)
             offsets = range(before.top + 1, before.top + 1 + len(fresh))
@@ -234,6 +238,10 @@ class Log:
 
     # Trimming
 
+    def _limits(self) -> Limits:
+        (row,) = self._connection.execute("SELECT publications, bytes, age, window FROM limits").fetchall()
+        return Limits(*row)
+
     def _trimmed(self, state: State, limits: Limits, now: float, at_most: int) -> State:
         """Without the oldest that are too many, too large or too old; the rest waits for the next commit. The newest
         is kept whatever its size."""
@@ -259,8 +267,9 @@ class Log:
 
     # Opening
 
-    def prepare(self, was: Watermark | None) -> State:
-        """Make the tables if there are none, and a new epoch unless the log is where it was seen last.
+    def prepare(self, was: Watermark | None, limits: Limits | None) -> State:
+        """Make the tables if there are none, and a new epoch unless the log is where it was seen last. ``limits`` are
+        for everyone from now on; None leaves them.
 
         Raises ConfigError for a database of something else.
         """
@@ -270,8 +279,11 @@ class Log:
                     self._connection.execute(statement)
                 state = State(secrets.token_hex(6), 0, 0, 0, 0.0, 0.0, float("-inf"))
                 self._connection.execute("INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?)", state)
+                self._connection.execute("INSERT INTO limits VALUES (1, ?, ?, ?, ?)", limits or Limits())
                 return state
             self._check_schema()
+            if limits is not None and limits != self._limits():
+                self._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
             state = read_state(self._connection)
             if was is None or was.epoch != state.epoch or was.top > state.top:
                 state = state._replace(epoch=secrets.token_hex(6))

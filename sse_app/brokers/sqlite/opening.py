@@ -6,13 +6,13 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from sse_app.brokers.sqlite.log import GONE, Log, State
+from sse_app.brokers.sqlite.log import GONE, Limits, Log, State
 from sse_app.brokers.sqlite.nodes import Nodes
-from sse_app.brokers.sqlite.watermark import CLOSED, WatermarkFile
+from sse_app.brokers.sqlite.watermark import CLOSED, WatermarkFile, boot_id
 from sse_app.errors import LogUnavailable
 from sse_app.publication import Position
 
@@ -26,17 +26,26 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Which file, and how."""
+
+    path: Path
+    sync: str
+    limits: Limits | None
+    recover: bool
+    boot: str = field(default_factory=boot_id)
+
+
+@dataclass(frozen=True)
 class LogFile:
     """An open log, and what lies beside its file."""
 
-    path: Path
     log: Log
     state: State
     watermark: WatermarkFile
     nodes: Nodes
     inode: int
     boot: str
-    sync: str
 
     def check_there(self) -> None:
         """Raises LogUnavailable when the path leads to another file or to none."""
@@ -56,14 +65,15 @@ class LogFile:
         self.watermark.close()
 
 
-def opened(path: Path, sync: str, boot: str, *, recover: bool) -> LogFile:
+def opened(asked: Asked) -> LogFile:
     """Waits for the disk. Raises LogUnavailable, which names the file and what to do, and ConfigError."""
+    path = asked.path
     try:
         with ExitStack() as stack:
             watermark = stack.enter_context(closing(WatermarkFile(path)))
             nodes = stack.enter_context(closing(Nodes(path)))
             with watermark.locked():
-                file = _open_or_recover(path, sync, boot, watermark, nodes, recover=recover)
+                file = _open_or_recover(asked, watermark, nodes)
             stack.pop_all()
             return file
     except sqlite3.Error as error:
@@ -72,29 +82,27 @@ def opened(path: Path, sync: str, boot: str, *, recover: bool) -> LogFile:
         raise LogUnavailable(f"{path} cannot be opened: {error.strerror}. {PLACE}") from None
 
 
-def _open_or_recover(
-    path: Path, sync: str, boot: str, watermark: WatermarkFile, nodes: Nodes, *, recover: bool
-) -> LogFile:
+def _open_or_recover(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
     try:
-        return _open(path, sync, boot, watermark, nodes)
+        return _open(asked, watermark, nodes)
     except sqlite3.DatabaseError as error:
-        if not (recover and _is_damage(error)):
+        if not (asked.recover and _is_damage(error)):
             raise
-        _set_aside(path)
-        return _open(path, sync, boot, watermark, nodes)
+        _set_aside(asked.path)
+        return _open(asked, watermark, nodes)
 
 
-def _open(path: Path, sync: str, boot: str, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
-    log = _patiently(lambda: Log(path, sync))
+def _open(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
+    log = _patiently(lambda: Log(asked.path, asked.sync))
     try:
         if not nodes.others():  # else somebody has it open already and has looked
             log.check()
         was = watermark.read()
-        if was is not None and sync == "normal" and was.boot not in (boot, CLOSED):
+        if was is not None and asked.sync == "normal" and was.boot not in (asked.boot, CLOSED):
             was = None  # the machine may have crashed, and what was committed last with it
-        state = _patiently(lambda: log.prepare(was))
-        watermark.begin(state.position, boot)
-        return LogFile(path, log, state, watermark, nodes, os.stat(path).st_ino, boot, sync)
+        state = _patiently(lambda: log.prepare(was, asked.limits))
+        watermark.begin(state.position, asked.boot)
+        return LogFile(log, state, watermark, nodes, os.stat(asked.path).st_ino, asked.boot)
     except BaseException:
         log.close()
         raise
