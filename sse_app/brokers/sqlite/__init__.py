@@ -181,7 +181,7 @@ class SQLiteBroker:
 
     def _troubled(self, error: BrokerError) -> None:
         if self._trouble is None:
-            logger.warning("%s: %s", self._path, error)
+            logger.warning("%s: %s", self._path, error.__cause__ or error)
         self._trouble = error
 
     def check(self) -> None:

@@ -102,15 +102,18 @@ class Appended(NamedTuple):
 
 
 def explained(error: sqlite3.Error, *, committing: bool = False) -> BrokerError:
-    """What an error of SQLite means to whoever publishes or reads."""
+    """What an error of SQLite, its cause, means to whoever publishes or reads."""
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_FULL:
-            return LogFull(FULL)
+            meaning: BrokerError = LogFull(FULL)
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return LogUnavailable(LOCKED)
+            meaning = LogUnavailable(LOCKED)
         case sqlite3.SQLITE_IOERR if committing:
-            return OutcomeUnknown(UNKNOWN)
-    return LogUnavailable(FAILED)
+            meaning = OutcomeUnknown(UNKNOWN)
+        case _:
+            meaning = LogUnavailable(FAILED)
+    meaning.__cause__ = error
+    return meaning
 
 
 def connect(path: Path, *, create: bool = False, patience: float = 0.0) -> sqlite3.Connection:

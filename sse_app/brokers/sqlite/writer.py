@@ -123,4 +123,6 @@ class Writer:
     def _refuse(self, group: list[_Waiting], error: BrokerError) -> None:
         for item in group:
             if not item.answer.done():
-                item.answer.set_exception(type(error)(str(error)))
+                refusal = type(error)(str(error))  # of its own: each is raised, and gets its own traceback
+                refusal.__cause__ = error.__cause__
+                item.answer.set_exception(refusal)
