@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sse_app.topics import TopicFilter
 from tests.worlds import World
 
 BROKERS = ("memory", "sqlite")
+KEPT = tuple(name for name in BROKERS if name != "memory")  # in logs that outlive them, and that several may share
 EVERYTHING = TopicFilter()
 DAY = 86_400.0
 PATIENCE = 10  # seconds; nothing here takes long unless it hangs
@@ -23,6 +25,14 @@ PATIENCE = 10  # seconds; nothing here takes long unless it hangs
 def world(request: pytest.FixtureRequest) -> World:
     world = request.getfixturevalue(f"{request.param}_world")
     assert isinstance(world, World)
+    return world
+
+
+@pytest.fixture(params=KEPT)
+def kept(request: pytest.FixtureRequest) -> World:
+    world = request.getfixturevalue(f"{request.param}_world")
+    assert isinstance(world, World)
+    assert world.kept
     return world
 
 
@@ -253,7 +263,7 @@ async def test_a_replay_from_another_epoch_begins_with_the_oldest(world: World) 
         assert (page.start, texts(page.publications)) == (await broker.oldest(), ["a", "b", "c"])
 
 
-# --- newest, since ---
+# --- newest, last, since ---
 
 
 async def test_newest_are_the_last_that_the_client_may_see_oldest_first(broker: Broker) -> None:
@@ -285,6 +295,52 @@ async def test_newest_of_a_topic_are_found_after_its_newest_were_trimmed(world: 
         await publish(broker, "new", topic="t")
         assert texts(await broker.newest(5, TopicFilter.parse(["t"]), "c")) == ["new"]
         assert texts(await broker.newest(5, TopicFilter.parse(["t", "u"]), "c")) == ["b", "c", "new"]
+
+
+@pytest.mark.parametrize(
+    ("count", "client", "patterns", "offset"),
+    [
+        (1, "me", [], 5),
+        (2, "me", [], 4),
+        (3, "me", [], 1),
+        (4, "me", [], 0),
+        (99, "me", [], 0),
+        (3, "you", [], 3),
+        (4, "you", [], 2),
+        (1, "me", ["b"], 4),
+        (2, "me", ["b"], 1),
+        (99, "me", ["b"], 1),
+        (1, "me", ["a/y", "a/z"], 4),
+        (2, "me", ["a/y", "a/z"], 4),
+        (2, "you", ["a/y", "a/z"], 3),
+        (3, "you", ["a/y", "a/z"], 2),
+        (2, "me", ["a/*"], 4),
+        (3, "me", ["a/**"], 0),
+        (99, "you", ["nowhere"], 4),
+    ],
+)
+async def test_last_is_the_position_before_the_newest_that_the_client_may_see(
+    broker: Broker, count: int, client: str, patterns: list[str], offset: int
+) -> None:
+    await publish(broker, "1", topic="a/x")
+    await publish(broker, "2", topic="b")
+    await publish(broker, "3", topic="a/y", exclude=frozenset(["me"]))
+    await publish(broker, "4", topic="a/z", to=frozenset(["you"]))
+    await publish(broker, "5")
+    top = (await publish(broker, "6", topic="a/x"))[0]
+    assert await broker.last(count, TopicFilter.parse(patterns), client) == top._replace(offset=offset)
+
+
+async def test_last_of_nothing_is_the_top(world: World) -> None:
+    async with world.open(history=3) as broker:
+        assert await broker.last(5, EVERYTHING, "me") == await broker.top()
+        await publish(broker, "mine", topic="t")
+        top = (await publish(broker, "yours", topic="u", to=frozenset(["you"])))[0]
+        assert await broker.last(5, TopicFilter.parse(["u"]), "me") == top
+        assert await broker.last(5, TopicFilter.parse(["nowhere"]), "you") == top
+        top = (await publish(broker, *"abc", topic="v"))[-1]
+        assert await broker.last(5, TopicFilter.parse(["t"]), "me") == top, "all of them are trimmed"
+        assert await broker.last(5, EVERYTHING, "me") == await broker.oldest()
 
 
 async def test_since_is_the_position_before_the_first_at_or_after_a_time(world: World) -> None:
@@ -441,3 +497,172 @@ async def test_time_does_not_fall_below_what_was_trimmed(world: World) -> None:
         world.wall.now -= DAY
         await publish(broker, "y")
         assert [item.time >= late for item in await replayed(broker)] == [True]
+
+
+# --- logs that are kept ---
+
+
+async def test_a_log_is_what_it_was_when_it_is_opened_again(kept: World) -> None:
+    async with kept.open() as broker:
+        for text in "abc":
+            kept.wall.now += 10
+            await publish(broker, text, topic=f"t/{text}", to=frozenset("me"), exclude=frozenset("you"))
+        before = await replayed(broker), await broker.top(), await broker.oldest()
+    async with kept.open() as broker:
+        assert (await replayed(broker), await broker.top(), await broker.oldest()) == before
+        assert await broker.top(fresh=True) == before[1]
+        assert await broker.since(before[0][1].time) == (before[0][0].position, True)
+        assert await publish(broker, "d") == [before[1].next()]
+
+
+async def test_keys_are_known_when_a_log_is_opened_again(kept: World) -> None:
+    async with kept.open(idempotency_window=300) as broker:
+        first = await publish(broker, "a", key="k")
+    kept.clock.now += 100
+    kept.wall.now += 100
+    async with kept.open(idempotency_window=300) as broker:
+        assert await publish(broker, "a", key="k") == first
+        with pytest.raises(KeyReused):
+            await publish(broker, "b", key="k")
+        kept.clock.now += 201
+        kept.wall.now += 201
+        assert await publish(broker, "b", key="k") == [first[0].next()]
+
+
+async def test_limits_hold_for_what_was_there_when_it_was_opened(kept: World) -> None:
+    async with kept.open() as broker:
+        positions = await publish(broker, *"abcde")
+    async with kept.open(history=3) as broker:
+        await publish(broker, "f")
+        assert texts(await replayed(broker)) == ["d", "e", "f"]
+        assert await broker.oldest() == positions[2]
+    kept.clock.now += 60
+    kept.wall.now += 60
+    async with kept.open(history_age=30) as broker:
+        assert await replayed(broker) == []
+        assert (await broker.top()).offset == (await broker.oldest()).offset == 6
+
+
+async def test_what_was_trimmed_stays_known_when_a_log_is_opened_again(kept: World) -> None:
+    async with kept.open(history=2) as broker:
+        begun = kept.wall.now
+        for text in "abcd":
+            await publish(broker, text)
+            kept.wall.now += 10
+    async with kept.open(history=2) as broker:
+        assert await broker.since(begun + 5) == (await broker.oldest(), False)
+        assert await broker.since(begun + 15) == (await broker.oldest(), True)
+
+
+async def test_a_tail_of_a_log_that_is_opened_again_begins_at_its_end(kept: World) -> None:
+    async with kept.open() as broker:
+        top = (await publish(broker, *"abc"))[-1]
+    async with kept.open() as broker:
+        tail = broker.tail()
+        assert tail.start == top
+        await publish(broker, "d")
+        assert texts(await take(tail, 1)) == ["d"]
+
+
+# --- logs that several nodes share ---
+
+
+@asynccontextmanager
+async def nodes(world: World, count: int) -> AsyncIterator[list[Broker]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(world.open()) for _ in range(count)]
+
+
+async def until(world: World, condition: Callable[[], bool]) -> None:
+    """Nodes hear of each other in their own time; by their clock it is made to pass."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            world.clock.now += 1
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+async def test_all_tails_of_all_nodes_announce_everything_once_in_one_order(kept: World, count: int) -> None:
+    async def one(node: Broker, name: str) -> list[Position]:
+        return await publish(node, *(f"{name}:{number}" for number in range(50)))
+
+    async with nodes(kept, count) as brokers, asyncio.timeout(2 * PATIENCE):
+        tails = [broker.tail() for broker in brokers]
+        tasks = [
+            asyncio.create_task(one(broker, f"{index}.{name}"))
+            for index, broker in enumerate(brokers)
+            for name in range(20)
+        ]
+        each = await asyncio.gather(*tasks)
+        await publish(brokers[0], "the end")
+        total = count * 20 * 50 + 1
+        found = [await take(tail, total) for tail in tails]
+        assert found == [await replayed(broker) for broker in brokers]
+        assert [item.position.offset for item in found[0]] == list(range(1, total + 1))
+        assert all(positions == sorted(positions) for positions in each)
+        assert {item.position for item in found[0][:-1]} == {position for positions in each for position in positions}
+        assert [await broker.top() for broker in brokers] == [found[0][-1].position] * count
+
+
+async def test_a_publication_is_on_the_other_nodes_as_it_was(kept: World) -> None:
+    async with nodes(kept, 2) as (one, other):
+        here, there = one.tail(), other.tail()
+        event = Event("a\nb\0é😀", "tick")
+        await one.publish(event, ("t", "u"), to=frozenset("ab"), exclude=frozenset("b"))
+        (found,) = await take(there, 1)
+        assert [found] == await take(here, 1) == await replayed(one) == await replayed(other)
+        assert found.event == Event(event.data, event.type, str(found.position))
+
+
+async def test_a_key_is_known_on_every_node(kept: World) -> None:
+    async with nodes(kept, 2) as (one, other):
+        first = await publish(one, "a", key="k")
+        assert await publish(other, "a", key="k") == first
+        with pytest.raises(KeyReused):
+            await publish(other, "b", key="k")
+        positions = await asyncio.gather(*(node.publish(Event("c"), key="l") for node in (one, other) * 20))
+        assert len(set(positions)) == 1
+        assert texts(await replayed(one)) == ["a", "c"]
+
+
+async def test_a_position_that_one_node_gave_is_known_to_another_that_asks_the_log(kept: World) -> None:
+    async with nodes(kept, 2) as (one, other):
+        (position,) = await publish(one, "a")
+        assert await other.top(fresh=True) == position
+        assert await other.top() == position, "and stays known"
+        assert texts(await replayed(other)) == ["a"]
+
+
+async def test_asking_the_log_takes_nothing_from_a_tail(kept: World) -> None:
+    async with nodes(kept, 2) as (one, other):
+        tail = other.tail()
+        for text in "abc":
+            (position,) = await publish(one, text)
+            assert await other.top(fresh=True) == position
+        assert texts(await take(tail, 3)) == ["a", "b", "c"]
+
+
+async def test_nodes_count_each_others_subscribers_until_they_leave(kept: World) -> None:
+    async with nodes(kept, 2) as (one, other):
+        one.tail()
+        other.tail()
+        one.subscribers_here, other.subscribers_here = 3, 4
+        await until(kept, lambda: (one.subscribers_elsewhere, other.subscribers_elsewhere) == (4, 3))
+        async with kept.open() as third:
+            third.tail()
+            third.subscribers_here = 10
+            all_three = (one, other, third)
+            await until(kept, lambda: [node.subscribers_elsewhere for node in all_three] == [14, 13, 7])
+        await until(kept, lambda: (one.subscribers_elsewhere, other.subscribers_elsewhere) == (4, 3))
+        other.subscribers_here = 0
+        await until(kept, lambda: one.subscribers_elsewhere == 0)
+
+
+async def test_a_node_that_ends_takes_nothing_with_it(kept: World) -> None:
+    async with kept.open() as one:
+        tail = one.tail()
+        async with kept.open() as other:
+            positions = await publish(other, *"ab")
+        positions += await publish(one, "c")
+        assert texts(await take(tail, 3)) == ["a", "b", "c"]
+        assert [item.position for item in await replayed(one)] == positions

@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from sse_app.brokers import Durability, Page, Tail
 from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, Limits, State, connect
@@ -51,9 +51,9 @@ END = Position("", 2**62)  # behind all others
 def open_url(url: str, **settings: Any) -> "SQLiteBroker":
     """``sqlite:///relative/hub.db``, ``sqlite:////absolute/hub.db``; ``?sync=normal`` commits without waiting for the
     disk."""
-    parts = urlsplit(url)
-    path, options = unquote(parts.path).removeprefix("/"), dict(parse_qsl(parts.query, keep_blank_values=True))
-    if parts.netloc or not path or path == ":memory:":
+    rest, _, query = url.partition("://")[2].partition("?")
+    path, options = unquote(rest).removeprefix("/"), dict(parse_qsl(query, keep_blank_values=True))
+    if not rest.startswith("/") or path in ("", ":memory:") or "\0" in path:
         raise ConfigError(
             "broker sqlite:// names a file: sqlite:///hub.db here, sqlite:////var/lib/hub.db from the root."
         )
@@ -246,7 +246,7 @@ class SQLiteBroker:
 
     async def _read(self, work: Callable[[Reader], T]) -> T:
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._threads, self._with_reader, work)
+            found = await self._in_thread(lambda: self._with_reader(work))
         except sqlite3.Error as error:
             if not self._unreadable:
                 logger.warning("%s cannot be read: %s", self._path, error)
@@ -255,15 +255,27 @@ class SQLiteBroker:
         self._unreadable = False
         return found
 
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
     def _with_reader(self, work: Callable[[Reader], T]) -> T:
         try:
             reader = self._readers.get_nowait()
         except queue.Empty:
-            reader = Reader(connect(self._path, create=False))
+            reader = self._new_reader()
         try:
             return work(reader)
         finally:
             self._readers.put_nowait(reader)
+
+    def _new_reader(self) -> Reader:
+        reader = Reader(connect(self._path, create=False))
+        try:
+            self._file.check_there()  # else it would read another log than the others do
+        except BrokerError:
+            reader.close()
+            raise
+        return reader
 
     # Following what other processes append
 
@@ -322,7 +334,7 @@ class SQLiteBroker:
         while True:
             await asyncio.sleep(POLL)
             risen = self._file.watermark.position()
-            if risen is not None and (risen.epoch != self._known.epoch or risen > self._known):
+            if risen is not None and (risen.epoch != self._announced.epoch or risen > self._announced):
                 self._news.set()
             if self._clock() - looked >= LOOK:
                 looked = self._clock()
@@ -330,10 +342,11 @@ class SQLiteBroker:
 
     async def _look_around(self) -> None:
         mine = Node(self._port, self.subscribers_here)
-        others = await asyncio.to_thread(self._file.nodes.others, telling=mine)
-        self.subscribers_elsewhere = sum(node.subscribers for node in others)
+        with suppress(OSError):  # no descriptor is free: they are as many as they were
+            others = await self._in_thread(lambda: self._file.nodes.others(telling=mine))
+            self.subscribers_elsewhere = sum(node.subscribers for node in others)
         try:
-            await asyncio.to_thread(self._file.check_there)
+            await self._in_thread(self._file.check_there)
             if self._trouble is not None:
                 await self._writer.submit(None)
         except BrokerError as error:

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sse_app.brokers.sqlite.watermark import Watermark
 from sse_app.errors import BrokerError, ConfigError, KeyReused, LogFull, LogUnavailable, OutcomeUnknown
@@ -46,11 +46,16 @@ SCHEMA = f"""
     PRAGMA application_id = {APPLICATION_ID};
     PRAGMA user_version = {SCHEMA_VERSION};
 """
+WHOLE = """
+    SELECT top - oldest = (SELECT count(*) FROM log)
+        AND top - oldest = (SELECT count(*) FROM log WHERE offset > oldest AND offset <= top) FROM state
+"""
 KEY_REUSED = "This Idempotency-Key came with another publication before; use a new key for a new one."
 FULL = "The log's disk is full; nothing was published. Make room and publish again."
 LOCKED = "Another process keeps the log's file locked; nothing was published. Try again soon."
 GONE = "The log's file is gone or was replaced; nothing was published. Restart the hub once it is settled."
 FAILED = "The log's file cannot be read or written; nothing was published. The server's log says why."
+HOLES = "publications are missing from it"
 UNKNOWN = "The disk failed while the publication was written; publish again with the same Idempotency-Key."
 
 
@@ -124,17 +129,27 @@ def connect(path: Path, *, create: bool = False, patience: float = 0.0) -> sqlit
 
 
 def read_state(connection: sqlite3.Connection) -> State:
-    (row,) = connection.execute("SELECT epoch, top, oldest, bytes, time, stamp, trimmed_time FROM state").fetchall()
-    return State(*row)
+    return State(*only(connection.execute("SELECT epoch, top, oldest, bytes, time, stamp, trimmed_time FROM state")))
+
+
+def only(rows: sqlite3.Cursor) -> tuple[Any, ...]:
+    """The row that has to be there. Raises sqlite3.DatabaseError, as for any other damage."""
+    row: tuple[Any, ...] | None = rows.fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError(HOLES)
+    return row
 
 
 class Log:
     """The connection that writes. Raises sqlite3.Error, and BrokerError from a commit."""
 
     def __init__(self, path: Path, synchronous: str) -> None:
+        """Raises ConfigError for a database of something else."""
         self._path = path
         self._connection = connect(path, create=True)
         try:
+            if not self._is_empty():
+                self._check_schema()  # before anything is changed in somebody else's database
             (mode,) = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise ConfigError(f"{path}: its file system has no shared memory for the log; use a local disk.")
@@ -272,19 +287,15 @@ class Log:
 
     def prepare(self, was: Watermark | None, limits: Limits | None) -> State:
         """Make the tables if there are none, and a new epoch unless the log is where it was seen last. ``limits`` are
-        for everyone from now on; None leaves them.
-
-        Raises ConfigError for a database of something else.
-        """
+        for everyone from now on; None leaves them."""
         with self._transaction():
-            if not self._connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            if self._is_empty():
                 for statement in SCHEMA.split(";"):
                     self._connection.execute(statement)
                 state = State(secrets.token_hex(6), 0, 0, 0, 0.0, 0.0, float("-inf"))
                 self._connection.execute("INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?)", state)
                 self._connection.execute("INSERT INTO limits VALUES (1, ?, ?, ?, ?)", limits or Limits())
                 return state
-            self._check_schema()
             if limits is not None and limits != self._limits():
                 self._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
             state = read_state(self._connection)
@@ -292,6 +303,9 @@ class Log:
                 state = state._replace(epoch=secrets.token_hex(6))
                 self._connection.execute("UPDATE state SET epoch = ?", (state.epoch,))
             return state
+
+    def _is_empty(self) -> bool:
+        return self._connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
 
     def _check_schema(self) -> None:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
@@ -310,7 +324,9 @@ class Log:
         """Read all of it. Raises sqlite3.DatabaseError when it is damaged."""
         (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            raise sqlite3.DatabaseError(found)
+            raise sqlite3.DatabaseError(found.splitlines()[-1])  # before it stands which database
+        if not self._is_empty() and not only(self._connection.execute(WHOLE))[0]:
+            raise sqlite3.DatabaseError(HOLES)
 
 
 def publication(

@@ -10,7 +10,6 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,10 @@ class Node(NamedTuple):
 
 
 class Nodes:
-    """Its own file, and those of the others. Small file operations; any thread may call, one at a time each."""
+    """Its own file, and those of the others. Small file operations; any thread may call, one at a time each.
+
+    What is not understood in here, and what fails in ``tell`` and ``wake``, costs a moment too, never a publication.
+    """
 
     def __init__(self, database: Path) -> None:
         self._directory = Path(f"{database}-nodes")
@@ -46,12 +48,13 @@ class Nodes:
 
     def tell(self, node: Node) -> None:
         if self._file is not None:
-            os.pwrite(self._file, b"%-10d %-10d\n" % node, 0)
+            with suppress(OSError):
+                os.pwrite(self._file, b"%-10d %-10d\n" % node, 0)
 
     def close(self) -> None:
         self._socket.close()
         if self._file is not None:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 (self._directory / self._name).unlink()
             os.close(self._file)
             self._file = None
@@ -62,17 +65,19 @@ class Nodes:
             self.tell(telling)
         return [node for path in self._paths() if (node := _alive(path)) is not None]
 
-    def _paths(self) -> Iterator[Path]:
-        with suppress(FileNotFoundError):
-            for entry in os.scandir(self._directory):
-                if not entry.name.startswith(".") and entry.name != self._name:
-                    yield Path(entry.path)
+    def _paths(self) -> list[Path]:
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        return [self._directory / name for name in names if not name.startswith(".") and name != self._name]
 
     def wake(self) -> None:
         """Tell the others that something was appended."""
         if time.monotonic() - self._looked > KNOWN_FOR:
-            self._ports = [node.port for node in self.others()]
             self._looked = time.monotonic()
+            with suppress(OSError):  # no descriptor is free: those that are known are woken
+                self._ports = [node.port for node in self.others()]
         for port in self._ports:
             with suppress(OSError):
                 self._socket.sendto(b"", (LOOPBACK, port))
@@ -86,9 +91,12 @@ def _alive(path: Path) -> Node | None:
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return Node(*map(int, os.pread(file, 64, 0).split()))
+        with suppress(OSError, ValueError):
+            port, subscribers = map(int, os.pread(file, 64, 0).split())
+            return Node(port, subscribers)
     else:
-        path.unlink(missing_ok=True)
-        return None
+        with suppress(OSError):
+            path.unlink()
     finally:
         os.close(file)
+    return None

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from sse_app.brokers.sqlite.log import GONE, Limits, Log, State
 from sse_app.brokers.sqlite.nodes import Nodes
-from sse_app.brokers.sqlite.watermark import CLOSED, WatermarkFile, boot_id
+from sse_app.brokers.sqlite.watermark import SYNCED, WatermarkFile, boot_id
 from sse_app.errors import LogUnavailable
 from sse_app.publication import Position
 
@@ -21,6 +21,8 @@ logger = logging.getLogger("sse_app")
 T = TypeVar("T")
 
 PATIENCE = 5.0  # seconds for other processes that keep the file locked
+CHECK_PATIENCE = 60.0  # seconds for one that opens it too: it may be reading all of it, some 0.5 GB a second
+CLOSE_PATIENCE = 1.0  # seconds for others that close it too
 PLACE = "It has to be a file in a directory, and this user has to be allowed to write to both."
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -40,12 +42,13 @@ class Asked:
 class LogFile:
     """An open log, and what lies beside its file."""
 
+    path: Path
     log: Log
     state: State
     watermark: WatermarkFile
     nodes: Nodes
     inode: int
-    boot: str
+    boot: str  # of the machine, or SYNCED when its commits are there at once
 
     def check_there(self) -> None:
         """Raises LogUnavailable when the path leads to another file or to none."""
@@ -57,7 +60,7 @@ class LogFile:
             self.watermark.rise(position, self.boot)
 
     def close(self) -> None:
-        with self.watermark.locked(), suppress(sqlite3.Error, OSError):
+        with suppress(sqlite3.Error, OSError), self.watermark.locked(CLOSE_PATIENCE):
             if self.log.checkpoint():
                 self.watermark.close_at(self.inode)
         self.log.close()
@@ -72,12 +75,14 @@ def opened(asked: Asked) -> LogFile:
         with ExitStack() as stack:
             watermark = stack.enter_context(closing(WatermarkFile(path)))
             nodes = stack.enter_context(closing(Nodes(path)))
-            with watermark.locked():
+            with watermark.locked(CHECK_PATIENCE):
                 file = _open_or_recover(asked, watermark, nodes)
             stack.pop_all()
             return file
     except sqlite3.Error as error:
         raise LogUnavailable(f"{path} cannot be opened: {error}. {_advice(error)}") from None
+    except BlockingIOError as error:
+        raise LogUnavailable(f"{path} cannot be opened: {error.strerror}.") from None
     except OSError as error:
         raise LogUnavailable(f"{path} cannot be opened: {error.strerror}. {PLACE}") from None
 
@@ -96,13 +101,14 @@ def _open(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
     log = _patiently(lambda: Log(asked.path, asked.sync))
     try:
         if not nodes.others():  # else somebody has it open already and has looked
-            log.check()
+            _patiently(log.check)
         was = watermark.read()
-        if was is not None and asked.sync == "normal" and was.boot not in (asked.boot, CLOSED):
+        if was is not None and was.boot not in (asked.boot, SYNCED):
             was = None  # the machine may have crashed, and what was committed last with it
         state = _patiently(lambda: log.prepare(was, asked.limits))
-        watermark.begin(state.position, asked.boot)
-        return LogFile(log, state, watermark, nodes, os.stat(asked.path).st_ino, asked.boot)
+        ours = asked.boot if asked.sync == "normal" else SYNCED
+        watermark.begin(state.position, ours if was is None or was.boot == SYNCED else was.boot)
+        return LogFile(asked.path, log, state, watermark, nodes, os.stat(asked.path).st_ino, ours)
     except BaseException:
         log.close()
         raise

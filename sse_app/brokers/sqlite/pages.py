@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sse_app.brokers import Page
-from sse_app.brokers.sqlite.log import State, publication, read_state
+from sse_app.brokers.sqlite.log import HOLES, State, only, publication, read_state
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 
@@ -84,7 +84,7 @@ class Reader:
             return Position(state.epoch, state.oldest + index), time > state.trimmed_time
 
     def _time(self, offset: int) -> float:
-        (time,) = self._connection.execute("SELECT time FROM log WHERE offset = ?", (offset,)).fetchone()
+        (time,) = only(self._connection.execute("SELECT time FROM log WHERE offset = ?", (offset,)))
         return float(time)
 
     # Searching
@@ -101,17 +101,22 @@ class Reader:
         return kept[::-1]
 
     def _hidden(self, offsets: Sequence[int], client: str | None) -> set[int]:
+        """Those of them that are for others."""
         if client is None or not offsets:
             return set()
+        if isinstance(offsets, range):
+            return set(self._named(f"BETWEEN {min(offsets)} AND {max(offsets)}", client))
+        pieces = (offsets[start : start + SCAN] for start in range(0, len(offsets), SCAN))
+        return {offset for piece in pieces for offset in self._named(f"IN ({_listed(piece)})", client)}
+
+    def _named(self, where: str, client: str) -> Iterator[int]:
         rows = self._connection.execute(
-            "SELECT offset, \"to\", exclude FROM log WHERE offset BETWEEN ? AND ? AND (\"to\" <> '' OR exclude <> '')",
-            (min(offsets[0], offsets[-1]), max(offsets[0], offsets[-1])),
+            'SELECT offset, "to", exclude FROM log INDEXED BY named'
+            f" WHERE offset {where} AND (\"to\" <> '' OR exclude <> '')"
         )
-        return {
-            offset
-            for offset, to, exclude in rows
-            if client in exclude.split("\n") or (to and client not in to.split("\n"))
-        }
+        for offset, to, exclude in rows:
+            if client in exclude.split("\n") or (to and client not in to.split("\n")):
+                yield offset
 
     def _matching(self, filter: TopicFilter, first: int, last: int, count: int, *, newest: bool = False) -> _Stretch:
         """Of these offsets those that match, at most so many: in order from the first, or back from the last."""
@@ -189,7 +194,7 @@ class Reader:
         if not offsets:
             return [], False
         rows = self._connection.execute(
-            f"SELECT {COLUMNS} FROM log WHERE offset IN ({','.join(map(str, offsets))}) ORDER BY offset"
+            f"SELECT {COLUMNS} FROM log WHERE offset IN ({_listed(offsets)}) ORDER BY offset"
         )
         found: list[Publication] = []
         size = 0
@@ -202,7 +207,13 @@ class Reader:
             size += len(body)
             if size >= PAGE_BYTES:
                 break
+        if [item.position.offset for item in found] != list(offsets[: len(found) or 1]):
+            raise sqlite3.DatabaseError(HOLES)  # somebody has taken them out
         return found, len(found) < len(offsets)
+
+
+def _listed(offsets: Sequence[int]) -> str:
+    return ",".join(map(str, offsets))
 
 
 def _split(joined: str) -> tuple[str, ...]:

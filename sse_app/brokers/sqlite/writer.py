@@ -18,6 +18,8 @@ logger = logging.getLogger("sse_app")
 GROUP_MAX = 1_000  # publications in one commit
 GROUP_BYTES = 4 * 1024 * 1024
 LOCK_PATIENCE = 2.0  # seconds that a publisher waits for other processes
+TRIM_PATIENCE = 0.1  # seconds that trimming does: heartbeats and replays wait for it
+CLOSED = "The log is closed; nothing was published."
 LOCK_RETRY = 0.001  # seconds; SQLite's own waiting sleeps up to 100 ms between two tries
 
 
@@ -38,18 +40,25 @@ class Writer:
     ) -> None:
         self._loop, self._append, self._done = loop, append, done
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # bounded by the open requests
+        self._ending, self._ended = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="sse-app log writer", daemon=True)
         self._thread.start()
 
     def submit(self, entry: Entry | None) -> asyncio.Future[Position]:
         """Its position, or the error: once it is in the log, or cannot be."""
         answer: asyncio.Future[Position] = self._loop.create_future()
-        self._queue.put(_Waiting(entry, answer, time.monotonic() + LOCK_PATIENCE))
+        patience = LOCK_PATIENCE if entry else TRIM_PATIENCE
+        with self._ending:
+            if self._ended:
+                raise LogUnavailable(CLOSED)
+            self._queue.put(_Waiting(entry, answer, time.monotonic() + patience))
         return answer
 
     def stop(self) -> None:
         """Finish what was submitted, and end. Waits for the disk."""
-        self._queue.put(None)
+        with self._ending:
+            self._ended = True
+            self._queue.put(None)
         self._thread.join()
 
     # In the thread
@@ -58,7 +67,6 @@ class Writer:
         going = True
         while going and (first := self._queue.get()) is not None:
             going = self._commit(group := [first], self._join(group))
-        # what came after the end was asked for has an owner that does not wait any more
 
     def _join(self, group: list[_Waiting]) -> bool:
         """Add who waits to the group; False when the end is asked for."""
@@ -80,12 +88,13 @@ class Writer:
             try:
                 appended = self._append([item.entry for item in entries if item.entry])
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                     self._tell(self._refuse, group, explained(error))
                     return going
                 now = time.monotonic()
-                self._tell(self._refuse, [item for item in group if item.deadline <= now], explained(error))
-                group[:] = [item for item in group if item.deadline > now]
+                if late := [item for item in group if item.deadline <= now]:
+                    self._tell(self._refuse, late, explained(error))
+                    group[:] = [item for item in group if item.deadline > now]
                 time.sleep(LOCK_RETRY)
                 going = going and self._join(group)
             except sqlite3.Error as error:

@@ -1,0 +1,230 @@
+"""Publishing without a hub: what tasks and commands append reaches the subscribers of a hub elsewhere."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import pytest
+
+from sse_app.errors import (
+    BadInput,
+    ConfigError,
+    InvalidClient,
+    InvalidEvent,
+    InvalidTopic,
+    KeyReused,
+    LogUnavailable,
+    ReservedEvent,
+    TooManyTopics,
+)
+from sse_app.events import Event, EventDecoder
+from sse_app.hub import Hub
+from sse_app.publication import Position
+from sse_app.publisher import AsyncPublisher, Draft, Publisher, compose
+from sse_app.subscriber import Subscriber
+from tests.worlds import World
+
+NOBODY = frozenset[str]()
+PATIENCE = 10  # seconds
+
+
+class Listener:
+    """A subscriber's events, as they come."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self._subscriber, self._decoder = subscriber, EventDecoder()
+
+    async def take(self, count: int) -> list[Event]:
+        found: list[Event] = []
+        async with asyncio.timeout(PATIENCE):
+            while len(found) < count:
+                events = self._decoder.feed(await self._subscriber.read())
+                found += [event for event in events if event.type != "welcome"]
+        return found
+
+
+# --- compose ---
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("hello", "hello"),
+        ("", ""),
+        ('{"a": 1}', '{"a": 1}'),
+        ({"number": 42}, '{"number":42}'),
+        ([1, 2.5, None, True], "[1,2.5,null,true]"),
+        (None, "null"),
+        ("é😀\n", "é😀\n"),
+        ({"é": "😀"}, '{"é":"😀"}'),
+    ],
+)
+def test_a_text_goes_out_as_it_is_and_all_else_as_json(data: object, text: str) -> None:
+    assert compose(data) == Draft(Event(text), (), NOBODY, NOBODY)
+
+
+def test_one_name_is_as_good_as_several() -> None:
+    assert compose("x", "t", "tick", "ann", "bob") == Draft(
+        Event("x", "tick"), ("t",), frozenset(["ann"]), frozenset(["bob"])
+    )
+    several = compose("x", ["t", "u", "t"], to=iter(["ann", "bob"]), exclude={"cid"})
+    assert several == Draft(Event("x"), ("t", "u"), frozenset(["ann", "bob"]), frozenset(["cid"]))
+
+
+BAD_INPUT: list[tuple[dict[str, Any], type[BadInput]]] = [
+    ({"data": "\ud800"}, InvalidEvent),
+    ({"data": {"x": "\ud800"}}, InvalidEvent),
+    ({"topic": "a//b"}, InvalidTopic),
+    ({"topic": "a/*"}, InvalidTopic),
+    ({"topic": ""}, InvalidTopic),
+    ({"topic": map(str, range(17))}, TooManyTopics),
+    ({"event": "welcome"}, ReservedEvent),
+    ({"event": "a\nb"}, InvalidEvent),
+    ({"event": ""}, InvalidEvent),
+    ({"to": "two words"}, InvalidClient),
+    ({"exclude": ["fine", ""]}, InvalidClient),
+]
+
+
+@pytest.mark.parametrize(("given", "error"), BAD_INPUT, ids=str)
+async def test_what_is_not_right_is_refused_and_in_no_log(
+    sqlite_world: World, given: dict[str, Any], error: type[BadInput]
+) -> None:
+    async with AsyncPublisher(sqlite_world.url) as publisher:
+        given = {key: list(value) if isinstance(value, map) else value for key, value in given.items()}
+        with pytest.raises(error):
+            await publisher.publish(**{"data": "x", **given})
+        assert (await publisher.publish("fine")).offset == 1
+
+
+# --- URLs ---
+
+
+@pytest.mark.parametrize("kind", [Publisher, AsyncPublisher])
+@pytest.mark.parametrize("url", ["memory://", "MEMORY://", "memory:"])
+def test_a_log_that_lives_in_one_process_is_refused(kind: Callable[[str], object], url: str) -> None:
+    with pytest.raises(ConfigError, match=r"hub\.publish"):
+        kind(url)
+
+
+@pytest.mark.parametrize("kind", [Publisher, AsyncPublisher])
+@pytest.mark.parametrize("url", ["", "hub.db", "kafka://x", "sqlite://"])
+def test_a_url_of_no_log_is_refused(kind: Callable[[str], object], url: str) -> None:
+    with pytest.raises(ConfigError):
+        kind(url)
+
+
+def test_a_log_that_cannot_be_opened_says_so_and_leaves_no_thread(sqlite_world: World) -> None:
+    threads = threading.active_count()
+    publisher = Publisher(sqlite_world.url.replace("hub.db", "nowhere/hub.db"))
+    with pytest.raises(LogUnavailable, match="directory"), publisher:
+        pass
+    assert threading.active_count() == threads
+
+
+# --- to a hub ---
+
+
+async def test_what_is_published_elsewhere_reaches_who_it_is_for(sqlite_world: World) -> None:
+    async with (
+        Hub(sqlite_world.open()) as hub,
+        hub.subscribe("orders/*", client="ann") as ann,
+        hub.subscribe(client="bob") as bob,
+        AsyncPublisher(sqlite_world.url) as publisher,
+    ):
+        position = await publisher.publish({"number": 42}, topic="orders/42", event="order")
+        await publisher.publish("not for ann", exclude="ann")
+        await publisher.publish("on another topic", topic=["users", "posts"])
+        await publisher.publish("for ann", topic="orders/1", to=["ann"])
+        everyone = await publisher.publish("for all")
+        order = Event('{"number":42}', "order", str(position))
+        found = await Listener(ann).take(3)
+        assert found[0] == order
+        assert [event.data for event in found[1:]] == ["for ann", "for all"]
+        found = await Listener(bob).take(4)
+        assert found[0] == order
+        assert [event.data for event in found[1:]] == ["not for ann", "on another topic", "for all"]
+        assert everyone == await hub.broker.top()
+
+
+async def test_a_key_is_one_publication_whoever_uses_it(sqlite_world: World) -> None:
+    async with Hub(sqlite_world.open()) as hub, AsyncPublisher(sqlite_world.url) as publisher:
+        position = await publisher.publish("a", key="k")
+        assert await publisher.publish("a", key="k") == position
+        assert (await hub.publish("a", key="k")).position == position
+        with pytest.raises(KeyReused):
+            await publisher.publish("b", key="k")
+
+
+async def test_a_publisher_is_no_node_with_subscribers(sqlite_world: World) -> None:
+    async with Hub(sqlite_world.open()) as hub, AsyncPublisher(sqlite_world.url) as publisher:
+        await publisher.publish("x")
+        assert (await hub.stats())["subscribers"] == 0
+
+
+async def test_settings_are_those_of_the_log(sqlite_world: World) -> None:
+    async with AsyncPublisher(sqlite_world.url, history=2) as publisher:
+        for text in "abc":
+            await publisher.publish(text)
+    async with sqlite_world.open() as broker:
+        assert (await broker.oldest()).offset == 1
+
+
+async def test_threads_share_a_publisher_and_a_hub_hears_all_of_it(sqlite_world: World) -> None:
+    def work() -> list[list[Position]]:
+        with Publisher(sqlite_world.url) as publisher, ThreadPoolExecutor(8) as threads:
+            return list(threads.map(lambda name: several(publisher, name), range(8)))
+
+    def several(publisher: Publisher, name: int) -> list[Position]:
+        return [publisher.publish(f"{name}:{number}", topic="t", key=f"{name}:{number}") for number in range(20)]
+
+    async with Hub(sqlite_world.open()) as hub, hub.subscribe("t") as subscriber:
+        each = await asyncio.to_thread(work)
+        found = await Listener(subscriber).take(160)
+    assert all(positions == sorted(positions) for positions in each)
+    assert {event.id: event.data for event in found} == {
+        str(position): f"{name}:{number}"
+        for name, positions in enumerate(each)
+        for number, position in enumerate(positions)
+    }
+    assert [event.id for event in found] == list(map(str, sorted(chain(*each))))
+
+
+def test_without_a_loop_it_publishes_and_raises_as_the_other_does(sqlite_world: World) -> None:
+    with Publisher(sqlite_world.url, history=100) as publisher:
+        assert publisher.publish("a", topic="t", event="tick", to="ann", exclude=["bob"], key="k").offset == 1
+        with pytest.raises(KeyReused):
+            publisher.publish("b", key="k")
+        with pytest.raises(InvalidTopic):
+            publisher.publish("b", topic="a//b")
+        with pytest.raises(TypeError):
+            publisher.publish("b", topics="t")
+        assert publisher.publish({"b": 1}).offset == 2
+    with Publisher(sqlite_world.url) as publisher:
+        assert publisher.publish("c").offset == 3
+
+
+def test_after_its_end_a_publisher_refuses(sqlite_world: World) -> None:
+    with Publisher(sqlite_world.url) as publisher:
+        publisher.publish("a")
+    with pytest.raises(RuntimeError):
+        publisher.publish("b")
+
+
+async def test_after_its_end_an_async_publisher_refuses_and_does_not_wait(sqlite_world: World) -> None:
+    async with AsyncPublisher(sqlite_world.url) as publisher:
+        await publisher.publish("a")
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(LogUnavailable):
+            await publisher.publish("b")
+
+
+def test_an_error_within_the_block_comes_out_as_it_is(sqlite_world: World) -> None:
+    threads = threading.active_count()
+    with pytest.raises(KeyReused), Publisher(sqlite_world.url) as publisher:
+        list(map(partial(publisher.publish, key="k"), "ab"))
+    assert threading.active_count() == threads
