@@ -14,7 +14,7 @@ import click
 
 from sse_app import __version__
 from sse_app.config import ENV_PREFIX, Config, is_loopback
-from sse_app.errors import BenchError, BrokerError, ConfigError
+from sse_app.errors import BenchError, BrokerError, ConfigError, DoctorFailed, DoctorRefused
 
 if TYPE_CHECKING:
     from sse_app.bench import Report
@@ -142,6 +142,39 @@ def _print_tables(reports: "Sequence[Report]") -> None:
             if error:
                 console.print(f"  {server}: {error}", markup=False, highlight=False)
         console.print()
+
+
+@commands.command()
+@click.option("--publish-key", envvar=f"{ENV_PREFIX}PUBLISH_KEY", show_envvar=True, help="What publishing needs.")
+@click.option("--origin", help="Of a page that is to read the stream: https://app.example")
+@click.option("--idle", type=click.FloatRange(0, 3600), default=0, help="Watch a silent stream for so many seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.argument("url")
+def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, as_json: bool) -> None:
+    """Examine the way to a hub through its public URL: what proxies do to streams, and the settings to change.
+
+    Ends with 0 when there is no problem, 1 when there are some, 2 for wrong usage, 3 when nothing answers.
+    """
+    from rich.console import Console
+
+    from sse_app.doctor import examine, report
+
+    try:
+        with Console(stderr=True).status("") as status:
+            findings = asyncio.run(examine(url, publish_key=publish_key, origin=origin, idle=idle, tell=status.update))
+    except DoctorRefused as error:
+        _fail(str(error))
+    except DoctorFailed as error:
+        click.echo(f"sse-app: {error}", err=True)
+        raise SystemExit(3) from None
+    document = report.document(findings)
+    if as_json:
+        click.echo(json.dumps(document))
+    elif sys.stdout.isatty():
+        report.show(findings)
+    else:
+        click.echo("\n".join(report.lines(findings)))
+    raise SystemExit(1 if document["problems"] else 0)
 
 
 def _greet(config: Config, urls: Sequence[str]) -> None:

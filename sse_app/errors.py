@@ -34,9 +34,13 @@
     │       ├── LogFull                there is no room for it; nothing was published
     │       └── OutcomeUnknown         it may be published or not: the answer of the log was lost
     ├── ConfigError (ValueError)       a setting with a wrong value: stops the start
-    └── BenchError                     of ``sse-app bench``; no HTTP status
-        ├── BenchRefused (ValueError)  a load that is unsafe or impossible
-        └── BenchFailed                a server under load that did not start, connect or finish
+    ├── BenchError                     of ``sse-app bench``; no HTTP status
+    │   ├── BenchRefused (ValueError)  a load that is unsafe or impossible
+    │   └── BenchFailed                a server under load that did not start, connect or finish
+    └── DoctorError                    of ``sse-app doctor``; no HTTP status
+        ├── DoctorRefused (ValueError) an address or option that cannot be examined
+        ├── DoctorFailed               nothing answers there, so nothing could be checked
+        └── NotChecked                 one check that could not be done, and why
 
 Which status and code each one has over HTTP stands in one table, in ``app.py``. Texts never repeat what the caller
 sent.
@@ -189,3 +193,19 @@ class BenchRefused(BenchError, ValueError):
 
 class BenchFailed(BenchError):
     """The server under load did not start, could not be subscribed to, or did not finish in time."""
+
+
+class DoctorError(SSEAppError):
+    """Something was not examined."""
+
+
+class DoctorRefused(DoctorError, ValueError):
+    """The address or an option makes no sense; nothing was connected."""
+
+
+class DoctorFailed(DoctorError):
+    """Nothing that speaks HTTP answers at the address; nothing could be checked."""
+
+
+class NotChecked(DoctorError):
+    """One check could not be done; the text says why. The others go on."""

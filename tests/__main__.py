@@ -7,12 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sse_app.bootstrap import OPT_OUT, bootstrap, say
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-DEBIAN_PACKAGES = ("chromium", "curl", "libatomic1")
+DEBIAN_PACKAGES = ("chromium", "curl", "libatomic1", "nginx", "openssl", "strace")
+# What Debian's tools ask before they start a service: 101 is no, 0 yes (invoke-rc.d(8), deb-systemd-invoke(1p)).
+POLICY = Path("/usr/sbin/policy-rc.d")
+OURS = "Made by the tests of sse-app while they install packages; safe to remove."
 LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
 
 
@@ -35,10 +40,30 @@ def install_debian_packages() -> None:
         reason = "installing them takes root and apt-get"
     else:
         say(f"installing {' '.join(missing)} with apt-get, once")
-        reason = apt_get("update") or apt_get("install", "--yes", "--no-install-recommends", *missing)
+        with no_service_started():
+            reason = apt_get("update") or apt_get("install", "--yes", "--no-install-recommends", *missing)
     if reason:
         line = "=" * 100
         say(f"\n{line}\nMISSING: {' '.join(missing)} ({reason}).\nTHE TESTS THAT NEED THEM WILL BE SKIPPED.\n{line}")
+
+
+@contextmanager
+def no_service_started() -> Iterator[None]:
+    """The tests start their servers themselves: a package may not put one on port 80, or whatever its port is.
+
+    The machine's own policy stands if it has one. Ours says no as long as this process lives, so that a killed one
+    forbids nothing afterwards.
+    """
+    policy = f"#!/bin/sh\n# {OURS}\nkill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n"
+    if POLICY.exists() and OURS not in POLICY.read_text(errors="replace"):
+        yield
+        return
+    POLICY.write_text(policy)
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)
 
 
 def missing_debian_packages() -> list[str]:

@@ -267,13 +267,14 @@ def test_real_pip_fills_the_environment(checkout: Checkout) -> None:
 @pytest.fixture
 def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Debian without our packages, where we are root: a folder with the stub commands, for `apt-get` to log into."""
-    apt_get = 'echo "$*" >> "$0.log"; echo busy; exit ${APT_FAILS:-0}'
+    apt_get = 'echo "$*" >> "$0.log"; "${0%/*}/policy-rc.d"; echo $? >> "$0.policy"; echo busy; exit ${APT_FAILS:-0}'
     for name, script in {"dpkg-query": "exit 1", "apt-get": apt_get}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv(bootstrap.OPT_OUT, raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(tests_command, "POLICY", tmp_path / "policy-rc.d")
     return tmp_path / "apt-get.log"
 
 
@@ -281,7 +282,7 @@ def test_root_on_debian_gets_what_is_missing(debian: Path, capfd: pytest.Capture
     tests_command.install_debian_packages()
     update, install = debian.read_text().splitlines()
     assert update.endswith(" update")
-    assert install.endswith(" install --yes --no-install-recommends chromium curl libatomic1")
+    assert install.endswith(" install --yes --no-install-recommends chromium curl libatomic1 nginx openssl")
     output = capfd.readouterr().err
     assert "busy" not in output
     assert "SKIPPED" not in output
@@ -294,8 +295,39 @@ def test_failing_apt_is_shown_and_what_follows_from_it(
     tests_command.install_debian_packages()
     output = capfd.readouterr().err
     assert "busy" in output
-    assert "MISSING: chromium curl libatomic1 (apt-get" in output
+    assert "MISSING: chromium curl libatomic1 nginx openssl (apt-get" in output
     assert "WILL BE SKIPPED" in output
+
+
+@pytest.mark.parametrize("failing", ["0", "100"])
+def test_no_service_is_started_by_what_is_installed(
+    debian: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    monkeypatch.setenv("APT_FAILS", failing)
+    tests_command.install_debian_packages()
+    asked = debian.with_suffix(".policy").read_text().split()
+    assert asked
+    assert set(asked) == {"101"}
+    assert not tests_command.POLICY.exists()
+
+
+def test_the_machines_own_policy_is_left_alone(debian: Path) -> None:
+    tests_command.POLICY.write_text("#!/bin/sh\nexit 104\n")
+    tests_command.POLICY.chmod(0o755)
+    tests_command.install_debian_packages()
+    assert debian.with_suffix(".policy").read_text().split() == ["104", "104"]
+    assert tests_command.POLICY.read_text() == "#!/bin/sh\nexit 104\n"
+
+
+def test_a_killed_installation_forbids_nothing_and_is_cleaned_up(debian: Path) -> None:
+    kill = "import os, signal, tests.__main__ as t, pathlib; t.POLICY = pathlib.Path(os.environ['POLICY'])\n"
+    kill += "with t.no_service_started(): os.kill(os.getpid(), signal.SIGKILL)"
+    environment = {**os.environ, "POLICY": str(tests_command.POLICY)}
+    killed = subprocess.run([sys.executable, "-c", kill], env=environment, cwd=tests_command.CHECKOUT)
+    assert killed.returncode == -9
+    assert subprocess.run([tests_command.POLICY]).returncode == 0
+    tests_command.install_debian_packages()
+    assert not tests_command.POLICY.exists()
 
 
 def test_who_is_not_root_is_told(

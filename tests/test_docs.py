@@ -296,6 +296,8 @@ class Session:
                 (self._listen if stream else self._ask)(command, shown, where)
             case ["sse-app", "bench", *flags]:
                 self._bench(flags, where)
+            case ["sse-app", "doctor", url, *flags]:
+                self._doctor(url, flags, shown, where)
             case ["sse-app", "serve", "--help"]:
                 self._run([sys.executable, "-m", "sse_app", "serve", "--help"], where)
             case ["python3", "-m", "sse_app", *flags] | ["sse-app", "serve", *flags]:
@@ -334,6 +336,16 @@ class Session:
             pytest.fail(f"{where}: {error.message}")
         for workload in options["workload"].split(","):
             Load(workload, subscribers=options["subscribers"], rate=options["rate"], payload=options["payload"])
+
+    def _doctor(self, url: str, flags: list[str], shown: str, where: str) -> None:
+        """Run on the hub at hand: the same verdicts have to come. Of an address that is not ours, only understood."""
+        if not SHOWN_ADDRESS.search(url):
+            assert not shown, where
+            commands.commands["doctor"].make_context("doctor", [url, *flags])
+            return
+        real = self._run([sys.executable, "-m", "sse_app", "doctor", self._real(url), *flags], where)
+        ours, theirs = (re.findall(r"^(\w[\w ]+?)  +(\w+)", text, re.MULTILINE) for text in (shown, real))
+        assert ours == theirs, f"{where} was shown\n{shown}\ncame\n{real}"
 
     def _serve(self, flags: list[str], shown: str, where: str) -> None:
         command = [sys.executable, "-m", "sse_app", *flags, "--port", "0"]

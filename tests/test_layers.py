@@ -56,8 +56,17 @@ MODULES = {
 # Of no floor: all that they may see of the house, and of other packages. Of the load the naive server is run, in a
 # process of its own, and never imported.
 BENCH = {name for name in MODULES if name.split(".")[0] == "bench"}
-APART = {"bootstrap": set[str](), **dict.fromkeys(BENCH, {"errors", *BENCH} - {"bench.naive"})}
-ALONE = {"bench.naive": {"starlette", "sse_starlette"}}
+DOCTOR = {name for name in MODULES if name.split(".")[0] == "doctor"}
+APART = {
+    "bootstrap": set[str](),
+    **dict.fromkeys(BENCH, {"errors", *BENCH} - {"bench.naive"}),
+    **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
+}
+ALONE = {
+    "bench.naive": {"starlette", "sse_starlette"},
+    **{f"doctor.{name}": {"httpx"} for name in ("stream", "visit", "opening", "answers")},
+    "doctor.report": {"rich"},
+}
 
 
 def imported(source: str) -> Iterator[str]:

@@ -1,0 +1,59 @@
+"""All checks in their order, on one visit."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from sse_app.doctor import answers, delivery, lifetime, opening
+from sse_app.doctor.finding import Finding, Verdict
+from sse_app.doctor.visit import Visit
+from sse_app.errors import NotChecked
+
+Check = Callable[[Visit], Awaitable[Finding]]
+
+# `log` before what publishes on another request than it listens on, `idle` last: it may tell what cut the others.
+CHECKS: Mapping[str, Check] = {
+    "reach": opening.reach,
+    "welcome": opening.welcome,
+    "headers": opening.headers,
+    "http": answers.http,
+    "compression": answers.compression,
+    "log": delivery.log,
+    "buffering": delivery.buffering,
+    "resume": delivery.resume,
+    "end": lifetime.end,
+    "cors": answers.cors,
+    "body": answers.body,
+    "idle": lifetime.idle,
+}
+
+
+async def examine(
+    url: str,
+    *,
+    publish_key: str | None = None,
+    origin: str | None = None,
+    idle: float = 0,
+    tell: Callable[[str], object] = lambda check: None,
+) -> list[Finding]:
+    """Go the way to the hub at ``url`` and say what was found: one finding for each of ``CHECKS``, in their order.
+
+    publish_key: what publishing to the hub needs
+    origin: of a page that is to read the stream
+    idle: seconds for which a stream is watched in silence; 0 leaves that out
+    tell: is called with the name of each check before it is done
+
+    Raises DoctorRefused for a URL or an origin that is none, and DoctorFailed when nothing answers there. Takes some
+    seconds more than ``idle``, and about a minute where everything is held back.
+    """
+    visit = Visit(url, publish_key=publish_key, origin=origin, idle=idle)
+    findings: list[Finding] = []
+    async with visit, visit.stream(visit.silent_topic) as visit.first:
+        for name, check in CHECKS.items():
+            tell(name)
+            if findings and findings[0].verdict == Verdict.PROBLEM:
+                findings.append(Finding(name, Verdict.NOT_CHECKED, "the hub was not reached; see reach"))
+                continue
+            try:
+                findings.append(await check(visit))
+            except NotChecked as why:
+                findings.append(Finding(name, Verdict.NOT_CHECKED, str(why)))
+    return findings

@@ -1,0 +1,108 @@
+"""One stream, as it came."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import httpx
+
+from sse_app.errors import NotChecked
+from sse_app.events import MEDIA_TYPE, Event, EventDecoder
+from sse_app.publication import Position
+
+WELCOME_SECONDS = 5.0  # for a head, and then for the welcome; a hub sends both at once
+STREAM_MAX = 4 * 1024**2  # bytes; a stream to ourselves alone has some hundred
+BODY_MAX = 64 * 1024  # bytes read of what is no stream
+
+
+class Arrival(NamedTuple):
+    time: float
+    event: Event
+
+
+class Stream:
+    """What came of one stream, and when, in seconds of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.asked = time.monotonic()
+        self.response: httpx.Response | None = None
+        self.answered = self.asked  # when the response's head came
+        self.heard = self.asked  # when the newest bytes came
+        self.arrivals: list[Arrival] = []
+        self.silent: list[float] = []  # when something came that was no event: heartbeats
+        self.body = b""  # the beginning, if it is no event stream
+        self.ended: str | None = None  # why, once it has
+        self.closed = self.asked  # when it ended
+        self._decoder = EventDecoder()
+        self._size = 0
+        self._news = asyncio.Event()
+
+    @property
+    def is_events(self) -> bool:
+        """What EventSource takes (WHATWG HTML 9.2.3)."""
+        if self.response is None or self.response.status_code != 200:
+            return False
+        media_type: str = self.response.headers.get("content-type", "").partition(";")[0]
+        return media_type.strip().lower() == MEDIA_TYPE
+
+    @property
+    def welcome(self) -> Mapping[str, Any] | None:
+        """What the hub said first; None while it said nothing, and of a server that is no hub."""
+        first = self.arrivals[0].event if self.arrivals else None
+        if first is None or first.type != "welcome":
+            return None
+        with suppress(ValueError):
+            said = json.loads(first.data or "")
+            return said if isinstance(said, dict) and Position.parse(str(said.get("top")).encode()) else None
+        return None
+
+    @property
+    def cut(self) -> bool:
+        """Whether it ended though the hub had not said so."""
+        said_bye = any(arrival.event.type == "bye" for arrival in self.arrivals)
+        return self.is_events and self.ended is not None and not said_bye
+
+    async def until(self, enough: Callable[[], bool], seconds: float) -> bool:
+        """Wait until it is enough; False when the stream ended before, or the time was over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not enough() and self.ended is None:
+                    self._news.clear()
+                    await self._news.wait()
+        return enough()
+
+    async def welcomed(self) -> Mapping[str, Any]:
+        """The welcome. Raises NotChecked when none comes."""
+        await self.until(lambda: bool(self.arrivals), WELCOME_SECONDS)
+        if self.welcome is None:
+            raise NotChecked(f"its stream had no welcome within {WELCOME_SECONDS:g} s")
+        return self.welcome
+
+    async def read(self, response: httpx.Response) -> None:
+        """Take all that comes, to the end or what is more than enough."""
+        self.response = response
+        self.answered = self.heard = time.monotonic()
+        self._news.set()
+        async for piece in response.aiter_bytes():
+            self._size += len(piece)
+            if self._size > (STREAM_MAX if self.is_events else BODY_MAX):
+                break
+            self._take(piece)
+
+    def end(self, why: str) -> None:
+        self.ended, self.closed = why, time.monotonic()
+        self._news.set()
+
+    def _take(self, piece: bytes) -> None:
+        self.heard = time.monotonic()
+        if self.is_events:
+            events = self._decoder.feed(piece)
+            self.arrivals += [Arrival(self.heard, event) for event in events]
+            if not events:
+                self.silent.append(self.heard)
+        else:
+            self.body += piece
+        self._news.set()

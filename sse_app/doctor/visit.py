@@ -1,0 +1,202 @@
+"""One visit of a hub through its public URL: its requests and streams, and when what arrived."""
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple, Self
+
+import httpx
+
+from sse_app.doctor.stream import WELCOME_SECONDS, Stream
+from sse_app.errors import DoctorFailed, DoctorRefused, NotChecked
+from sse_app.events import MEDIA_TYPE
+from sse_app.publication import Position
+
+REQUEST_SECONDS = 15.0
+ARRIVAL_SECONDS = 3.0  # for an event to arrive; longer is held back
+
+
+class Receipt(NamedTuple):
+    """What the hub answered to a publication."""
+
+    id: str
+    subscribers: int
+
+
+class Visit:
+    """``url`` is the hub's base URL. Raises DoctorRefused for one that is none.
+
+    ``topic`` is where the checks publish; ``first`` is the stream that is open all the time, on a topic of its own
+    where nothing is published. ``held`` is what the first check found: the hub has our stream open, and nothing of it
+    comes through. ``cuts`` are the streams that ended by themselves.
+    """
+
+    first: Stream
+
+    def __init__(self, url: str, *, publish_key: str | None = None, origin: str | None = None, idle: float = 0) -> None:
+        self.url = base_url(url)
+        self.origin = None if origin is None else checked_origin(origin)
+        self.idle = idle
+        token = secrets.token_hex(8)
+        self.client, self.topic = f"doctor-{token}", f"sse-app/doctor/{token}"
+        self.silent_topic = f"{self.topic}/silent"
+        self.held = False
+        self.cuts: list[Stream] = []
+        self.epochs: set[str] = set()  # of the logs that answered so far
+        self._bearer = {"Authorization": f"Bearer {publish_key}"} if publish_key else {}
+        self._http = httpx.AsyncClient(
+            base_url=f"{self.url}/", timeout=REQUEST_SECONDS, headers={"User-Agent": "sse-app-doctor"}
+        )
+
+    @property
+    def shown(self) -> str:
+        """The URL without a password."""
+        return str(self.url.copy_with(userinfo=b""))
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._http.aclose()
+
+    @asynccontextmanager
+    async def stream(
+        self, topic: str = "", *, headers: Mapping[str, str] | None = None, last_event_id: str = ""
+    ) -> AsyncIterator[Stream]:
+        """A stream of what is published to ourselves. Its bytes are asked for as they are, unless headers say else."""
+        query = {"topic": topic or self.topic, "client": self.client}
+        if last_event_id:
+            query["last_event_id"] = last_event_id
+        stream = Stream()
+        reader = asyncio.create_task(self._read(stream, query, headers or {}))
+        try:
+            yield stream
+        finally:
+            reader.cancel()
+            await asyncio.wait([reader])
+            if stream.cut:
+                self.cuts.append(stream)
+            if stream.welcome:
+                self._note(str(stream.welcome["top"]))
+        if not reader.cancelled():
+            reader.result()
+
+    async def _read(self, stream: Stream, query: Mapping[str, str], headers: Mapping[str, str]) -> None:
+        own = {"Accept": MEDIA_TYPE, "Cache-Control": "no-store", "Accept-Encoding": "identity"}  # as EventSource
+        endless = httpx.Timeout(REQUEST_SECONDS, read=None)
+        try:
+            async with self._http.stream(
+                "GET", "events", params=query, headers={**own, **headers}, timeout=endless
+            ) as response:
+                await stream.read(response)
+            stream.end("")
+        except httpx.HTTPError as error:
+            stream.end(reason(error))
+
+    def needs_streams(self) -> None:
+        """Raises NotChecked when nothing comes through."""
+        if self.held:
+            raise NotChecked("nothing of a stream comes through; see buffering")
+
+    def needs_one_log(self) -> None:
+        """Raises NotChecked when what is published to one hub may be listened for at another."""
+        if len(self.epochs) > 1:
+            raise NotChecked("several hubs with logs of their own answer; see log")
+
+    async def opened(self, stream: Stream) -> httpx.Response:
+        """The head of a stream. Raises NotChecked when none comes."""
+        await stream.until(lambda: stream.response is not None, WELCOME_SECONDS)
+        if stream.response is None:
+            raise NotChecked(f"its stream had no answer within {WELCOME_SECONDS:g} s")
+        return stream.response
+
+    async def post(self, data: str, topic: str = "") -> httpx.Response:
+        """Publish to ourselves alone. Raises httpx.HTTPError."""
+        query = {"topic": topic or self.topic, "to": self.client}
+        headers = {"Content-Type": "text/plain; charset=utf-8", **self._bearer}
+        return await self._http.post("broadcast", params=query, content=data.encode(), headers=headers)
+
+    async def publish(self, data: str, topic: str = "") -> Receipt:
+        """Publish to ourselves alone. Raises NotChecked when it is refused."""
+        try:
+            answer = await self.post(data, topic)
+        except httpx.HTTPError as error:
+            raise NotChecked(f"publishing failed: {reason(error)}") from None
+        if answer.status_code == 401:
+            raise NotChecked("publishing needs the right publish key (--publish-key, SSE_APP_PUBLISH_KEY)")
+        try:
+            said = answer.raise_for_status().json()
+            receipt = Receipt(str(said["id"]), int(said["subscribers"]))
+        except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+            raise NotChecked(f"publishing was answered {named(answer)}") from None
+        self._note(receipt.id)
+        return receipt
+
+    async def subscribed(self, topic: str) -> bool:
+        """Whether the hub has a stream of this topic of ours open, by its own account: /stats. Raises NotChecked."""
+        filters = (await self.ask("stats")).get("filters")
+        if not isinstance(filters, list):
+            raise NotChecked("/stats does not come from the hub")
+        return any(isinstance(one, dict) and one.get("topics") == [topic] for one in filters)
+
+    async def ask(self, path: str) -> Mapping[str, Any]:
+        """A JSON object of the hub. Raises NotChecked when there is none."""
+        try:
+            answer = await self._http.get(path)
+            said = answer.json() if answer.status_code == 200 else None
+        except (httpx.HTTPError, ValueError):
+            said = None
+        if not isinstance(said, dict):
+            raise NotChecked(f"{path if '://' in path else f'/{path}'} does not come from the hub")
+        return said
+
+    def _note(self, id: str) -> None:
+        if position := Position.parse(id.encode()):
+            self.epochs.add(position.epoch)
+
+
+def base_url(text: str) -> httpx.URL:
+    """The URL below which a hub has its paths; the one of its stream is taken for it. Raises DoctorRefused."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    named = re.fullmatch(rb"[A-Za-z0-9._:-]+", url.raw_host)
+    if url.scheme not in ("http", "https") or not named or url.query or url.fragment:
+        raise DoctorRefused("URL is the hub's public address, such as https://events.example.com, without a query.")
+    return url.copy_with(path=url.path.rstrip("/").removesuffix("/events"))
+
+
+def checked_origin(text: str) -> str:
+    """An origin as a browser sends it. Raises DoctorRefused."""
+    if not re.fullmatch(r"https?://[a-z0-9._:\[\]-]+", text):
+        raise DoctorRefused("origin is what a page has for one, such as https://app.example: scheme and name, no path.")
+    return text
+
+
+def named(response: httpx.Response) -> str:
+    """A status with the code that our own errors carry."""
+    code = error_code(response)
+    return f"{response.status_code} {code}" if code else str(response.status_code)
+
+
+def error_code(response: httpx.Response, body: bytes | None = None) -> str:
+    """The ``code`` of an error of the hub itself; none of a proxy's."""
+    if not response.headers.get("content-type", "").startswith("application/problem+json"):
+        return ""
+    with suppress(ValueError, AttributeError):
+        code = str(json.loads(response.content if body is None else body).get("code"))
+        return code if re.fullmatch("[a-z_]{1,40}", code) else ""
+    return ""
+
+
+def reason(error: httpx.HTTPError) -> str:
+    return str(error) or type(error).__name__
+
+
+def unreachable(visit: Visit, why: str) -> DoctorFailed:
+    return DoctorFailed(f"{visit.shown} does not answer: {why or 'the connection was closed'}")

@@ -1,0 +1,150 @@
+"""A real nginx before real hubs: a location for each way to set it up."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sse_app.bench.peers import started
+from tests.web import live_hub
+
+ORIGIN = "https://app.example"
+
+DOCUMENTED = re.search(
+    r"```nginx\nlocation / \{\n(.*?)\}\n```", (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(), re.DOTALL
+)
+assert DOCUMENTED is not None
+
+# What is planted, by location; {hub} and {other} are hubs with logs of their own, {closed} is a port where nobody is.
+LOCATIONS = {
+    "good": DOCUMENTED[1].replace("http://127.0.0.1:8000", "{hub}"),
+    "untouched": "proxy_pass {hub}/;",
+    "buffered": "proxy_pass {hub}/; proxy_ignore_headers X-Accel-Buffering;",
+    "compressed": "proxy_pass {hub}/; gzip on; gzip_types text/event-stream; gzip_proxied any;",
+    "impatient": "proxy_pass {hub}/; proxy_read_timeout 500ms;",
+    "no-cursor": 'proxy_pass {hub}/; proxy_set_header Last-Event-ID "";',
+    "no-cors": "proxy_pass {hub}/; proxy_hide_header Access-Control-Allow-Origin;",
+    "double-cors": "proxy_pass {hub}/; add_header Access-Control-Allow-Origin *;",
+    "small": "proxy_pass {hub}/; client_max_body_size 100k;",
+    "wrong-host": "proxy_pass {hub}/; proxy_set_header Host hub.internal;",
+    "clinging": "proxy_pass {hub}/; proxy_ignore_client_abort on;",
+    "cacheable": "proxy_pass {hub}/; proxy_hide_header Cache-Control; add_header Cache-Control max-age=60;",
+    "no-query": 'set $args ""; proxy_pass {hub}/;',
+    "two-logs": "proxy_pass http://two_logs/; proxy_set_header Host $http_host;",
+    "prefixed": "proxy_pass {hub};",
+    "nobody": "proxy_pass {closed}/;",
+    "guarded": "deny all;",
+    "moved": "return 301 https://elsewhere.example/events;",
+    "a-page": "default_type text/html; return 200 hello;",
+}
+
+CONFIG = """\
+daemon off;
+worker_processes 1;
+pid {directory}/nginx.pid;
+error_log stderr crit;
+events {{}}
+http {{
+  access_log off;
+  client_body_buffer_size 1m; # bodies stay in memory: workers may not be allowed into the directory
+  client_body_temp_path {directory}/body;
+  proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi;
+  scgi_temp_path {directory}/scgi;
+  ssl_certificate {directory}/certificate.pem;
+  ssl_certificate_key {directory}/key.pem;
+  upstream two_logs {{ server {hub}; server {other}; }}
+  server {{
+    listen 127.0.0.1:{tls} ssl http2;
+    {locations}
+  }}
+  server {{
+    listen 127.0.0.1:{tls_without_http2} ssl;
+    location / {{ proxy_pass http://{hub}; }}
+  }}
+  server {{
+    listen 127.0.0.1:{plain};
+    location / {{ proxy_pass http://{hub}; }}
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Nginx:
+    tls: int
+    tls_without_http2: int
+    plain: int
+
+    def url(self, location: str) -> str:
+        return f"https://127.0.0.1:{self.tls}/{location}"
+
+
+@pytest.fixture(scope="module")
+def _nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nginx, Path]]:
+    command = needed("nginx", "nginx")
+    directory = tmp_path_factory.mktemp("nginx")
+    certificate = make_certificate(directory)
+    with ExitStack() as stack:
+        hubs = [stack.enter_context(live_hub(cors_origins=(ORIGIN,))) for _ in range(2)]
+        tls, without, plain, closed = free_ports(4)
+        hub, other = (f"127.0.0.1:{hub.port}" for hub in hubs)
+        places = {"hub": f"http://{hub}", "closed": f"http://127.0.0.1:{closed}"}
+        locations = (f"location /{name}/ {{ {text.format(**places)} }}" for name, text in LOCATIONS.items())
+        config = directory / "nginx.conf"
+        config.write_text(
+            CONFIG.format(
+                directory=directory,
+                hub=hub,
+                other=other,
+                tls=tls,
+                tls_without_http2=without,
+                plain=plain,
+                locations="\n    ".join(locations),
+            )
+        )
+        nginx = (command, "-e", "stderr", "-c", str(config))
+        stack.enter_context(started(nginx, f"http://127.0.0.1:{plain}"))
+        yield Nginx(tls, without, plain), certificate
+
+
+@pytest.fixture
+def nginx(_nginx: tuple[Nginx, Path], monkeypatch: pytest.MonkeyPatch) -> Nginx:
+    """The nginx of all locations, whose certificate is trusted."""
+    server, certificate = _nginx
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    return server
+
+
+def needed(command: str, package: str) -> str:
+    """Where a command is; a loud skip without it, and a failure in CI."""
+    found = shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        pytest.skip(f"No {command} here: the doctor is NOT TESTED. On Debian: apt-get install {package}")
+    return found
+
+
+def make_certificate(directory: Path) -> Path:
+    """A certificate for 127.0.0.1 that vouches for itself, with its key beside it."""
+    certificate = directory / "certificate.pem"
+    command = [needed("openssl", "openssl"), "req", "-x509", "-nodes", "-days", "2"]
+    command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(directory / "key.pem"), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    return certificate
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports where nobody listens, each another one."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
