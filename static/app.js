@@ -3,7 +3,7 @@ import { claimClientName } from "./client.js";
 import { Composer } from "./composer.js";
 import { Connection, PING } from "./connection.js";
 import { enableCopyButtons } from "./copy.js";
-import { byId, element, showText } from "./element.js";
+import { byId, showText } from "./element.js";
 import { Latency } from "./latency.js";
 import { Log } from "./log.js";
 import { gapRow, systemRow } from "./row.js";
@@ -21,18 +21,16 @@ const connection = new Connection({
   client: claimClientName(rename),
   topics: page.searchParams.getAll("topic"),
   cursor: page.searchParams.get("last_event_id"),
-  on: { state: showState, welcome: showWelcome, gap: (gap, start) => log.addRow(gapRow(gap, start)), bye: showBye, event: showEvent, types: showTypes },
+  on: { state: showState, welcome: showWelcome, gap: (gap, start) => log.addRow(gapRow(gap, start)), bye: showBye, event: showEvent },
 });
 const composer = new Composer({
   client: () => connection.client,
-  sending: (type) => connection.expect(type),
   sent: ({ id }, { start, topics }) => {
     log.tell(id, { topics, own: true });
     latency.sent(id, start);
     poll.soon();
   },
 });
-let knownTopics = [];
 
 function showState(state) {
   status.show(state);
@@ -50,7 +48,7 @@ function showWelcome(welcome) {
 }
 
 function showBye({ reason }) {
-  log.addRow(systemRow("Bye!", reason === "drain" ? "The server is shutting down or restarting; the browser reconnects by itself." : reason));
+  log.addRow(systemRow("Bye!", reason === "drain" ? "The server is shutting down or restarting; this tab reconnects by itself." : reason));
 }
 
 function showEvent(event) {
@@ -64,18 +62,10 @@ function showEvent(event) {
 function showStats(stats) {
   overview.show(stats);
   for (const { id, topics, time } of stats.recent) log.tell(id, { topics, time: new Date(time) });
-  connection.compare(stats);
   const topics = stats.recent.flatMap((publication) => publication.topics);
-  knownTopics = [...new Set([...topics, ...stats.filters.flatMap((filter) => filter.topics).filter((topic) => !topic.includes("*"))])];
-  showTypes(connection.types);
-}
-
-function showTypes(known) {
-  const types = known.filter((type) => type !== PING);
-  composer.suggest(knownTopics, types);
-  if (byId("types-count").textContent === String(types.length) && byId("types-list").hasChildNodes()) return;
-  byId("types-count").textContent = types.length;
-  byId("types-list").replaceChildren(...types.map((type) => element("li", { class: "chip" }, type)));
+  const asked = stats.filters.flatMap((filter) => filter.topics).filter((topic) => !topic.includes("*"));
+  const types = stats.recent.map((publication) => publication.event);
+  composer.suggest([...new Set([...topics, ...asked])], [...new Set(["message", ...types])]);
 }
 
 /** A duplicated tab has taken a name of its own. */
@@ -95,7 +85,7 @@ function remember(topics) {
 
 byId("connect").addEventListener("click", () => {
   if (["connecting", "live"].includes(connection.state.name)) connection.close();
-  else connection.open();
+  else connection.hurry();
 });
 byId("subscription").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -103,27 +93,9 @@ byId("subscription").addEventListener("submit", (event) => {
   remember(topics);
   connection.subscribe(topics);
 });
-byId("types-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  connection.listenFor(byId("types-new").value.trim());
-  event.target.reset();
-});
-document.addEventListener("click", (event) => {
-  if (!byId("types").contains(event.target)) byId("types").open = false;
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || !byId("types").open) return;
-  byId("types").open = false;
-  byId("types").querySelector("summary").focus();
-});
-addEventListener("pageshow", (event) => {
-  if (event.persisted && connection.state.name !== "closed") connection.open(); // the browser closed it when it kept the page
-});
 
 enableCopyButtons((text) => status.announce(text));
 byId("topics").value = connection.topics.join(" ");
 remember(connection.topics);
-showTypes(connection.types);
 status.show(connection.state);
-await poll.once(1500); // so that the types in the log are known before the first replay
 connection.open();

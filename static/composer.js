@@ -10,10 +10,9 @@ const DURABLE = { none: "kept in memory", log: "kept in the log", fsync: "kept o
 export class Composer {
   #unanswered = null; // { request, key } of a try without an answer: the same again must not publish twice
 
-  /** `client()` is this tab's name; `sending(type)` is called before, `sent(answer, facts)` after a publication. */
-  constructor({ client, sending, sent }) {
+  /** `client()` is this tab's name; `sent(answer, facts)` is called after a publication. */
+  constructor({ client, sent }) {
     this.client = client;
-    this.sending = sending;
     this.sent = sent;
     this.form = byId("broadcast");
     this.form.addEventListener("submit", (event) => {
@@ -80,7 +79,6 @@ export class Composer {
     const same = JSON.stringify(this.#unanswered?.request) === JSON.stringify(request);
     const key = same ? this.#unanswered.key : randomKey();
     this.#unanswered = { request, key };
-    this.sending(draft.type);
     const start = performance.now();
     try {
       const answer = await publish(request, key);

@@ -5,6 +5,7 @@ import { isAfter } from "./position.js";
 
 const EVERY = 2000; // ms
 const SOON = 150; // ms; one look for a burst of events
+const TIMEOUT = 5000; // ms
 const AGO = new Intl.RelativeTimeFormat(undefined, { numeric: "auto", style: "long" });
 
 /** Calls `show(stats)` every two seconds while the page is visible and `active` is true. */
@@ -30,16 +31,6 @@ export class Poll {
     if (this.#due - Date.now() > SOON) this.#plan(SOON);
   }
 
-  /** Asks now, whether active or not; does nothing when the hub doesn't answer within `timeout` ms. */
-  async once(timeout = 5000) {
-    try {
-      const answer = await fetch(new URL("stats", document.baseURI), { signal: AbortSignal.timeout(timeout) });
-      if (answer.ok) this.show(await answer.json());
-    } catch {
-      // The connection's state says that the hub cannot be reached.
-    }
-  }
-
   #plan(delay) {
     clearTimeout(this.#timer);
     if (!this.#active || document.hidden) return;
@@ -50,10 +41,19 @@ export class Poll {
   async #turn() {
     if (!this.#busy) {
       this.#busy = true;
-      await this.once();
+      await this.#look();
       this.#busy = false;
     }
     this.#plan(EVERY);
+  }
+
+  async #look() {
+    try {
+      const answer = await fetch(new URL("stats", document.baseURI), { signal: AbortSignal.timeout(TIMEOUT) });
+      if (answer.ok) this.show(await answer.json());
+    } catch {
+      // The connection's state says that the hub cannot be reached.
+    }
   }
 }
 

@@ -483,6 +483,12 @@ def test_likeness_tells_what_differs_each_time_from_what_is_wrong() -> None:
     assert not like.stream(block, "id: ffffffffffff-1\nevent: x\ndata: hello\n\n")
 
 
+def test_examples_are_the_files() -> None:
+    shown = {block.text for block in blocks(CHECKOUT / "docs" / "browser.md")}
+    for file in (CHECKOUT / "docs" / "examples").iterdir():
+        assert file.read_text() in shown, file.name
+
+
 # Links
 
 

@@ -1,0 +1,714 @@
+"""static/sse-app.js in real tabs: one connection for all of them, and each event once and in order, whoever dies."""
+
+import random
+import runpy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sse_app import Hub, notices
+from sse_app.app import static_directory
+from sse_app.pytest_plugin import HubServer
+from sse_app.testing import live
+from tests import whatwg
+from tests.browser.conftest import Tabs
+
+pytestmark = pytest.mark.browser
+
+BLANK = '<!doctype html><link rel="icon" href="data:,"><title>A page</title>'
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+PATIENCE = 20.0  # seconds until what does not come is missed
+
+LISTEN = """async ([url, options, module]) => {
+    const { connect } = await import(module);
+    window.seen = [];
+    window.told = [];
+    window.stream = connect(url, options);
+    stream.onevent = event => seen.push([event.type, event.data, event.lastEventId]);
+    for (const type of ["open", "error"]) stream.addEventListener(type, () => told.push(stream.state));
+}"""
+
+
+@dataclass
+class Site:
+    """A page, and beside it a hub below /hub. What asks for its events can be refused."""
+
+    hub: Hub
+    url: str = ""
+    refusal: Response | None = None
+    asked: list[QueryParams] = field(default_factory=list)
+
+    def app(self) -> ASGIApp:
+        async def blank(request: Request) -> Response:
+            return HTMLResponse(BLANK)
+
+        app = Starlette(routes=[Route("/", blank), Mount("/hub", self.hub.app)], lifespan=self.hub.lifespan)
+
+        async def gate(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and scope["path"] == "/hub/events":
+                self.asked.append(QueryParams(scope["query_string"]))
+                if self.refusal is not None:
+                    await self.refusal(scope, receive, send)
+                    return
+            await app(scope, receive, send)
+
+        return gate
+
+    def publish(self, *data: str, **options: Any) -> list[str]:
+        return [self.hub.publish_threadsafe(item, **options).id for item in data]
+
+    def until(self, subscribers: int) -> None:
+        """Wait until so many streams are open."""
+        hub = self.hub
+        for _ in range(int(PATIENCE * 100)):
+            if len(hub) == subscribers:
+                return
+            threading.Event().wait(0.01)
+        pytest.fail(f"{len(hub)} streams are open, not {subscribers}")
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(notices, "RETRY", (20, 40))  # ms, so that reconnects do not take seconds each
+    site = Site(Hub(drain=0.2))
+    with live(site.app()) as server:
+        site.url = server.url
+        yield site
+
+
+@pytest.fixture(params=["worker", "locks"])
+def shared(request: pytest.FixtureRequest) -> str:
+    """Both ways in which tabs share a connection."""
+    return str(request.param)
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def open_tab(site: Site, tabs: Tabs) -> Open:
+    """A tab that listens, and is connected unless ``wait`` is False. Keywords are the options of ``connect``."""
+
+    def open_tab(url: str = "/hub/events", *, wait: bool = True, **options: Any) -> Page:
+        page = tabs.open(site.url)
+        listen(page, url, **options)
+        if wait:
+            page.wait_for_function("stream.state.name == 'open'")
+        return page
+
+    return open_tab
+
+
+def listen(page: Page, url: str, module: str = "/hub/static/sse-app.js", **options: Any) -> None:
+    page.evaluate(LISTEN, [url, options, module])
+
+
+def ids(page: Page, last: str | None = None) -> list[str]:
+    """The ids of the publications that a tab got, once the last one is there."""
+    if last is not None:
+        page.wait_for_function("last => seen.some(([type, , id]) => type == 'message' && id == last)", arg=last)
+    found: list[str] = page.evaluate("seen.filter(([type]) => type == 'message').map(([, , id]) => id)")
+    return found
+
+
+def data(page: Page, last: str) -> list[str]:
+    """The data of what it got, of every type but welcome, once the last one is there."""
+    page.wait_for_function("last => seen.some(([, data]) => data == last)", arg=last)
+    found: list[str] = page.evaluate("seen.filter(([type]) => type != 'welcome').map(([, data]) => data)")
+    return found
+
+
+def types(page: Page) -> list[str]:
+    found: list[str] = page.evaluate("seen.map(([type]) => type)")
+    return found
+
+
+def until_error(page: Page) -> dict[str, Any]:
+    """The state that came with its newest error."""
+    page.wait_for_function("told.some(state => state.name == 'waiting')")
+    state: dict[str, Any] = page.evaluate("told.findLast(state => state.name == 'waiting')")
+    return state
+
+
+class Publisher:
+    """Publishes without a pause, in a thread, until it is stopped."""
+
+    def __init__(self, site: Site) -> None:
+        self.published: list[str] = []
+        self._site = site
+        self._stopped = threading.Event()
+        self._grown = threading.Condition()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(0.001):
+            with self._grown:
+                self.published += self._site.publish("x")
+                self._grown.notify_all()
+
+    def more(self, number: int = 50) -> None:
+        """Return when so many more are published."""
+        with self._grown:
+            goal = len(self.published) + number
+            assert self._grown.wait_for(lambda: len(self.published) >= goal, PATIENCE)
+
+    def __enter__(self) -> "Publisher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped.set()
+        self._thread.join(PATIENCE)
+
+
+def test_ten_tabs_are_one_connection_and_each_gets_every_event_once(site: Site, shared: str, open_tab: Open) -> None:
+    pages = [open_tab(shared=shared) for _ in range(10)]
+    assert {page.evaluate("stream.shared") for page in pages} == {shared}
+    published = site.publish(*map(str, range(100)))
+    for page in pages:
+        assert ids(page, published[-1]) == published
+        assert types(page)[0] == "welcome"
+    assert (len(site.hub), site.hub.totals.connected) == (1, 1)
+
+
+def test_whichever_tab_is_closed_nothing_is_lost_or_doubled(site: Site, shared: str, open_tab: Open) -> None:
+    pages = [open_tab(shared=shared) for _ in range(4)]
+    with Publisher(site) as publisher:
+        publisher.more()
+        for page in pages[:3]:  # the first leads, then the second
+            page.close()
+            publisher.more()
+    assert ids(pages[3], publisher.published[-1]) == publisher.published
+    site.until(subscribers=1)
+
+
+def test_tabs_that_come_and_go_hear_everything_from_when_they_came(site: Site, shared: str, open_tab: Open) -> None:
+    pages: list[Page] = []
+    with Publisher(site) as publisher:
+        for _ in range(6):
+            pages.append(open_tab(shared=shared))
+            publisher.more(20)
+            if len(pages) > 3:
+                pages.pop(0).close()
+    for page in pages:
+        got = ids(page, publisher.published[-1])
+        assert got == publisher.published[-len(got) :]
+        assert len(got) >= 20
+    site.until(subscribers=1)
+
+
+def test_a_later_tab_is_welcomed_and_hears_what_comes_from_then_on(site: Site, shared: str, open_tab: Open) -> None:
+    first = open_tab(shared=shared)
+    before = site.publish("before")
+    ids(first, before[0])
+    second = open_tab(shared=shared)
+    after = site.publish("after")
+    assert ids(second, after[0]) == after
+    assert types(second) == ["welcome", "message"]
+    assert site.hub.totals.connected == 1
+
+
+def test_a_tab_gets_the_history_that_it_asks_for_and_the_others_do_not(site: Site, shared: str, open_tab: Open) -> None:
+    site.publish("1", "2", "3")
+    first = open_tab(shared=shared, last=1)
+    cursor = first.evaluate("stream.lastEventId")
+    site.publish("4")
+    late = [open_tab("/hub/events?last=3", shared=shared), open_tab(shared=shared, lastEventId=cursor)]
+    late += [open_tab(shared=shared, since="1h"), open_tab(shared=shared)]
+    site.until(subscribers=1)  # what fetched something by itself has joined the others
+    site.publish("5")
+    assert data(first, "5") == ["3", "4", "5"]
+    assert [data(page, "5") for page in late] == [["2", "3", "4", "5"], ["4", "5"], ["1", "2", "3", "4", "5"], ["5"]]
+    assert all(types(page).count("welcome") == 1 for page in late)
+
+
+def test_a_tab_does_not_get_the_history_of_one_that_it_waits_with(
+    site: Site, tabs: Tabs, shared: str, open_tab: Open
+) -> None:
+    tabs.expected.append("status of")
+    site.publish("1", "2")
+    site.refusal = Response(status_code=500)
+    first = open_tab(shared=shared, last=2, wait=False)
+    until_error(first)
+    second = open_tab(shared=shared, wait=False)
+    until_error(second)
+    site.refusal = None
+    for page in (first, second):
+        page.wait_for_function("stream.state.name == 'open'")
+    site.publish("3")
+    assert [data(page, "3") for page in (first, second)] == [["1", "2", "3"], ["3"]]
+    assert len(site.hub) == 1
+
+
+def test_a_tab_of_a_quiet_topic_joins_the_others_without_waiting_for_an_event(
+    site: Site, shared: str, open_tab: Open
+) -> None:
+    site.publish("1", topic="quiet")
+    site.publish("2", topic="else")
+    open_tab(shared=shared, topics=["quiet"])
+    late = open_tab(shared=shared, topics=["quiet"], last=1)
+    assert data(late, "1") == ["1"]
+    site.until(subscribers=1)
+
+
+def test_tabs_with_the_same_topics_share_and_nobody_gets_what_it_did_not_ask_for(
+    site: Site, shared: str, open_tab: Open
+) -> None:
+    orders = [open_tab(shared=shared, topics=["orders/*", "all"]) for _ in range(2)]
+    orders.append(open_tab("/hub/events?topic=orders/*", shared=shared, topics=["all", "all"]))
+    news = open_tab(shared=shared, topics=["news/**"])
+    assert len(site.hub) == 2
+    site.publish("order", topic="orders/1")
+    site.publish("news", topic="news/of/today")
+    site.publish("neither", topic="else")
+    site.publish("end")
+    assert [data(page, "end") for page in orders] == [["order", "end"]] * 3
+    assert data(news, "end") == ["news", "end"]
+
+
+def test_other_topics_from_the_same_position_on_lose_nothing(site: Site, shared: str, open_tab: Open) -> None:
+    page = open_tab(shared=shared, topics=["a"])
+    with Publisher(site) as publisher:
+        publisher.more()
+        page.evaluate(
+            """async () => {
+                const { connect } = await import("/hub/static/sse-app.js");
+                const { lastEventId, shared, onevent } = stream;
+                stream.close();
+                window.stream = connect("/hub/events", { topics: ["b"], lastEventId, shared });
+                stream.onevent = onevent;
+            }"""
+        )
+        publisher.more()
+    assert ids(page, publisher.published[-1]) == publisher.published
+
+
+def test_a_closed_stream_is_silent_and_the_last_one_ends_the_connection(
+    site: Site, shared: str, open_tab: Open
+) -> None:
+    first, second = open_tab(shared=shared), open_tab(shared=shared)
+    first.evaluate("stream.close()")
+    assert first.evaluate("[stream.state.name, stream.readyState]") == ["closed", 2]
+    published = site.publish("after")
+    assert ids(second, published[0]) == published
+    assert ids(first) == []
+    second.evaluate("stream.close()")
+    site.until(subscribers=0)
+    listen(first, "/hub/events", shared=shared)  # there is a worker still, and it begins anew
+    first.wait_for_function("stream.state.name == 'open'")
+    assert len(site.hub) == 1
+
+
+@pytest.mark.parametrize("shared", ["worker", "locks", "none"])
+def test_a_page_that_was_put_away_comes_back_for_what_it_missed(site: Site, shared: str, open_tab: Open) -> None:
+    """As by the cache for the back button, and by a freeze; the tests' browser has the one turned off."""
+    leader, other = open_tab(shared=shared), open_tab(shared=shared)
+    for away, back, target in [("pagehide", "pageshow", "window"), ("freeze", "resume", "document")]:
+        leader.evaluate(f"{target}.dispatchEvent(new Event('{away}'))")
+        site.until(subscribers=1)
+        missed = site.publish("missed")[0]
+        ids(other, missed)
+        assert missed not in ids(leader)
+        leader.evaluate(f"{target}.dispatchEvent(new Event('{back}'))")
+        ids(leader, missed)
+        site.until(subscribers=2 if shared == "none" else 1)
+    published = site.publish("end")
+    assert ids(leader, published[0]) == ids(other, published[0])
+
+
+def test_a_frozen_leader_makes_room(site: Site, open_tab: Open) -> None:
+    leader, other = open_tab(shared="locks"), open_tab(shared="locks")
+    browser = leader.context.new_cdp_session(leader)
+    browser.send("Page.setWebLifecycleState", {"state": "frozen"})
+    published = site.publish("1", "2")
+    assert ids(other, published[-1]) == published
+    browser.send("Page.setWebLifecycleState", {"state": "active"})
+    assert ids(leader, published[-1]) == published
+    site.until(subscribers=1)
+
+
+def test_a_tab_that_goes_without_a_word_is_noticed(site: Site, tabs: Tabs, shared: str, open_tab: Open) -> None:
+    """As one that crashes: the module is not told that the page ends."""
+    tabs.context.add_init_script("addEventListener('pagehide', event => event.stopImmediatePropagation())")
+    going, other = open_tab(shared=shared), open_tab(shared=shared)
+    going.close()
+    published = site.publish("after")
+    assert ids(other, published[0]) == published
+    other.evaluate("stream.close()")
+    site.until(subscribers=0)
+
+
+# With window.deaf a tab neither hears the others nor is heard.
+DEAFNESS = """
+    const { onmessage } = Object.getOwnPropertyDescriptors(BroadcastChannel.prototype);
+    const { postMessage } = BroadcastChannel.prototype;
+    Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
+        set(handler) { onmessage.set.call(this, event => window.deaf || handler(event)); }
+    });
+    BroadcastChannel.prototype.postMessage = function (message) { window.deaf || postMessage.call(this, message); };
+"""
+
+
+def test_a_tab_that_missed_messages_of_the_others_fetches_them(site: Site, tabs: Tabs, open_tab: Open) -> None:
+    tabs.context.add_init_script(DEAFNESS)
+    leader, other = open_tab(shared="locks"), open_tab(shared="locks")
+    published = site.publish("1")
+    ids(other, published[-1])
+    other.evaluate("window.deaf = true")
+    published += site.publish("2", "3")
+    ids(leader, published[-1])
+    other.evaluate("window.deaf = false")
+    published += site.publish("4")
+    assert ids(other, published[-1]) == ids(leader, published[-1]) == published
+    site.until(subscribers=1)
+    assert site.asked[-1]["last_event_id"] == published[0]
+
+
+def test_a_leader_that_has_to_catch_up_doubles_nothing_for_the_others(site: Site, tabs: Tabs, open_tab: Open) -> None:
+    tabs.context.add_init_script(DEAFNESS)
+    leader, heir, other = (open_tab(shared="locks") for _ in range(3))
+    heir.evaluate("window.deaf = true")
+    published = site.publish("1", "2")
+    ids(other, published[-1])
+    heir.evaluate("window.deaf = false")
+    leader.close()
+    published += site.publish("3")
+    assert ids(heir, published[-1]) == ids(other, published[-1]) == published
+    site.until(subscribers=1)
+
+
+def test_a_leader_that_does_not_answer_is_replaced(site: Site, tabs: Tabs, open_tab: Open) -> None:
+    tabs.context.add_init_script(DEAFNESS)
+    leader = open_tab(shared="locks")
+    other = tabs.context.new_page()
+    other.clock.install()
+    other.goto(site.url)
+    listen(other, "/hub/events", shared="locks")
+    other.wait_for_function("stream.state.name == 'open'")
+    before = site.publish("before")
+    assert ids(other, before[0]) == before
+    leader.evaluate("window.deaf = true")
+    published = before + site.publish("only the leader", "hears this")
+    ids(leader, published[-1])
+    assert ids(other) == before
+    while len(site.asked) < 2:
+        other.clock.run_for(1_000)
+    assert ids(other, published[-1]) == published
+    leader.evaluate("window.deaf = false")  # it follows now
+    published += site.publish("all hear this")
+    assert ids(leader, published[-1]) == ids(other, published[-1]) == published
+    site.until(subscribers=1)
+
+
+def test_a_worker_that_died_is_replaced(site: Site, tabs: Tabs) -> None:
+    page = tabs.context.new_page()
+    page.clock.install()
+    page.goto(site.url)
+    # It has a port of its own that nobody answers, until a second worker is made.
+    page.evaluate(
+        """() => {
+            const Real = window.SharedWorker;
+            window.made = 0;
+            window.SharedWorker = class {
+                constructor(...all) { return made++ ? new Real(...all) : { port: new MessageChannel().port1 }; }
+            };
+        }"""
+    )
+    listen(page, "/hub/events", shared="worker")
+    while page.evaluate("made") < 2:
+        page.clock.run_for(1_000)
+    page.wait_for_function("stream.state.name == 'open'")
+    assert len(site.hub) == 1
+
+
+def refusals() -> dict[str, Response]:
+    problem = '{"code":"too_bad","detail":"That is too bad."}'
+    return {
+        "400": Response(problem, 400, media_type="application/problem+json"),
+        "401": Response("who?", 401),
+        "500": Response("oh", 500),
+        "204": Response(status_code=204),
+        "a page": Response(BLANK, media_type="text/html"),
+    }
+
+
+@pytest.mark.parametrize("refusal", refusals())
+def test_what_an_eventsource_gives_up_on_is_tried_again(
+    site: Site, tabs: Tabs, shared: str, open_tab: Open, refusal: str
+) -> None:
+    tabs.expected.append("status of|net::ERR_")
+    page = open_tab(shared=shared)
+    published = site.publish("1")
+    ids(page, published[0])
+    site.refusal = refusals()[refusal]
+    end_streams(site)
+    while len(site.asked) < 4:
+        page.wait_for_function("n => told.filter(state => state.name == 'waiting').length > n", arg=len(site.asked) - 1)
+    state = until_error(page)
+    assert state["status"] == site.refusal.status_code
+    if refusal == "400":
+        assert (state["code"], state["detail"]) == ("too_bad", "That is too bad.")
+    published += site.publish("2")
+    site.refusal = None
+    assert ids(page, published[-1]) == published
+    assert site.asked[-1]["last_event_id"] == published[0]
+    assert page.evaluate("stream.readyState") == 1
+
+
+def end_streams(site: Site) -> None:
+    """End every open stream, as a server or proxy may."""
+    assert site.hub._loop is not None
+    for subscriber in list(site.hub._everyone()):
+        site.hub._loop.call_soon_threadsafe(subscriber.cut)
+
+
+def test_it_waits_longer_each_time_and_never_less_than_the_hub_asked_for(
+    site: Site, tabs: Tabs, open_tab: Open
+) -> None:
+    tabs.expected.append("net::ERR_")
+    page = open_tab(shared="none")
+    page.evaluate(
+        """() => {
+            window.waits = [];
+            const real = setTimeout;
+            window.setTimeout = (work, ms) => { waits.push(ms); return real(work, 0); };
+        }"""
+    )
+    page.route("**/hub/events*", lambda route: route.abort())
+    end_streams(site)
+    page.wait_for_function("waits.length >= 14")
+    waits: list[float] = page.evaluate("waits.slice(0, 14)")
+    retry = page.evaluate("JSON.parse(seen[0][1]).retry")
+    for number, wait in enumerate(waits):
+        least = min(60_000, retry * 2**number)
+        assert least <= wait <= least * 1.5
+    page.unroute_all()
+    page.wait_for_function("stream.state.name == 'open'")
+
+
+def test_reconnect_does_not_wait(site: Site, tabs: Tabs, shared: str, open_tab: Open) -> None:
+    tabs.expected.append("status of")
+    pages = [open_tab(shared=shared) for _ in range(2)]
+    site.refusal = Response("retry: 600000\n\n", media_type="text/event-stream")
+    end_streams(site)
+    for page in pages:
+        page.wait_for_function("stream.state.until > Date.now() + 500_000")
+    site.refusal = None
+    pages[1].evaluate("stream.reconnect()")
+    for page in pages:
+        page.wait_for_function("stream.state.name == 'open'")
+
+
+def test_a_gap_is_told_to_every_tab_once(site: Site, tabs: Tabs, shared: str, open_tab: Open) -> None:
+    pages = [open_tab(shared=shared) for _ in range(3)]
+    published = site.publish("1")
+    for page in pages:
+        ids(page, published[0])
+    site.refusal = Response("", media_type="text/event-stream")
+    end_streams(site)
+    for page in pages:
+        until_error(page)
+    while site.hub.totals.published < 10_100:
+        published += site.publish("x")
+    site.refusal = None
+    site.publish("end")
+    for page in pages:
+        got = data(page, "end")
+        assert types(page).count("gap") == 1
+        assert len(got) == 1 + 1 + 10_000  # what came before the gap, the gap, all that the log holds
+
+
+def test_a_position_that_is_gone_is_a_gap_for_that_tab_alone(site: Site, shared: str, open_tab: Open) -> None:
+    first = open_tab(shared=shared)
+    epoch = site.publish("1", "2")[0].partition("-")[0]
+    for cursor, follows in [("foreign-7", ["1", "2"]), (f"{epoch}-1000", []), ("junk", [])]:
+        page = open_tab(shared=shared, lastEventId=cursor)
+        site.until(subscribers=1)
+        end = f"end of {cursor}"
+        site.publish(end)
+        gap, *rest = data(page, end)
+        assert types(page).count("gap") == 1
+        assert "reason" in gap
+        assert [text for text in rest if not text.startswith("end")] == follows
+        page.close()
+    assert data(first, end) == ["1", "2", "end of foreign-7", f"end of {epoch}-1000", "end of junk"]
+
+
+def test_a_silent_connection_is_given_up_once_heartbeats_are_known(tabs: Tabs) -> None:
+    """The silence of a network that broke without a word, or of a laptop that slept."""
+    asked = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal asked
+        if scope["path"] != "/events":
+            html = scope["path"] == "/"
+            body = BLANK if html else (static_directory() / "sse-app.js").read_text()
+            await Response(body, media_type="text/html" if html else "text/javascript")(scope, receive, send)
+            return
+        asked += 1
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        welcome = b'id: e-1\nevent: welcome\ndata: {"client":"c","top":"e-1","last":null}\n\n'
+        await send({"type": "http.response.body", "body": welcome, "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            await send({"type": "http.response.body", "body": b":\n\n", "more_body": True})
+
+    with live(app, lifespan="off") as server:
+        page = tabs.context.new_page()
+        page.clock.install()
+        page.goto(server.url)
+        listen(page, "/events", module="/sse-app.js", shared="none")
+        page.wait_for_function("stream.state.name == 'open'")
+        while asked < 2:
+            page.clock.run_for(10_000)
+        page.close()
+
+
+CUTS = random.Random(7)
+TEXTS = [
+    "data: one\n\ndata: two\r\n\r\ndata: three\r\rdata: four\n\r\n",
+    ":a comment\n\n:\ndata\n\ndata:\n\ndata: \n\ndata:  x\ndata:y\n\n",
+    "id: 1\nevent: a\ndata: x\n\nevent: b\n\ndata: y\n\nid\ndata: z\n\nid: \0\ndata: w\n\n",
+    "\ufeffdata: bom\n\nretry: 12\ndata: é – 日本語 👩‍👩‍👧‍👦\n\nnothing: of\ndata : ours\nDATA: neither\n\n",
+    "event: type\rdata: a\r\ndata: b\n\nid: last\n\ndata: after the id\n\ndata: unfinished\n",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_stream_is_read_as_the_standard_says_wherever_it_is_cut(text: str, site: Site, tabs: Tabs) -> None:
+    page = tabs.open(site.url)
+    stream = text.encode()
+    wanted = [[event.type, event.data, event.last_event_id] for event in whatwg.parse(stream).events]
+    for pieces in (1, 3, len(stream)):
+        ends = sorted(CUTS.sample(range(1, len(stream)), pieces - 1)) if pieces > 1 else []
+        chunks = [list(stream[a:b]) for a, b in zip([0, *ends], [*ends, len(stream)], strict=True)]
+        page.evaluate(
+            """chunks => {
+                const body = new ReadableStream({
+                    start(stream) {
+                        for (const chunk of chunks) stream.enqueue(new Uint8Array(chunk));
+                        stream.close();
+                    }
+                });
+                const answers = [new Response(body, { headers: { "Content-Type": "text/event-stream" } })];
+                window.fetch = async () => answers.pop() ?? new Promise(() => {});
+            }""",
+            chunks,
+        )
+        listen(page, "/hub/events", shared="none")
+        until_error(page)
+        assert page.evaluate("seen") == wanted
+        page.evaluate("stream.close()")
+
+
+@contextmanager
+def foreign_page() -> Iterator[str]:
+    """The URL of a page of another origin."""
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(BLANK)
+
+    with live(Starlette(routes=[Route("/", page)])) as server:
+        yield server.url
+
+
+def test_a_page_of_another_origin_shares_over_locks(tabs: Tabs) -> None:
+    with foreign_page() as origin:
+        hub = Hub(cors_origins=(origin,))
+        app = Starlette(routes=[Mount("/hub", hub.app)], lifespan=hub.lifespan)
+        with live(app) as server:
+            pages = [tabs.open(origin) for _ in range(2)]
+            for page in pages:
+                listen(page, f"{server.url}/hub/events", module=f"{server.url}/hub/static/sse-app.js")
+                page.wait_for_function("stream.state.name == 'open'")
+                assert page.evaluate("stream.shared") == "locks"
+            published = [hub.publish_threadsafe("hello").id]
+            assert [ids(page, published[0]) for page in pages] == [published] * 2
+            assert hub.totals.connected == 1
+            for page in pages:
+                page.close()
+
+
+def test_the_consoles_own_policy_lets_the_worker_in(sse_server: HubServer, tabs: Tabs) -> None:
+    page = tabs.open(sse_server.url)
+    listen(page, "events", module="/static/sse-app.js")
+    # Waiting in the page itself would take what the policy forbids: eval.
+    page.evaluate("stream.state.name == 'open' || new Promise(open => stream.onopen = () => open())")
+    assert page.evaluate("stream.shared") == "worker"
+
+
+def test_without_workers_and_locks_each_tab_has_a_connection(site: Site, tabs: Tabs, open_tab: Open) -> None:
+    tabs.context.add_init_script("delete window.SharedWorker; delete Navigator.prototype.locks;")
+    pages = [open_tab() for _ in range(2)]
+    assert [page.evaluate("stream.shared") for page in pages] == ["none", "none"]
+    assert len(site.hub) == 2
+    published = site.publish("x")
+    assert [ids(page, published[0]) for page in pages] == [published] * 2
+
+
+def test_tabs_with_names_of_their_own_do_not_share(site: Site, shared: str, open_tab: Open) -> None:
+    me, other = open_tab(shared=shared, client="me"), open_tab(shared=shared, client="other")
+    site.publish("not for me", exclude="me")
+    site.publish("end")
+    assert data(me, "end") == ["end"]
+    assert data(other, "end") == ["not for me", "end"]
+
+
+def test_a_name_that_the_hub_made_is_kept_over_reconnects(site: Site, shared: str, open_tab: Open) -> None:
+    page, leaver = open_tab(shared=shared), open_tab(shared=shared)
+    name = leaver.evaluate("JSON.parse(seen[0][1]).client")
+    end_streams(site)
+    until_error(page)
+    page.wait_for_function("stream.state.name == 'open'")
+    page.close()
+    site.until(subscribers=1)
+    site.publish("for you", to=name)
+    assert data(leaver, "for you") == ["for you"]
+
+
+def test_a_handler_that_fails_does_not_end_the_stream(site: Site, tabs: Tabs, open_tab: Open) -> None:
+    tabs.expected.append("the page's mistake")
+    page = open_tab(shared="none")
+    page.evaluate(
+        """() => {
+            stream.onmessage = () => { throw new Error("the page's mistake"); };
+            stream.addEventListener("message", () => { throw new Error("the page's mistake"); });
+        }"""
+    )
+    published = site.publish("1", "2")
+    assert ids(page, published[-1]) == published
+
+
+def test_the_example_of_the_docs_works(tabs: Tabs) -> None:
+    with live(runpy.run_path(str(EXAMPLES / "app.py"))["app"]) as server:
+        pages = [tabs.open(server.url) for _ in range(2)]
+        for page in pages:
+            expect(page.locator("#state")).to_have_text("open")
+        answer = httpx.post(f"{server.url}/hub/broadcast?topic=orders/42&event=order", json={"number": 42})
+        assert answer.json()["subscribers"] == 1
+        httpx.post(f"{server.url}/hub/broadcast?topic=orders/42/items&event=order", json={"number": 43})
+        pages.append(tabs.open(server.url))
+        for page in pages:
+            expect(page.locator("#orders li")).to_have_text(["order 42"])
+            page.close()
+
+
+def test_the_module_is_served_as_a_script(sse_server: HubServer) -> None:
+    answer = httpx.get(f"{sse_server.url}/static/sse-app.js")
+    type, _, charset = answer.headers["content-type"].partition("; ")
+    assert type in ("text/javascript", "application/javascript")  # as Python's table has it, which changed in 3.12
+    assert charset == "charset=utf-8"
+    assert b"import " not in answer.content.replace(b"*     import ", b"")  # it needs no other file
