@@ -68,7 +68,7 @@ ADVICE: Mapping[str, Advice] = {
         ALB: NO_SETTING,
     },
     "http": {
-        HUB: "or a host name of its own for streams; or one stream that a page's tabs share",
+        HUB: "or a host name of its own for streams; or static/sse-app.js: one stream for all tabs of a page",
         NGINX: "https with `http2 on;` (before 1.25.1: `listen 443 ssl http2;`)",
         CADDY: "https; HTTP/2 is then on, unless `protocols` in the global option servers leaves h2 out",
         APACHE: "https with `Protocols h2 http/1.1` (mod_http2; not with the prefork MPM)",
