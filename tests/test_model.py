@@ -3,14 +3,20 @@
 Clients know only what browsers know: the events that their decoder dispatched, and its last event ID. Whatever
 happens, ids rise, nothing comes twice, and each publication that was for a client and did not come lies in the range of
 a ``gap`` that it was told. ``--hypothesis-profile=thorough`` runs 2,000 times 50 steps.
+
+The log is in memory, far away and new after each restart; or in a SQLite file, which outlives its server, however that
+ends, and may be set back to an older copy: then, and only then, its epoch is a new one.
 """
 
 import asyncio
 import json
+import sqlite3
 import sys
 from collections.abc import Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
@@ -18,6 +24,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sse_app.brokers import Broker
 from sse_app.events import Event, EventDecoder
 from sse_app.hub import Hub
 from sse_app.notices import HEARTBEAT
@@ -25,7 +32,7 @@ from sse_app.publication import Position, Publication
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 from tests.peers import MOMENT, Clock, DistantBroker, Socket, turns
-from tests.virtual_time import VirtualTimeLoop
+from tests.threadless import ThreadlessLoop, ThreadlessSQLiteBroker
 
 T = TypeVar("T")
 
@@ -71,13 +78,15 @@ class Client:
 
 
 class Driver:
-    """The hub under test, on a loop that stands still between two steps."""
+    """The hub under test, on a loop that stands still between two steps. Its log is in memory."""
 
     def __init__(self) -> None:
-        self.loop = VirtualTimeLoop()
+        self.loop = ThreadlessLoop()
         self.clock, self.wall = Clock(0.0), Clock(1_700_000_000.0)
         self.log: dict[str, list[Publication]] = {}  # the model: every publication of every epoch
         self.epochs: list[str] = []
+        self.delays: list[int] = [0]
+        self.tail_delays: tuple[int, ...] = (0,)
         self.broker_settings: dict[str, Any] = {}
         self.hub_settings: dict[str, Any] = {}
 
@@ -89,14 +98,26 @@ class Driver:
 
         return self.loop.run_until_complete(until_quiet())
 
+    def make_broker(self) -> Broker:
+        return DistantBroker(self.delays, self.tail_delays, **self.broker_settings)
+
     def start(self) -> None:
-        self.broker = DistantBroker(**self.broker_settings)
+        self.broker = self.make_broker()
         self.hub = Hub(self.broker, **self.hub_settings)
         self._stop = asyncio.Event()
         self._host = self.loop.create_task(self._keep(self.hub, self._stop))
-        self.epochs.append(self.run(self.broker.top()).epoch)
-        self.log[self.epochs[-1]] = []
+        self.run(self._started())
+        epoch = self.run(self.broker.top()).epoch
+        if epoch not in self.epochs:
+            self.epochs.append(epoch)
+            self.log[epoch] = []
+        assert epoch == self.epochs[-1], "an epoch that was over comes back"
         self._record = self.broker.tail()
+
+    async def _started(self) -> None:
+        while not self.hub.started:
+            assert not self._host.done()
+            await turns(1)
 
     def stop(self) -> None:
         self._stop.set()
@@ -113,6 +134,10 @@ class Driver:
         self.loop.run_until_complete(asyncio.sleep(MOMENT))
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.close()
+        self.forget()
+
+    def forget(self) -> None:
+        """Clear away what it kept the log in."""
 
     async def _keep(self, hub: Hub, stop: asyncio.Event) -> None:
         async with hub:
@@ -137,12 +162,77 @@ class Driver:
         return [item for item in self.log[after.epoch] if after.offset < item.position.offset <= until.offset]
 
 
+class SQLiteDriver(Driver):
+    """Its log is in a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._directory = TemporaryDirectory()
+        self.path = Path(self._directory.name, "hub.db")
+        self.copy: tuple[bytes, Position] | None = None  # of the database, and where its log ended
+
+    def make_broker(self) -> Broker:
+        self.loop.delay(self.delays)
+        return ThreadlessSQLiteBroker(self.path, sync="normal", **self.broker_settings)
+
+    def forget(self) -> None:
+        self._directory.cleanup()
+
+    def restart(self) -> None:
+        self.stop()
+        self._start_where_it_was()
+
+    def kill_and_start(self) -> None:
+        files = [Path(f"{self.path}{suffix}") for suffix in ("", "-wal", "-top")]
+        contents = [file.read_bytes() for file in files]
+        self.stop()
+        for file, content in zip(files, contents, strict=True):
+            file.write_bytes(content)
+        self._start_where_it_was()
+
+    def _start_where_it_was(self) -> None:
+        before = Position(self.epochs[-1], len(self.published))
+        self.start()
+        assert self.run(self.broker.top()) == before
+
+    def back_up(self) -> None:
+        with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(":memory:")) as copy:
+            source.backup(copy)
+            self.copy = copy.serialize(), self.run(self.broker.top())
+
+    def restore_and_start(self, *, by_renaming: bool) -> None:
+        """What the copy holds is in the log again, in another epoch unless nothing came after it."""
+        assert self.copy is not None
+        database, end = self.copy
+        nothing_new = end == Position(self.epochs[-1], len(self.published))
+        self.stop()
+        if by_renaming:
+            new = self.path.with_name("new")
+            new.write_bytes(database)
+            new.rename(self.path)
+        else:
+            self.path.write_bytes(database)
+        self.start()
+        top = self.run(self.broker.top())
+        assert top.offset == end.offset
+        if top.epoch != end.epoch:
+            assert not self.published
+            self.published.extend(
+                replace(item, position=Position(top.epoch, item.position.offset))
+                for item in self.log[end.epoch][: end.offset]
+            )
+        else:
+            assert nothing_new
+            assert not by_renaming
+
+
 class ExactlyOnceOrTold(RuleBasedStateMachine):
+    driver_class = Driver
     clients = Bundle("clients")
 
     def __init__(self) -> None:
         super().__init__()
-        self.driver = Driver()
+        self.driver = self.driver_class()
         self.everyone: list[Client] = []
         self.number = 0
 
@@ -162,7 +252,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
         heartbeat: float,
     ) -> None:
         settings = {"history": history, "history_age": 100, "clock": self.driver.clock, "wall": self.driver.wall}
-        self.driver.broker_settings = {"delays": delays, "tail_delays": tail_delays, **settings}
+        self.driver.delays, self.driver.tail_delays, self.driver.broker_settings = delays, tail_delays, settings
         self.driver.hub_settings = {"queue_size": queue[0], "queue_bytes": queue[1], "heartbeat": heartbeat}
         self.driver.start()
 
@@ -316,15 +406,18 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @rule(graceful=st.booleans())
     def restart(self, graceful: bool) -> None:
-        """The server stops and a new one, with a log of its own, takes its place."""
+        """The server stops and a new one takes its place. A log in memory is another one then."""
         if graceful:
             self.driver.run(self.driver.hub.drain(1))
             for client in self.everyone:
                 if client.connection is not None:
                     self.catch_up(client)
+        self.cut_all()
+        self.driver.restart()
+
+    def cut_all(self) -> None:
         for client in self.everyone:
             self.cut(client, 0)
-        self.driver.restart()
 
     @rule(seconds=st.integers(1, 60))
     def time_passes(self, seconds: int) -> None:
@@ -410,5 +503,31 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
             assert 0 <= self.driver.hub.totals.lagging <= len(connected)
 
 
+class ExactlyOnceOrToldFromAFile(ExactlyOnceOrTold):
+    driver_class = SQLiteDriver
+    driver: SQLiteDriver
+
+    @rule()
+    def kill(self) -> None:
+        self.cut_all()
+        self.driver.kill_and_start()
+
+    @rule()
+    def back_up(self) -> None:
+        self.driver.back_up()
+
+    @precondition(lambda self: self.driver.copy is not None)
+    @rule(by_renaming=st.booleans())
+    def restore(self, by_renaming: bool) -> None:
+        """The server stops, and starts with an older copy of its file."""
+        self.cut_all()
+        self.driver.restore_and_start(by_renaming=by_renaming)
+
+
 TestExactlyOnceOrTold = pytest.mark.timeout(1_800)(ExactlyOnceOrTold.TestCase)  # seconds; the thorough run takes 150
 TestExactlyOnceOrTold.settings = settings(stateful_step_count=50)
+
+TestExactlyOnceOrToldFromAFile = pytest.mark.timeout(7_200)(ExactlyOnceOrToldFromAFile.TestCase)
+TestExactlyOnceOrToldFromAFile.settings = settings(  # it takes 5 times as long
+    stateful_step_count=50, max_examples=settings().max_examples // 4
+)

@@ -259,6 +259,28 @@ async def stats(port: int) -> dict[str, Any]:
         return result
 
 
+async def post(port: int, body: str, target: str = "/broadcast", **headers: object) -> Answer:
+    async with await Connection.open(port) as connection:
+        return await connection.request("POST", target, body.encode(), **headers)
+
+
+async def replayed(port: int, cursor: str) -> Stream:
+    """Everything behind a cursor, up to the end of the log as it is now."""
+    top = (await stats(port))["top"]
+    async with await Stream.open(port, cursor) as stream:
+        await stream.until(lambda: stream.cursor == top)
+    return stream
+
+
+def texts_of(stream: Stream) -> list[str]:
+    """The data of the publications that came, in order."""
+    return [event.data or "" for event in stream.events if event.type == "message"]
+
+
+def ids_of(stream: Stream) -> list[str]:
+    return [event.id or "" for event in stream.events if event.type == "message"]
+
+
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     """Ask until it is so, at most as long as the hub promises; each asking is a request, which is the wait."""
     loop = asyncio.get_running_loop()

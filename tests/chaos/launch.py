@@ -14,9 +14,12 @@ from tests.chaos.conftest import Server, listening_port
 
 
 @contextmanager
-def launched(log: Path, *flags: str, within: Sequence[str] = ()) -> Iterator[Server]:
-    """`sse-app serve` on a free port, started by the command ``within``; what it logs goes into a file."""
-    command = [*within, sys.executable, "-m", "sse_app", "serve", "--port", "0", *flags]
+def launched(
+    log: Path, *flags: str, within: Sequence[str] = (), module: Sequence[str] = ("sse_app",)
+) -> Iterator[Server]:
+    """`sse-app serve` on a free port, started by the command ``within``; what it logs goes into a file. ``module`` is
+    another one that does the same, with its arguments."""
+    command = [*within, sys.executable, "-m", *module, "serve", "--port", "0", *flags]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     with (
         log.open("a") as file,

@@ -30,7 +30,7 @@ from sse_app.brokers.sqlite.opening import Asked, opened
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.brokers.sqlite.writer import Writer
 from sse_app.brokers.tail import QueuedTail
-from sse_app.errors import BrokerError, ConfigError, LogUnavailable
+from sse_app.errors import BrokerError, ConfigError, InvalidIdempotencyKey, LogUnavailable
 from sse_app.events import Event, encode
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
@@ -145,6 +145,8 @@ class SQLiteBroker:
         exclude: frozenset[str] = frozenset(),
         key: str | None = None,
     ) -> Position:
+        if key is not None and not key.isascii():
+            raise InvalidIdempotencyKey("An Idempotency-Key is ASCII text.")
         body = encode(Event(event.data, event.type))
         digest = (
             b"" if key is None else hashlib.sha256(repr((body, topics, sorted(to), sorted(exclude))).encode()).digest()
