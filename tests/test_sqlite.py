@@ -106,11 +106,11 @@ asyncio.run(main())
 
 
 def acknowledged_before_a_kill(url: str) -> set[Position | None]:
-    process = subprocess.Popen([sys.executable, "-c", PUBLISHES, url], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    told = [process.stdout.readline() for _ in range(100)]
-    process.kill()
-    told += process.communicate(timeout=PATIENCE)[0].splitlines(keepends=True)
+    with subprocess.Popen([sys.executable, "-c", PUBLISHES, url], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline() for _ in range(100)]
+        process.kill()
+        told += process.stdout.readlines()
     return {Position.parse(line.strip()) for line in told if line.endswith(b"\n")}
 
 
@@ -199,6 +199,17 @@ async def test_keys_are_forgotten_after_their_window(sqlite_world: World, path: 
 
 
 # --- following others ---
+
+
+async def test_the_first_tail_begins_where_the_log_is_and_not_where_it_was_opened(sqlite_world: World) -> None:
+    async with broker_on(sqlite_world) as one, broker_on(sqlite_world) as other:
+        await publish(one, "before")
+        (top,) = await publish(other, "its own")
+        tail = other.tail()
+        assert tail.start == await other.top() == top
+        await publish(one, "a")
+        await publish(other, "b")
+        assert await take(tail, 2) == ["a", "b"]
 
 
 async def test_without_any_datagram_a_tail_gets_everything(

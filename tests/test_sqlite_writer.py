@@ -117,6 +117,7 @@ async def test_a_commit_is_announced_before_its_publishers_are_answered(disk: Di
         (failure(sqlite3.SQLITE_FULL), LogFull),
         (failure(sqlite3.SQLITE_IOERR_WRITE), LogUnavailable),
         (sqlite3.DatabaseError("damaged"), LogUnavailable),
+        (sqlite3.OperationalError("not from SQLite itself: it has no code"), LogUnavailable),
         (OutcomeUnknown("it may be there"), OutcomeUnknown),
         (ValueError("our mistake"), LogUnavailable),
         (OSError(24, "too many open files"), LogUnavailable),

@@ -285,6 +285,10 @@ class SQLiteBroker:
         if not self._port:
             self._port = self._listen()
             self._file.nodes.join(self._port)
+            risen = self._file.watermark.position()
+            if risen is not None and risen.epoch == self._known.epoch:
+                self._known = max(self._known, risen)
+            self._announced = self._known  # until now nobody was told what others append
             for work in (self._follow(), self._watch()):
                 self._stack.callback(self._tasks.create_task(work).cancel)
         return QueuedTail(self._tails, self._announced)

@@ -88,7 +88,7 @@ class Writer:
             try:
                 appended = self._append([item.entry for item in entries if item.entry])
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
                     self._tell(self._refuse, group, explained(error))
                     return going
                 now = time.monotonic()
