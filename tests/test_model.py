@@ -40,6 +40,7 @@ NAMES = ("ann", "bob", "cid")
 TOPICS = ("a", "a/x", "a/y", "b")
 PATTERNS = (*TOPICS, "a/*", "a/**", "*", "**")
 
+PATIENCE = 100.0  # virtual seconds; nothing here takes long unless it hangs
 CLIENTS = 6  # at most, so that each has a story
 
 names = st.sampled_from(NAMES)
@@ -92,8 +93,9 @@ class Driver:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         async def until_quiet() -> T:
-            result = await work
-            await asyncio.sleep(MOMENT)
+            async with asyncio.timeout(PATIENCE):
+                result = await work
+                await asyncio.sleep(MOMENT)
             return result
 
         return self.loop.run_until_complete(until_quiet())

@@ -9,8 +9,10 @@ import asyncio
 import concurrent.futures
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from itertools import cycle
 from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, cast
 from unittest.mock import patch
@@ -76,6 +78,7 @@ class ThreadlessWriter(Writer):
         self._loop, self._append, self._done = loop, append, done
         self._queue = queue.SimpleQueue()
         self._ending, self._ended = threading.Lock(), False
+        self._untold: deque[Callable[[], None]] = deque()  # threads too tell a loop one thing after the other
 
     def submit(self, entry: Entry | None) -> asyncio.Future[Position]:
         answer = super().submit(entry)
@@ -93,7 +96,8 @@ class ThreadlessWriter(Writer):
             self._commit(group, going=True)
 
     def _tell(self, what: Callable[..., None], *arguments: object) -> None:
-        cast(ThreadlessLoop, self._loop).some_turns_later(lambda: what(*arguments))
+        self._untold.append(partial(what, *arguments))
+        cast(ThreadlessLoop, self._loop).some_turns_later(lambda: self._untold.popleft()())
 
 
 class ThreadlessSQLiteBroker(SQLiteBroker):
