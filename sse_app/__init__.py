@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sse_app.app import Hub as Hub
     from sse_app.app import create_app as create_app
     from sse_app.brokers import open_broker as open_broker
+    from sse_app.client import Client as Client
+    from sse_app.client.sync import SyncClient as SyncClient
     from sse_app.config import Config as Config
     from sse_app.errors import SSEAppError as SSEAppError
     from sse_app.events import Event as Event
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncPublisher": "publisher",
+    "Client": "client",
     "Config": "config",
     "Event": "events",
     "EventDecoder": "events",
@@ -38,11 +41,13 @@ _HOMES = {
     "Receipt": "hub",
     "SSEAppError": "errors",
     "Subscriber": "subscriber",
+    "SyncClient": "client.sync",
     "create_app": "app",
     "open_broker": "brokers",
 }
 __all__ = [
     "AsyncPublisher",
+    "Client",
     "Config",
     "Event",
     "EventDecoder",
@@ -51,6 +56,7 @@ __all__ = [
     "Receipt",
     "SSEAppError",
     "Subscriber",
+    "SyncClient",
     "create_app",
     "open_broker",
 ]

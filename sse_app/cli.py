@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app import __version__
+from sse_app.commands.completion import completion
+from sse_app.commands.listen import listen
+from sse_app.commands.publish import publish
+from sse_app.commands.stats import stats
 from sse_app.config import ENV_PREFIX, Config, is_loopback
 from sse_app.errors import BenchError, BrokerError, ConfigError, DoctorFailed, DoctorRefused
 
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 @click.version_option(__version__, prog_name="sse-app")
 def commands() -> None:
     """A Server-Sent Events hub. Without a command it serves."""
+
+
+for client in (listen, publish, stats, completion):
+    commands.add_command(client)
 
 
 def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,6 +34,11 @@
     │       ├── LogFull                there is no room for it; nothing was published
     │       └── OutcomeUnknown         it may be published or not: the answer of the log was lost
     ├── ConfigError (ValueError)       a setting with a wrong value: stops the start
+    ├── ClientError                    of ``sse_app.client``, where it is raised; no HTTP status
+    │   ├── InvalidURL (ValueError)    no address that a hub can be at
+    │   ├── Refused                    the hub said no, and would again
+    │   ├── Unreachable                no answer that counts in the time allowed
+    │   └── Gap                        events that this listener can no longer get
     ├── BenchError                     of ``sse-app bench``; no HTTP status
     │   ├── BenchRefused (ValueError)  a load that is unsafe or impossible
     │   └── BenchFailed                a server under load that did not start, connect or finish
@@ -181,6 +186,49 @@ class OutcomeUnknown(BrokerError):
 
 class ConfigError(SSEAppError, ValueError):
     """A setting with a wrong value; the text names the setting and its range, never the value of a secret."""
+
+
+class ClientError(SSEAppError):
+    """What a client of a hub meets."""
+
+
+class InvalidURL(ClientError, ValueError):
+    """No address that a hub can be at."""
+
+
+class Refused(ClientError):
+    """An answer that says no. ``status`` is its HTTP status, ``code`` the hub's word for it (``docs/http-api.md``) or
+    ``http_error`` when another server answered, ``detail`` a sentence.
+    """
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(f"{detail} ({status} {code})")
+        self.status, self.code, self.detail = status, code, detail
+
+
+class Unreachable(ClientError):
+    """No answer that counts in the time allowed; ``__cause__`` is what came instead at last.
+
+    ``key`` is the Idempotency-Key of what was to be published: it may have been, and with this key it is safe to send
+    again. None for a stream.
+    """
+
+    def __init__(self, text: str, key: str | None = None) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+class Gap(ClientError):
+    """Publications between ``requested`` and ``oldest`` that a listener had coming are lost to it.
+
+    ``oldest`` is the oldest one that the log still holds, ``top`` its newest, ``id`` the position from which it goes
+    on, ``reason`` one of those in ``docs/http-api.md``. ``requested`` is None when the position was malformed.
+    """
+
+    def __init__(self, reason: str, *, id: str, requested: str | None, oldest: str, top: str) -> None:
+        after = "a position that is malformed" if requested is None else requested
+        super().__init__(f"Events after {after} are lost ({reason}); it goes on behind {id}.")
+        self.reason, self.id, self.requested, self.oldest, self.top = reason, id, requested, oldest, top
 
 
 class BenchError(SSEAppError):

@@ -35,10 +35,12 @@ import httpx
 import playwright
 import pytest
 
-from sse_app import Config, EventDecoder, Hub, events, notices, publication, topics
+from sse_app import Config, EventDecoder, Hub, errors, events, notices, publication, topics
 from sse_app.app import ANSWERS
 from sse_app.bench import Load
 from sse_app.cli import commands
+from sse_app.client import Client
+from sse_app.commands import Exit
 from sse_app.config import ENV_PREFIX, Setting
 from sse_app.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS, JSON_DEPTH, LAST_MAX
 from sse_app.errors import InvalidClient
@@ -53,6 +55,8 @@ PAGES = [CHECKOUT / name for name in ("README.md", "CHANGELOG.md")] + sorted((CH
 PATIENCE = 20.0  # seconds until what does not come is missed
 NODE = Path(playwright.__file__).parent / "driver" / "node"  # JavaScript's syntax is checked by the one that is here
 SHOWN_ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):8000")
+SUMMARY = re.compile(r"published in \d+\.\d s, [\d,]+/s")
+CLIENTS = re.compile(r"\bsse-app (listen|publish|stats|completion)\b")
 EPOCH = re.compile(r"\b[0-9a-f]{12}(?=-\d)")
 
 
@@ -118,6 +122,11 @@ class Likeness:
         )
         return len(ours) <= len(theirs) and all(map(self._block, ours, theirs))
 
+    def lines(self, shown: str, real: str) -> bool:
+        """Whether the real lines are, or begin with, the lines shown. A rate is any."""
+        ours, theirs = (SUMMARY.sub("published", text).splitlines() for text in (shown, real))
+        return len(ours) <= len(theirs) and all(map(self.text, ours, theirs))
+
     def _block(self, shown: str, real: str) -> bool:
         ours, theirs = ([line.partition(": ")[::2] for line in text.split("\n")] for text in (shown, real))
         names = [name for name, _ in ours] == [name for name, _ in theirs]
@@ -176,6 +185,7 @@ class Stream:
     where: str
     shown: str
     output: Output
+    like: Callable[[str, str], bool]
 
 
 class Session:
@@ -236,7 +246,8 @@ class Session:
                 asyncio.run(self._execute(block))
 
     async def _execute(self, block: Block) -> None:
-        code = compile(block.text, block.where, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        text = self._real(block.text) if SHOWN_ADDRESS.search(block.text) else block.text
+        code = compile(text, block.where, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         async with asyncio.timeout(PATIENCE), Hub() as hub:
             self._names["hub"] = hub
             done = eval(code, self._names)
@@ -290,6 +301,9 @@ class Session:
 
     def _command(self, command: str, shown: str, where: str) -> None:
         where = f"{where}: {command}"
+        if CLIENTS.search(command):
+            self._client(command, shown, where)
+            return
         match shlex.split(command):
             case ["curl", *options]:
                 stream = any(re.fullmatch(r"-\w*N\w*", option) for option in options)
@@ -315,6 +329,9 @@ class Session:
                 self._unused -= {name, "conftest.py"}
             case ["python3", "-m", "venv" | "http.server" as module, _]:
                 assert find_spec(module), where
+            case ["python3", name] if "async for event in client.listen" in self._files[name]:
+                self._unused.discard(name)
+                self._follow([sys.executable, name], shown, where)
             case ["python3", name]:
                 self._unused.discard(name)
                 self._compare(shown, self._run([sys.executable, name], where), where)
@@ -327,6 +344,42 @@ class Session:
                 assert self._run(["sh", "-c", command], where).strip()
             case _:
                 pytest.fail(f"{where}: no rule for this command")
+
+    def _client(self, command: str, shown: str, where: str) -> None:
+        """A command that is a client of the hub. One that goes on is ended with the page."""
+        if command.startswith("sse-app listen") and "--count" not in command and "|" not in command:
+            self._follow(["sh", "-c", f"exec {command}"], shown, where)
+            return
+        self._find_hub()
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self._directory,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+        )
+        refused = shown.startswith("sse-app: ")
+        assert (done.returncode == 0) is not refused, f"{where}\n{done.stdout}"
+        if shown:
+            same = self._likeness.lines(shown, done.stdout) and len(shown.splitlines()) == len(done.stdout.splitlines())
+            assert same, f"{where} was shown\n{shown}\ncame\n{done.stdout}"
+
+    def _follow(self, command: list[str], shown: str, where: str) -> None:
+        """A client that goes on listening; it is there when this returns."""
+        self._find_hub()
+        self._write_files()
+        others = self._subscribers()
+        output = self._open(command, stderr=subprocess.DEVNULL)
+        self._streams.append(Stream(where, shown, output, self._likeness.lines))
+        deadline = time.monotonic() + PATIENCE
+        while self._subscribers() == others:  # each asking is a request, which is the wait
+            assert output.process.poll() is None, where
+            assert time.monotonic() < deadline, where
+
+    def _subscribers(self) -> int:
+        return int(httpx.get(f"http://{self._address}/stats").json()["subscribers"])
 
     def _bench(self, flags: list[str], where: str) -> None:
         """Understood, but not run: a load takes minutes, and says something on a quiet machine only."""
@@ -368,8 +421,12 @@ class Session:
         assert self._server.until(lambda text: listening(text) is not None), f"{where}: {self._server.text}"
         port = listening(self._server.text)
         assert port is not None
-        self._address = f"127.0.0.1:{port[1]}"
+        self._move_to(f"127.0.0.1:{port[1]}")
         return self._server
+
+    def _move_to(self, address: str) -> None:
+        self._address = address
+        self._environment["SSE_APP_URL"] = f"http://{address}"
 
     def _stop_server(self) -> None:
         if self._server is not None:
@@ -378,7 +435,10 @@ class Session:
 
     def _listen(self, command: str, shown: str, where: str) -> None:
         stream = Stream(
-            where, shown, self._open(["sh", "-c", f"exec {self._real(command)}"], stderr=subprocess.DEVNULL)
+            where,
+            shown,
+            self._open(["sh", "-c", f"exec {self._real(command)}"], stderr=subprocess.DEVNULL),
+            self._as_curl_shows,
         )
         self._streams.append(stream)
         assert stream.output.until(lambda text: "event: welcome\ndata: " in text and text.endswith("\n\n")), where
@@ -386,16 +446,18 @@ class Session:
     def _end_streams(self) -> None:
         while self._streams:
             stream = self._streams[0]
-            split = stream.shown.startswith("HTTP/")
-            head, _, body = stream.shown.partition("\n\n") if split else ("", "", stream.shown)
-
-            def complete(text: str, head: str = head, body: str = body, split: bool = split) -> bool:
-                real_head, _, real_body = text.partition("\r\n\r\n") if split else ("", "", text)
-                return self._likeness.head(head, real_head) and self._likeness.stream(body, real_body)
-
             output = stream.output
+            complete = partial(stream.like, stream.shown)
             assert output.until(complete), f"{stream.where} was shown\n{stream.shown}\ncame\n{output.text}"
             self._streams.pop(0).output.end(signal.SIGTERM)
+
+    def _as_curl_shows(self, shown: str, real: str) -> bool:
+        """A stream, with the response's head before it if that is shown."""
+        if not shown.startswith("HTTP/"):
+            return self._likeness.stream(shown, real)
+        head, _, body = shown.partition("\n\n")
+        real_head, _, real_body = real.partition("\r\n\r\n")
+        return self._likeness.head(head, real_head) and self._likeness.stream(body, real_body)
 
     def _ask(self, command: str, shown: str, where: str) -> None:
         self._compare(shown, self._run(["sh", "-c", self._real(command)], where), where)
@@ -403,9 +465,12 @@ class Session:
     def _compare(self, shown: str, real: str, where: str) -> None:
         assert self._likeness.text(shown.strip(), real.strip()), f"{where} was shown\n{shown}\ncame\n{real}"
 
-    def _real(self, text: str) -> str:
+    def _find_hub(self) -> None:
         if not self._address:
-            self._address = self._default_server().removeprefix("http://")
+            self._move_to(self._default_server().removeprefix("http://"))
+
+    def _real(self, text: str) -> str:
+        self._find_hub()
         return SHOWN_ADDRESS.sub(self._address, self._likeness.real(text))
 
     def _write_files(self) -> None:
@@ -477,6 +542,9 @@ def test_likeness_tells_what_differs_each_time_from_what_is_wrong() -> None:
     assert not like.text(shown, '{"id":"eeeeeeeeeeee-1","client":"c-0123456789ab","time":"y","durable":"none"}')
     assert not like.text(shown, '{"id":"ffffffffffff-2","client":"c-0123456789ab","time":"y","durable":"none"}')
     assert not like.text(shown, '{"id":"ffffffffffff-1","client":"c-0123456789ab","durable":"none"}')
+    assert like.lines("3 published in 0.0 s, 1,210/s\n00000000000a-1", "3 published in 9.9 s, 7/s\nffffffffffff-1\nx")
+    assert not like.lines("3 published in 0.0 s, 1,210/s", "4 published in 0.0 s, 1,210/s")
+    assert not like.lines("one\ntwo", "one")
     block = "id: 00000000000a-1\ndata: hello\n"
     assert like.stream(block, "id: ffffffffffff-1\ndata: hello\n\n:\n\n")
     assert not like.stream(block, "id: ffffffffffff-1\ndata: hello\n")  # not finished
@@ -674,6 +742,37 @@ def test_limits_are_those_of_the_code() -> None:
         publication.check_client("x" * 65)
     with pytest.raises(InvalidClient):
         publication.check_clients(map(str, range(1_001)))
+
+
+# The client and the commands
+
+CLIENT, CLI = CHECKOUT / "docs" / "client.md", CHECKOUT / "docs" / "cli.md"
+
+
+def test_arguments_attributes_and_errors_of_the_client_are_those_of_the_code() -> None:
+    arguments = {name for row in table(CLIENT, "argument", "meaning") for name in row[0].split(", ")}
+    parameters = inspect.signature(Client.listen).parameters
+    assert arguments == {"*topics", *parameters} - {"self", "topics"}
+    stream = Client("http://localhost").listen()
+    attributes = {row[0] for row in table(CLIENT, "attribute of the stream", "meaning")}
+    assert attributes == {name for name in vars(stream) if not name.startswith("_")}
+    rows = table(CLIENT, "error", "when", "carries")
+    assert {row[0] for row in rows} == {kind.__name__ for kind in errors.ClientError.__subclasses__()}
+
+
+@pytest.mark.parametrize("name", ["listen", "publish", "stats"])
+def test_the_options_of_a_command_are_those_it_has(name: str) -> None:
+    text = section(CLI, f"sse-app {name}")
+    documented = re.findall(r"^\| `(--[\w-]+)` \|", text, re.MULTILINE)
+    assert documented == _options(commands.commands[name])
+
+
+def _options(command: click.Command) -> list[str]:
+    return [option.opts[-1] for option in command.params if isinstance(option, click.Option)]
+
+
+def test_the_exit_statuses_are_those_of_the_commands() -> None:
+    assert [int(row[0]) for row in table(CLI, "status", "meaning")] == list(Exit)
 
 
 async def test_the_openapi_document_has_the_paths(sse_client: httpx.AsyncClient) -> None:

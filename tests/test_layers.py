@@ -31,10 +31,13 @@ FLOORS = (
     ("protocol",),
     ("server",),
     ("workers",),
+    ("commands", "commands.posting"),
+    ("commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("cli",),
     ("testing",),
     ("pytest_plugin",),
 )
+COMMANDS = {name for floor in FLOORS for name in floor if name.split(".")[0] == "commands"}
 ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
 STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
 KNOWS = {
@@ -45,7 +48,7 @@ KNOWS = {
     "sse_starlette": {"stream", "server", "bench.naive"},  # the server for AppStatus alone
     "uvicorn": {"direct", "protocol", "server", "cli", "testing"},
     "pytest": {"pytest_plugin"},
-    "click": {"cli"},
+    "click": {"cli", *COMMANDS},
     "prometheus_client": {"metrics", "endpoints"},  # the endpoints for the media type alone
 }
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
@@ -54,18 +57,21 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 # Of no floor: all that they may see of the house, and of other packages. Of the load the naive server is run, in a
-# process of its own, and never imported.
+# process of its own, and never imported. The client never sees the hub.
 BENCH = {name for name in MODULES if name.split(".")[0] == "bench"}
 DOCTOR = {name for name in MODULES if name.split(".")[0] == "doctor"}
+CLIENT = {name for name in MODULES if name.split(".")[0] == "client"}
 APART = {
     "bootstrap": set[str](),
     **dict.fromkeys(BENCH, {"errors", *BENCH} - {"bench.naive"}),
-    **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
+    **dict.fromkeys(DOCTOR, {"errors", "events", "publication", *DOCTOR}),
+    **dict.fromkeys(CLIENT, {"errors", "events", *CLIENT}),
 }
 ALONE = {
     "bench.naive": {"starlette", "sse_starlette"},
     **{f"doctor.{name}": {"httpx"} for name in ("stream", "visit", "opening", "answers")},
     "doctor.report": {"rich"},
+    **{name: {"httpx", "anyio"} for name in CLIENT},
 }
 
 
@@ -129,7 +135,10 @@ def test_every_module_has_its_place() -> None:
 
 @pytest.mark.parametrize("name", HEIGHT)
 def test_a_module_imports_only_lower_floors(name: str) -> None:
-    seen = ours(source(name)) - {"", *(APART if name == "cli" else ())}  # the command line starts what stands apart
+    seen = ours(source(name)) - {
+        "",
+        *(APART if name in {"cli", *COMMANDS} else ()),
+    }  # the command line starts what stands apart
     too_high = {other for other in seen if HEIGHT.get(other, sys.maxsize) >= HEIGHT[name]}
     assert not too_high, f"{name} imports {too_high}"
 

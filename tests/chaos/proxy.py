@@ -1,7 +1,7 @@
 """A TCP proxy that cuts what passes through it: into other pieces, and off."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from random import Random
 
@@ -53,13 +53,16 @@ def after_the_first_block(seen: bytes) -> int | None:
 
 
 class Proxy:
-    """Set ``recut`` and ``limit`` before a connection is made; ``port`` is where it listens."""
+    """Set ``recut`` and ``limit`` before a connection is made; ``port`` is where it listens. The first connections have
+    the ``limits``, one each.
+    """
 
-    def __init__(self, upstream: int) -> None:
+    def __init__(self, upstream: int, limits: Iterable[Limit] = ()) -> None:
         self.upstream = upstream
         self.port = 0
         self.recut: Recut = unchanged
         self.limit: Limit = no_limit
+        self.limits = iter(limits)
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,11 +81,11 @@ class Proxy:
         server_reader, server_writer = await asyncio.open_connection(HOST, self.upstream)
         up = asyncio.create_task(self._up(reader, server_writer, self.recut))
         try:
-            await self._down(server_reader, writer, self.recut, self.limit)
+            await self._down(server_reader, writer, self.recut, next(self.limits, self.limit))
         finally:
+            server_writer.close()  # before anything that a second cancellation could end
             up.cancel()
             await asyncio.wait([up])
-            server_writer.close()
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, recut: Recut) -> None:
         with suppress(ConnectionError):
@@ -111,8 +114,8 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy_to(port: int) -> AsyncIterator[Proxy]:
-    proxy = Proxy(port)
+async def proxy_to(port: int, limits: Iterable[Limit] = ()) -> AsyncIterator[Proxy]:
+    proxy = Proxy(port, limits)
     server = await asyncio.start_server(proxy.serve, HOST, 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:

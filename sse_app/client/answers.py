@@ -1,0 +1,83 @@
+"""What an answer, or none, means to a client: try again and when, or give up."""
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from sse_app.errors import Refused
+
+# No answer, or half of one. Our own mistakes (an unknown scheme, a header that cannot be) are not among them.
+TRANSIENT = (
+    httpx.TimeoutException,
+    httpx.NetworkError,
+    httpx.RemoteProtocolError,
+    httpx.ProxyError,
+    httpx.DecodingError,
+)
+TIMEOUT = 10.0  # seconds, for an answer other than a stream
+BACKOFF = (0.5, 30.0)  # seconds, of our own, from the first failure to the cap; a server may ask for more
+WAIT_MAX = 3600.0  # seconds: no server may put its clients to sleep for ever
+BODY_MAX = 65_536  # bytes of an error's body that are looked at
+
+
+def backoff(failures: int, first: float = 0.0) -> float:
+    """Seconds to wait after so many failures in a row: twice as long each time, capped, and at random in the upper
+    half, so that clients which failed together do not come back together.
+    """
+    low, high = BACKOFF
+    return min(high, max(low, first) * 2.0 ** min(failures, 32)) * random.uniform(0.5, 1)
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds that an answer asks to wait (RFC 9110 section 10.2.3), 0 when it asks for none."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        wait = float(int(text)) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(0.0, wait), WAIT_MAX)
+
+
+def refused(response: httpx.Response, body: bytes) -> Refused:
+    """An answer that says no, as the error that it is: in the hub's words when it has problem details (RFC 9457)."""
+    problem = fields(body)
+    code, detail = problem.get("code"), problem.get("detail")
+    if isinstance(code, str) and isinstance(detail, str):
+        return Refused(response.status_code, code, detail)
+    reason = response.reason_phrase or "The answer says no"
+    if "location" in response.headers:
+        reason = f"{reason}: the hub is asked for at {response.headers['location']}"
+    return Refused(response.status_code, "http_error", f"{reason}.")
+
+
+async def beginning(response: httpx.Response) -> bytes:
+    """The first of a body that may have no end."""
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) >= BODY_MAX:
+            break
+    return bytes(body)
+
+
+def fields(text: bytes | str | None) -> dict[str, Any]:
+    """A JSON object; an empty one when it is none."""
+    try:
+        value = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def reason(error: Exception | None) -> str:
+    """Why there is no answer, in words; None when the server ended its own in good order."""
+    if error is None:
+        return "the server ended the stream"
+    if isinstance(error, httpx.ReadTimeout):
+        return "nothing was heard in time"
+    return str(error).rstrip(".") or type(error).__name__

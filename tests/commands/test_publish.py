@@ -1,0 +1,205 @@
+import re
+import signal
+import socket
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from sse_app import SyncClient
+from sse_app.events import Event
+from tests.commands.process import on_a_terminal, sse_app, started
+from tests.test_cli import KEY, serving, url_in
+from tests.web import LiveHub, live_hub
+
+SUMMARY = re.compile(r"([\d,]+) published in \d+\.\d s, [\d,]+/s\n")
+
+
+def log(url: str) -> list[Event]:
+    """All that is in the log."""
+    with SyncClient(url) as client:
+        number = client.stats()["totals"]["published"]
+        return list(islice(client.listen(last=1_000_000), number))
+
+
+def told(stderr: str) -> int:
+    summary = SUMMARY.fullmatch(stderr)
+    assert summary, stderr
+    return int(summary[1].replace(",", ""))
+
+
+def numbers(first: int, last: int) -> str:
+    return "".join(f"{number}\n" for number in range(first, last + 1))
+
+
+def test_one_event_is_published_and_its_id_printed(server: LiveHub) -> None:
+    with SyncClient(server.url, name="me") as me, SyncClient(server.url, name="you") as you:
+        options = ["--topic", "a", "--topic", "b/c", "--event", "order", "--exclude", "me"]
+        done = sse_app("publish", *options, "hello – ü", SSE_APP_URL=server.url)
+        assert next(you.listen("b/*", last=1)) == Event("hello – ü", "order", done.stdout.rstrip("\n"))
+        for_me = sse_app("publish", "--to", "me", "only you", SSE_APP_URL=server.url).stdout
+        assert next(me.listen(last=1)) == Event("only you", id=for_me.rstrip("\n"))
+        assert me.stats()["recent"][0]["topics"] == ["a", "b/c"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_each_line_is_an_event_in_their_order(server: LiveHub) -> None:
+    lines = "one\r\n\n  two \nthree: ü\n\n\nlast, without an end"
+    done = sse_app("publish", "-", SSE_APP_URL=server.url, input=lines)
+    events = log(server.url)
+    assert [event.data for event in events] == ["one", "  two ", "three: ü", "last, without an end"]
+    assert (done.returncode, done.stdout, told(done.stderr)) == (0, f"{events[-1].id}\n", 4)
+
+
+@pytest.mark.parametrize("inflight", [1, 16])
+def test_thousands_of_lines_are_published_once_each(server: LiveHub, inflight: int) -> None:
+    done = sse_app("publish", "--inflight", str(inflight), SSE_APP_URL=server.url, input=numbers(1, 3_000))
+    came = [int(event.data or "") for event in log(server.url)]
+    assert sorted(came) == list(range(1, 3_001))
+    assert inflight > 1 or came == sorted(came)
+    assert (done.returncode, told(done.stderr)) == (0, 3_000)
+
+
+def test_no_lines_are_no_events(server: LiveHub, tmp_path: Path) -> None:
+    done = sse_app("publish", SSE_APP_URL=server.url, input="")
+    assert (done.returncode, done.stdout, told(done.stderr)) == (0, "", 0)
+    for name in ("/dev/null", str(tmp_path / "empty")):
+        with open(name, "a+") as file, started("publish", stdin=file, SSE_APP_URL=server.url) as process:
+            out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, told(err)) == (0, "", 0)
+
+
+def test_lines_come_from_a_file_too(server: LiveHub, tmp_path: Path) -> None:
+    lines = [f"{number} {'x' * 1_000}" for number in range(200)]  # more than is read at a time
+    (tmp_path / "lines").write_text("\n".join(lines))
+    with (tmp_path / "lines").open() as file, started("publish", stdin=file, SSE_APP_URL=server.url) as process:
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, told(err)) == (0, 200)
+    assert [event.data for event in log(server.url)] == lines
+
+
+def test_a_line_is_published_when_it_comes(server: LiveHub) -> None:
+    read, write = socket.socketpair()
+    with read, write, SyncClient(server.url) as client:
+        with started("publish", "-", stdin=read.fileno(), SSE_APP_URL=server.url) as process:
+            events = client.listen(last=1)
+            for data in ("one", "two"):
+                write.sendall(f"{data}\nha".encode())
+                assert next(events).data == data
+                write.sendall(b"lf\n")
+                assert next(events).data == "half"
+            write.close()
+            process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+def test_the_same_lines_with_the_same_key_are_published_once(server: LiveHub) -> None:
+    key = ["--idempotency-key", "orders-of-today"]
+    first = sse_app("publish", *key, SSE_APP_URL=server.url, input=numbers(1, 10))
+    again = sse_app("publish", *key, SSE_APP_URL=server.url, input=numbers(1, 12))
+    assert told(first.stderr) == 10
+    assert [event.data for event in log(server.url)] == numbers(1, 12).split()
+    assert again.returncode == 0
+    one = [sse_app("publish", "--idempotency-key", "k", "x", SSE_APP_URL=server.url).stdout for _ in range(2)]
+    assert one[0] == one[1] != ""
+
+
+def test_a_line_that_is_refused_stops_it_and_is_named() -> None:
+    with live_hub(body_max=10) as server:
+        lines = "one\n\ntwo\nmuch too long\nfour\n"
+        done = sse_app("publish", "--idempotency-key", "k", SSE_APP_URL=server.url, input=lines)
+        assert [event.data for event in log(server.url)] == ["one", "two"]
+        stopped, summary, why = done.stderr.splitlines(keepends=True)
+        again = "the same lines again with --idempotency-key k publish what is missing"
+        assert stopped == f"sse-app: stopped at line 4; {again}.\n"
+        assert told(summary) == 2
+        assert why.startswith("sse-app: The data of a publication has at most 10 bytes (body_max).")
+        assert done.returncode == 3
+        shorter = lines.replace("much ", "")
+        corrected = sse_app("publish", "--idempotency-key", "k", SSE_APP_URL=server.url, input=shorter)
+        assert [event.data for event in log(server.url)] == ["one", "two", "too long", "four"]
+        assert corrected.returncode == 0
+
+
+def test_a_publish_key_comes_from_the_environment_or_a_flag() -> None:
+    with live_hub(publish_key=KEY) as server:
+        assert sse_app("publish", "x", SSE_APP_URL=server.url).returncode == 3
+        assert sse_app("publish", "x", SSE_APP_URL=server.url, SSE_APP_PUBLISH_KEY=KEY).returncode == 0
+        wrong = sse_app("publish", "x", "--publish-key", f"{KEY}x", SSE_APP_URL=server.url)
+        assert (wrong.returncode, KEY in wrong.stderr) == (3, False)
+        assert "401 unauthorized" in wrong.stderr
+
+
+def test_a_hub_that_is_away_is_waited_for_as_long_as_was_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    done = sse_app("publish", "--retry-for", "0.1", "x", SSE_APP_URL=url)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("sse-app: Not acknowledged within 0.1 s: ")
+    lines = sse_app("publish", "--retry-for", "0.1", SSE_APP_URL=url, input="x\ny\n")
+    assert (lines.returncode, lines.stdout) == (4, "")
+    assert lines.stderr.startswith("sse-app: stopped at line 1; ")
+
+
+def test_a_hub_that_is_killed_and_restarted_in_between_gets_every_line_once() -> None:
+    with serving("--port", "0") as (process, lines):
+        url = url_in(lines).rstrip("/")
+        with started("publish", stdin=-1, SSE_APP_URL=url) as publisher:
+            assert publisher.stdin is not None
+            publisher.stdin.write(numbers(1, 100))
+            publisher.stdin.flush()
+            sse_app("listen", "--last", "100", "--count", "100", SSE_APP_URL=url)  # until they are all there
+            process.kill()
+            process.wait()
+            publisher.stdin.write(numbers(101, 200))
+            publisher.stdin.flush()
+            with serving("--port", url.rpartition(":")[2]):
+                _, err = publisher.communicate(timeout=60)
+                came = [int(event.data or "") for event in log(url)]
+    assert (publisher.returncode, told(err)) == (0, 200)
+    assert came[0] in (100, 101)  # the answer to the hundredth may have been lost, with the log that it was in
+    assert came == list(range(came[0], 201))
+
+
+def test_ctrl_c_ends_it_and_says_how_far_it_came(server: LiveHub) -> None:
+    with started("publish", stdin=-1, SSE_APP_URL=server.url) as process:
+        assert process.stdin is not None
+        process.stdin.write(numbers(1, 10))
+        process.stdin.flush()
+        with SyncClient(server.url) as client:
+            *_, last = islice(client.listen(last=10), 10)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told(err) in (9, 10)
+    assert last.data == "10"
+
+
+def test_that_nobody_reads_the_id_stops_no_lines(server: LiveHub) -> None:
+    with started("publish", stdin=-1, SSE_APP_URL=server.url) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stdin is not None
+        process.stdin.write(numbers(1, 500))
+        process.stdin.close()
+        assert process.stderr is not None
+        assert told(process.stderr.read()) == 500
+        assert process.wait(30) == 0
+    assert len(log(server.url)) == 500
+
+
+def test_lines_are_typed_on_a_terminal(server: LiveHub) -> None:
+    status, shown = on_a_terminal("publish", typed=b"hello\nyou\n\x04", SSE_APP_URL=server.url)
+    assert [event.data for event in log(server.url)] == ["hello", "you"]
+    assert "Each line is an event; Ctrl+D ends.\n" in shown
+    assert SUMMARY.search(shown)
+    assert status == 0
+
+
+def test_a_terminal_shows_how_far_it_is(server: LiveHub, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text(numbers(1, 1_000))
+    with (tmp_path / "lines").open("rb") as file:
+        status, shown = on_a_terminal("publish", stdin=file, SSE_APP_URL=server.url)
+    assert "━" in shown
+    assert "1,000 published in " in shown
+    assert (status, len(log(server.url))) == (0, 1_000)
