@@ -64,8 +64,8 @@ CLIENT = {name for name in MODULES if name.split(".")[0] == "client"}
 APART = {
     "bootstrap": set[str](),
     **dict.fromkeys(BENCH, {"errors", *BENCH} - {"bench.naive"}),
-    **dict.fromkeys(DOCTOR, {"errors", "events", "publication", *DOCTOR}),
-    **dict.fromkeys(CLIENT, {"errors", "events", *CLIENT}),
+    **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
+    **{name: {"errors", "events", *CLIENT} for name in CLIENT},
 }
 ALONE = {
     "bench.naive": {"starlette", "sse_starlette"},
