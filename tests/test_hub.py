@@ -74,8 +74,7 @@ def cursor_of(decoder: EventDecoder) -> Position:
 
 def state(hub: Hub) -> tuple[int, float, float, int]:
     """Everything that counts subscribers."""
-    gauges = hub.gauges()
-    return len(hub), gauges["subscribers"], gauges["filters"], hub.totals.lagging
+    return len(hub), sum(map(len, hub._beats)), hub.gauges()["filters"], hub.totals.lagging
 
 
 # --- welcome ---

@@ -15,7 +15,7 @@ def read(totals: Totals, gauges: dict[str, float] | None = None) -> tuple[dict[s
 
 
 def test_the_names_and_types_are_stable() -> None:
-    types, _ = read(Totals(), {"subscribers": 0, "log_top_offset": 0})
+    types, _ = read(Totals(), {"log_top_offset": 0})
     assert types == {
         "sse_app_published": "counter",
         "sse_app_delivered": "counter",
@@ -32,12 +32,12 @@ def test_the_names_and_types_are_stable() -> None:
 
 
 def test_each_count_is_under_its_own_name() -> None:
-    totals = Totals(lagging=7)
+    totals = Totals(lagging=7, subscribers=12)
     for number, name in enumerate(COUNTERS, 10):
         setattr(totals, name, number)
-    values = {sample.name: sample.value for sample in read(totals, {"subscribers": 12.0})[1]}
+    values = {sample.name: sample.value for sample in read(totals, {"filters": 3.0})[1]}
     expected = {f"sse_app_{name}_total": float(number) for number, name in enumerate(COUNTERS, 10)}
-    assert values == {**expected, "sse_app_lagging": 7.0, "sse_app_subscribers": 12.0}
+    assert values == {**expected, "sse_app_lagging": 7.0, "sse_app_subscribers": 12.0, "sse_app_filters": 3.0}
 
 
 def test_closes_and_gaps_are_counted_by_reason() -> None:
@@ -62,7 +62,18 @@ def test_the_text_says_what_each_family_is() -> None:
 
 def test_an_exposition_is_of_one_hub_alone() -> None:
     assert b"python_info" not in exposition(Totals(), {})
-    assert b"sse_app_subscribers" not in exposition(Totals(), {})
+    assert b"sse_app_filters" not in exposition(Totals(), {})
+    assert b"sse_app_filters" in exposition(Totals(), {"filters": 1.0})
+
+
+def test_the_totals_of_several_hubs_add_up() -> None:
+    one, other = Totals(published=2, subscribers=3), Totals(published=5, subscribers=1, lagging=1)
+    one.gaps["epoch"] += 1
+    other.gaps.update(epoch=2, trimmed=4)
+    both = one + other
+    assert (both.published, both.subscribers, both.lagging) == (7, 4, 1)
+    assert both.gaps == {"epoch": 3, "trimmed": 4}
+    assert (one.gaps, one.published) == ({"epoch": 1}, 2), "they stay as they are"
 
 
 def test_the_totals_as_json_types_follow_the_counters() -> None:
