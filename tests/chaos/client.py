@@ -265,10 +265,10 @@ async def post(port: int, body: str, target: str = "/broadcast", **headers: obje
 
 
 async def replayed(port: int, cursor: str) -> Stream:
-    """Everything behind a cursor, up to the end of the log as it is now."""
-    top = (await stats(port))["top"]
+    """Everything behind a cursor of this epoch, at least up to the end of the log as it is now."""
+    top = offset_of((await stats(port))["top"])
     async with await Stream.open(port, cursor) as stream:
-        await stream.until(lambda: stream.cursor == top)
+        await stream.until_offset(top)
     return stream
 
 
