@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -141,7 +142,8 @@ async def test_workers_end_with_a_parent_that_was_killed(database: str, tmp_path
 
 def test_a_log_that_cannot_be_opened_is_one_line_whatever_the_number_of_workers(tmp_path: Path) -> None:
     (tmp_path / "hub.db").write_bytes(b"x" * 8_192)
-    command = ["sse-app", "serve", "--port", "0", "--workers", "3", "--broker", f"sqlite:///{tmp_path}/hub.db"]
+    log = f"sqlite:///{tmp_path}/hub.db"
+    command = [sys.executable, "-m", "sse_app", "serve", "--port", "0", "--workers", "3", "--broker", log]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert f"{tmp_path}/hub.db cannot be opened: file is not a database." in done.stderr
