@@ -20,6 +20,8 @@ FLOORS = (
     ("config", "metrics", "notices", "brokers"),
     ("brokers.tail",),
     ("brokers.memory", "brokers.sqlite.watermark", "brokers.sqlite.nodes"),
+    ("brokers.redis.connection", "brokers.redis.entries"),
+    ("brokers.redis",),
     ("brokers.sqlite.log",),
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
     ("brokers.sqlite",),
@@ -49,6 +51,7 @@ KNOWS = {
     "uvicorn": {"direct", "protocol", "server", "cli", "testing"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
+    "redis": {"brokers.redis", "brokers.redis.connection"},
     "prometheus_client": {"metrics", "endpoints"},  # the endpoints for the media type alone
 }
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

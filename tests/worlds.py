@@ -12,10 +12,13 @@ from tests.peers import Clock
 
 @dataclass
 class World:
-    """A log that brokers can be opened on. ``kept``: it outlives them, and several may be open on it at once."""
+    """A log that brokers can be opened on. ``kept``: it outlives them, and several may be open on it at once.
+    ``distant``: a broker's tail reads it from another process, and may come after the trimming.
+    """
 
     url: str
     kept: bool = True
+    distant: bool = False
     clock: Clock = field(default_factory=lambda: Clock(1_000.0))  # seconds that never jump
     wall: Clock = field(default_factory=lambda: Clock(1_700_000_000.0))  # Unix time, which may
 

@@ -15,7 +15,8 @@ from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 
 Durability = Literal["none", "log", "fsync"]
-SCHEMES = ("memory", "sqlite")
+SCHEMES = ("memory", "sqlite", "redis")
+ALIASES = {"rediss": "redis", "unix": "redis", "redis+sentinel": "redis"}  # over TLS, a Unix socket; found by Sentinels
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +121,19 @@ def open_broker(url: str, **settings: Any) -> Broker:
     """The broker that a URL names; settings are the keywords of its class. Raises ConfigError.
 
     ``memory://`` keeps the log in this process: gone when it ends. ``sqlite:///path`` keeps it in a file, for all
-    processes of this machine.
+    processes of this machine; ``redis://host`` in a Redis stream, for any number of machines.
     """
     scheme, separator, _ = url.lower().partition("://")
-    if not separator or scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
+    name = ALIASES.get(scheme, scheme)
+    if not separator or name not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in (*SCHEMES, *ALIASES))
         raise ConfigError(f"broker is a URL that starts with one of: {known}")
-    module = import_module(f"sse_app.brokers.{scheme}")
+    try:
+        module = import_module(f"sse_app.brokers.{name}")
+    except ModuleNotFoundError as missing:
+        if missing.name and missing.name.startswith("sse_app"):
+            raise
+        raise ConfigError(
+            f"broker {scheme}:// needs a package that is not installed: pip install 'sse-app[{name}]'"
+        ) from None
     return cast(Broker, module.open_url(url, **settings))

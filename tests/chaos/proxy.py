@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts what passes through it: into other pieces, and off."""
+"""A TCP proxy that cuts what passes through it, into other pieces and off, holds it up, or swallows the answers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -54,7 +54,7 @@ def after_the_first_block(seen: bytes) -> int | None:
 
 class Proxy:
     """Set ``recut`` and ``limit`` before a connection is made; ``port`` is where it listens. The first connections have
-    the ``limits``, one each.
+    the ``limits``, one each. While ``closed`` is set nobody gets through, while ``deaf`` is set no answer comes back.
     """
 
     def __init__(self, upstream: int, limits: Iterable[Limit] = ()) -> None:
@@ -63,14 +63,31 @@ class Proxy:
         self.recut: Recut = unchanged
         self.limit: Limit = no_limit
         self.limits = iter(limits)
+        self.closed = self.deaf = False
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self.tasks: set[asyncio.Task[None]] = set()
+
+    def hold(self) -> None:
+        """A black hole: connections stay, and nothing passes."""
+        self._flowing.clear()
+
+    def release(self) -> None:
+        """What was held passes."""
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """Break all connections that there are."""
+        for task in self.tasks:
+            task.cancel()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
         try:
-            await self._relay(reader, writer)
+            if not self.closed:
+                await self._relay(reader, writer)
         except (ConnectionError, asyncio.CancelledError):
             pass  # who is cut off, on either side, sees it without our help
         finally:
@@ -90,6 +107,7 @@ class Proxy:
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, recut: Recut) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65536):
+                await self._flowing.wait()
                 for piece in recut(data):
                     writer.write(piece)
                 await writer.drain()
@@ -100,6 +118,9 @@ class Proxy:
     ) -> None:
         seen = b""
         while data := await reader.read(65536):
+            await self._flowing.wait()
+            if self.deaf:
+                continue
             if limit is not no_limit:
                 before = len(seen)
                 seen += data

@@ -1,0 +1,411 @@
+"""The log in Redis: one stream that any number of nodes share. Redis 7 or newer, or Valkey.
+
+    publish -> a line -> log.lua: append, trim, remember the key
+    the stream -> XREAD of the one tail, on a connection of its own -> tails, also of what this node published
+    replay, newest, last, since -> another line -> log.lua
+
+Every script is told the newest position that its caller knows, and begins a new epoch when the log lacks that: it was
+flushed, or is an older copy of itself. Once a second the tail looks too, so that a node notices that is only listening.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import re
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn, Self
+
+from redis.asyncio.connection import AbstractConnection
+
+from sse_app.brokers import Durability, Page, Tail
+from sse_app.brokers.redis.connection import (
+    AWAY,
+    FAILURES,
+    Argument,
+    Line,
+    check_version,
+    close,
+    connected,
+    connections,
+    durability,
+    execute,
+    split_url,
+)
+from sse_app.brokers.redis.entries import (
+    RawEntry,
+    envelope,
+    has_place,
+    microseconds,
+    offset_of,
+    placeholder,
+    publication_of,
+    stamps_of,
+)
+from sse_app.brokers.tail import QueuedTail
+from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
+from sse_app.events import Event
+from sse_app.publication import Position, Publication
+from sse_app.topics import TopicFilter
+
+logger = logging.getLogger("sse_app")
+
+PREFIX = "sse-app"
+LOOK = 1.0  # seconds between two looks at the log's state; no read of the tail blocks longer
+BACKOFF = (0.1, 2.0)  # seconds, random from the first to twice as much as before, at most to the second
+PAGE_COUNT = 256  # publications looked at for one page of a replay
+PAGE_BYTES = 256 * 1024  # and bytes, so that no reader holds much more than that
+TAIL_COUNT = 64  # publications in one read of the tail
+OFFSET_MAX = 10**15  # beyond any offset, and still a whole number in Lua
+
+UNKNOWN = (
+    "The broker, a Redis server, did not answer: the event may be published or not. Publish it again with the same "
+    "Idempotency-Key, and it is published once."
+)
+
+SCRIPT = Path(__file__).with_name("log.lua").read_bytes()
+SCRIPT_SHA = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest()
+
+
+def open_url(url: str, **settings: Any) -> "RedisBroker":
+    """``redis://host:6379/0``, ``rediss://`` over TLS, ``unix:///path``, ``redis+sentinel://host,host/service``, with
+    the parameters of redis-py; ``?prefix=`` is ours, for several hubs in one database."""
+    return RedisBroker(url, **settings)
+
+
+class _Seen(NamedTuple):
+    """An entry that this node has seen: no two servers give the same stamp to theirs of one offset."""
+
+    offset: int
+    stamp: str
+
+
+class RedisBroker:
+    """Keywords as for the log in memory. ``clock`` and ``wall`` are the server's own unless they are given, so that
+    nodes need not agree on the time.
+
+    The limits stay in Redis: who names any sets them for everyone, as long as it is there; who names none leaves them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        history: int | None = None,
+        history_bytes: int | None = None,
+        history_age: float | None = None,
+        idempotency_window: float | None = None,
+        clock: Callable[[], float] | None = None,
+        wall: Callable[[], float] | None = None,
+    ) -> None:
+        url, prefix = split_url(url)
+        if not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", prefix := PREFIX if prefix is None else prefix):
+            raise ConfigError("broker: prefix has 1 to 64 characters of A-Z a-z 0-9 . _ : -")
+        # In braces: one slot of a cluster for all of them.
+        self._log, self._state, self._nodes, self._keys = (
+            f"{{{prefix}}}:{name}" for name in ("log", "state", "nodes", "key")
+        )
+        ages = (None if value is None else microseconds(value) for value in (history_age, idempotency_window))
+        self._limits = tuple("" if value is None else value for value in (history, history_bytes, *ages))
+        self._clock, self._wall = clock, wall
+        self._pool = connections(url, self._greet)
+        self._publishing = Line(self._pool, OutcomeUnknown(UNKNOWN))
+        self._reading = Line(self._pool, BrokerUnavailable(AWAY))
+        self._node = secrets.token_hex(6)
+        self._known, self._oldest = Position("", 0), 0
+        self._seen = _Seen(0, "")
+        self._announced = 0  # the tails were given everything up to here
+        self._link = ""  # the stamp of the last of ours among it, when it is known
+        self._tails: list[QueuedTail] = []
+        self._listening = asyncio.Event()  # somebody wants the tail
+        self._look_due = 0.0
+        self._trouble = ""  # why the log cannot be reached just now
+        self._stack = AsyncExitStack()
+        self.durability: Durability = "none"
+        self.subscribers_here = self.subscribers_elsewhere = 0
+        self.bad_envelopes = 0  # entries in the tail that were not ours, or of another version
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(close, self._pool)
+            try:
+                async with connected(self._pool) as connection:
+                    await check_version(connection)
+                    await self._arrive(connection)
+            except ConfigError:
+                raise
+            except FAILURES as error:
+                raise BrokerUnavailable(f"broker: the Redis server cannot be used: {_reason(error)}") from None
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            for work in (self._follow(), self._publishing.run(), self._reading.run()):
+                stack.callback(tasks.create_task(work).cancel)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._trouble:
+                with suppress(BrokerError):
+                    await self._reading.ask("HDEL", self._nodes, self._node)
+        finally:
+            if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
+                await self._stack.__aexit__(kind, error, trace)
+            else:
+                await self._stack.aclose()
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        """The first words on every connection: there may be another server at its end than before, and another log."""
+        await connection.on_connect()
+        await execute(connection, "SCRIPT", "LOAD", SCRIPT)
+        sent, look = self._script("look", self._nodes, "", 0, 0)
+        self._learn(sent, await execute(connection, *look))
+
+    # What this node knows
+
+    def _script(self, operation: str, key: str, *arguments: Argument) -> tuple[str, tuple[Argument, ...]]:
+        """A command, and the epoch in which it is given."""
+        clock = "" if self._clock is None else microseconds(self._clock())
+        wall = "" if self._wall is None else microseconds(self._wall())
+        known = (*self._known, *self._seen, secrets.token_hex(6))
+        keys = (3, self._log, self._state, key)
+        command = ("EVALSHA", SCRIPT_SHA, *keys, operation, *known, clock, wall, *self._limits, *arguments)
+        return self._known.epoch, command
+
+    def _learn(self, sent: str, answer: Sequence[Any]) -> None:
+        """Take over what the log says of itself. ``sent`` is the epoch in which it was asked: if this node has changed
+        to another one since, an answer of a third may be older than that."""
+        epoch, oldest, top = answer[0].decode(), answer[1], answer[2]
+        if epoch == self._known.epoch:
+            self._oldest, self._known = max(self._oldest, oldest), max(self._known, Position(epoch, top))
+        elif sent == self._known.epoch:
+            self._begin_anew(Position(epoch, top), oldest)
+
+    def _begin_anew(self, top: Position, oldest: int) -> None:
+        if self._known.epoch:
+            logger.warning("the log in Redis is not the one it was: epoch %s follows %s", top.epoch, self._known.epoch)
+        self._known, self._oldest, self._seen = top, oldest, _Seen(0, "")
+        self._announced, self._link = top.offset, ""
+        self._lose_thread()
+
+    def _lose_thread(self) -> None:
+        for tail in self._tails:
+            tail.begin_anew()
+
+    def _see(self, position: Position, stamp: str) -> None:
+        self._known = max(self._known, position)
+        if position.offset >= self._seen.offset:
+            self._seen = _Seen(position.offset, stamp)
+
+    def check(self) -> None:
+        if self._trouble:
+            raise BrokerUnavailable(AWAY)
+
+    async def top(self, *, fresh: bool = False) -> Position:
+        if fresh:
+            await self._read("look", self._nodes, "", 0, 0)
+        return self._known
+
+    async def oldest(self) -> Position:
+        return self._known._replace(offset=self._oldest)
+
+    # Publishing
+
+    async def publish(
+        self,
+        event: Event,
+        topics: tuple[str, ...] = (),
+        *,
+        to: frozenset[str] = frozenset(),
+        exclude: frozenset[str] = frozenset(),
+        key: str | None = None,
+    ) -> Position:
+        content = envelope(event, topics, to, exclude)
+        digest = "" if key is None else hashlib.sha256(content).hexdigest()
+        sent, command = self._script("publish", f"{self._keys}:{key}", content, digest)
+        answer = await self._publishing.ask(*command)
+        self._learn(sent, answer)
+        if answer[3] == b"reused":
+            raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
+        position, stamp = Position(answer[3].decode(), answer[4]), answer[5].decode()
+        if stamp and position.epoch == self._known.epoch:
+            self._see(position, stamp)
+        return position
+
+    # Reading
+
+    async def _read(self, operation: str, key: str, *arguments: Argument) -> Sequence[Any]:
+        sent, command = self._script(operation, key, *arguments)
+        answer: Sequence[Any] = await self._reading.ask(*command)
+        self._learn(sent, answer)
+        return answer
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        bounds = after.epoch, after.offset, until.offset, PAGE_COUNT, PAGE_BYTES
+        raw_epoch, _, top, start, entries = await self._read("page", self._state, *bounds)
+        epoch, end, found = raw_epoch.decode(), start, []
+        if not entries:
+            start = end = max(start, min(until.offset, top))
+        for entry in entries:
+            offset = offset_of(entry)
+            if offset != end + 1:  # somebody deleted what was between: a gap, with which the next page begins
+                if end > start:
+                    break
+                start = offset - 1
+            end = offset
+            publication = publication_of(entry, epoch)
+            if publication is not None and filter.matches(publication.topics):
+                found.append(publication)
+        return Page(Position(epoch, start), found, Position(epoch, end))
+
+    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+        found: deque[Publication] = deque()
+        async for publication in self._backwards(count, filter, client):
+            found.appendleft(publication)
+        return found
+
+    async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
+        position = None
+        async for publication in self._backwards(count, filter, client):
+            position = publication.position
+        return position._replace(offset=position.offset - 1) if position else self._known
+
+    async def _backwards(self, count: int, filter: TopicFilter, client: str | None) -> AsyncIterator[Publication]:
+        """At most ``count`` publications that this client may see, newest first."""
+        below, size, epoch = OFFSET_MAX, count, b""
+        while count:
+            its_epoch, _, _, entries = await self._read("newest", self._state, "", "", below, size, PAGE_BYTES)
+            if not entries or its_epoch != (epoch or its_epoch):
+                return
+            for entry in entries:
+                publication = publication_of(entry, its_epoch.decode())
+                if count and publication is not None and publication.reaches(filter, client):
+                    count -= 1
+                    yield publication
+            below, size, epoch = offset_of(entries[-1]) - 1, PAGE_COUNT, its_epoch
+
+    async def since(self, time: float) -> tuple[Position, bool]:
+        epoch, _, _, offset, complete = await self._read("since", self._state, microseconds(time))
+        return Position(epoch.decode(), offset), bool(complete)
+
+    # The tail
+
+    def tail(self) -> Tail:
+        if not self._tails:
+            self._announced, self._link = self._known.offset, ""
+        self._listening.set()
+        return QueuedTail(self._tails, self._known)
+
+    async def _follow(self) -> NoReturn:
+        """Read the tail and look after the log, as long as the broker is open."""
+        failures = 0
+        while True:
+            try:
+                async with connected(self._pool) as connection:
+                    await self._arrive(connection)
+                    failures = 0
+                    while True:
+                        await self._step(connection)
+            except FAILURES as error:
+                self._went_away(error)
+            failures += 1
+            await asyncio.sleep(random.uniform(BACKOFF[0], min(BACKOFF[1], BACKOFF[0] * 2**failures)))
+
+    async def _arrive(self, connection: AbstractConnection) -> None:
+        self.durability = await durability(connection)
+        await self._look(connection)
+        if self._trouble:
+            logger.warning("the broker is back")
+        self._trouble = ""
+
+    def _went_away(self, error: Exception) -> None:
+        if not self._trouble:
+            logger.warning("the broker went away: %s", _reason(error))
+        self._trouble = _reason(error)
+
+    async def _step(self, connection: AbstractConnection) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_due:
+            await self._look(connection)
+        elif self._tails:
+            await self._read_on(connection, self._look_due - now)
+        else:
+            self._listening.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._look_due):
+                    await self._listening.wait()
+
+    async def _look(self, connection: AbstractConnection, *, doubts: bool = False) -> None:
+        """See whether the log is still the same, and tell how many subscribers are here."""
+        sent, command = self._script("look", self._nodes, self._node, self.subscribers_here, int(doubts))
+        answer = await execute(connection, *command)
+        self.subscribers_elsewhere = answer[3]
+        self._learn(sent, answer)
+        self._look_due = asyncio.get_running_loop().time() + LOOK
+
+    async def _read_on(self, connection: AbstractConnection, seconds: float) -> None:
+        epoch = self._known.epoch
+        how = ("COUNT", TAIL_COUNT, "BLOCK", max(1, int(seconds * 1000)), "STREAMS")
+        answer = await execute(connection, "XREAD", *how, self._log, f"0-{self._announced}")
+        if not answer or epoch != self._known.epoch:  # what was read is of a log that is no more
+            return
+        entries = answer[0][1]
+        publications = [publication_of(entry, epoch) for entry in entries]
+        doubts = self._take_out_strangers(entries, publications)
+        if None in publications:
+            await self._look(connection, doubts=doubts)  # and remove what could not be followed by ours
+            if epoch != self._known.epoch:
+                return
+        self._announce(epoch, entries, publications)
+
+    def _take_out_strangers(self, entries: Sequence[RawEntry], publications: list[Publication | None]) -> bool:
+        """Whether the chain was broken: the log may be another one, that has grown to the same length."""
+        link, before, broken = self._link, self._announced, False
+        for index, (entry, publication) in enumerate(zip(entries, publications, strict=True)):
+            if publication is not None:
+                stamp, previous = stamps_of(entry)
+                if link and previous != link and publication.position.offset == before + 1:
+                    publications[index], broken = None, True
+                else:
+                    link = stamp
+            before = offset_of(entry)
+        return broken
+
+    def _announce(self, epoch: str, entries: Sequence[RawEntry], publications: Sequence[Publication | None]) -> None:
+        batch: list[Publication] = []
+        for entry, publication in zip(entries, publications, strict=True):
+            if publication is None:
+                self._count_bad_envelope()
+                if not has_place(entry):
+                    continue
+            position = Position(epoch, offset_of(entry))
+            if position.offset != self._announced + 1:
+                self._lose_thread()
+                batch.clear()
+            self._announced = position.offset
+            if publication is None:
+                self._known = max(self._known, position)
+            else:
+                self._link = stamps_of(entry)[0]
+                self._see(position, self._link)
+            batch.append(publication or placeholder(position))
+        for tail in self._tails:
+            if new := [item for item in batch if item.position > tail.start or epoch != tail.start.epoch]:
+                tail.announce(new)
+
+    def _count_bad_envelope(self) -> None:
+        self.bad_envelopes += 1
+        if (count := self.bad_envelopes).bit_count() == 1:  # 1, 2, 4, 8, ...: a stream of them does not fill our log
+            logger.warning("bad_envelope: an entry of the stream %s is not ours, %d so far", self._log, count)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,268 @@
+-- What has to happen at once in Redis. ``__init__.py`` calls it; the operations stand at the end.
+--
+-- KEYS  1 the log, a stream; each entry has one field, v1: "<epoch> <time> <stamp> <previous stamp> <envelope>"
+--       2 its state, a hash: epoch, top, oldest, time, stamp, bytes, trimmed, and the limits of 9 to 12
+--       3 the nodes, a hash; for a publication with an idempotency key that key
+-- ARGV  1 the operation
+--       2 epoch, 3 offset: the newest position that the caller knows   4 offset, 5 stamp: an entry that it has seen
+--       6 a name for an epoch, should one begin now   7 the clock, 8 the wall clock, or "" for the server's own
+--       9 entries, 10 bytes, 11 age that the log may have, 12 how long a key is kept, or "" to leave that as it is
+--       13... what the operation takes
+--
+-- Times are whole microseconds. The stamp is the clock at an entry's append, which no two servers have for one offset,
+-- and the previous one's makes a chain of them; an entry's time never falls. Every operation answers {epoch, oldest,
+-- top, ...}, where oldest is the offset just before the oldest entry held.
+
+local LOG, STATE = KEYS[1], KEYS[2]
+local OVERHEAD = 64 -- bytes of an entry beside its value: MEMORY USAGE of Redis 7.0 says 24 to 400
+local LIMITS = {'history', 'history_bytes', 'history_age', 'idempotency_window'}
+local DEFAULTS = {10000, 64 * 1024 * 1024, 24 * 3600 * 1000000, 300 * 1000000}
+local ABSENT = 5 -- seconds after which a node that says nothing is gone
+
+local function microseconds(given)
+  if given ~= '' then return tonumber(given) end
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local function id(offset)
+  return '0-' .. whole(offset)
+end
+
+local now = microseconds(ARGV[7])
+local known_epoch, known_top = ARGV[2], tonumber(ARGV[3])
+local epoch, top, oldest, time, stamp, bytes, trimmed -- trimmed: the time of the newest publication that was
+local limits = {}
+
+local function load_state()
+  local state = redis.call('HMGET', STATE, 'epoch', 'top', 'oldest', 'time', 'stamp', 'bytes', 'trimmed')
+  epoch, top, oldest, time = state[1], tonumber(state[2] or 0), tonumber(state[3] or 0), tonumber(state[4] or 0)
+  stamp, bytes, trimmed = state[5] or '0', tonumber(state[6] or 0), tonumber(state[7] or -1)
+  local kept = redis.call('HMGET', STATE, unpack(LIMITS))
+  for index, default in ipairs(DEFAULTS) do
+    limits[index] = tonumber(kept[index] or nil) or tonumber(ARGV[8 + index]) or default
+  end
+end
+
+local function save_limits()
+  for index, name in ipairs(LIMITS) do redis.call('HSET', STATE, name, whole(limits[index])) end
+end
+
+local function save_state()
+  redis.call('HSET', STATE, 'epoch', epoch, 'top', whole(top), 'oldest', whole(oldest), 'time', whole(time),
+    'stamp', stamp, 'bytes', whole(bytes), 'trimmed', whole(trimmed))
+end
+
+local function begin_anew()
+  redis.call('XLEN', LOG) -- refuses what is no stream: it is not ours
+  redis.call('UNLINK', LOG, STATE)
+  epoch, top, oldest, time, stamp, bytes, trimmed = ARGV[6], 0, 0, 0, '0', 0, -1
+  save_state()
+  save_limits()
+end
+
+-- An entry's offset, and if it is one of ours its time, stamp and size. Others may have any fields.
+local function parse(entry)
+  local value = #entry[2] == 2 and entry[2][1] == 'v1' and entry[2][2] or ''
+  local its_time, its_stamp = string.match(value, '^%w+ (%d+) (%d+) %d+ ')
+  local size = its_stamp and #value + OVERHEAD or 0
+  return tonumber(string.match(entry[1], '%d+$')), tonumber(its_time or nil), its_stamp, size
+end
+
+local function first_from(offset)
+  return redis.call('XRANGE', LOG, id(offset), '+', 'COUNT', 1)[1]
+end
+
+-- Another program may append to the stream. With an id 0-<offset> that takes a place in the log; behind any other id
+-- nothing of ours could be appended, so it goes. Answers whether there was one.
+local function adopt()
+  local removed = false
+  while true do
+    local foreign = redis.call('XRANGE', LOG, '1-0', '+', 'COUNT', 1000)
+    if #foreign == 0 then break end
+    for _, entry in ipairs(foreign) do redis.call('XDEL', LOG, entry[1]) end
+    removed = true
+  end
+  local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
+  local offset = newest and parse(newest) or 0
+  if offset > top then
+    top = offset
+    save_state()
+  end
+  if removed and redis.pcall('XSETID', LOG, id(top)).err then begin_anew() end
+  return removed
+end
+
+local function trim(checks_age)
+  local history, history_bytes, age = limits[1], limits[2], limits[3]
+  local count, before, gone = redis.call('XLEN', LOG), oldest, {}
+  while checks_age or count > history or (bytes > history_bytes and count > 1) do
+    local entry = first_from(oldest + 1)
+    if not entry then
+      oldest, bytes = top, 0
+      break
+    end
+    local offset, its_time, its_stamp, size = parse(entry)
+    local young = not its_stamp or now - its_stamp <= age
+    oldest = offset - 1
+    if count <= history and (bytes <= history_bytes or count == 1) and young then break end
+    oldest, count, bytes, trimmed = offset, count - 1, math.max(0, bytes - size), its_time or trimmed
+    gone[#gone + 1] = entry[1]
+  end
+  if oldest ~= before then save_state() end
+  for _, name in ipairs(gone) do redis.call('XDEL', LOG, name) end -- XTRIM stops at what was removed in adopt()
+end
+
+local function trim_for_reader()
+  pcall(trim, true) -- with its memory full Redis takes no state, but it can still be read
+end
+
+-- A log that was deleted, or that lacks what the caller has seen, is not the one that it was: a new epoch begins.
+local function check()
+  load_state()
+  if not epoch or (top > 0 and redis.call('EXISTS', LOG) == 0) then
+    begin_anew()
+  elseif known_epoch == epoch and known_top > top then
+    adopt()
+    if known_top > top then begin_anew() end
+  end
+end
+
+-- Nor is one with another entry in the place of one that the caller has seen; or perhaps with another one, where the
+-- caller has doubts: its chain was broken.
+local function check_entry_seen(doubts)
+  if known_epoch ~= epoch or ARGV[5] == '' then return end
+  local entry = redis.call('XRANGE', LOG, id(ARGV[4]), id(ARGV[4]))[1]
+  local _, _, its_stamp = parse(entry or {'', {}})
+  if entry and its_stamp ~= ARGV[5] or doubts and not entry then begin_anew() end
+end
+
+-- At least one entry; as many more as the average so far says that there is room for, a few at a time.
+local function pages(command, from, to, step)
+  local found, size, count, limit, asked = {}, 0, tonumber(ARGV[16]), tonumber(ARGV[17]), 1
+  repeat
+    local chunk = redis.call(command, LOG, id(from), id(to), 'COUNT', asked)
+    for _, entry in ipairs(chunk) do
+      found[#found + 1] = entry
+      for _, text in ipairs(entry[2]) do size = size + #text end
+      from = parse(entry) + step
+    end
+    local done = #chunk < asked or #found >= count or size >= limit
+    asked = math.min(count - #found, 4 * #found, math.ceil((limit - size) * #found / math.max(1, size)))
+  until done
+  return found
+end
+
+-- Who names limits sets them for everyone; a new log has the defaults for those that nobody names.
+local function set_limits()
+  local changed = false
+  for index, given in ipairs({ARGV[9], ARGV[10], ARGV[11], ARGV[12]}) do
+    if given ~= '' and tonumber(given) ~= limits[index] then
+      limits[index], changed = tonumber(given), true
+    end
+  end
+  if changed then save_limits() end
+end
+
+local operations = {}
+
+-- 13 envelope, 14 digest of the publication or "". Answers {.., epoch, offset, stamp} of the publication, without a stamp
+-- if it was there already, or {.., "reused"}.
+function operations.publish()
+  local envelope, digest, window = ARGV[13], ARGV[14], limits[4]
+  if digest ~= '' then
+    local kept = redis.call('GET', KEYS[3]) or ''
+    local its_digest, its_epoch, offset, expires = string.match(kept, '^(%x+) (%w+) (%d+) (%d+)$')
+    if its_digest and tonumber(expires) > now then
+      if its_digest ~= digest then return {epoch, oldest, top, 'reused'} end
+      return {epoch, oldest, top, its_epoch, tonumber(offset), ''}
+    end
+  end
+  local value
+  local function append()
+    time = math.max(time, microseconds(ARGV[8]))
+    value = table.concat({epoch, whole(time), whole(now), stamp, envelope}, ' ')
+    return redis.pcall('XADD', LOG, '0-*', 'v1', value)
+  end
+  local added = append()
+  if added.err and adopt() then added = append() end
+  if added.err then return added end
+  local offset = tonumber(string.match(added, '%d+$'))
+  if offset <= top then -- it was deleted, and made again by another program
+    begin_anew()
+    append()
+    offset = 1
+  end
+  top, stamp, bytes = offset, whole(now), bytes + #value + OVERHEAD
+  save_state()
+  trim(false)
+  if digest ~= '' then
+    local kept = digest .. ' ' .. epoch .. ' ' .. whole(offset) .. ' ' .. whole(now + window)
+    redis.call('SET', KEYS[3], kept, 'PX', whole(math.max(1, window / 1000)))
+  end
+  return {epoch, oldest, top, epoch, offset, stamp}
+end
+
+-- 13 the node that looks or "", 14 its subscribers, 15 1 if it has doubts. Its limits are those of all from now on.
+-- Answers {.., the subscribers of all others}.
+function operations.look()
+  check_entry_seen(ARGV[15] == '1')
+  set_limits()
+  adopt()
+  trim_for_reader()
+  local others = 0
+  if ARGV[13] ~= '' then
+    local seconds = redis.call('TIME')[1]
+    local said = redis.pcall('HSET', KEYS[3], ARGV[13], ARGV[14] .. ' ' .. seconds)
+    if type(said) == 'table' and not string.find(said.err, '^OOM') then return said end
+    local nodes = redis.call('HGETALL', KEYS[3])
+    for index = 1, #nodes, 2 do
+      local count, heard = string.match(nodes[index + 1], '^(%d+) (%d+)$')
+      if not count or math.abs(seconds - heard) > ABSENT then
+        redis.call('HDEL', KEYS[3], nodes[index])
+      elseif nodes[index] ~= ARGV[13] then
+        others = others + count
+      end
+    end
+  end
+  return {epoch, oldest, top, others}
+end
+
+-- Behind 13 epoch and 14 offset, up to 15 offset, about 16 entries or 17 bytes. Answers {.., the offset behind which it
+-- really began, entries}.
+function operations.page()
+  trim_for_reader()
+  local after = ARGV[13] == epoch and math.max(oldest, tonumber(ARGV[14])) or oldest
+  return {epoch, oldest, top, after, pages('XRANGE', after + 1, math.min(top, tonumber(ARGV[15])), 1)}
+end
+
+-- From 15 offset down, newest first, about 16 entries or 17 bytes. Answers {.., entries}.
+function operations.newest()
+  trim_for_reader()
+  return {epoch, oldest, top, pages('XREVRANGE', math.min(top, tonumber(ARGV[15])), oldest + 1, -1)}
+end
+
+-- 13 a time. Answers {.., the offset before the first publication at or after it, 1 if none of those is trimmed}.
+function operations.since()
+  trim_for_reader()
+  local wanted, low, high = tonumber(ARGV[13]), oldest + 1, top + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local entry = first_from(middle)
+    local offset, its_time
+    while entry do
+      offset, its_time = parse(entry)
+      if its_time then break end
+      entry = first_from(offset + 1)
+    end
+    if its_time and its_time < wanted then low = offset + 1 else high = middle end
+  end
+  return {epoch, oldest, top, low - 1, wanted > trimmed and 1 or 0}
+end
+
+check()
+return operations[ARGV[1]]()

@@ -1,0 +1,424 @@
+"""Redis is killed, frozen, cut off and replaced under nodes that serve: everyone gets everything once, or is told."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from itertools import count as numbers
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+from redis import Redis
+
+from sse_app.brokers import open_broker
+from sse_app.errors import BrokerError
+from sse_app.events import Event
+from sse_app.publication import Publication
+from tests.chaos.client import Answer, Connection, Stream, offset_of, publish_all
+from tests.chaos.conftest import Server, count
+from tests.chaos.launch import launched, nothing_for
+from tests.chaos.proxy import Proxy, proxy_to
+from tests.redis_server import HOST, RedisServer, StartRedis
+
+ANSWERED = 2.0  # seconds in which a publisher is answered, whatever the broker does
+BACK = 5.0  # seconds in which everyone is back after the broker is
+NOTICED = 10.0  # seconds in which a silent connection is noticed
+DRAIN = 3
+
+Start = Callable[..., Awaitable[Server]]
+
+
+@pytest.fixture
+def redis(start_redis: StartRedis) -> Iterator[RedisServer]:
+    """A server to be ill-treated. What it acknowledges is on its disk, so that a kill loses nothing."""
+    server = start_redis("--appendonly", "yes", "--appendfsync", "always")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Start]:
+    """Starts nodes; they may log that the broker is away."""
+    with ExitStack() as stack:
+
+        async def start(url: str, *flags: str) -> Server:
+            starting = launched(tmp_path / "log", "--broker", url, "--drain", str(DRAIN), *flags)
+            return await asyncio.to_thread(stack.enter_context, starting)
+
+        yield start
+
+
+async def both(node: Start, redis: RedisServer, proxy: Proxy, *flags: str) -> tuple[Server, Server]:
+    """Two nodes that share a log, one of them through the proxy."""
+    near = redis.url()
+    far = near.replace(str(redis.port), str(proxy.port))
+    return await asyncio.gather(node(near, *flags), node(far, *flags))
+
+
+async def post(server: Server, body: str, **headers: str) -> Answer:
+    async with await Connection.open(server.port) as connection:
+        return await connection.request("POST", "/broadcast", body.encode(), **headers)
+
+
+async def ready(server: Server) -> bool:
+    async with await Connection.open(server.port) as connection:
+        return (await connection.request("GET", "/readyz")).status == 200
+
+
+async def until_ready(*servers: Server, ready_is: bool = True) -> float:
+    """Seconds until all are ready again, or are not any more."""
+    begun = perf_counter()
+    for server in servers:
+        while await ready(server) != ready_is:  # noqa: ASYNC110  # it is another process
+            await asyncio.sleep(0.02)
+    return perf_counter() - begun
+
+
+class Publisher:
+    """Publishes through one node, again and again, and keeps what it was answered."""
+
+    def __init__(self, server: Server) -> None:
+        self.acknowledged: list[str] = []
+        self.statuses: set[int] = set()
+        self.slowest = 0.0  # seconds
+        self._server = server
+
+    async def run(self) -> None:
+        for number in numbers():
+            begun = perf_counter()
+            answer = await post(self._server, str(number))
+            self.slowest = max(self.slowest, perf_counter() - begun)
+            self.statuses.add(answer.status)
+            if answer.status == 200:
+                self.acknowledged.append(answer.json["id"])
+            else:
+                await asyncio.sleep(0.02)  # it was told to try again
+
+    async def acknowledges_more(self) -> None:
+        before = len(self.acknowledged)
+        while len(self.acknowledged) == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def publishing(server: Server) -> AsyncIterator[Publisher]:
+    publisher = Publisher(server)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(publisher.run())
+        await publisher.acknowledges_more()
+        yield publisher
+        task.cancel()
+
+
+@asynccontextmanager
+async def listening(*servers: Server) -> AsyncIterator[list[Stream]]:
+    """A stream from each, read all the time."""
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(await Stream.open(server.port)) for server in servers]
+        for stream in streams:
+            await stream.until(lambda stream=stream: bool(stream.events))  # type: ignore[misc]
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        for stream in streams:
+            stack.callback(tasks.create_task(stream.to_the_end()).cancel)
+        yield streams
+
+
+async def until(condition: Callable[[], bool]) -> float:
+    """Seconds that it took. What is waited for comes by another task of the test."""
+    begun = perf_counter()
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return perf_counter() - begun
+
+
+def assert_whole(stream: Stream, acknowledged: list[str]) -> None:
+    """Everything acknowledged is in it, and no publication is missing, twice or out of order."""
+    assert not stream.of_type("gap")
+    first = stream.offsets[0]
+    assert stream.offsets == list(range(first, first + len(stream.offsets)))
+    ids = {event.id for event in stream.events}
+    assert ids.issuperset(acknowledged)
+
+
+def has(stream: Stream, id: str) -> Callable[[], bool]:
+    return lambda: any(event.id == id and event.type == "message" for event in reversed(stream.events))
+
+
+# --- H1 ---
+
+
+async def test_redis_is_killed_and_started_again_and_again(redis: RedisServer, node: Start) -> None:
+    url = redis.url()
+    servers = await asyncio.gather(node(url), node(url))
+    slowest_back = 0.0
+    async with listening(*servers) as streams, publishing(servers[0]) as publisher:
+        for _ in range(count(ci=2, full=50)):
+            redis.kill()
+            await until_ready(*servers, ready_is=False)
+            publisher.statuses.clear()
+            await nothing_for(count(ci=1, full=5))
+            await until(lambda: bool(publisher.statuses))
+            assert publisher.statuses == {503}
+            redis.start()
+            slowest_back = max(slowest_back, await until_ready(*servers))
+            await publisher.acknowledges_more()
+            for stream in streams:
+                await until(has(stream, publisher.acknowledged[-1]))
+        newest = publisher.acknowledged[-1]
+        for stream in streams:
+            await until(has(stream, newest))
+    print(f"back after {slowest_back:.2f} s, slowest answer {publisher.slowest:.2f} s")
+    assert publisher.slowest <= ANSWERED
+    assert slowest_back <= BACK
+    for stream in streams:
+        assert_whole(stream, publisher.acknowledged[: publisher.acknowledged.index(newest)])
+
+
+# --- H2 ---
+
+
+async def test_a_silent_connection_is_noticed_and_left(redis: RedisServer, node: Start) -> None:
+    async with proxy_to(redis.port) as proxy:
+        near, far = await both(node, redis, proxy)
+        async with listening(far) as (stream,):
+            await post(near, "before")
+            proxy.hold()
+            noticed = await until_ready(far, ready_is=False)
+            begun = perf_counter()
+            refused = await post(far, "lost")
+            taken = perf_counter() - begun
+            await post(near, "meanwhile")
+            await nothing_for(count(ci=1, full=30))
+            proxy.release()
+            proxy.cut()  # as the other end would, that has long forgotten the connection
+            back = await until_ready(far)
+            assert (await post(far, "after")).status == 200
+            await until(lambda: any(event.data == "after" for event in stream.events))
+    print(f"noticed after {noticed:.1f} s, answered after {taken:.2f} s, back after {back:.1f} s")
+    assert noticed <= NOTICED
+    assert taken <= ANSWERED
+    assert refused.status in (503, 504)
+    assert refused.json["code"] in ("broker_unavailable", "outcome_unknown")
+    assert back <= BACK
+    assert_whole(stream, [])
+    assert [event.data for event in stream.events if event.data in ("before", "meanwhile", "after")] == [
+        "before",
+        "meanwhile",
+        "after",
+    ]
+
+
+# --- H3, H7 ---
+
+
+@pytest.mark.parametrize("history", [10_000, 100], ids=["all is held", "most is trimmed"])
+async def test_a_node_that_was_cut_off_gets_what_it_missed_or_a_gap(
+    redis: RedisServer, node: Start, history: int
+) -> None:
+    missed = 1_000
+    async with proxy_to(redis.port) as proxy:
+        near, far = await both(node, redis, proxy, "--history", str(history))
+        async with listening(near, far) as (whole, stream):
+            await post(near, "before")
+            await until(lambda: bool(stream.offsets))
+            proxy.closed = True
+            proxy.cut()
+            await until_ready(far, ready_is=False)
+            await publish_all(near.port, [b"x"] * missed)
+            await nothing_for(count(ci=0, full=30))
+            proxy.closed = False
+            back = await until_ready(far)
+            last = (await post(far, "after")).json["id"]
+            seconds = back + await until(has(stream, last))
+            await until(has(whole, last))
+    print(f"back after {back:.1f} s, all of it after {seconds:.1f} s")
+    assert seconds <= BACK
+    assert_whole(whole, [last])
+    if history > missed:
+        assert_whole(stream, [last])
+        assert len(stream.offsets) == missed + 2
+    else:
+        (gap,) = stream.of_type("gap")
+        told = json.loads(gap.data or "")
+        assert told["reason"] == "trimmed"
+        first = offset_of(told["oldest"])
+        assert stream.offsets == [1, *range(first, missed + 3)]
+
+
+# --- H4 ---
+
+
+async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twice(
+    redis: RedisServer, node: Start
+) -> None:
+    async with proxy_to(redis.port) as proxy:
+        near, far = await both(node, redis, proxy)
+        async with listening(near, far) as streams:
+            proxy.deaf = True
+            begun = perf_counter()
+            answer = await post(far, "once", idempotency_key="k")
+            taken = perf_counter() - begun
+            proxy.deaf = False
+            proxy.cut()
+            await until_ready(far)
+            again = await post(far, "once", idempotency_key="k")
+            last = await post(near, "last")
+            for stream in streams:
+                await until(has(stream, last.json["id"]))
+    assert (answer.status, answer.json["code"]) == (504, "outcome_unknown")
+    assert taken <= ANSWERED
+    assert again.status == 200
+    for stream in streams:
+        assert [event.id for event in stream.events if event.data == "once"] == [again.json["id"]]
+        assert_whole(stream, [last.json["id"]])
+
+
+# --- H6 ---
+
+
+@asynccontextmanager
+async def replicated(redis: RedisServer, replica: RedisServer) -> AsyncIterator[Proxy]:
+    """The proxy between a master and its replica."""
+    async with proxy_to(redis.port) as proxy:
+        with replica.client() as client:
+            client.replicaof(HOST, str(proxy.port))
+            await asyncio.to_thread(until_replicating, client)
+            yield proxy
+
+
+def until_replicating(client: Redis) -> None:
+    while client.info("replication")["master_link_status"] != "up":
+        pass
+
+
+async def test_a_failover_that_lacks_entries_is_told_to_everyone(
+    redis: RedisServer, start_redis: StartRedis, node: Start
+) -> None:
+    replica = start_redis("--appendonly", "yes")
+    async with proxy_to(redis.port) as address, replicated(redis, replica) as link:
+        url = redis.url(port=address.port)
+        servers = await asyncio.gather(node(url), node(url))
+        async with listening(*servers) as streams:
+            await publish_all(servers[0].port, [b"x"] * 200)
+            with redis.client() as master:
+                await asyncio.to_thread(master.wait, 1, 10_000)
+            link.hold()
+            await publish_all(servers[1].port, [b"lost"] * 100)
+            for stream in streams:
+                await until(lambda stream=stream: len(stream.offsets) == 300)  # type: ignore[misc]
+            async with publishing(servers[1]) as publisher:
+                redis.kill()
+                with replica.client() as client:
+                    client.replicaof("NO", "ONE")
+                address.upstream = replica.port
+                address.cut()
+                await publisher.acknowledges_more()
+            back = await until_ready(*servers)
+            last = (await post(servers[0], "last")).json["id"]
+            for stream in streams:
+                await until(has(stream, last))
+    old, new = streams[0].events[1].id or "", last
+    assert old.partition("-")[0] != new.partition("-")[0]
+    assert back <= BACK
+    for stream in streams:
+        (gap,) = stream.of_type("gap")
+        assert json.loads(gap.data or "")["reason"] == "epoch"
+        before, after = split_at(stream, gap)
+        assert before[:300] == list(range(1, 301))
+        assert after == list(range(1, offset_of(last) + 1)), "all of the new log, from its first"
+
+
+def split_at(stream: Stream, gap: Event) -> tuple[list[int], list[int]]:
+    index = stream.events.index(gap)
+    sides = stream.events[:index], stream.events[index:]
+    before, after = ([offset_of(event.id or "") for event in side if event.type == "message"] for side in sides)
+    return before, after
+
+
+async def test_sentinels_name_the_master_and_the_next_one(
+    redis: RedisServer, start_redis: StartRedis, tmp_path: Path
+) -> None:
+    replica = start_redis("--appendonly", "yes")
+    with replica.client() as client:
+        client.replicaof(HOST, str(redis.port))
+        await asyncio.to_thread(until_replicating, client)
+    settings = tmp_path / "sentinel.conf"
+    settings.write_text(
+        f"sentinel monitor ours {HOST} {redis.port} 1\n"
+        "sentinel down-after-milliseconds ours 500\n"
+        "sentinel failover-timeout ours 2000\n"
+    )
+    sentinel = start_redis("--sentinel", file=settings)
+    with sentinel.client() as client:
+        await asyncio.to_thread(until_it_knows_the_replica, client)
+    async with open_broker(f"redis+sentinel://{HOST}:1,{HOST}:{sentinel.port}/ours?prefix=x") as broker:
+        tail = broker.tail()
+        before = await broker.publish(Event("before"))
+        with redis.client() as master:
+            await asyncio.to_thread(master.wait, 1, 10_000)
+        redis.kill()
+        async with asyncio.timeout(30):
+            position = None
+            while position is None:
+                try:
+                    position = await broker.publish(Event("after"), key="k")
+                except BrokerError:
+                    await asyncio.sleep(0.1)
+            assert position == before.next(), "nothing was lost"
+            announced: list[Publication] = []
+            while len(announced) < 2:
+                announced += await anext(tail)
+        assert [item.event.data for item in announced] == ["before", "after"]
+    sentinel.kill()
+
+
+def until_it_knows_the_replica(client: Redis) -> None:
+    while client.sentinel_master("ours")["num-slaves"] != 1:  # type: ignore[index]
+        pass
+
+
+# --- G1, M4: the node's own end ---
+
+
+async def test_a_node_is_killed_under_load_and_loses_nothing_acknowledged(redis: RedisServer, node: Start) -> None:
+    url, flags = redis.url(), ("--history", "1000000")
+    observer = await node(url, *flags)
+    acknowledged: list[str] = []
+    async with listening(observer) as (stream,):
+        for _ in range(count(ci=3, full=100)):
+            victim = await node(url, *flags)
+            publishers = [Publisher(victim) for _ in range(8)]
+            running = [asyncio.create_task(publisher.run()) for publisher in publishers]
+            await until(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
+            victim.kill()
+            await asyncio.wait(running)  # their connections broke
+            assert all(isinstance(task.exception(), ConnectionError) for task in running)
+            for publisher in publishers:
+                assert publisher.acknowledged == sorted(publisher.acknowledged, key=offset_of)
+                acknowledged += publisher.acknowledged
+        last = (await post(observer, "last")).json["id"]
+        await until(has(stream, last))
+        epoch = last.partition("-")[0]
+        async with await Stream.open(observer.port, f"{epoch}-0") as replay:
+            await replay.until(has(replay, last))
+    for each in (stream, replay):
+        assert_whole(each, acknowledged)
+        assert each.offsets[0] == 1
+    print(f"{len(acknowledged)} acknowledged")
+
+
+async def test_sigterm_ends_a_node_whose_broker_is_away(redis: RedisServer, node: Start) -> None:
+    server = await node(redis.url())
+    async with listening(server) as (stream,):
+        redis.freeze()
+        await until_ready(server, ready_is=False)
+        begun = perf_counter()
+        server.terminate()
+        await server.exit_code()
+        taken = perf_counter() - begun
+        await until(lambda: stream.over)
+    redis.thaw()
+    print(f"ended after {taken:.1f} s")
+    assert stream.of_type("bye")
+    assert taken <= DRAIN + 2
