@@ -95,7 +95,9 @@ class Config:
 
     host: str = _text("127.0.0.1", "Address to listen on.", "an address or host name")
     port: int = _count(8000, "Port to listen on; 0 takes a free one.", 0, 65535)
-    broker: str = _text("memory://", "Who keeps the log.", "a URL: memory://, sqlite:///hub.db")
+    broker: str = _text(
+        "memory://", "Who keeps the log.", "a URL: memory://, sqlite:///hub.db, redis://host, nats://host", secret=True
+    )
     recover: bool = _setting(False, "Set a damaged log file aside and begin a new log.", _truth, "true or false")
     workers: int = _count(1, "Processes; more than 1 needs a log that processes can share.", 1, 1024)
     allowed_hosts: tuple[str, ...] = _list(
@@ -148,7 +150,7 @@ class Config:
         if self.workers > 1 and self.broker.startswith("memory:"):
             raise ConfigError(
                 "workers is 1 with broker memory://, whose log lives in one process; "
-                "more need one they can share, such as sqlite:///hub.db."
+                "more need one they can share, such as sqlite:///hub.db or redis://localhost."
             )
         if self.recover and not self.broker.startswith("sqlite:"):
             raise ConfigError("recover is for a log in a file, such as broker sqlite:///hub.db.")

@@ -572,6 +572,8 @@ class Hub:
             "filters": len(self._groups),
             "draining": self.draining,
             "log_top_offset": self._delivered.offset,
+            "subscribers_elsewhere": self.broker.subscribers_elsewhere,
+            "bad_envelopes": self.broker.bad_envelopes,
         }
 
 

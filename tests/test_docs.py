@@ -22,7 +22,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from contextlib import chdir
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -51,12 +51,14 @@ from sse_app.pytest_plugin import HubServer
 from sse_app.subscriber import CloseReason
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 PAGES = [CHECKOUT / name for name in ("README.md", "CHANGELOG.md")] + sorted((CHECKOUT / "docs").glob("*.md"))
 PATIENCE = 20.0  # seconds until what does not come is missed
 NODE = Path(playwright.__file__).parent / "driver" / "node"  # JavaScript's syntax is checked by the one that is here
 SHOWN_ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):8000")
 SUMMARY = re.compile(r"published in \d+\.\d s, [\d,]+/s")
 CLIENTS = re.compile(r"\bsse-app (listen|publish|stats|completion)\b")
+SHOWN_BROKERS = {"redis://localhost:6379/0": "redis_world", "nats://localhost:4222": "nats_world"}
 EPOCH = re.compile(r"\b[0-9a-f]{12}(?=-\d)")
 
 
@@ -323,7 +325,9 @@ class Session:
                 assert find_spec("tests.__main__"), where
                 assert all(word == "--lint" or (CHECKOUT / word).is_file() for word in arguments), where
             case ["python3", "-m", "pip", "install", ".", *_]:
-                assert (CHECKOUT / "pyproject.toml").is_file()
+                pass
+            case ["python3", "-m", "pip", "install", extra] if extra.startswith(".["):
+                assert extra[2:-1] in PROJECT["optional-dependencies"], where
             case ["python3", "-m", "pytest", name]:
                 self._run([sys.executable, "-m", "pytest", "-q", name], where)
                 self._unused -= {name, "conftest.py"}
@@ -503,9 +507,18 @@ class _Scripts(HTMLParser):
             self.scripts.append(data)
 
 
+def on_real_brokers(block: Block, request: pytest.FixtureRequest) -> Block:
+    """With the URLs of servers that run, where a page shows those of Redis and NATS."""
+    text = block.text
+    for shown, world in SHOWN_BROKERS.items():
+        if shown in text:
+            text = text.replace(shown, request.getfixturevalue(world).url)
+    return replace(block, text=text)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_is_what_happens(page: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    found = blocks(page)
+    found = [on_real_brokers(block, request) for block in blocks(page)]
     if any("curl" in block.text for block in found if block.language == "console") and not shutil.which("curl"):
         pytest.skip("curl is not installed")
 

@@ -259,18 +259,19 @@ async def test_these_commands_and_keys_are_all_that_it_needs(own_server: RedisSe
 
 async def test_all_nodes_hear_the_same_each_once(url: str) -> None:
     """Also the node that published: from the stream, and not besides."""
-    number = 2_000
+    publishers, each = 10, 334
+    number = 3 * publishers * each
     async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(RedisBroker(url)) for _ in range(3)]
+        nodes = [await stack.enter_async_context(RedisBroker(url, history=number)) for _ in range(3)]
         tails = [node.tail() for node in nodes]
 
         async def publisher(node: RedisBroker) -> None:
-            for _ in range(number // 30):
+            for _ in range(each):
                 await node.publish(Event("x"))
 
-        await asyncio.gather(*(publisher(node) for node in nodes for _ in range(10)))
-        heard = [await take(tail, number // 30 * 30) for tail in tails]
-    assert [item.position.offset for item in heard[0]] == list(range(1, number // 30 * 30 + 1))
+        await asyncio.gather(*(publisher(node) for node in nodes for _ in range(publishers)))
+        heard = [await take(tail, number) for tail in tails]
+    assert [item.position.offset for item in heard[0]] == list(range(1, number + 1))
     assert heard[0] == heard[1] == heard[2]
 
 

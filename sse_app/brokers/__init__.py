@@ -57,6 +57,7 @@ class Broker(Protocol):
     durability: Durability
     subscribers_here: int  # the hub keeps it up to date
     subscribers_elsewhere: int  # on the other nodes, as far as they said; seconds old
+    bad_envelopes: int  # entries that the tail met and that are not ours, or of another version
 
     async def __aenter__(self) -> Self: ...
 

@@ -46,6 +46,7 @@ class MemoryBroker:
     """
 
     durability: Durability = "none"
+    bad_envelopes = 0  # nobody else writes here
 
     def __init__(
         self,

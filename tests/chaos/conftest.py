@@ -23,6 +23,12 @@ def count(ci: int, full: int) -> int:
     return full if FULL else ci
 
 
+def assert_in_time(what: str, seconds: float, promised: float) -> None:
+    """Show a time that is promised, and hold it to that in a full run, for which the machine has to be quiet."""
+    print(f"{what}: {seconds:.2f} s of {promised:g} s")
+    assert not FULL or seconds <= promised
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:

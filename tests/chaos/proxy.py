@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
-from random import Random
+from random import Random, choice
 
 from tests.chaos.client import HOST
 
@@ -54,11 +54,13 @@ def after_the_first_block(seen: bytes) -> int | None:
 
 class Proxy:
     """Set ``recut`` and ``limit`` before a connection is made; ``port`` is where it listens. The first connections have
-    the ``limits``, one each. While ``closed`` is set nobody gets through, while ``deaf`` is set no answer comes back.
+    the ``limits``, one each. A connection goes to any of the ``upstreams``, which are ports.
+
+    While ``closed`` is set nobody gets through, while ``deaf`` is set no answer comes back.
     """
 
     def __init__(self, upstream: int, limits: Iterable[Limit] = ()) -> None:
-        self.upstream = upstream
+        self.upstreams = [upstream]
         self.port = 0
         self.recut: Recut = unchanged
         self.limit: Limit = no_limit
@@ -95,7 +97,7 @@ class Proxy:
             writer.close()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(HOST, self.upstream)
+        server_reader, server_writer = await asyncio.open_connection(HOST, choice(self.upstreams))
         up = asyncio.create_task(self._up(reader, server_writer, self.recut))
         try:
             await self._down(server_reader, writer, self.recut, next(self.limits, self.limit))

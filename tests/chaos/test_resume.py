@@ -65,7 +65,7 @@ async def _replayed(proxy: Proxy, publisher: Connection, cursor: str) -> bool:
     """Resume at the cursor, and again where that was cut. Returns whether it was."""
     async with await Stream.open(proxy.port, cursor) as first:
         await first.until(lambda: first.over or len(first.offsets) == 3)
-    async with await Stream.open(proxy.upstream, first.cursor) as second:
+    async with await Stream.open(proxy.upstreams[0], first.cursor) as second:
         await second.until_offset(4)
     assert first.offsets + second.offsets == [2, 3, 4]
     assert not first.of_type("gap") + second.of_type("gap")
@@ -80,7 +80,7 @@ async def _live(proxy: Proxy, publisher: Connection, cursor: str) -> bool:
         await first.until(lambda: first.over or len(first.offsets) == 3)
     if not first.cursor:  # it was cut off before it had a cursor, and so before they were published
         return True
-    async with await Stream.open(proxy.upstream, first.cursor) as second:
+    async with await Stream.open(proxy.upstreams[0], first.cursor) as second:
         await second.until(lambda: second.cursor == ids[-1])
     assert [event.id for event in first.events + second.events if event.type == "message"] == ids
     assert not first.of_type("gap") + second.of_type("gap")

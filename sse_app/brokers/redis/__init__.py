@@ -128,7 +128,7 @@ class RedisBroker:
         self._stack = AsyncExitStack()
         self.durability: Durability = "none"
         self.subscribers_here = self.subscribers_elsewhere = 0
-        self.bad_envelopes = 0  # entries in the tail that were not ours, or of another version
+        self.bad_envelopes = 0
 
     # Life
 

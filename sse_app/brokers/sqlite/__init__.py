@@ -71,6 +71,7 @@ class SQLiteBroker:
     """
 
     subscribers_here = 0
+    bad_envelopes = 0  # whoever writes other rows into our table has damaged it
 
     def __init__(
         self,

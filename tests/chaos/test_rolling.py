@@ -1,0 +1,122 @@
+"""Three nodes behind a load balancer are restarted, one after the other, under clients that notice nothing (M5)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+from signal import SIGTERM
+
+import httpx
+import pytest
+
+from sse_app.client import Client
+from sse_app.errors import Gap
+from tests.chaos.client import HOST, Connection, offset_of, stats
+from tests.chaos.conftest import Server, count
+from tests.chaos.launch import launched
+from tests.chaos.proxy import Proxy, proxy_to
+from tests.redis_server import RedisServer
+
+NODES = 3
+RATE = 10  # publications a second
+LOOK = 0.05  # seconds between two looks of the load balancer at its nodes
+
+Start = Callable[[], Awaitable[Server]]
+
+
+@pytest.fixture
+def node(redis_server: RedisServer, tmp_path: Path) -> Iterator[Start]:
+    """Starts nodes of one hub. None of them may log anything."""
+    flags = "--broker", redis_server.url(), "--drain", str(count(ci=1, full=5))
+    with ExitStack() as stack:
+
+        async def start() -> Server:
+            return await asyncio.to_thread(stack.enter_context, launched(tmp_path / "log", *flags))
+
+        yield start
+    assert (tmp_path / "log").read_text() == ""
+
+
+class Listener:
+    """Comes back by itself wherever the load balancer sends it."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.gaps: list[Gap] = []
+
+    async def run(self, url: str, http: httpx.AsyncClient) -> None:
+        async with Client(url, http=http) as client:
+            async for event in client.listen(on_gap=self.gaps.append):
+                self.offsets.append(offset_of(event.id or ""))
+
+
+async def ready(server: Server) -> bool:
+    try:
+        async with await Connection.open(server.port) as connection:
+            return (await connection.request("GET", "/readyz")).status == 200
+    except ConnectionError:
+        return False
+
+
+@asynccontextmanager
+async def balanced(servers: list[Server]) -> AsyncIterator[Proxy]:
+    """A load balancer as `docs/scaling.md` asks for: it sends connections to the nodes that say that they are ready."""
+
+    async def look(balancer: Proxy) -> None:
+        while True:
+            balancer.upstreams = [server.port for server in list(servers) if await ready(server)]
+            await asyncio.sleep(LOOK)
+
+    async with proxy_to(servers[0].port) as balancer, asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(look(balancer))
+        yield balancer
+        task.cancel()
+
+
+async def publish_steadily(client: Client, published: list[int], enough: asyncio.Event) -> None:
+    while not enough.is_set():
+        published.append(offset_of((await client.publish(len(published))).id))
+        await asyncio.sleep(1 / RATE)
+
+
+async def until_all_listen(server: Server, number: int) -> None:
+    while (await stats(server.port))["subscribers"] != number:  # noqa: ASYNC110  # they are other processes
+        await asyncio.sleep(LOOK)
+
+
+async def restart_each(servers: list[Server], node: Start, listeners: int) -> None:
+    for index in range(NODES):
+        servers[index].terminate()
+        assert await servers[index].exit_code() in (0, -SIGTERM)
+        servers[index] = await node()
+        await until_all_listen(servers[index], listeners)
+
+
+async def test_a_rolling_restart_is_felt_by_nobody(node: Start) -> None:
+    listeners = [Listener() for _ in range(count(ci=60, full=300))]
+    servers = [await node() for _ in range(NODES)]
+    published: list[int] = []
+    enough = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        balancer = await stack.enter_async_context(balanced(servers))
+        url = f"http://{HOST}:{balancer.port}"
+        limits = httpx.Limits(max_connections=None)
+        http = await stack.enter_async_context(httpx.AsyncClient(limits=limits, verify=False))
+        client = await stack.enter_async_context(Client(url, http=http))
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        for listener in listeners:
+            stack.callback(tasks.create_task(listener.run(url, http)).cancel)
+        await until_all_listen(servers[0], len(listeners))
+        publishing = tasks.create_task(publish_steadily(client, published, enough))
+        for _ in range(count(ci=1, full=10)):
+            await restart_each(servers, node, len(listeners))
+        enough.set()
+        await publishing
+        last = offset_of((await client.publish("last")).id)
+        while any(last not in listener.offsets[-1:] for listener in listeners):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK)
+    assert published == list(range(1, last)), "each once, though some were sent again"
+    for listener in listeners:
+        assert listener.offsets == list(range(1, last + 1))
+        assert listener.gaps == []
+    print(f"{last} publications, {len(listeners)} listeners, lost 0, doubled 0, gaps 0")
