@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app import __version__
+from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
 from sse_app.commands.listen import listen
 from sse_app.commands.publish import publish
@@ -30,8 +31,8 @@ def commands() -> None:
     """A Server-Sent Events hub. Without a command it serves."""
 
 
-for client in (listen, publish, stats, completion):
-    commands.add_command(client)
+for command in (listen, publish, stats, completion, bench_log):
+    commands.add_command(command)
 
 
 def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -283,7 +283,8 @@ class Session:
         assert block.text.count("{") == block.text.count("}"), block.where
         if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
             file = self._directory / "nginx.conf"
-            file.write_text(f"pid {self._directory}/pid; events {{}} http {{ server {{ {block.text} }} }}")
+            http = block.text if "server {" in block.text else f"server {{ {block.text} }}"
+            file.write_text(f"pid {self._directory}/pid; events {{}} http {{ {http} }}")
             self._run([nginx, "-t", "-q", "-c", str(file), "-e", str(self._directory / "log")], block.where)
 
     def _text(self, block: Block) -> None:
@@ -312,6 +313,8 @@ class Session:
                 (self._listen if stream else self._ask)(command, shown, where)
             case ["sse-app", "bench", *flags]:
                 self._bench(flags, where)
+            case ["sse-app", "bench-log", *arguments]:
+                commands.commands["bench-log"].make_context("bench-log", arguments)  # understood, but not run, as bench
             case ["sse-app", "doctor", url, *flags]:
                 self._doctor(url, flags, shown, where)
             case ["sse-app", "serve", "--help"]:

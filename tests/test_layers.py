@@ -34,7 +34,7 @@ FLOORS = (
     ("server",),
     ("workers",),
     ("commands", "commands.posting"),
-    ("commands.completion", "commands.listen", "commands.publish", "commands.stats"),
+    ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("cli",),
     ("testing",),
     ("pytest_plugin",),

@@ -1,4 +1,4 @@
-"""The commands that are clients of a hub: what they share. Each has a module of its own."""
+"""The commands, each in a module of its own, and what those that are clients of a hub share."""
 
 import asyncio
 import os

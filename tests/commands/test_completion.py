@@ -25,7 +25,7 @@ def test_an_unknown_shell_is_refused() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("sse-app ", {"serve", "listen", "publish", "stats", "completion", "bench", "doctor"}),
+        ("sse-app ", {"serve", "listen", "publish", "stats", "completion", "bench", "bench-log", "doctor"}),
         ("sse-app listen --la", {"--last", "--last-event-id"}),
     ],
 )
