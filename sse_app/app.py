@@ -126,6 +126,7 @@ class Hub(hub.Hub):
             queue_size=config.queue,
             queue_bytes=config.queue_bytes,
             heartbeat=config.heartbeat,
+            retry=(config.retry_min, config.retry_max),
             max_subscribers=config.max_subscribers,
             drain=config.drain,
         )

@@ -118,6 +118,8 @@ class Config:
         False, "Listen beyond loopback though anyone may publish.", _truth, "true or false"
     )
     heartbeat: float = _seconds(15.0, "Between two comments on an idle stream.", 0.1, 3600)
+    retry_min: float = _seconds(2.0, "After a stream's end clients wait at least so long.", 0.001, 3600)
+    retry_max: float = _seconds(5.0, "And at most so long, each a random time.", 0.001, 3600)
     history: int = _count(10_000, "Publications that the log holds.", 1, 100_000_000)
     history_age: float = _seconds(86400.0, "How long it holds them.", 1, 10 * 365 * 86400)
     history_bytes: int = _size(64 * 1024**2, "How many bytes of them.", 1024, 2**40)
@@ -154,6 +156,8 @@ class Config:
             )
         if self.recover and not self.broker.startswith("sqlite:"):
             raise ConfigError("recover is for a log in a file, such as broker sqlite:///hub.db.")
+        if self.retry_min > self.retry_max:
+            raise ConfigError("retry_min is at most retry_max; in between, each client's reconnection time is random.")
         if self.publish_key is not None and not re.fullmatch(r"[\x21-\x7e]{16,256}", self.publish_key):
             raise ConfigError("publish_key is 16 to 256 visible ASCII characters (try: openssl rand -hex 16).")
         if not self.publish_key and not self.allow_open_publish and not is_loopback(self.host):

@@ -99,6 +99,7 @@ class Hub:
     """Start it with ``async with hub:``, or with ``lifespan=hub.lifespan`` in a Starlette or FastAPI app.
 
     ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
+    ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
     ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take.
     """
 
@@ -109,6 +110,7 @@ class Hub:
         queue_size: int = 1_000,
         queue_bytes: int = 1024 * 1024,
         heartbeat: float = 15.0,
+        retry: tuple[float, float] = (2.0, 5.0),
         max_subscribers: int = 100_000,
         drain: float = 10.0,
     ) -> None:
@@ -118,6 +120,7 @@ class Hub:
         self.draining = self._drain_begun = False
         self._queue_limits = (queue_size, queue_bytes)
         self._heartbeat = heartbeat
+        self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
         self._max_subscribers = max_subscribers
         self.drain_window = drain
         self._groups: dict[TopicFilter, Group] = {}
@@ -160,7 +163,7 @@ class Hub:
     ) -> None:
         self.stop_accepting()
         for subscriber in list(self._everyone()):
-            subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN))
+            subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN, self.retry()))
         self._started_at = self._loop = None
         try:
             if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
@@ -379,6 +382,10 @@ class Hub:
         self.totals.subscribers += change
         self.broker.subscribers_here = self.totals.subscribers
 
+    def retry(self) -> int:
+        """A reconnection time in milliseconds."""
+        return random.randint(*self._retry)
+
     def _check_room(self) -> None:
         if self.draining:
             self.totals.refused += 1
@@ -413,6 +420,7 @@ class Hub:
             recovered=after is not None and start.gap is None,
             last=last_seen,
             top=top,
+            retry=self.retry(),
         )
         if start.gap:
             self.totals.gaps[start.gap] += 1
@@ -509,7 +517,7 @@ class Hub:
             due = begun + seconds * index / len(subscribers)
             if due - loop.time() > 0.01:  # a hundred steps a second are smooth enough
                 await asyncio.sleep(due - loop.time())
-            subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN))
+            subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN, self.retry()))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -1,6 +1,5 @@
 """What the hub itself says on a stream: welcome, gap, cursor, bye and the heartbeat, as frames."""
 
-import random
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -10,7 +9,6 @@ from sse_app.events import Event, encode
 from sse_app.publication import Position, Publication
 
 HEARTBEAT = b":\n\n"  # a comment: keeps proxies from closing an idle stream, dispatches nothing (WHATWG 9.2.7)
-RETRY = (2_000, 5_000)  # ms, random in between: of clients whose hub went away, a third comes back in any one second
 LAST_DATA_MAX = 1_024  # characters of the last publication's data in /stats
 
 
@@ -22,11 +20,6 @@ class GapReason(StrEnum):
     LOST = "lost"  # the broker lost it
 
 
-def jittered_retry(factor: int = 1) -> int:
-    """A reconnection time in milliseconds."""
-    return random.randint(*RETRY) * factor
-
-
 def welcome(
     id: Position | None,
     *,
@@ -36,9 +29,11 @@ def welcome(
     recovered: bool,
     last: Publication | None,
     top: Position,
+    retry: int,
 ) -> bytes:
-    """The first block of every stream. Without an id the client keeps the cursor it came with."""
-    retry = jittered_retry()
+    """The first block of every stream. Without an id the client keeps the cursor it came with. ``retry`` is the
+    reconnection time, in milliseconds.
+    """
     data = {
         "message": "Welcome!",
         "client": client,
@@ -73,15 +68,14 @@ def cursor(position: Position) -> bytes:
     return encode(Event(None, "cursor", str(position)))
 
 
-def bye(reason: str) -> bytes:
-    """The last block before a planned close, with a reconnection time of its own."""
-    retry = jittered_retry()
+def bye(reason: str, retry: int) -> bytes:
+    """The last block before a planned close, with a reconnection time of its own, in milliseconds."""
     return encode(Event(_json({"reason": reason, "retry": retry}), "bye", None, retry))
 
 
-def come_back_later() -> bytes:
+def come_back_later(retry: int) -> bytes:
     """The whole stream for an EventSource that cannot be served now: an HTTP error would end it for good."""
-    return b"retry: %d\n\n" % jittered_retry(2)
+    return b"retry: %d\n\n" % retry
 
 
 def _json(data: Mapping[str, object]) -> str:

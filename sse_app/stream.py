@@ -103,7 +103,7 @@ async def _respond(
     except (Draining, Overloaded, BrokerError):
         if MEDIA_TYPE not in Headers(scope=scope).get("accept", ""):
             raise
-        await _come_back_later(scope, receive, send)
+        await _come_back_later(hub, scope, receive, send)
         return
     running = way(subscriber, scope, receive, send)
     del join, way  # an open stream has no use for these either
@@ -199,8 +199,8 @@ async def _watch(receive: Receive, here: asyncio.Timeout) -> None:
     here.reschedule(0)
 
 
-async def _come_back_later(scope: Scope, receive: Receive, send: Send) -> None:
-    response = Response(notices.come_back_later(), headers=HEADERS, media_type=CONTENT_TYPE)
+async def _come_back_later(hub: Hub, scope: Scope, receive: Receive, send: Send) -> None:
+    response = Response(notices.come_back_later(2 * hub.retry()), headers=HEADERS, media_type=CONTENT_TYPE)
     if scope["http_version"].startswith("1"):
         response.headers["Connection"] = "close"  # a full hub needs the descriptor; HTTP/2 knows no such header
     await response(scope, receive, send)

@@ -31,6 +31,8 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "body_max": (262_144, "1024", 1024),
     "head_max": (16_384, "8KiB", 8192),
     "head_deadline": (10.0, "2.5", 2.5),
+    "retry_min": (2.0, "1500ms", 1.5),
+    "retry_max": (5.0, "1m", 60.0),
     "drain": (10.0, "0", 0.0),
     "max_subscribers": (None, "3", 3),
     "idempotency_window": (300.0, "1h", 3600.0),
@@ -95,8 +97,9 @@ def test_a_flag_may_be_repeated_where_a_list_is_meant() -> None:
 def test_a_number_may_be_its_bounds_and_nothing_beyond(name: str) -> None:
     setting = Config.settings()[name]
     broker = "other://"  # a log that several workers can share
+    together = ("retry_min", "retry_max") if name.startswith("retry_") else (name,)
     for bound in (setting.low, setting.high):
-        right: dict[str, Any] = {name: int(bound) if bound == int(bound) else bound}
+        right: dict[str, Any] = dict.fromkeys(together, int(bound) if bound == int(bound) else bound)
         assert getattr(Config(broker=broker, **right), name) == bound
     for beyond in (setting.low - 1, setting.high + 1, math.nan, math.inf, -math.inf):
         wrong: dict[str, Any] = {name: beyond}
@@ -128,7 +131,8 @@ BAD = [
     ("history", "0"), ("history", "-5"), ("history", "1e4"), ("queue", "none"), ("queue", "1000001"),
     ("heartbeat", "0"), ("heartbeat", "nan"), ("heartbeat", "inf"), ("heartbeat", "-15s"), ("heartbeat", "15 parsecs"),
     ("heartbeat", "15S"), ("heartbeat", "2h"), ("history_age", "1y"), ("tcp_user_timeout", "999ms"), ("drain", "61m"),
-    ("head_deadline", "0"), ("idempotency_window", "8d"), ("body_max", "64KB"), ("body_max", "0"), ("body_max", "1TiB"),
+    ("head_deadline", "0"), ("retry_min", "0"), ("retry_max", "2h"),
+    ("idempotency_window", "8d"), ("body_max", "64KB"), ("body_max", "0"), ("body_max", "1TiB"),
     ("body_max", "9" * 400), ("body_max", "9" * 400 + "GiB"), ("head_max", "1023"), ("so_sndbuf", "1"),
     ("queue_bytes", "1.5.5MiB"), ("max_subscribers", "0"), ("allow_open_publish", "maybe"), ("access_log", ""),
     ("cors_origins", "example.com"), ("cors_origins", "https://example.com/path"), ("cors_origins", "null"),
@@ -163,6 +167,11 @@ def test_other_variables_are_nobodys_business() -> None:
 
 
 # What goes together
+
+
+def test_the_shortest_time_to_come_back_is_no_longer_than_the_longest() -> None:
+    assert "retry_min" in refusal({"retry_min": "10"})
+    assert Config(retry_min=10, retry_max=10).retry_min == 10
 
 
 def test_several_workers_need_a_log_that_they_can_share() -> None:

@@ -634,8 +634,8 @@ async def test_of_an_open_stream_only_itself_and_its_subscriber_are_left(hub: Hu
 
 @pytest.mark.parametrize("stalled", [False, True])
 async def test_a_stream_that_had_to_wait_is_freed_too(stalled: bool) -> None:
-    queue = {"queue_bytes": 50_000}
-    async with Hub(fixed_broker(), heartbeat=ENDLESS, **queue) as hub, served(streams_of(hub)) as server, uncollected():
+    hub = Hub(fixed_broker(), heartbeat=ENDLESS, queue_bytes=50_000)
+    async with hub, served(streams_of(hub)) as server, uncollected():
         async with reading(server.port) as reader:
             await reader.until(b"event: welcome")
             await publish(hub, *[BIG] * 100)

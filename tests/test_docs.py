@@ -706,7 +706,9 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
     named = {name for row in table(API, "field", "meaning") for name in row[0].split(", ")}
     stats = await sse_hub.stats()
     position = publication.Position("e", 1)
-    welcome = notices.welcome(position, client="c", subscribers=1, topics=(), recovered=False, last=None, top=position)
+    welcome = notices.welcome(
+        position, client="c", subscribers=1, topics=(), recovered=False, last=None, top=position, retry=1
+    )
     gap = notices.gap(notices.GapReason.EPOCH, None, start=position, oldest=position, top=position)
     said = [json.loads(event.data or "") for event in EventDecoder().feed(welcome + gap)]
     assert named == {*stats, "versions", *said[0], *said[1], "id", "subscribers", "durable"}
@@ -733,7 +735,7 @@ def test_reserved_types_and_times_are_those_of_the_code() -> None:
         in text
     )
     assert frozenset({"welcome", "gap", "cursor", "bye", "open", "error"}) == events.RESERVED_TYPES
-    low, high = notices.RETRY
+    low, high = int(Config().retry_min * 1000), int(Config().retry_max * 1000)
     assert f"random from {low:,} to {high:,}" in text
     assert f"from {2 * low:,} to {2 * high:,}" in text
     assert f"up to {notices.LAST_DATA_MAX:,} characters" in text

@@ -102,6 +102,15 @@ async def test_the_welcome_tells_who_is_there_and_what_was_last(hub: Hub) -> Non
     assert welcome.id == str(positions[0])
 
 
+async def test_clients_are_told_different_times_to_come_back() -> None:
+    async with Hub(MemoryBroker(), retry=(0.5, 0.6)) as hub:
+        times = {hub.retry() for _ in range(5_000)}
+        assert (min(times), max(times)) == (500, 600)  # the chance to miss one of them is below 1e-21
+        async with hub.subscribe() as subscriber:
+            (welcome,) = await received(subscriber)
+        assert welcome.retry in times
+
+
 async def test_last_is_what_this_subscriber_might_have_seen(hub: Hub) -> None:
     await publish(hub, "for all", topic="a")
     await publish(hub, "for you", topic="a", to="you")

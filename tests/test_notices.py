@@ -1,14 +1,13 @@
 """What the hub itself says on a stream, as a browser reads it."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sse_app import notices
 from sse_app.events import RESERVED_TYPES, Event, encode
-from sse_app.notices import RETRY, GapReason
+from sse_app.notices import GapReason
 from sse_app.publication import Position, Publication
 from tests import whatwg
 
@@ -17,7 +16,9 @@ LAST = Publication(TOP, "tick", ("t",), encode(Event("secret", "tick", "e-9")), 
 
 
 def welcome(id: Position | None = TOP, last: Publication | None = None) -> bytes:
-    return notices.welcome(id, client="c", subscribers=2, topics=("t",), recovered=True, last=last, top=TOP)
+    return notices.welcome(
+        id, client="c", subscribers=2, topics=("t",), recovered=True, last=last, top=TOP, retry=3_000
+    )
 
 
 def gap(requested: str | None = "e-3") -> bytes:
@@ -31,7 +32,7 @@ def read(frame: bytes) -> tuple[whatwg.Dispatched, dict[str, Any]]:
     return event, json.loads(event.data)
 
 
-@pytest.mark.parametrize("frame", [welcome(), welcome(None, LAST), gap(), gap(None), notices.bye("drain")])
+@pytest.mark.parametrize("frame", [welcome(), welcome(None, LAST), gap(), gap(None), notices.bye("drain", 3_000)])
 def test_a_notice_is_one_event_of_a_reserved_type_with_json_in_one_line(frame: bytes) -> None:
     event, data = read(frame)
     assert event.type in RESERVED_TYPES
@@ -42,7 +43,6 @@ def test_a_notice_is_one_event_of_a_reserved_type_with_json_in_one_line(frame: b
 
 def test_the_welcome_says_who_is_there_and_where_the_log_ends() -> None:
     event, data = read(welcome(Position("e", 4)))
-    retry = data.pop("retry")
     assert event == whatwg.Dispatched("welcome", event.data, "e-4")
     assert data == {
         "message": "Welcome!",
@@ -52,9 +52,9 @@ def test_the_welcome_says_who_is_there_and_where_the_log_ends() -> None:
         "recovered": True,
         "last": None,
         "top": "e-9",
+        "retry": 3_000,
     }
-    assert whatwg.parse(welcome()).reconnection_time in range(RETRY[0], RETRY[1] + 1)
-    assert retry in range(RETRY[0], RETRY[1] + 1)
+    assert whatwg.parse(welcome()).reconnection_time == 3_000
 
 
 def test_the_welcome_names_the_last_publication_without_its_data() -> None:
@@ -94,22 +94,17 @@ def test_the_heartbeat_is_a_comment_and_touches_nothing() -> None:
 
 
 def test_the_bye_has_a_reason_and_a_retry_and_keeps_the_cursor() -> None:
-    parsed = whatwg.parse(welcome() + notices.bye("drain"))
+    parsed = whatwg.parse(welcome() + notices.bye("drain", 3_000))
     bye = parsed.events[-1]
     assert (bye.type, bye.last_event_id) == ("bye", "e-9")
-    assert json.loads(bye.data) == {"reason": "drain", "retry": parsed.reconnection_time}
+    assert json.loads(bye.data) == {"reason": "drain", "retry": 3_000}
+    assert parsed.reconnection_time == 3_000
 
 
 def test_who_is_sent_away_gets_only_a_later_time_to_come_back() -> None:
-    parsed = whatwg.parse(notices.come_back_later())
+    parsed = whatwg.parse(notices.come_back_later(7_000))
     assert parsed.events == []
-    assert parsed.reconnection_time in range(2 * RETRY[0], 2 * RETRY[1] + 1)
-
-
-@pytest.mark.parametrize("make", [welcome, lambda: notices.bye("drain"), notices.come_back_later])
-def test_clients_are_told_different_times_to_come_back(make: Callable[[], bytes]) -> None:
-    times = {whatwg.parse(make()).reconnection_time for _ in range(200)}
-    assert len(times) > 20  # of 2,001; the chance of 20 or fewer is below 1e-300
+    assert parsed.reconnection_time == 7_000
 
 
 @pytest.mark.parametrize(("length", "cut"), [(0, False), (notices.LAST_DATA_MAX, False), (10_000, True)])

@@ -429,7 +429,7 @@ async def test_the_farewell_comes_after_everything_and_nothing_after_it(broker: 
     stream = Stream(broker, room)
     await stream.begin()
     await stream.publish("a")
-    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain"))
+    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain", 3_000))
     events = await stream.read()
     assert [event.type for event in events] == ["welcome", "message", "bye"]
     if stream.socket is not None:
@@ -445,7 +445,7 @@ async def test_what_is_offered_between_the_farewell_and_the_end_is_not_read(brok
     stream = Stream(broker, None)
     await stream.begin()
     await stream.subscriber.read()
-    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain"))
+    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain", 3_000))
     assert EventDecoder().feed(await stream.subscriber.read())[0].type == "bye"
     await stream.stalled(*"abcdefghi")  # enough to fill the queue and run over, too
     async with asyncio.timeout(1):
@@ -461,7 +461,7 @@ async def test_a_slow_reader_gets_the_rest_of_the_log_before_the_farewell(
     stream = Stream(broker, room, queue=2)
     await stream.begin()
     await stream.stalled(*"abcdef")
-    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain"))
+    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain", 3_000))
     events = await stream.read()
     assert datas(events) == list("abcdef")
     assert events[-1].type == "bye"
@@ -472,8 +472,8 @@ async def test_a_slow_reader_gets_the_rest_of_the_log_before_the_farewell(
 async def test_the_first_reason_to_close_counts(broker: MemoryBroker, room: int | None) -> None:
     stream = Stream(broker, room)
     await stream.begin()
-    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain"))
-    stream.subscriber.close(CloseReason.ERROR, notices.bye("other"))
+    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain", 3_000))
+    stream.subscriber.close(CloseReason.ERROR, notices.bye("other", 3_000))
     assert stream.subscriber.closing is CloseReason.DRAIN
     assert [event.type for event in await stream.read()] == ["welcome", "bye"]
     await stream.end()
@@ -509,7 +509,7 @@ async def test_iterating_gives_the_events_up_to_the_end(broker: MemoryBroker) ->
     stream = Stream(broker, None)
     await stream.begin()
     await stream.publish("a", "b")
-    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain"))
+    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain", 3_000))
     assert [event.type async for event in stream.subscriber] == ["welcome", "message", "message", "bye"]
     await stream.end()
 

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_app import create_app, notices
+from sse_app import create_app
 from sse_app.config import Config
 from sse_app.events import RESERVED_TYPES
 from sse_app.hub import Hub
@@ -23,7 +23,7 @@ from sse_app.testing import live
 
 pytestmark = pytest.mark.browser
 
-QUICK = (20, 40)  # ms, so that reconnects do not take seconds each
+QUICK = 0.02  # seconds until a reconnect, that would take some each
 
 WATCH = """url => {
     window.seen = {events: [], errors: 0};
@@ -40,11 +40,6 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context()
     yield context.new_page()
     context.close()
-
-
-@pytest.fixture
-def quick_retry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notices, "RETRY", QUICK)
 
 
 class Front:
@@ -176,10 +171,9 @@ def test_the_welcome_comes_first_also_while_others_publish(sse_server: HubServer
 
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["same origin", "another origin"])
-@pytest.mark.usefixtures("quick_retry")
 def test_twenty_closed_streams_are_twenty_resumes_without_a_preflight(page: Page, foreign: bool) -> None:
     with page_of_its_own() as origin:
-        app = create_app(Config(cors_origins=(origin,)))
+        app = create_app(Config(cors_origins=(origin,), retry_min=QUICK, retry_max=2 * QUICK))
         front = Front(app, ending=True)
         with live(front) as server:
             watch(page, server.url + "/events", origin if foreign else None)
@@ -194,8 +188,8 @@ def test_twenty_closed_streams_are_twenty_resumes_without_a_preflight(page: Page
     assert asked == [None, *ids]
     assert "OPTIONS" not in [method for method, _ in front.asked]
     delays = [opened - ended for ended, opened in zip(front.ended_at, front.opened_at[-20:], strict=True)]
-    print(f"reconnects after {min(delays) * 1000:.0f} to {max(delays) * 1000:.0f} ms; retry {QUICK}")
-    assert min(delays) * 1000 >= QUICK[0]
+    print(f"reconnects after {min(delays) * 1000:.0f} to {max(delays) * 1000:.0f} ms")
+    assert min(delays) >= QUICK
 
 
 def seen_messages(page: Page, number: int) -> list[str]:
@@ -204,9 +198,8 @@ def seen_messages(page: Page, number: int) -> list[str]:
     return [id for type, _, id in seen(page, 1) if type == "message"]
 
 
-@pytest.mark.usefixtures("quick_retry")
 def test_a_full_hub_is_waited_for(page: Page) -> None:
-    app = create_app(Config(max_subscribers=1))
+    app = create_app(Config(max_subscribers=1, retry_min=QUICK, retry_max=2 * QUICK))
     with live(app) as server:
         with httpx.stream("GET", server.url + "/events") as first:
             body = first.iter_raw()  # which ends the stream when it is dropped
@@ -219,14 +212,15 @@ def test_a_full_hub_is_waited_for(page: Page) -> None:
         assert ready_state(page) == 1
 
 
-@pytest.mark.usefixtures("quick_retry")
-def test_a_draining_hub_is_waited_for(sse_server: HubServer, page: Page) -> None:
-    watch(page, sse_server.url + "/events")
-    seen(page, 1)
-    drain(sse_server.hub)
-    assert seen(page, 2)[1][0] == "bye"
-    page.wait_for_function("seen.errors >= 3")
-    assert ready_state(page) != 2
+def test_a_draining_hub_is_waited_for(page: Page) -> None:
+    app = create_app(Config(retry_min=QUICK, retry_max=2 * QUICK))
+    with live(app) as server:
+        watch(page, server.url + "/events")
+        seen(page, 1)
+        drain(app.state.hub)
+        assert seen(page, 2)[1][0] == "bye"
+        page.wait_for_function("seen.errors >= 3")
+        assert ready_state(page) != 2
 
 
 def drain(hub: Hub) -> None:

@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sse_app import Hub, notices
+from sse_app import Hub
 from sse_app.app import static_directory
 from sse_app.pytest_plugin import HubServer
 from sse_app.testing import live
@@ -81,9 +81,8 @@ class Site:
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(notices, "RETRY", (20, 40))  # ms, so that reconnects do not take seconds each
-    site = Site(Hub(drain=0.2))
+def site() -> Iterator[Site]:
+    site = Site(Hub(drain=0.2, retry_min=0.02, retry_max=0.04))  # so that reconnects do not take seconds each
     with live(site.app()) as server:
         site.url = server.url
         yield site

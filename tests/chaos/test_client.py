@@ -11,7 +11,7 @@ from random import Random
 import httpx
 import pytest
 
-from sse_app import Client, notices
+from sse_app import Client
 from sse_app.client import Stream, answers, stream
 from sse_app.errors import Gap
 from tests.chaos.conftest import Serve, count
@@ -64,7 +64,6 @@ async def numbers_published(publish: Callable[[str], Awaitable[object]]) -> Asyn
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand reconnects at 2 to 5 s each would take an hour."""
-    monkeypatch.setattr(notices, "RETRY", (1, 3))
     monkeypatch.setattr(stream, "RETRY", (0.001, 0.003))
     monkeypatch.setattr(answers, "BACKOFF", (0.001, 0.003))
 
@@ -75,7 +74,7 @@ async def test_a_thousand_cuts_anywhere_lose_and_double_nothing() -> None:
     listening = Scissors(1, within=2_000, cuts=number)
     publishing = Scissors(2, within=1_000, cuts=number)
     received: list[str | None] = []
-    with live_hub() as server:
+    with live_hub(retry_min=0.001, retry_max=0.003) as server:
         async with (
             proxy_to(server.port, listening) as down,
             proxy_to(server.port, publishing) as up,
