@@ -336,6 +336,8 @@ class Session:
                 self._unused -= {name, "conftest.py"}
             case ["python3", "-m", "venv" | "http.server" as module, _]:
                 assert find_spec(module), where
+            case ["python3", name, *arguments] if name.startswith("docs/examples/"):
+                self._compare(shown, self._run([sys.executable, str(CHECKOUT / name), *arguments], where), where)
             case ["python3", name] if "async for event in client.listen" in self._files[name]:
                 self._unused.discard(name)
                 self._follow([sys.executable, name], shown, where)
@@ -567,10 +569,12 @@ def test_likeness_tells_what_differs_each_time_from_what_is_wrong() -> None:
     assert not like.stream(block, "id: ffffffffffff-1\nevent: x\ndata: hello\n\n")
 
 
-def test_examples_are_the_files() -> None:
+def test_examples_are_run_or_the_files_that_are_shown() -> None:
     shown = {block.text for block in blocks(CHECKOUT / "docs" / "browser.md")}
+    commands = [line for page in PAGES for line in page.read_text().splitlines() if line.startswith("$ python3 ")]
     for file in (CHECKOUT / "docs" / "examples").iterdir():
-        assert file.read_text() in shown, file.name
+        run = any(f" docs/examples/{file.name}" in line for line in commands)
+        assert run or file.read_text() in shown, file.name
 
 
 # Links
