@@ -337,7 +337,8 @@ class Session:
             case ["python3", "-m", "venv" | "http.server" as module, _]:
                 assert find_spec(module), where
             case ["python3", name, *arguments] if name.startswith("docs/examples/"):
-                self._compare(shown, self._run([sys.executable, str(CHECKOUT / name), *arguments], where), where)
+                example = [sys.executable, str(CHECKOUT / name), *arguments]
+                self._compare(shown, self._run(example, where, patience=3 * PATIENCE), where)
             case ["python3", name] if "async for event in client.listen" in self._files[name]:
                 self._unused.discard(name)
                 self._follow([sys.executable, name], shown, where)
@@ -493,10 +494,10 @@ class Session:
             )
         )
 
-    def _run(self, command: list[str], where: str) -> str:
+    def _run(self, command: list[str], where: str, *, patience: float = PATIENCE) -> str:
         self._write_files()
         done = subprocess.run(
-            command, cwd=self._directory, env=self._environment, capture_output=True, text=True, timeout=PATIENCE
+            command, cwd=self._directory, env=self._environment, capture_output=True, text=True, timeout=patience
         )
         assert done.returncode == 0, f"{where}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -521,6 +522,7 @@ def on_real_brokers(block: Block, request: pytest.FixtureRequest) -> Block:
     return replace(block, text=text)
 
 
+@pytest.mark.timeout(120)  # seconds; a page may have many commands
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_is_what_happens(page: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     found = [on_real_brokers(block, request) for block in blocks(page)]

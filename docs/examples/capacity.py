@@ -5,7 +5,7 @@ A node is one process with a core of its own; every subscriber gets every event,
 
 from math import ceil
 
-from sse_app import Config, Event, notices
+from sse_app import Config, Event
 from sse_app.events import encode
 from sse_app.subscriber import HEARTBEAT, Batch
 
@@ -23,7 +23,7 @@ REACH = 0.5  # seconds at most until the last stream of a node has an event
 
 EVENT = len(Batch(encode(Event("x" * 100, id="4f1c2a9be07d-1000000"))).chunk) + PACKET
 IDLE = (len(HEARTBEAT.chunk) + PACKET) / Config().heartbeat  # bytes per second
-LOW, HIGH = (limit / 1000 for limit in notices.RETRY)
+LOW, HIGH = Config().retry_min, Config().retry_max
 
 
 def plan(subscribers: int, rate: float) -> dict[str, str]:

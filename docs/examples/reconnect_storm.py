@@ -14,11 +14,12 @@ from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
-from sse_app import Config, notices
+from sse_app import Config
 from sse_app.client.answers import backoff
 from sse_app.hub import SPREAD
 from sse_app.server import BACKLOG
 
+HUB = Config()
 DELIVERIES = 163_000  # per CPU second of a node, events one by one: docs/performance.md
 DELAY = (0.01, 0.2)  # seconds that timers and the network add to each wait
 SYN = (1, 2, 4, 8, 16, 32)  # seconds until TCP asks again (RFC 6298); then it gives up
@@ -96,7 +97,7 @@ class Storm:
             if node is not None:
                 node.connections -= 1
                 self.sent_away += 1
-                wait = retry = notices.jittered_retry(2) / 1000
+                wait = retry = 2 * ours()
             else:
                 wait = max(retry, backoff(failures, retry)) if self._backs_off else retry
                 failures += 1
@@ -132,17 +133,18 @@ def next_step(life: Generator[float, float, None], now: float) -> float | None:
         return None
 
 
+def ours() -> float:
+    """What a hub tells one of its clients, seconds."""
+    return random.uniform(HUB.retry_min, HUB.retry_max)
+
+
 def cases(options: Namespace, number: int) -> dict[str, list[Client]]:
     """When the streams of a node end and what their clients were told, by the name of the case."""
     low, high = options.retry
-    closing = SPREAD * Config().drain
-
-    def ours() -> float:
-        return notices.jittered_retry() / 1000
-
+    closing = SPREAD * HUB.drain
     return {
         "3 s": [Client(0, 3)] * number,
-        "{:g}-{:g} s".format(*(limit / 1000 for limit in notices.RETRY)): [Client(0, ours()) for _ in range(number)],
+        f"{HUB.retry_min:g}-{HUB.retry_max:g} s": [Client(0, ours()) for _ in range(number)],
         f"{low:g}-{high:g} s": [Client(0, random.uniform(low, high)) for _ in range(number)],
         "drain": [Client(closing * turn / number, ours()) for turn in range(number)],
     }
