@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.worlds", "tests.redis_server"]
+pytest_plugins = ["tests.worlds", "tests.redis_server", "tests.nats_server"]
 
 # `pytest --hypothesis-profile=thorough` runs every property 20 times as often. No deadline and no "too slow": a busy
 # machine is not a bug.

@@ -15,8 +15,9 @@ from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 from tests.worlds import World
 
-BROKERS = ("memory", "sqlite", "redis")
+BROKERS = ("memory", "sqlite", "redis", "nats")
 KEPT = tuple(name for name in BROKERS if name != "memory")  # in logs that outlive them, and that several may share
+CLOCKED = tuple(name for name in BROKERS if name != "nats")  # see World; test_nats.py tells how things age there
 EVERYTHING = TopicFilter()
 DAY = 86_400.0
 PATIENCE = 10  # seconds; nothing here takes long unless it hangs
@@ -26,6 +27,7 @@ PATIENCE = 10  # seconds; nothing here takes long unless it hangs
 def world(request: pytest.FixtureRequest) -> World:
     world = request.getfixturevalue(f"{request.param}_world")
     assert isinstance(world, World)
+    assert world.clocked == (request.param in CLOCKED)
     return world
 
 
@@ -35,6 +37,10 @@ def kept(request: pytest.FixtureRequest) -> World:
     assert isinstance(world, World)
     assert world.kept
     return world
+
+
+clocked = pytest.mark.parametrize("world", CLOCKED, indirect=True)
+clocked_and_kept = pytest.mark.parametrize("kept", [name for name in CLOCKED if name in KEPT], indirect=True)
 
 
 @pytest.fixture
@@ -237,6 +243,7 @@ async def test_the_newest_is_held_however_large_it_is(world: World) -> None:
         assert texts(await replayed(broker)) == ["x" * 100_000]
 
 
+@clocked
 async def test_the_oldest_are_trimmed_by_age(world: World) -> None:
     async with world.open(history_age=60) as broker:
         await publish(broker, "a")
@@ -273,6 +280,14 @@ async def test_a_replay_from_another_epoch_begins_with_the_oldest(world: World) 
         positions = await publish(broker, *"abc")
         page = await broker.replay(Position("other", 2), positions[2], EVERYTHING)
         assert (page.start, texts(page.publications)) == (await broker.oldest(), ["a", "b", "c"])
+
+
+async def test_a_replay_up_to_a_position_of_another_log_leads_no_further_than_this_one(broker: Broker) -> None:
+    page = await broker.replay(Position("other", 2), Position("other", 1_000), EVERYTHING)
+    assert (page.publications, page.end) == ([], await broker.top())
+    (position,) = await publish(broker, "a")
+    page = await broker.replay(Position("other", 2), Position("other", 1_000), EVERYTHING)
+    assert (texts(page.publications), page.end) == (["a"], position)
 
 
 # --- newest, last, since ---
@@ -355,6 +370,7 @@ async def test_last_of_nothing_is_the_top(world: World) -> None:
         assert await broker.last(5, EVERYTHING, "me") == await broker.oldest()
 
 
+@clocked
 async def test_since_is_the_position_before_the_first_at_or_after_a_time(world: World) -> None:
     async with world.open() as broker:
         begun, positions = world.wall.now, list[Position]()
@@ -366,6 +382,7 @@ async def test_since_is_the_position_before_the_first_at_or_after_a_time(world: 
             assert await broker.since(begun + seconds) == (expected, True), seconds
 
 
+@clocked
 async def test_since_tells_when_some_of_it_is_trimmed(world: World) -> None:
     async with world.open(history=2) as broker:
         begun = world.wall.now
@@ -470,6 +487,7 @@ async def test_other_keys_and_none_are_other_publications(broker: Broker) -> Non
     assert len(await replayed(broker)) == 4
 
 
+@clocked
 async def test_after_the_window_a_key_is_new(world: World) -> None:
     async with world.open(idempotency_window=300) as broker:
         first = await publish(broker, "a", key="k")
@@ -506,6 +524,7 @@ async def test_a_jump_of_the_wall_clock_changes_no_order(world: World, jump: flo
         assert await publish(broker, "keyed", key="k") == keyed, "windows are measured on another clock"
 
 
+@clocked
 async def test_time_does_not_fall_below_what_was_trimmed(world: World) -> None:
     async with world.open(history_age=60) as broker:
         for _ in range(100):
@@ -537,12 +556,20 @@ async def test_a_log_is_what_it_was_when_it_is_opened_again(kept: World) -> None
 async def test_keys_are_known_when_a_log_is_opened_again(kept: World) -> None:
     async with kept.open(idempotency_window=300) as broker:
         first = await publish(broker, "a", key="k")
-    kept.clock.now += 100
-    kept.wall.now += 100
     async with kept.open(idempotency_window=300) as broker:
         assert await publish(broker, "a", key="k") == first
         with pytest.raises(KeyReused):
             await publish(broker, "b", key="k")
+
+
+@clocked_and_kept
+async def test_the_window_of_a_key_goes_on_while_its_log_is_closed(kept: World) -> None:
+    async with kept.open(idempotency_window=300) as broker:
+        first = await publish(broker, "a", key="k")
+    kept.clock.now += 100
+    kept.wall.now += 100
+    async with kept.open(idempotency_window=300) as broker:
+        assert await publish(broker, "a", key="k") == first
         kept.clock.now += 201
         kept.wall.now += 201
         assert await publish(broker, "b", key="k") == [first[0].next()]
@@ -555,6 +582,12 @@ async def test_limits_hold_for_what_was_there_when_it_was_opened(kept: World) ->
         await publish(broker, "f")
         assert texts(await replayed(broker)) == ["d", "e", "f"]
         assert await broker.oldest() == positions[2]
+
+
+@clocked_and_kept
+async def test_ages_hold_for_what_was_there_when_it_was_opened(kept: World) -> None:
+    async with kept.open() as broker:
+        await publish(broker, *"abcdef")
     kept.clock.now += 60
     kept.wall.now += 60
     async with kept.open(history_age=30) as broker:
@@ -562,6 +595,7 @@ async def test_limits_hold_for_what_was_there_when_it_was_opened(kept: World) ->
         assert (await broker.top()).offset == (await broker.oldest()).offset == 6
 
 
+@clocked_and_kept
 async def test_what_was_trimmed_stays_known_when_a_log_is_opened_again(kept: World) -> None:
     async with kept.open(history=2) as broker:
         begun = kept.wall.now

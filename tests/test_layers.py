@@ -22,6 +22,10 @@ FLOORS = (
     ("brokers.memory", "brokers.sqlite.watermark", "brokers.sqlite.nodes"),
     ("brokers.redis.connection", "brokers.redis.entries"),
     ("brokers.redis",),
+    ("brokers.nats.url", "brokers.nats.entries", "brokers.nats.recent"),
+    ("brokers.nats.connection", "brokers.nats.feed", "brokers.nats.nodes"),
+    ("brokers.nats.log",),
+    ("brokers.nats",),
     ("brokers.sqlite.log",),
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
     ("brokers.sqlite",),
@@ -52,6 +56,7 @@ KNOWS = {
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},
+    "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in ("connection", "feed", "log", "nodes"))},
     "prometheus_client": {"metrics", "endpoints"},  # the endpoints for the media type alone
 }
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

@@ -14,16 +14,19 @@ from tests.peers import Clock
 class World:
     """A log that brokers can be opened on. ``kept``: it outlives them, and several may be open on it at once.
     ``distant``: a broker's tail reads it from another process, and may come after the trimming.
+    ``clocked``: ages, times and windows are measured on its clocks; else on those of its server, which nobody can set.
     """
 
     url: str
     kept: bool = True
     distant: bool = False
+    clocked: bool = True
     clock: Clock = field(default_factory=lambda: Clock(1_000.0))  # seconds that never jump
     wall: Clock = field(default_factory=lambda: Clock(1_700_000_000.0))  # Unix time, which may
 
     def open(self, **settings: Any) -> Broker:
-        return open_broker(self.url, clock=self.clock, wall=self.wall, **settings)
+        clocks = {"clock": self.clock, "wall": self.wall} if self.clocked else {}
+        return open_broker(self.url, **clocks, **settings)
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 
 Durability = Literal["none", "log", "fsync"]
-SCHEMES = ("memory", "sqlite", "redis")
-ALIASES = {"rediss": "redis", "unix": "redis", "redis+sentinel": "redis"}  # over TLS, a Unix socket; found by Sentinels
+SCHEMES = ("memory", "sqlite", "redis", "nats")
+ALIASES = {  # over TLS, a Unix socket; found by Sentinels
+    "rediss": "redis", "unix": "redis", "redis+sentinel": "redis", "tls": "nats",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ def open_broker(url: str, **settings: Any) -> Broker:
     """The broker that a URL names; settings are the keywords of its class. Raises ConfigError.
 
     ``memory://`` keeps the log in this process: gone when it ends. ``sqlite:///path`` keeps it in a file, for all
-    processes of this machine; ``redis://host`` in a Redis stream, for any number of machines.
+    processes of this machine; ``redis://host`` in a Redis stream and ``nats://host`` in a stream of NATS JetStream, for
+    any number of machines.
     """
     scheme, separator, _ = url.lower().partition("://")
     name = ALIASES.get(scheme, scheme)

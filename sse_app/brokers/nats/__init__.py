@@ -1,0 +1,435 @@
+"""The log in NATS JetStream: one stream that any number of nodes share. NATS 2.9 or newer.
+
+    publish -> js.publish, on the one connection -> the server's acknowledgement
+    the stream -> an ordered consumer -> _hear -> tails, also of what this node published
+    replay, newest, last, since -> what this node heard of lately, else a consumer for a page
+
+One task makes the connection and attends to it; when it breaks, that task makes another one. Once a second it looks at
+the stream: that is the ping, and shows whether the stream is still the one it was.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from nats.aio.client import Client
+
+from sse_app.brokers import Durability, Page, Tail
+from sse_app.brokers.nats.connection import FAILURES, connected, reason
+from sse_app.brokers.nats.entries import NOBODY, Message, envelope, placeholder, publication_of
+from sse_app.brokers.nats.feed import Feed
+from sse_app.brokers.nats.log import AWAY, COMMAND, PAGE_BYTES, SETTLE, Limits, Log, State
+from sse_app.brokers.nats.nodes import Nodes
+from sse_app.brokers.nats.recent import BYTES, COUNT, Recent
+from sse_app.brokers.nats.url import Place, parse
+from sse_app.brokers.tail import QueuedTail
+from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
+from sse_app.events import Event
+from sse_app.publication import Position, Publication
+from sse_app.topics import TopicFilter
+
+logger = logging.getLogger("sse_app")
+
+BEAT = 1.0  # seconds between two looks at the stream, and two words about our subscribers
+SILENCE = 3.0  # seconds that a feed may be without a sign of life
+BACKOFF = (0.1, 2.0)  # seconds, random from the first to twice as much as before, at most to the second
+PAGE_COUNT = 256  # publications looked at for one page of a replay
+SAME_TIME = 0.001  # seconds; the server's nanoseconds are rounded in more than one way
+
+
+def open_url(url: str, **settings: Any) -> "NatsBroker":
+    """``nats://host:4222/name`` (``hub``), of a cluster ``nats://host,host,host/name?replicas=3``, ``tls://`` with TLS.
+
+    ``nats://user:password@host``, ``nats://token@host`` and ``?creds=hub.creds`` say who we are, ``?ca=ca.pem`` whom we
+    trust.
+    """
+    return NatsBroker(parse(url), **settings)
+
+
+class _Heard(NamedTuple):
+    """The newest message that we heard of."""
+
+    offset: int
+    time: float
+
+
+class NatsBroker:
+    """Keywords as for the log in memory. Ages, times and windows are measured by the server; on ``clock`` what other
+    nodes tell grows old. The limits are those of the streams: who names any sets them for everyone, when it starts;
+    who names none leaves them.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        history: int | None = None,
+        history_bytes: int | None = None,
+        history_age: float | None = None,
+        idempotency_window: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._place = place
+        self._limits = Limits(history, history_bytes, history_age, idempotency_window)
+        self._log: Log | None = None  # while it can be reached
+        self._feeding = AsyncExitStack()  # closes the feed
+        self._feed: Feed | None = None
+        self._attention = asyncio.Event()  # something has changed that the task has to see to
+        self._looking = asyncio.Lock()
+        self._known, self._oldest, self._history = Position("", 0), 0, 0
+        self._recent = Recent(history or COUNT, history_bytes or BYTES)
+        self._heard = _Heard(0, 0.0)
+        self._tails: list[QueuedTail] = []
+        self._nodes = Nodes(place.name, clock)
+        self._trouble = ""  # why the log cannot be reached just now
+        self._opened: asyncio.Future[None] | None = None
+        self._ending = False
+        self._stack = AsyncExitStack()
+        self.durability: Durability = "log"
+        self.subscribers_here = self.subscribers_elsewhere = 0
+        self.bad_envelopes = 0  # messages of the stream that were not ours, or of another version
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        self._opened = asyncio.get_running_loop().create_future()
+        self._ending = False
+        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        self._stack.callback(tasks.create_task(self._stay_connected()).cancel)
+        self._stack.callback(self._end)
+        try:
+            await self._opened
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
+            await self._stack.__aexit__(kind, error, trace)
+        else:
+            await self._stack.aclose()
+
+    def _end(self) -> None:
+        """The loops see it too: on Python 3.11 wait_for, which nats-py uses, may swallow a cancellation."""
+        self._ending = True
+        self._attention.set()
+
+    async def _stay_connected(self) -> None:
+        failures = 0
+        while not self._ending:
+            try:
+                async with connected(self._place, self._attention.set) as client:
+                    await self._arrive(client)
+                    failures = 0
+                    await self._attend(client)
+            except FAILURES as error:
+                self._went_away(error)
+            failures += 1
+            await asyncio.sleep(random.uniform(BACKOFF[0], min(BACKOFF[1], BACKOFF[0] * 2**failures)))
+            self.subscribers_elsewhere = self._nodes.subscribers()
+
+    async def _arrive(self, client: Client) -> None:
+        assert self._opened is not None
+        log = Log(client, self._place, self._limits, self._attention.set)
+        await self._look(log)
+        if await self._is_another_copy(log):
+            await log.begin_anew(self._known.epoch)
+            await self._look(log)
+        await self._nodes.listen(client)
+        self._log = log
+        if self._trouble:
+            logger.warning("the broker is back")
+            self._trouble = ""
+        if not self._opened.done():
+            self._opened.set_result(None)
+
+    def _went_away(self, error: Exception) -> None:
+        assert self._opened is not None
+        why = reason(error)
+        if not self._opened.done():
+            self._opened.set_exception(BrokerUnavailable(f"broker: the NATS server cannot be used: {why}."))
+        elif not self._trouble:
+            logger.warning("the broker went away: %s", why)
+        self._trouble = why
+
+    async def _attend(self, client: Client) -> None:
+        """See to a connection until it breaks. Raises FAILURES then."""
+        assert self._log is not None
+        log = self._log
+        try:
+            async with self._feeding:
+                while not self._ending:
+                    self._attention.clear()
+                    log.check()
+                    await self._nodes.tell(client, self.subscribers_here)
+                    self.subscribers_elsewhere = self._nodes.subscribers()
+                    await self._look(log)
+                    await self._see_to_the_feed(log)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(BEAT):
+                            await self._attention.wait()
+        finally:
+            self._log = self._feed = None
+            with suppress(*FAILURES):
+                await self._nodes.tell(client, 0)
+
+    # What this node knows
+
+    @contextmanager
+    def _reading(self) -> Iterator[Log]:
+        """The log, to ask it something. Raises BrokerUnavailable."""
+        if self._log is None:
+            raise BrokerUnavailable(AWAY)
+        try:
+            yield self._log
+        except FAILURES as error:
+            raise BrokerUnavailable(AWAY) from error
+
+    async def _look(self, log: Log) -> None:
+        async with self._looking:
+            known = self._known
+            state = await log.look()
+            if _is_behind(state, known):
+                await asyncio.sleep(SETTLE)  # perhaps a cluster's new leader does not know yet all that it has
+                state = await log.look()
+            if _is_behind(state, known):  # an older copy of it, which will use sequence numbers again
+                state = await log.begin_anew(known.epoch)
+            if state.top.epoch != known.epoch:
+                await log.prepare()
+                state = await log.look()
+            self._learn(state)
+            log.adopt(state)
+
+    async def _is_another_copy(self, log: Log) -> bool:
+        """Whether, while we were away, the log became an older copy of itself, and grew: another publication is where
+        our newest was."""
+        time = await log.time_of(self._heard.offset) if self._heard.offset else None
+        return time is not None and abs(time - self._heard.time) > SAME_TIME
+
+    def _learn(self, state: State) -> None:
+        self.durability, self._history = state.durability, state.history
+        if state.top.epoch == self._known.epoch:
+            self._known, self._oldest = max(self._known, state.top), max(self._oldest, state.oldest)
+            self._recent.forget(self._oldest)
+            return
+        if self._known.epoch:
+            logger.warning("the log in NATS is another one: epoch %s follows %s", state.top.epoch, self._known.epoch)
+        self._known, self._oldest, self._heard = state.top, state.oldest, _Heard(0, 0.0)
+        self._start_hearing()
+        for tail in self._tails:
+            tail.begin_anew()
+
+    def _held_from(self) -> int:
+        """The offset before the oldest publication that counts as held: the stream has some more, for the feeds."""
+        return max(self._oldest, self._known.offset - self._history)
+
+    def check(self) -> None:
+        if self._log is None:
+            raise BrokerUnavailable(AWAY)
+
+    async def top(self, *, fresh: bool = False) -> Position:
+        if fresh:
+            with self._reading() as log:
+                await self._look(log)
+        return self._known
+
+    async def oldest(self) -> Position:
+        return self._known._replace(offset=self._held_from())
+
+    # Publishing
+
+    async def publish(
+        self,
+        event: Event,
+        topics: tuple[str, ...] = (),
+        *,
+        to: frozenset[str] = frozenset(),
+        exclude: frozenset[str] = frozenset(),
+        key: str | None = None,
+    ) -> Position:
+        content = envelope(event, topics, to, exclude)
+        deadline = asyncio.get_running_loop().time() + COMMAND
+        if self._log is None:
+            raise BrokerUnavailable(AWAY)
+        try:
+            if key is None:
+                position, _ = await self._log.append(content, None, deadline)
+            else:
+                position = await self._publish_once(self._log, content, key, deadline)
+        except (BrokerUnavailable, OutcomeUnknown):
+            self._attention.set()  # perhaps the log is another one, or away
+            raise
+        if position.epoch == self._known.epoch:
+            self._known = max(self._known, position)
+        return position
+
+    async def _publish_once(self, log: Log, content: bytes, key: str, deadline: float) -> Position:
+        """First the key is claimed for this publication. Should we end before it is published, whoever comes again with
+        both publishes it; the server leaves out what has the id of a message that it holds or held a moment ago.
+        """
+        digest = hashlib.sha256(content).hexdigest()[:32]
+        claimed, position = await log.claim(key, digest, deadline)
+        if claimed != digest:
+            raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
+        if position is not None and position.epoch == self._known.epoch:
+            return position
+        id = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:32]
+        position, duplicate = await log.append(content, id, deadline)
+        if not duplicate:
+            await log.remember(key, digest, position)
+        return position
+
+    # Reading
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        await asyncio.sleep(0)  # a long replay gives way to the others at every page
+        page = await self._page(after, until)
+        found = [item for item in page.publications if item.to is not NOBODY and filter.matches(item.topics)]
+        return Page(page.start, found, page.end)
+
+    async def _page(self, after: Position, until: Position) -> Page:
+        """The next page of all that is in the log, also of what is not ours."""
+        epoch, oldest = self._known.epoch, self._held_from()
+        start = max(after.offset, oldest) if after.epoch == epoch else oldest
+        last = min(until.offset, self._known.offset)
+        if start >= last:
+            return Page(Position(epoch, start), (), Position(epoch, start))
+        found = self._recent.page(start, last, PAGE_COUNT)
+        if found is None:
+            with self._reading() as log:
+                found = await _fetch(log, epoch, start, last)
+                await self._look(log)  # if it is still the same log, that is what is in it
+            if epoch != self._known.epoch:
+                return await self._page(after, until)
+            # What is missing was trimmed meanwhile, or somebody has deleted it: a gap.
+            start = found[0].position.offset - 1 if found else last
+        found = list(_without_break(found))
+        end = found[-1].position.offset if found else start
+        return Page(Position(epoch, start), found, Position(epoch, end))
+
+    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+        found: deque[Publication] = deque()
+        async for publication in self._backwards(count, filter, client):
+            found.appendleft(publication)
+        return found
+
+    async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
+        position = None
+        async for publication in self._backwards(count, filter, client):
+            position = publication.position
+        return position._replace(offset=position.offset - 1) if position else self._known
+
+    async def _backwards(self, count: int, filter: TopicFilter, client: str | None) -> AsyncIterator[Publication]:
+        """At most ``count`` publications that this client may see, newest first."""
+        epoch, recent = self._known.epoch, self._recent
+        until = recent.below(self._known.offset, filter)
+        while count and until > (oldest := self._held_from()):
+            after = max(oldest, until - PAGE_COUNT)
+            if after < recent.top < until:
+                after = recent.top  # from there on each topic's newest is known
+            found = await self._all_in(Position(epoch, after), Position(epoch, until))
+            if epoch != self._known.epoch:
+                return
+            recent.learn(after, until, found)
+            for publication in reversed(found):
+                if count and publication.to is not NOBODY and publication.reaches(filter, client):
+                    count -= 1
+                    yield publication
+            until = recent.below(after, filter)
+
+    async def _all_in(self, after: Position, until: Position) -> Sequence[Publication]:
+        found: list[Publication] = []
+        while after.epoch == until.epoch and after.offset < until.offset:
+            page = await self._page(after, until)
+            found += page.publications
+            after = page.end
+        return found
+
+    async def since(self, time: float) -> tuple[Position, bool]:
+        epoch = self._known.epoch
+        with self._reading() as log:
+            offset = await log.find(time)
+            await self._look(log)
+        if epoch != self._known.epoch:
+            return await self.since(time)
+        held_from = self._held_from()
+        if offset > self._oldest or not self._oldest:  # then what comes before it is known to be older
+            complete = offset >= held_from
+        else:
+            emptied = self._oldest == self._known.offset == self._heard.offset  # the newest of what is trimmed
+            complete = emptied and time > self._heard.time
+        return self._known._replace(offset=max(offset, held_from)), complete
+
+    # The tail
+
+    def tail(self) -> Tail:
+        if not self._tails and self._feed is None:
+            self._start_hearing()
+        self._attention.set()
+        return QueuedTail(self._tails, self._known)
+
+    def _start_hearing(self) -> None:
+        """From before what is new, so that the newest publications and their topics are known soon."""
+        self._feed = None
+        self._recent.restart(max(self._held_from(), self._known.offset - self._recent.room))
+        self._attention.set()
+
+    async def _see_to_the_feed(self, log: Log) -> None:
+        feed = self._feed
+        if self._tails and (feed is None or feed.broken or feed.silence > SILENCE):
+            await self._feeding.aclose()
+            take = partial(self._hear, self._known.epoch)
+            self._feed = await self._feeding.enter_async_context(log.feed(self._recent.top, take))
+
+    def _hear(self, epoch: str, message: Message) -> None:
+        last = self._recent.top
+        if epoch != self._known.epoch or message.offset <= last:
+            return
+        publication = publication_of(message, epoch)
+        if publication is None:
+            self._count_bad_envelope()
+            publication = placeholder(message, epoch)
+        self._known = max(self._known, publication.position)
+        self._heard = _Heard(message.offset, message.time)
+        self._recent.append(publication)
+        for tail in self._tails:
+            if epoch != tail.start.epoch or message.offset > tail.start.offset:
+                if message.offset == last + 1:
+                    tail.announce((publication,))
+                else:  # what is between was trimmed before we heard of it, or deleted
+                    tail.begin_anew()
+
+    def _count_bad_envelope(self) -> None:
+        self.bad_envelopes += 1
+        if (count := self.bad_envelopes).bit_count() == 1:  # 1, 2, 4, 8, ...: a stream of them does not fill our log
+            logger.warning("bad_envelope: a message of the log %s is not ours, %d so far", self._place.name, count)
+
+
+def _is_behind(state: State, known: Position) -> bool:
+    return state.top.epoch == known.epoch and state.top.offset < known.offset
+
+
+async def _fetch(log: Log, epoch: str, start: int, until: int) -> Sequence[Publication]:
+    messages = await log.fetch(start, until, PAGE_COUNT)
+    return [publication_of(message, epoch) or placeholder(message, epoch) for message in messages]
+
+
+def _without_break(publications: Sequence[Publication]) -> Iterator[Publication]:
+    """Up to where something is missing, or there are too many bytes."""
+    size, expected = 0, publications[0].position.offset if publications else 0
+    for publication in publications:
+        if publication.position.offset != expected or size >= PAGE_BYTES:
+            return
+        size, expected = size + len(publication.frame), expected + 1
+        yield publication

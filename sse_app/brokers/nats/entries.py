@@ -1,0 +1,61 @@
+"""A message of the stream: what is in it, and the publication that it becomes.
+
+    {"v":1,"data":"...","event":"tick","topics":["orders/42"],"to":["c-1"],"exclude":["c-2"]}
+
+JSON, so that ``nats sub`` shows what is published. All but ``v``, its version, and ``data`` may be missing.
+"""
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from sse_app.errors import BadInput
+from sse_app.events import Event, check_type, encode
+from sse_app.publication import Position, Publication
+
+# Whom the messages of other programs are for, where they take a place in the tail: a name that no client can have.
+NOBODY = frozenset("/")
+
+
+class Message(NamedTuple):
+    """A message of the stream, with its sequence number and the Unix time that the server gave it."""
+
+    offset: int
+    time: float
+    data: bytes
+
+
+class _Envelope(msgspec.Struct, omit_defaults=True):
+    v: Literal[1]
+    data: str | None
+    event: str = "message"
+    topics: tuple[str, ...] = ()
+    to: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Envelope).decode
+
+
+def envelope(event: Event, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> bytes:
+    """The same bytes for the same publication. Raises InvalidEvent."""
+    encode(event)  # what cannot go to subscribers is refused now
+    return _encode(_Envelope(1, event.data, event.type, topics, tuple(sorted(to)), tuple(sorted(exclude))))
+
+
+def publication_of(message: Message, epoch: str) -> Publication | None:
+    """None for a message that is not ours, or of another version."""
+    position = Position(epoch, message.offset)
+    try:
+        content = _decode(message.data)
+        frame = encode(Event(content.data, check_type(content.event), str(position)))
+    except (msgspec.MsgspecError, UnicodeDecodeError, BadInput):
+        return None
+    named = frozenset(content.to), frozenset(content.exclude)
+    return Publication(position, content.event, content.topics, frame, message.time, *named)
+
+
+def placeholder(message: Message, epoch: str) -> Publication:
+    """In the place of a message that is not ours, so that offsets still rise by one."""
+    return Publication(Position(epoch, message.offset), "message", (), b"", message.time, NOBODY)

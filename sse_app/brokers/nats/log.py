@@ -1,0 +1,405 @@
+"""The two streams of a hub, the log and its idempotency keys: what is asked of them over one connection."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import api
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+
+from sse_app.brokers import Durability
+from sse_app.brokers.nats.connection import FAILURES, reason
+from sse_app.brokers.nats.entries import Message
+from sse_app.brokers.nats.feed import Feed, is_message, message_of, status_of
+from sse_app.brokers.nats.url import Place
+from sse_app.errors import BrokerUnavailable, LogFull, OutcomeUnknown, TooLarge
+from sse_app.publication import Position
+
+logger = logging.getLogger("sse_app")
+
+COMMAND = 1.5  # seconds for publishing: a publisher is answered within 2 s
+ANSWER = 2.5  # seconds for all other answers; a server that takes longer is gone
+SETTLE = 1.0  # seconds until a server surely knows what it has, after something has changed there
+HEARTBEAT = 1.0  # seconds between two signs of life of a feed that has nothing to say
+IDLE = 10.0  # seconds after which the server forgets a consumer that nobody reads from
+PENDING_BYTES = 8 * 1024 * 1024  # that wait for the socket; more is refused
+PENDING_MESSAGES = 65_536  # of a feed, and that wait for us; it then drops some and breaks
+PAGE_BYTES = 256 * 1024  # in one page, so that no reader holds much more than that
+HEAD = 1024  # bytes that a message has beside its data, at most
+SLACK = 1_000  # publications that the stream holds beyond the limit, so that feeds hear of all in a burst
+UNBOUNDED = 2**62
+KEYS_MAX = 100_000  # idempotency keys that are remembered at once
+END_OF_TIME = 9e9  # Unix time; the server's nanoseconds end in 2262
+
+# The limits of a log that is made by who names none.
+HISTORY = 10_000  # publications
+HISTORY_BYTES = 64 * 1024 * 1024
+HISTORY_AGE = 24 * 3600.0  # seconds
+WINDOW = 300.0  # seconds that a key is remembered
+
+AWAY = "The broker, a NATS server, cannot be reached; nothing was published. Try again in a few seconds."
+REFUSED = "The broker, a NATS server, takes no publications now; nothing was published. Our log says why; try later."
+FULL = (
+    "The broker, a NATS server, has no room left; nothing was published. Give its stream more, or let it discard what "
+    "is old."
+)
+UNKNOWN = (
+    "The broker, a NATS server, did not answer: the event may be published or not. Publish it again with the same "
+    "Idempotency-Key, and it is published once."
+)
+
+# Codes of JetStream's errors (err_code)
+MESSAGE_TOO_LARGE = 10054
+NAME_IN_USE = 10058
+IN_PROCESS = 10158  # a message with the same id
+WRONG_LAST_SEQUENCE = 10071
+NOT_STORED = 10077  # why is in its text
+NO_ROOM = {10002, 10023, 10028, 10047}  # of the account, of the server, in memory, on the disk
+
+
+class Limits(NamedTuple):
+    """Publications, bytes and seconds that the log holds, and seconds that a key is remembered; None: as they are."""
+
+    history: int | None
+    size: int | None
+    age: float | None
+    window: float | None
+
+
+class State(NamedTuple):
+    """What the log says of itself. ``oldest`` is the offset before the first message that its stream holds; of those
+    the newest ``history`` count. Publications are accepted under ``subject``."""
+
+    top: Position
+    oldest: int
+    history: int
+    durability: Durability
+    subject: str
+
+
+class Log:
+    """Methods raise FAILURES but for those that publish. ``on_break`` is called when a feed breaks."""
+
+    def __init__(self, client: Client, place: Place, limits: Limits, on_break: Callable[[], object]) -> None:
+        self._client, self._limits, self._on_break = client, limits, on_break
+        self._js = client.jetstream(timeout=ANSWER)
+        self._stream, self._keys = f"SSE_LOG_{place.name}", f"SSE_KEYS_{place.name}"
+        self._subjects = f"sse-app.{place.name}"
+        self._replicas = place.replicas
+        self._subject = self._epoch = ""  # where publications are accepted now, and the epoch that they are in
+        self._size_limit = 0
+
+    def check(self) -> None:
+        """Raises ConnectionError when the connection is broken."""
+        if not self._client.is_connected:
+            raise ConnectionError("the connection was lost")
+
+    # The streams
+
+    async def prepare(self) -> None:
+        """Make the streams; give those there are the limits that were named, if we may."""
+        history, size, age, window = self._limits
+        keys = (await self._there(self._keys_config())).config
+        await self._adjust(keys, max_age=window)
+        log = (await self._there(self._log_config())).config
+        ages = [seconds for seconds in (age or log.max_age, window or keys.max_age) if seconds]
+        named = {"max_msgs": history and history + SLACK, "max_bytes": size, "max_age": age}
+        await self._adjust(log, **named, duplicate_window=min(ages) if ages and (age or window) else None)
+
+    async def _adjust(self, there: api.StreamConfig, **limits: float | None) -> None:
+        named = {name: value for name, value in limits.items() if value is not None}
+        if any(getattr(there, name) != value for name, value in named.items()):
+            try:
+                await self._js.update_stream(there, **named)
+            except FAILURES as error:
+                logger.warning("the stream %s keeps its limits, ours are refused: %s", there.name, reason(error))
+
+    def _log_config(self) -> api.StreamConfig:
+        return api.StreamConfig(
+            name=self._stream,
+            description="The log of an sse-app hub",
+            subjects=[f"{self._subjects}.log.{secrets.token_hex(6)}"],
+            storage=api.StorageType.FILE,
+            num_replicas=self._replicas,
+            max_msgs=(self._limits.history or HISTORY) + SLACK,
+            max_bytes=self._limits.size or HISTORY_BYTES,
+            max_age=(age := self._limits.age or HISTORY_AGE),
+            duplicate_window=min(self._limits.window or WINDOW, age),  # the server refuses more than the age
+        )
+
+    def _keys_config(self) -> api.StreamConfig:
+        return api.StreamConfig(
+            name=self._keys,
+            description="Idempotency keys of an sse-app hub",
+            subjects=[f"{self._subjects}.key.*"],
+            storage=api.StorageType.FILE,
+            num_replicas=self._replicas,
+            max_msgs_per_subject=1,
+            max_msgs=KEYS_MAX,
+            max_bytes=-1,
+            max_age=self._limits.window or WINDOW,
+            duplicate_window=0.1,  # it is not used
+        )
+
+    async def _there(self, config: api.StreamConfig) -> api.StreamInfo:
+        """A stream, made if there is none."""
+        assert config.name is not None
+        try:
+            return await self._js.stream_info(config.name)
+        except NotFoundError:
+            if self._epoch and config.name == self._stream:
+                await asyncio.sleep(SETTLE)  # made while its deletion is going on, it can lose its files (NATS 2.9)
+        try:
+            return await self._js.add_stream(config)
+        except APIError as error:
+            if error.err_code != NAME_IN_USE:  # by another node, a moment ago
+                raise
+            return await self._js.stream_info(config.name)
+
+    async def look(self) -> State:
+        """What the log is now. It is made when there is none."""
+        return self._understand(await self._there(self._log_config())) or await self.begin_anew("")
+
+    async def begin_anew(self, epoch: str) -> State:
+        """Give the log another epoch than this one, unless another node did: its sequence numbers may be those of other
+        publications than before."""
+        info = await self._js.stream_info(self._stream)
+        state = self._understand(info)
+        if state is None or state.top.epoch == epoch:
+            subjects = self._log_config().subjects
+            state = self._understand(await self._js.update_stream(info.config, subjects=subjects))
+        assert state is not None
+        return state
+
+    def _understand(self, info: api.StreamInfo) -> State | None:
+        """The subject under which publications are accepted has a random part. A stream that is made anew has another
+        one, and whoever does not know it yet cannot publish; the epoch is made of it and of the stream's birth.
+        """
+        subjects, state = info.config.subjects or [], info.state
+        if len(subjects) != 1 or not subjects[0].startswith(f"{self._subjects}.log.") or set("*>") & set(subjects[0]):
+            return None
+        epoch = hashlib.sha256(f"{subjects[0]} {info.created}".encode()).hexdigest()[:12]
+        self._size_limit = info.config.max_bytes or -1
+        limit = info.config.max_msgs or -1
+        history = UNBOUNDED if limit < 1 else limit - SLACK if limit > SLACK else limit
+        durability: Durability = "none" if info.config.storage == api.StorageType.MEMORY else "log"
+        return State(Position(epoch, state.last_seq), max(0, state.first_seq - 1), history, durability, subjects[0])
+
+    def adopt(self, state: State) -> None:
+        """From now on publish there. Until then what is published where nothing is accepted any more is refused."""
+        self._subject, self._epoch = state.subject, state.top.epoch
+
+    # Publishing
+
+    async def append(self, data: bytes, id: str | None, deadline: float) -> tuple[Position, bool]:
+        """Publish; returns the position, and True if that was done before with the same ``id``.
+
+        Raises OutcomeUnknown, LogFull, BrokerUnavailable, TooLarge.
+        """
+        if len(data) + HEAD > self._client.max_payload:
+            raise TooLarge(f"The log takes publications of at most {self._client.max_payload - HEAD:,} bytes.")
+        subject, epoch = self._subject, self._epoch
+        headers = {api.Header.EXPECTED_STREAM.value: self._stream}
+        if id is not None:
+            headers[api.Header.MSG_ID.value] = id
+        self._check_sending()
+        if 0 < self._size_limit < (size := _stored_size(subject, headers, data)):
+            await self._make_room(size, deadline)  # else it would be acknowledged, and trimmed at once
+        try:
+            ack = await self._js.publish(subject, data, _seconds_to(deadline), headers=headers)
+        except nats.errors.TimeoutError as error:
+            raise OutcomeUnknown(UNKNOWN) from error
+        except APIError as error:
+            raise _refused(error) from error
+        except FAILURES as error:
+            raise BrokerUnavailable(AWAY) from error
+        if not ack.seq:  # the one with the same id has no place yet
+            raise OutcomeUnknown(UNKNOWN)
+        return Position(epoch, ack.seq), bool(ack.duplicate)
+
+    def _check_sending(self) -> None:
+        if not self._client.is_connected or self._client.pending_data_size > PENDING_BYTES:
+            raise BrokerUnavailable(AWAY)
+
+    async def _make_room(self, size: int, deadline: float) -> None:
+        """A log holds its newest publication however large it is."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                info = await self._js.stream_info(self._stream)
+                await self._js.update_stream(info.config, max_bytes=size)
+        except APIError as error:
+            raise _refused(error) from error
+        except FAILURES as error:
+            raise BrokerUnavailable(AWAY) from error
+        self._size_limit = size
+
+    async def claim(self, key: str, digest: str, deadline: float) -> tuple[str, Position | None]:
+        """The digest of the publication that has this key, ours if none had it, and its position once it is known.
+
+        Raises BrokerUnavailable.
+        """
+        self._check_sending()
+        try:
+            async with asyncio.timeout_at(deadline):
+                for _ in range(3):
+                    try:
+                        if await self._claimed(key, digest):
+                            return digest, None
+                    except NoStreamResponseError:  # somebody has deleted all keys
+                        await self._there(self._keys_config())
+                        continue
+                    with suppress(NotFoundError):  # it was forgotten in between
+                        found = await self._js.get_last_msg(self._keys, self._key_subject(key))
+                        known, _, position = (found.data or b"").partition(b" ")
+                        return known.decode(), Position.parse(position)
+        except FAILURES as error:
+            raise BrokerUnavailable(AWAY) from error
+        raise BrokerUnavailable(AWAY)
+
+    async def _claimed(self, key: str, digest: str) -> bool:
+        headers = {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
+        try:
+            await self._js.publish(self._key_subject(key), digest.encode(), ANSWER, self._keys, headers)
+        except APIError as error:
+            if error.err_code != WRONG_LAST_SEQUENCE:
+                raise
+            return False
+        return True
+
+    async def remember(self, key: str, digest: str, position: Position) -> None:
+        """For when the log itself no longer knows. Nobody waits for that."""
+        with suppress(*FAILURES):
+            await self._client.publish(self._key_subject(key), f"{digest} {position}".encode())
+
+    def _key_subject(self, key: str) -> str:
+        return f"{self._subjects}.key.{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+    # Reading
+
+    async def fetch(self, after: int, until: int, count: int) -> list[Message]:
+        """The next messages in ``(after, until]``, ``count`` at most, fewer of large ones; none when all are gone."""
+        async with self._consumer(opt_start_seq=after + 1) as consumer:
+            found, too_large = await self._pull(consumer, batch=min(count, until - after), max_bytes=PAGE_BYTES)
+            if too_large and not found:
+                found, _ = await self._pull(consumer, batch=1)
+        if not found and await self.time_of(until) is not None:
+            raise nats.errors.Error("a server of the cluster that was asked does not have the newest yet")
+        return [message for message in found if message.offset <= until]
+
+    async def time_of(self, offset: int) -> float | None:
+        """The Unix time of a message; None if there is none. The answer is that of the stream's leader."""
+        try:
+            message = await self._js.get_msg(self._stream, offset)
+        except NotFoundError:
+            return None
+        assert message.time is not None
+        return message.time.timestamp()
+
+    async def find(self, time: float) -> int:
+        """The offset before the first message at or after this Unix time."""
+        # A microsecond earlier: to those the server's nanoseconds were rounded, up or down.
+        moment = datetime.fromtimestamp(min(max(time, 1.0), END_OF_TIME), UTC) - timedelta(microseconds=1)
+        async with self._consumer(opt_start_time=moment) as consumer:
+            assert consumer.delivered is not None
+            return consumer.delivered.stream_seq
+
+    @asynccontextmanager
+    async def feed(self, after: int, take: Callable[[Message], None]) -> AsyncIterator[Feed]:
+        """All messages behind an offset, those there are and then each as it comes."""
+        feed = Feed(self._client, take, self._on_break)
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(inbox, cb=feed.hear, pending_msgs_limit=PENDING_MESSAGES)
+        try:
+            async with self._consumer(opt_start_seq=after + 1, deliver_subject=inbox):
+                yield feed
+        finally:
+            await _end(subscription)
+
+    @asynccontextmanager
+    async def _consumer(
+        self,
+        opt_start_seq: int | None = None,
+        opt_start_time: datetime | None = None,
+        deliver_subject: str | None = None,
+    ) -> AsyncIterator[api.ConsumerInfo]:
+        config = api.ConsumerConfig(
+            name=secrets.token_hex(8),  # ours, so that it can be deleted even if the answer never comes
+            deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE if opt_start_seq else api.DeliverPolicy.BY_START_TIME,
+            opt_start_seq=opt_start_seq,
+            opt_start_time=opt_start_time,
+            deliver_subject=deliver_subject,
+            flow_control=True if deliver_subject else None,
+            idle_heartbeat=HEARTBEAT if deliver_subject else None,
+            ack_policy=api.AckPolicy.NONE,
+            max_deliver=1,
+            inactive_threshold=IDLE,
+            num_replicas=1,
+            mem_storage=True,
+        )
+        try:
+            yield await self._js.add_consumer(self._stream, config)
+        finally:
+            with suppress(*FAILURES):
+                await self._client.publish(f"{api.DEFAULT_PREFIX}.CONSUMER.DELETE.{self._stream}.{config.name}")
+
+    async def _pull(self, consumer: api.ConsumerInfo, batch: int, **bounds: int) -> tuple[list[Message], bool]:
+        """What the server gives at once, and whether it stopped before what exceeds the bounds."""
+        found: list[Message] = []
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def take(message: Msg) -> None:
+            if is_message(message):
+                found.append(message_of(message))
+            if not ended.done() and (len(found) == batch or not is_message(message)):
+                ended.set_result(status_of(message))
+
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(inbox, cb=take)
+        try:
+            subject = f"{api.DEFAULT_PREFIX}.CONSUMER.MSG.NEXT.{self._stream}.{consumer.name}"
+            request = {"batch": batch, "no_wait": True, **bounds}
+            await self._client.publish(subject, json.dumps(request).encode(), inbox)
+            async with asyncio.timeout(ANSWER):
+                status = await ended
+        finally:
+            await _end(subscription)
+        if len(found) == batch or status.startswith(("404", "408")):
+            return found, False
+        if status.startswith("409 Message Size"):
+            return found, True
+        raise nats.errors.Error(f"the server did not read its log: {status}")
+
+
+async def _end(subscription: Subscription) -> None:
+    with suppress(*FAILURES):
+        await subscription.unsubscribe()
+
+
+def _stored_size(subject: str, headers: dict[str, str], data: bytes) -> int:
+    """Bytes that a message takes in its stream: a little more than fileStoreMsgSize of the server says."""
+    return len(subject) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + len(data) + 64
+
+
+def _seconds_to(deadline: float) -> float:
+    return max(0.0, deadline - asyncio.get_running_loop().time())
+
+
+def _refused(error: APIError) -> LogFull | BrokerUnavailable | OutcomeUnknown | TooLarge:
+    if error.err_code == IN_PROCESS:
+        return OutcomeUnknown(UNKNOWN)
+    if error.err_code == MESSAGE_TOO_LARGE:
+        return TooLarge("The log takes no publications as large as this one; nothing was published.")
+    if error.err_code in NO_ROOM or (error.err_code == NOT_STORED and "maximum" in (error.description or "")):
+        return LogFull(FULL)
+    logger.warning("NATS refused a publication: %s", reason(error))
+    return BrokerUnavailable(REFUSED)

@@ -1,0 +1,78 @@
+"""The newest publications of the log as a node heard of them: most readers find here what they lack."""
+
+from collections.abc import Sequence
+
+from sse_app.publication import Publication
+from sse_app.topics import TopicFilter
+
+COUNT = 10_000  # publications at most
+BYTES = 16 * 1024 * 1024
+OVERHEAD = 400  # bytes of a publication beside its frame, measured with sys.getsizeof on CPython 3.11
+TOPICS_MAX = 100_000  # whose newest publication is known, some 10 MB
+
+
+class Recent:
+    """Publications without a break up to offset ``top``, and the newest one on each topic.
+
+    It holds ``count`` publications and ``size`` bytes at most, the newest one however large it is.
+    """
+
+    def __init__(self, count: int = COUNT, size: int = BYTES) -> None:
+        self._limits = min(count, COUNT), min(size, BYTES)
+        self._held: dict[int, Publication] = {}  # by offset
+        self._latest: dict[str, int] = {}  # topic, "" for none: offset of the newest publication on it
+        self.restart(0)
+
+    def restart(self, top: int) -> None:
+        """Forget everything: what comes next is the publication behind ``top``."""
+        self.top = self._known_from = top  # of what is above _known_from each topic's newest is known
+        self._bytes = 0
+        self._held.clear()
+        self._latest.clear()
+
+    @property
+    def room(self) -> int:
+        """How many publications it can hold."""
+        return self._limits[0]
+
+    def append(self, publication: Publication) -> None:
+        """The next one. What is before a break is forgotten."""
+        offset = publication.position.offset
+        if offset != self.top + 1:
+            self.restart(offset - 1)
+        self.top = offset
+        self._held[offset] = publication
+        self._bytes += len(publication.frame) + OVERHEAD
+        for topic in publication.topics or ("",):
+            self._latest[topic] = offset
+        if len(self._latest) > TOPICS_MAX:
+            self._latest.clear()
+            self._known_from = offset
+        count, size = self._limits
+        while len(self._held) > count or (self._bytes > size and len(self._held) > 1):
+            self._bytes -= len(self._held.pop(self.top + 1 - len(self._held)).frame) + OVERHEAD
+
+    def forget(self, oldest: int) -> None:
+        """The log has trimmed everything up to this offset."""
+        while self._held and self.top - len(self._held) < oldest:
+            self._bytes -= len(self._held.pop(self.top + 1 - len(self._held)).frame) + OVERHEAD
+
+    def page(self, after: int, until: int, count: int) -> Sequence[Publication] | None:
+        """The next ``count`` in ``(after, until]``; None when they have to be read from the log."""
+        if after + 1 not in self._held:
+            return None
+        return [self._held[offset] for offset in range(after + 1, min(until, self.top, after + count) + 1)]
+
+    def below(self, top: int, filter: TopicFilter) -> int:
+        """An offset above which, up to ``top``, nothing matches: for plain topics known without a search."""
+        if top > self.top or not filter.patterns or any("*" in pattern for pattern in filter.patterns):
+            return top
+        return min(top, max(self._latest.get(topic, self._known_from) for topic in ("", *filter.patterns)))
+
+    def learn(self, after: int, until: int, publications: Sequence[Publication]) -> None:
+        """What the log holds in ``(after, until]`` was read: if that is the next below what is known, it is now."""
+        if after < self._known_from <= until and len(self._latest) < TOPICS_MAX:
+            self._known_from = after
+            for publication in reversed(publications):
+                for topic in publication.topics or ("",):
+                    self._latest.setdefault(topic, publication.position.offset)

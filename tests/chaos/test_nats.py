@@ -1,0 +1,344 @@
+"""NATS is killed, cut off, frozen and emptied under nodes that serve: everyone gets everything once, or is told."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from time import perf_counter
+
+import nats
+import pytest
+
+from sse_app.brokers import open_broker
+from sse_app.brokers.nats import log
+from sse_app.errors import BrokerError, BrokerUnavailable, OutcomeUnknown
+from sse_app.events import Event
+from tests.chaos.client import Stream, offset_of, publish_all
+from tests.chaos.conftest import Server, assert_in_time, count
+from tests.chaos.launch import nothing_for
+from tests.chaos.outages import (
+    ANSWERED,
+    BACK,
+    DRAIN,
+    NOTICED,
+    Publisher,
+    Start,
+    assert_whole,
+    has,
+    listening,
+    post,
+    publishing,
+    until,
+    until_ready,
+)
+from tests.chaos.outages import node as node
+from tests.chaos.proxy import Proxy, Recut, proxy_to, unchanged
+from tests.nats_server import HOST, NatsServer, StartNats
+
+
+@pytest.fixture
+def server(start_nats: StartNats) -> Iterator[NatsServer]:
+    """One to be ill-treated."""
+    server = start_nats()
+    yield server
+    server.kill()
+
+
+async def both(node: Start, server: NatsServer, proxy: Proxy, *flags: str) -> tuple[Server, Server]:
+    """Two nodes that share a log, one of them through the proxy."""
+    near = server.url()
+    far = near.replace(str(server.port), str(proxy.port))
+    first = await node(near, *flags)  # of two that start at once the limits of either may win
+    return first, await node(far, *flags)
+
+
+async def until_published(server: Server, body: str, **headers: str) -> str:
+    """Its id. Until then the broker may be away."""
+    while (answer := await post(server, body, **headers)).status != 200:
+        assert answer.status == 503
+        await asyncio.sleep(0.02)
+    return str(answer.json["id"])
+
+
+# --- H1 ---
+
+
+async def test_nats_is_killed_and_started_again_and_again(server: NatsServer, node: Start) -> None:
+    url = server.url()
+    nodes = await asyncio.gather(node(url), node(url))
+    slowest_back = 0.0
+    async with listening(*nodes) as streams, publishing(nodes[0]) as publisher:
+        for _ in range(count(ci=2, full=50)):
+            server.kill()
+            await until_ready(*nodes, ready_is=False)
+            publisher.statuses.clear()
+            await nothing_for(count(ci=1, full=5))
+            await until(lambda: bool(publisher.statuses))
+            assert publisher.statuses <= {503, 504}
+            server.start()
+            slowest_back = max(slowest_back, await until_ready(*nodes))
+            await publisher.acknowledges_more()
+            for stream in streams:
+                await until(has(stream, publisher.acknowledged[-1]))
+        newest = publisher.acknowledged[-1]
+        for stream in streams:
+            await until(has(stream, newest))
+    assert_in_time("answered", publisher.slowest, ANSWERED)
+    assert_in_time("back", slowest_back, BACK)
+    for stream in streams:
+        assert_whole(stream, publisher.acknowledged[: publisher.acknowledged.index(newest)])
+
+
+async def test_connections_that_break_under_load_leave_nothing_behind(
+    server: NatsServer, impatient_nats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py's tasks and sockets, of a connection that dies with much to send."""
+    monkeypatch.setattr("sse_app.brokers.nats.COMMAND", 0.5)
+    monkeypatch.setattr(log, "ANSWER", 0.5)
+    tasks = asyncio.all_tasks()
+    async with proxy_to(server.port) as proxy:
+        async with open_broker(server.url(port=proxy.port)) as broker:
+            tail = broker.tail()
+            outcomes = set[type[BaseException] | None]()
+
+            async def publish() -> None:
+                try:
+                    await broker.publish(Event("x" * 10_000))
+                    outcomes.add(None)
+                except BrokerError as error:
+                    outcomes.add(type(error))
+
+            for round in range(count(ci=2, full=30)):
+                async with asyncio.timeout(BACK), asyncio.TaskGroup() as group:
+                    for _ in range(1_000):
+                        group.create_task(publish())
+                    await anext(tail)
+                    if round % 2:
+                        proxy.hold()
+                    else:
+                        proxy.cut()
+                proxy.cut()
+                proxy.release()
+                while True:
+                    try:
+                        await broker.publish(Event("back"))
+                        break
+                    except BrokerError:
+                        await asyncio.sleep(0.05)
+        assert outcomes == {None, BrokerUnavailable, OutcomeUnknown}
+    await until(lambda: asyncio.all_tasks() == tasks)
+
+
+# --- H2 ---
+
+
+async def test_a_silent_connection_is_noticed_and_left(server: NatsServer, node: Start) -> None:
+    async with proxy_to(server.port) as proxy:
+        near, far = await both(node, server, proxy)
+        async with listening(far) as (stream,):
+            await post(near, "before")
+            await until(lambda: bool(stream.offsets))
+            proxy.hold()
+            begun = perf_counter()
+            unknown = await post(far, "lost")
+            taken = perf_counter() - begun
+            await until_ready(far, ready_is=False)
+            noticed = perf_counter() - begun
+            refused = await post(far, "refused")
+            await post(near, "meanwhile")
+            await nothing_for(count(ci=1, full=30))
+            proxy.release()
+            proxy.cut()  # as the other end would, that has long forgotten the connection
+            back = await until_ready(far)
+            assert (await post(far, "after")).status == 200
+            await until(lambda: any(event.data == "after" for event in stream.events))
+    assert_in_time("noticed", noticed, NOTICED)
+    assert_in_time("answered", taken, ANSWERED)
+    assert_in_time("back", back, BACK)
+    assert (unknown.status, unknown.json["code"]) == (504, "outcome_unknown")
+    assert (refused.status, refused.json["code"]) == (503, "broker_unavailable")
+    assert_whole(stream, [])
+    known = [event.data for event in stream.events if event.type == "message" and event.data != "lost"]
+    assert known == ["before", "meanwhile", "after"]
+
+
+# --- H3, H7 ---
+
+
+@pytest.mark.parametrize("history", [10_000, 100], ids=["all is held", "most is trimmed"])
+async def test_a_node_that_was_cut_off_gets_what_it_missed_or_a_gap(
+    server: NatsServer, node: Start, history: int
+) -> None:
+    missed = 1_000 if history > 1_000 else log.SLACK + history + 100
+    async with proxy_to(server.port) as proxy:
+        near, far = await both(node, server, proxy, "--history", str(history))
+        async with listening(near, far) as (whole, stream):
+            await post(near, "before")
+            await until(lambda: bool(stream.offsets))
+            proxy.closed = True
+            proxy.cut()
+            await until_ready(far, ready_is=False)
+            await publish_all(near.port, [b"x"] * missed)
+            await nothing_for(count(ci=0, full=30))
+            proxy.closed = False
+            back = await until_ready(far)
+            last = (await post(far, "after")).json["id"]
+            seconds = back + await until(has(stream, last))
+            await until(has(whole, last))
+    assert_in_time("back with all of it", seconds, BACK)
+    assert_whole(whole, [last])
+    if history > missed:
+        assert_whole(stream, [last])
+        assert len(stream.offsets) == missed + 2
+    else:
+        (gap,) = stream.of_type("gap")
+        told = json.loads(gap.data or "")
+        assert told["reason"] == "trimmed"
+        first = offset_of(told["oldest"])
+        assert stream.offsets == [1, *range(first, missed + 3)]
+
+
+# --- H4 ---
+
+
+def silent_from(word: bytes) -> Recut:
+    """From the first answer with this word in it nothing passes."""
+    silent = False
+
+    def recut(data: bytes) -> Iterator[bytes]:
+        nonlocal silent
+        silent |= word in data
+        if not silent:
+            yield data
+
+    return recut
+
+
+async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twice(
+    server: NatsServer, node: Start
+) -> None:
+    async with proxy_to(server.port) as proxy:
+        # The acknowledgement of the log; that of the key comes through.
+        proxy.recut = silent_from(b'"stream":"SSE_LOG_')
+        near, far = await both(node, server, proxy)
+        async with listening(near, far) as streams:
+            begun = perf_counter()
+            answer = await post(far, "once", idempotency_key="k")
+            taken = perf_counter() - begun
+            proxy.recut = unchanged
+            proxy.cut()
+            again = await until_published(far, "once", idempotency_key="k")
+            last = await post(near, "last")
+            for stream in streams:
+                await until(has(stream, last.json["id"]))
+    assert (answer.status, answer.json["code"]) == (504, "outcome_unknown")
+    assert_in_time("answered", taken, ANSWERED)
+    for stream in streams:
+        assert [event.id for event in stream.events if event.data == "once"] == [again]
+        assert_whole(stream, [last.json["id"]])
+
+
+# --- H9 ---
+
+
+async def test_three_nodes_and_a_stranger(server: NatsServer, node: Start) -> None:
+    """Each publication comes once to each, and what is not ours to nobody."""
+    url = server.url("shared")
+    nodes = await asyncio.gather(*(node(url) for _ in range(3)))
+    each = count(ci=300, full=3_400)
+    async with listening(*nodes) as streams:
+        client = await nats.connect(f"nats://{HOST}:{server.port}")
+        js = client.jetstream()
+        config = (await js.stream_info("SSE_LOG_shared")).config
+        assert config.subjects is not None
+
+        async def stranger() -> None:
+            for strange in (b"junk", b'{"v":0,"data":"older"}') * 50:
+                await js.publish(config.subjects[0], strange)  # type: ignore[index]
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(stranger())
+            for one in nodes:
+                tasks.create_task(publish_all(one.port, [b"x"] * each))
+        await client.close()
+        last = (await post(nodes[0], "last")).json["id"]
+        for stream in streams:
+            await until(has(stream, last))
+    assert offset_of(last) == 3 * each + 100 + 1
+    for stream in streams:
+        assert not stream.of_type("gap")
+        assert stream.offsets == sorted(set(stream.offsets))
+        assert len(stream.offsets) == 3 * each + 1
+
+
+# --- the log is lost ---
+
+
+async def test_a_stream_that_is_deleted_under_nodes_is_told_to_everyone(server: NatsServer, node: Start) -> None:
+    url = server.url("shared")
+    nodes = await asyncio.gather(node(url), node(url))
+    async with listening(*nodes) as streams:
+        old = (await post(nodes[0], "before")).json["id"]
+        for stream in streams:
+            await until(has(stream, old))
+        client = await nats.connect(f"nats://{HOST}:{server.port}")
+        begun = perf_counter()
+        await client.jetstream().delete_stream("SSE_LOG_shared")
+        await client.close()
+        for stream in streams:
+            await until(lambda stream=stream: bool(stream.of_type("gap")))  # type: ignore[misc]
+        seconds = perf_counter() - begun
+        new = await until_published(nodes[1], "after")
+        for stream in streams:
+            await until(has(stream, new))
+    assert_in_time("told", seconds, BACK)
+    assert old.partition("-")[0] != new.partition("-")[0]
+    for stream in streams:
+        (gap,) = stream.of_type("gap")
+        assert json.loads(gap.data or "")["reason"] == "epoch"
+        assert [event.id for event in stream.events if event.type == "message"] == [old, new]
+
+
+# --- G1, M4: the node's own end ---
+
+
+async def test_a_node_is_killed_under_load_and_loses_nothing_acknowledged(server: NatsServer, node: Start) -> None:
+    url = server.url()
+    observer = await node(url)
+    acknowledged: list[str] = []
+    async with listening(observer) as (stream,):
+        for _ in range(count(ci=2, full=100)):
+            victim = await node(url)
+            publishers = [Publisher(victim) for _ in range(8)]
+            running = [asyncio.create_task(publisher.run()) for publisher in publishers]
+            await until(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
+            victim.kill()
+            await asyncio.wait(running)  # their connections broke
+            assert all(isinstance(task.exception(), ConnectionError) for task in running)
+            for publisher in publishers:
+                assert publisher.acknowledged == sorted(publisher.acknowledged, key=offset_of)
+                acknowledged += publisher.acknowledged
+        last = (await post(observer, "last")).json["id"]
+        await until(has(stream, last))
+        epoch, _, top = last.partition("-")
+        oldest = max(0, int(top) - 10_000)  # of the log's history
+        async with await Stream.open(observer.port, f"{epoch}-{oldest}") as replay:
+            await replay.until(has(replay, last))
+    assert_whole(stream, acknowledged)
+    assert_whole(replay, [id for id in acknowledged if offset_of(id) > oldest])
+    assert (stream.offsets[0], replay.offsets[0]) == (1, oldest + 1)
+    print(f"{len(acknowledged)} acknowledged")
+
+
+async def test_sigterm_ends_a_node_whose_broker_is_away(server: NatsServer, node: Start) -> None:
+    only = await node(server.url())
+    async with listening(only) as (stream,):
+        server.freeze()
+        await until_ready(only, ready_is=False)
+        begun = perf_counter()
+        only.terminate()
+        await only.exit_code()
+        taken = perf_counter() - begun
+        await until(lambda: stream.over)
+    server.thaw()
+    assert stream.of_type("bye")
+    assert_in_time("ended", taken, DRAIN + 2)

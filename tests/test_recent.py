@@ -1,0 +1,118 @@
+"""What a node holds of a log that others keep."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_app.brokers.nats import recent as module
+from sse_app.brokers.nats.recent import OVERHEAD, Recent
+from sse_app.publication import Position, Publication
+from sse_app.topics import TopicFilter
+
+
+def publication(offset: int, *topics: str, size: int = 10) -> Publication:
+    return Publication(Position("e", offset), "message", topics, b"x" * size, 0.0)
+
+
+def filled(*topics: str, **limits: int) -> Recent:
+    """A publication on each of these topics, from offset 1 on; "" is none."""
+    recent = Recent(**limits)
+    for offset, topic in enumerate(topics, 1):
+        recent.append(publication(offset, *([topic] if topic else [])))
+    return recent
+
+
+def offsets(recent: Recent, after: int, until: int, count: int = 100) -> list[int] | None:
+    page = recent.page(after, until, count)
+    return None if page is None else [item.position.offset for item in page]
+
+
+def test_a_page_begins_behind_an_offset_and_ends_with_another() -> None:
+    recent = filled(*"abcdef")
+    assert offsets(recent, 0, 6) == [1, 2, 3, 4, 5, 6]
+    assert offsets(recent, 2, 4) == [3, 4]
+    assert offsets(recent, 2, 9) == [3, 4, 5, 6]
+    assert offsets(recent, 0, 6, count=2) == [1, 2]
+
+
+def test_what_is_not_held_is_read_from_the_log() -> None:
+    recent = filled(*"abcdef", count=3)
+    assert offsets(recent, 2, 6) is None
+    assert offsets(recent, 3, 6) == [4, 5, 6]
+    assert offsets(recent, 6, 9) is None
+
+
+def test_the_oldest_go_by_bytes_too_but_not_the_newest() -> None:
+    recent = Recent(size=3 * OVERHEAD)
+    for offset in range(1, 6):
+        recent.append(publication(offset, size=OVERHEAD // 4))
+    assert offsets(recent, 3, 5) == [4, 5]
+    assert offsets(recent, 2, 5) is None
+    recent.append(publication(6, size=10 * OVERHEAD))
+    assert offsets(recent, 5, 6) == [6]
+    assert offsets(recent, 4, 6) is None
+
+
+def test_what_is_before_a_break_is_forgotten() -> None:
+    recent = filled(*"abc")
+    recent.append(publication(7, "a"))
+    assert (recent.top, offsets(recent, 6, 7), offsets(recent, 0, 7)) == (7, [7], None)
+    assert recent.below(7, TopicFilter(("b",))) == 6, "of what is below the break nothing is known"
+
+
+def test_what_the_log_has_trimmed_is_forgotten() -> None:
+    recent = filled(*"abcdef")
+    recent.forget(4)
+    assert offsets(recent, 3, 6) is None
+    assert offsets(recent, 4, 6) == [5, 6]
+    recent.forget(99)
+    assert offsets(recent, 5, 6) is None
+    recent.append(publication(7))
+    assert offsets(recent, 6, 7) == [7]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [((), 6), (("*",), 6), (("a/**",), 6), (("a",), 5), (("d",), 4), (("a", "d"), 5), (("silent",), 3)],
+)
+def test_above_its_newest_publication_a_topic_needs_no_search(patterns: tuple[str, ...], expected: int) -> None:
+    recent = filled("a", "b", "", "d", "a", "c")
+    assert recent.below(6, TopicFilter(patterns)) == expected
+
+
+def test_of_what_was_not_heard_of_yet_nothing_is_known() -> None:
+    recent = filled("a", "b")
+    assert recent.below(5, TopicFilter(("a",))) == 5
+    assert recent.below(1, TopicFilter(("b",))) == 1, "never above what was asked"
+
+
+def test_a_search_below_extends_what_is_known() -> None:
+    recent = Recent()
+    recent.restart(10)
+    recent.append(publication(11, "a"))
+    assert recent.below(11, TopicFilter(("b",))) == 10
+    recent.learn(2, 5, [publication(4, "b")])
+    assert recent.below(11, TopicFilter(("b",))) == 10, "not next to what is known"
+    recent.learn(5, 10, [publication(6, "b"), publication(8, "b", "a")])
+    assert recent.below(11, TopicFilter(("b",))) == 8
+    assert recent.below(11, TopicFilter(("a",))) == 11
+    assert recent.below(11, TopicFilter(("c",))) == 5
+
+
+def test_topics_without_number_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOPICS_MAX", 3)
+    recent = filled(*"abc")
+    assert recent.below(3, TopicFilter(("silent",))) == 0
+    recent.append(publication(4, "d"))
+    assert recent.below(4, TopicFilter(("a",))) == 4
+
+
+topics = st.sampled_from(["", "a", "b", "c"])
+
+
+@given(st.lists(topics, max_size=30), st.integers(1, 10), topics.filter(bool))
+def test_nothing_that_matches_is_above_what_is_said(published: list[str], count: int, topic: str) -> None:
+    recent = filled(*published, count=count)
+    below = recent.below(len(published), TopicFilter((topic,)))
+    matching = [offset for offset, name in enumerate(published, 1) if name in ("", topic)]
+    assert below == max(matching, default=0)
