@@ -264,7 +264,7 @@ def test_the_settings_of_a_hub_are_those_of_the_server() -> None:
         Hub(queue=0)
 
 
-@pytest.mark.parametrize("url", ["nosuch://", "http://[", "", "memory", "redis://localhost"])
+@pytest.mark.parametrize("url", ["nosuch://", "http://[", "", "memory", "kafka://localhost"])
 def test_a_broker_that_is_none_is_told_what_there_is(url: str) -> None:
     with pytest.raises(errors.ConfigError, match=r"^broker is a URL"):
         Hub(url)
