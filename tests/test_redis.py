@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from sse_app.brokers import open_broker
-from sse_app.brokers.redis import RedisBroker
+from sse_app.brokers.redis import PAGE_BYTES, PAGE_COUNT, RedisBroker
 from sse_app.brokers.redis.connection import check_version
 from sse_app.brokers.redis.entries import RawEntry, envelope, microseconds, publication_of, stamps_of
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
@@ -550,6 +550,78 @@ async def test_what_was_trimmed_before_the_tail_read_it_is_told(own_server: Redi
     assert gap.type == "gap"
     assert '"reason":"trimmed"' in (gap.data or "")
     assert [event.data for event in rest] == [str(number) for number in range(25, 30)]
+
+
+# --- a server that many share is held up by nobody ---
+
+
+def fill(redis: Redis, broker: RedisBroker, count: int) -> None:
+    """The log, with so many publications, made without publishing each."""
+    now = microseconds(time.time())
+    content = envelope(Event("x"), (), frozenset(), frozenset())
+    with redis.pipeline(transaction=True) as transaction:
+        for offset in range(1, count + 1):
+            head = f"{broker._known.epoch} {now} {now + offset} {now + offset - 1} ".encode()
+            transaction.xadd(broker._log, {"v1": head + content}, id=f"0-{offset}")
+        transaction.hset(broker._state, mapping={"top": count, "time": now, "stamp": now + count})
+        transaction.execute()
+
+
+def calls_of_the_script(redis: Redis) -> int:
+    calls: int = redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+    return calls
+
+
+async def test_a_log_that_is_much_too_long_is_trimmed_a_few_at_a_time(
+    own_server: RedisServer, own_redis: Redis
+) -> None:
+    url, held = own_server.url(), 5_000
+    async with RedisBroker(url) as broker:
+        fill(own_redis, broker, held)
+    own_redis.config_resetstat()
+    async with RedisBroker(url, history=10) as broker:
+        await until(lambda: own_redis.xlen(broker._log) == 10)
+    assert calls_of_the_script(own_redis) >= held / 256
+
+
+async def test_many_strangers_are_removed_a_few_at_a_time(own_server: RedisServer, own_redis: Redis) -> None:
+    strangers = 5_000
+    async with RedisBroker(own_server.url()) as broker:
+        before = await publish(broker, *"ab")
+        own_redis.config_resetstat()
+        with own_redis.pipeline() as pipeline:
+            for _ in range(strangers):
+                pipeline.xadd(broker._log, {"junk": "x"})
+            pipeline.execute()
+        await until(lambda: own_redis.xlen(broker._log) == 2)
+        assert calls_of_the_script(own_redis) >= strangers / 1_000
+        assert await publish(broker, "c") == [before[-1].next()]
+        assert texts(await replayed(broker)) == ["a", "b", "c"]
+
+
+async def test_a_reader_is_given_no_more_at_once_than_a_page(broker: RedisBroker) -> None:
+    await publish(broker, *["x"] * 100, *["x" * 100_000] * 40, *["x"] * 100)
+    position, until = await broker.oldest(), await broker.top()
+    while position != until:
+        page = await broker.replay(position, until, EVERYTHING)
+        assert sum(len(item.frame) for item in page.publications) <= PAGE_BYTES + 101_000
+        position = page.end
+
+
+async def test_the_newest_are_read_page_by_page_however_many_are_asked_for(
+    broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(broker, *["x"] * 1_000)
+    read, looked_at = broker._read, list[int]()
+
+    async def count(*arguments: Any) -> Any:
+        answer = await read(*arguments)
+        looked_at.append(len(answer[3]))
+        return answer
+
+    monkeypatch.setattr(broker, "_read", count)
+    assert (await broker.last(1_000_000, EVERYTHING, "c")).offset == 0
+    assert max(looked_at) <= PAGE_COUNT
 
 
 # --- commands that are cancelled (H8) ---

@@ -57,6 +57,7 @@ logger = logging.getLogger("sse_app")
 
 PREFIX = "sse-app"
 LOOK = 1.0  # seconds between two looks at the log's state; no read of the tail blocks longer
+SOON = 0.05  # seconds to the next look while there is more to trim than one does
 BACKOFF = (0.1, 2.0)  # seconds, random from the first to twice as much as before, at most to the second
 PAGE_COUNT = 256  # publications looked at for one page of a replay
 PAGE_BYTES = 256 * 1024  # and bytes, so that no reader holds much more than that
@@ -280,7 +281,7 @@ class RedisBroker:
 
     async def _backwards(self, count: int, filter: TopicFilter, client: str | None) -> AsyncIterator[Publication]:
         """At most ``count`` publications that this client may see, newest first."""
-        below, size, epoch = OFFSET_MAX, count, b""
+        below, size, epoch = OFFSET_MAX, min(count, PAGE_COUNT), b""
         while count:
             its_epoch, _, _, entries = await self._read("newest", self._state, "", "", below, size, PAGE_BYTES)
             if not entries or its_epoch != (epoch or its_epoch):
@@ -349,7 +350,7 @@ class RedisBroker:
         answer = await execute(connection, *command)
         self.subscribers_elsewhere = answer[3]
         self._learn(sent, answer)
-        self._look_due = asyncio.get_running_loop().time() + LOOK
+        self._look_due = asyncio.get_running_loop().time() + (SOON if answer[4] else LOOK)
 
     async def _read_on(self, connection: AbstractConnection, seconds: float) -> None:
         epoch = self._known.epoch

@@ -17,6 +17,9 @@ local LOG, STATE = KEYS[1], KEYS[2]
 local OVERHEAD = 64 -- bytes of an entry beside its value: MEMORY USAGE of Redis 7.0 says 24 to 400
 local LIMITS = {'history', 'history_bytes', 'history_age', 'idempotency_window'}
 local DEFAULTS = {10000, 64 * 1024 * 1024, 24 * 3600 * 1000000, 300 * 1000000}
+local TRIM_COUNT, TRIM_BYTES = 256, 8 * 1024 * 1024 -- at once: some 2 ms, in which Redis does nothing else
+local FOREIGN = 1000 -- entries of others that are removed at once
+local PIECE = 32 -- entries that are read at once, of which only the first ones' size is known
 local ABSENT = 5 -- seconds after which a node that says nothing is gone
 
 local function microseconds(given)
@@ -80,27 +83,26 @@ end
 -- Another program may append to the stream. With an id 0-<offset> that takes a place in the log; behind any other id
 -- nothing of ours could be appended, so it goes. Answers whether there was one.
 local function adopt()
-  local removed = false
-  while true do
-    local foreign = redis.call('XRANGE', LOG, '1-0', '+', 'COUNT', 1000)
-    if #foreign == 0 then break end
-    for _, entry in ipairs(foreign) do redis.call('XDEL', LOG, entry[1]) end
-    removed = true
-  end
-  local newest = redis.call('XREVRANGE', LOG, '+', '-', 'COUNT', 1)[1]
+  local foreign = redis.call('XRANGE', LOG, '1-0', '+', 'COUNT', FOREIGN)
+  for index, entry in ipairs(foreign) do foreign[index] = entry[1] end
+  if #foreign > 0 then redis.call('XDEL', LOG, unpack(foreign)) end
+  local newest = redis.call('XREVRANGE', LOG, '(1-0', '-', 'COUNT', 1)[1]
   local offset = newest and parse(newest) or 0
   if offset > top then
     top = offset
     save_state()
   end
-  if removed and redis.pcall('XSETID', LOG, id(top)).err then begin_anew() end
-  return removed
+  local more = #redis.call('XRANGE', LOG, '1-0', '+', 'COUNT', 1) > 0
+  if #foreign > 0 and not more and redis.pcall('XSETID', LOG, id(top)).err then begin_anew() end
+  return #foreign > 0
 end
 
+-- Answers whether there may be more to trim.
 local function trim(checks_age)
   local history, history_bytes, age = limits[1], limits[2], limits[3]
-  local count, before, gone = redis.call('XLEN', LOG), oldest, {}
-  while checks_age or count > history or (bytes > history_bytes and count > 1) do
+  local count, before, gone, read = redis.call('XLEN', LOG), oldest, {}, 0
+  local function is_too_much() return count > history or (bytes > history_bytes and count > 1) end
+  while (checks_age or is_too_much()) and #gone < TRIM_COUNT and read < TRIM_BYTES do
     local entry = first_from(oldest + 1)
     if not entry then
       oldest, bytes = top, 0
@@ -109,16 +111,18 @@ local function trim(checks_age)
     local offset, its_time, its_stamp, size = parse(entry)
     local young = not its_stamp or now - its_stamp <= age
     oldest = offset - 1
-    if count <= history and (bytes <= history_bytes or count == 1) and young then break end
+    if young and not is_too_much() then break end
     oldest, count, bytes, trimmed = offset, count - 1, math.max(0, bytes - size), its_time or trimmed
-    gone[#gone + 1] = entry[1]
+    gone[#gone + 1], read = entry[1], read + size
   end
   if oldest ~= before then save_state() end
-  for _, name in ipairs(gone) do redis.call('XDEL', LOG, name) end -- XTRIM stops at what was removed in adopt()
+  if #gone > 0 then redis.call('XDEL', LOG, unpack(gone)) end -- XTRIM stops at what was removed in adopt()
+  return #gone == TRIM_COUNT or read >= TRIM_BYTES
 end
 
 local function trim_for_reader()
-  pcall(trim, true) -- with its memory full Redis takes no state, but it can still be read
+  local _, more = pcall(trim, true) -- with its memory full Redis takes no state, but it can still be read
+  return more == true
 end
 
 -- A log that was deleted, or that lacks what the caller has seen, is not the one that it was: a new epoch begins.
@@ -141,18 +145,19 @@ local function check_entry_seen(doubts)
   if entry and its_stamp ~= ARGV[5] or doubts and not entry then begin_anew() end
 end
 
--- At least one entry; as many more as the average so far says that there is room for, a few at a time.
+-- At least one entry; as many more as there is room for, a few at a time, by the average so far.
 local function pages(command, from, to, step)
   local found, size, count, limit, asked = {}, 0, tonumber(ARGV[16]), tonumber(ARGV[17]), 1
   repeat
     local chunk = redis.call(command, LOG, id(from), id(to), 'COUNT', asked)
     for _, entry in ipairs(chunk) do
+      if #found > 0 and size >= limit then break end
       found[#found + 1] = entry
       for _, text in ipairs(entry[2]) do size = size + #text end
       from = parse(entry) + step
     end
     local done = #chunk < asked or #found >= count or size >= limit
-    asked = math.min(count - #found, 4 * #found, math.ceil((limit - size) * #found / math.max(1, size)))
+    asked = math.min(count - #found, PIECE, math.ceil((limit - size) * #found / math.max(1, size)))
   until done
   return found
 end
@@ -208,12 +213,12 @@ function operations.publish()
 end
 
 -- 13 the node that looks or "", 14 its subscribers, 15 1 if it has doubts. Its limits are those of all from now on.
--- Answers {.., the subscribers of all others}.
+-- Answers {.., the subscribers of all others, 1 if there may be more to remove}.
 function operations.look()
   check_entry_seen(ARGV[15] == '1')
   set_limits()
-  adopt()
-  trim_for_reader()
+  local adopted = adopt()
+  local more = trim_for_reader() or adopted
   local others = 0
   if ARGV[13] ~= '' then
     local seconds = redis.call('TIME')[1]
@@ -229,7 +234,7 @@ function operations.look()
       end
     end
   end
-  return {epoch, oldest, top, others}
+  return {epoch, oldest, top, others, more and 1 or 0}
 end
 
 -- Behind 13 epoch and 14 offset, up to 15 offset, about 16 entries or 17 bytes. Answers {.., the offset behind which it
