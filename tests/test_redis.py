@@ -687,6 +687,35 @@ async def test_a_server_without_memory_takes_nothing_and_is_read_on(own_server: 
         assert texts(await take(tail, 2)) == ["a", "c"]
 
 
+async def test_a_server_without_memory_gets_some_when_less_history_is_kept(
+    own_server: RedisServer, own_redis: Redis
+) -> None:
+    url = own_server.url()
+    async with RedisBroker(url) as broker:
+        await publish(broker, *"abcde")
+    own_redis.config_set("maxmemory", 1)
+    try:
+        async with RedisBroker(url, history=2) as broker:
+            await until(lambda: own_redis.xlen(broker._log) == 2)
+            assert texts(await replayed(broker)) == ["d", "e"]
+    finally:
+        own_redis.config_set("maxmemory", 0)
+
+
+async def test_what_is_too_old_goes_from_a_server_without_memory_too(own_server: RedisServer, own_redis: Redis) -> None:
+    clock = Clock(1_000.0)
+    async with RedisBroker(own_server.url(), history_age=60, clock=clock) as broker:
+        await publish(broker, *"ab")
+        own_redis.config_set("maxmemory", 1)
+        try:
+            clock.now += 61
+            await broker.top(fresh=True)
+            assert own_redis.xlen(broker._log) == 0
+            assert await broker.oldest() == await broker.top()
+        finally:
+            own_redis.config_set("maxmemory", 0)
+
+
 async def test_a_replica_takes_nothing_until_it_is_the_master(
     own_server: RedisServer, own_redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

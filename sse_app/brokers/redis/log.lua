@@ -115,8 +115,10 @@ local function trim(checks_age)
     oldest, count, bytes, trimmed = offset, count - 1, math.max(0, bytes - size), its_time or trimmed
     gone[#gone + 1], read = entry[1], read + size
   end
+  -- Not XTRIM, which stops at what was removed in adopt(). First, since a script that has removed something may write
+  -- though the memory is full.
+  if #gone > 0 then redis.call('XDEL', LOG, unpack(gone)) end
   if oldest ~= before then save_state() end
-  if #gone > 0 then redis.call('XDEL', LOG, unpack(gone)) end -- XTRIM stops at what was removed in adopt()
   return #gone == TRIM_COUNT or read >= TRIM_BYTES
 end
 
@@ -162,7 +164,8 @@ local function pages(command, from, to, step)
   return found
 end
 
--- Who names limits sets them for everyone; a new log has the defaults for those that nobody names.
+-- Who names limits sets them for everyone; a new log has the defaults for those that nobody names. Answers whether
+-- they are to be saved.
 local function set_limits()
   local changed = false
   for index, given in ipairs({ARGV[9], ARGV[10], ARGV[11], ARGV[12]}) do
@@ -170,7 +173,7 @@ local function set_limits()
       limits[index], changed = tonumber(given), true
     end
   end
-  if changed then save_limits() end
+  return changed
 end
 
 local operations = {}
@@ -216,9 +219,9 @@ end
 -- Answers {.., the subscribers of all others, 1 if there may be more to remove}.
 function operations.look()
   check_entry_seen(ARGV[15] == '1')
-  set_limits()
-  local adopted = adopt()
+  local changed, adopted = set_limits(), adopt()
   local more = trim_for_reader() or adopted
+  if changed then pcall(save_limits) end
   local others = 0
   if ARGV[13] ~= '' then
     local seconds = redis.call('TIME')[1]
