@@ -5,8 +5,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
+from redis.asyncio.connection import AbstractConnection
 
 from sse_app.brokers import open_broker
 from sse_app.brokers.redis import PAGE_BYTES, PAGE_COUNT, RedisBroker
-from sse_app.brokers.redis.connection import check_version
+from sse_app.brokers.redis.connection import Line, check_version, close, connections
 from sse_app.brokers.redis.entries import RawEntry, envelope, microseconds, publication_of, stamps_of
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
 from sse_app.events import Event, EventDecoder
@@ -27,7 +28,7 @@ from sse_app.publisher import AsyncPublisher
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 from tests.peers import Clock
-from tests.redis_server import RedisServer, StartRedis, free_port
+from tests.redis_server import HOST, RedisServer, StartRedis, free_port
 from tests.test_brokers import publish, replayed, take, texts
 
 EVERYTHING = TopicFilter()
@@ -665,6 +666,72 @@ async def test_a_publication_that_is_cancelled_before_it_was_sent_is_never_sent(
     await first
     await publish(broker, "c")
     assert texts(await replayed(broker)) == ["a", "c"]
+
+
+# --- many who ask at once ---
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def line_to(serve: Serve) -> AsyncIterator[Line]:
+    """A line to a server of our own, for readers."""
+
+    async def greet(connection: AbstractConnection) -> None:
+        await connection.on_connect()
+
+    server = await asyncio.start_server(serve, HOST, 0)
+    pool = connections(f"redis://{HOST}:{server.sockets[0].getsockname()[1]}", greet)
+    line = Line(pool, BrokerUnavailable("lost"), at_once=8)
+    async with server, asyncio.timeout(PATIENCE):
+        task = asyncio.create_task(line.run())
+        try:
+            yield line
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            await close(pool)
+
+
+async def test_readers_wait_as_long_as_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many they are: who gives up and asks again would only make the line longer."""
+    monkeypatch.setattr("sse_app.brokers.redis.connection.SILENCE", 1.0)
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while word := await reader.readline():
+            if word == b"ECHO\r\n":
+                await reader.readline()  # the length of what comes
+                await asyncio.sleep(0.1)
+                writer.write(b"+" + await reader.readline())
+            elif word == b"CLIENT\r\n":
+                writer.write(b"+OK\r\n")
+        writer.close()
+
+    async with line_to(slow) as line:
+        answers = await asyncio.gather(*(line.ask("ECHO", str(number)) for number in range(20)))
+    assert answers == [str(number).encode() for number in range(20)]
+
+
+async def test_what_nobody_waits_for_any_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse_app.brokers.redis.connection.CONNECT", 0.1)
+    connected = 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        await reader.read()
+        writer.close()
+
+    async with line_to(silent) as line:
+        tasks = [asyncio.create_task(line.ask("ECHO", "x")) for _ in range(1_000)]
+        await asyncio.sleep(0)
+        for task in tasks[:-1]:
+            task.cancel()
+        with pytest.raises(BrokerUnavailable, match="nothing was published"):
+            await tasks[-1]
+        assert not line._waiting
+    assert connected == 1
 
 
 # --- servers that refuse ---

@@ -20,12 +20,10 @@ from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
 
 logger = logging.getLogger("sse_app")
 
-DEADLINE = 1.5  # seconds for a command, from its call to its answer: a publisher is answered within 2 s
 CONNECT = 2.0  # seconds until a connection is ready for commands
 SILENCE = 3.0  # seconds on a connection without the answer that is due; no command blocks longer than a third of it
 SENTINEL_DEADLINE = 0.5  # seconds for one Sentinel to say who is the master, then the next one is asked
 SENTINEL_PORT = 26379
-PIPELINE = 128  # commands that are sent in one write
 # Parameters of a URL that redis-py must not see. Time is measured here: with a socket_timeout it calls
 # asyncio.wait_for, which up to Python 3.11 may swallow a cancellation, and makes a task for every command.
 OURS = ("prefix", "protocol", "decode_responses", "max_connections", "socket_timeout", "socket_connect_timeout")
@@ -51,27 +49,32 @@ class _Command:
 
 
 class Line:
-    """One connection at a time, that one task alone sends on and reads from; what comes in meanwhile goes out together.
+    """One connection at a time, that one task alone sends on and reads from; what comes in meanwhile goes out together,
+    ``at_once`` commands at most.
 
     Whoever asks waits for a future. Cancelling that takes nothing from the connection, so no answer can go to somebody
     else (CVE-2023-28858, CVE-2023-28859).
     """
 
-    def __init__(self, pool: ConnectionPool, unanswered: BrokerError) -> None:
+    def __init__(
+        self, pool: ConnectionPool, unanswered: BrokerError, *, at_once: int, deadline: float | None = None
+    ) -> None:
         self._pool = pool
         self._unanswered = unanswered  # raised when a command was sent and no answer came
-        self._waiting: deque[_Command] = deque()  # bounded by DEADLINE: whoever asks waits no longer
+        self._at_once = at_once
+        self._deadline = deadline  # seconds that who asks waits; else as long as answers come
+        self._waiting: deque[_Command] = deque()  # bounded by those who ask: what they gave up is dropped in _take
         self._more = asyncio.Event()
         self._complaint = ""
 
     async def ask(self, *arguments: Argument) -> Any:
-        """The answer to a command, within DEADLINE. Raises BrokerUnavailable when it was not executed, LogFull, or what
-        is raised for no answer."""
+        """The answer to a command. Raises BrokerUnavailable when it was not executed, LogFull, or what is raised for no
+        answer."""
         command = _Command(arguments)
         self._waiting.append(command)
         self._more.set()
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(self._deadline):
                 return await command.answer
         except TimeoutError:
             raise self._lost(command) from None
@@ -84,37 +87,46 @@ class Line:
         """Send what is asked, as long as the broker is open."""
         while True:
             await self._more.wait()
-            commands = [self._waiting.popleft() for _ in range(min(PIPELINE, len(self._waiting)))]
-            if not self._waiting:
-                self._more.clear()
+            commands: list[_Command] = []
             try:
-                async with connected(self._pool) as connection, asyncio.timeout(DEADLINE):
+                async with connected(self._pool) as connection:
+                    commands = self._take(self._at_once)
                     await self._exchange(connection, commands)
-            except FAILURES:
-                pass  # who waits is told below; that the broker is away, and why, its tail says
+            except FAILURES:  # who waits is told below; that the broker is away, and why, its tail says
+                commands = commands or self._take(len(self._waiting))
             finally:
                 for command in commands:
                     if not command.answer.done():
                         command.answer.set_exception(self._lost(command))
 
+    def _take(self, count: int) -> list[_Command]:
+        """Those that are next, without those for which nobody waits any more."""
+        taken: list[_Command] = []
+        while self._waiting and len(taken) < count:
+            command = self._waiting.popleft()
+            if not command.answer.done():
+                taken.append(command)
+        if not self._waiting:
+            self._more.clear()
+        return taken
+
     async def _exchange(self, connection: AbstractConnection, commands: list[_Command]) -> None:
-        commands = [
-            command for command in commands if not command.answer.done()
-        ]  # for the others nobody waits any more
         for command in commands:
             command.sent = True
-        await connection.send_packed_command(connection.pack_commands([command.arguments for command in commands]))
         refusal: ResponseError | None = None
-        for command in commands:
-            try:
-                answer = await connection.read_response()
-            except ResponseError as error:
-                refusal = error
-                if not command.answer.done():
-                    command.answer.set_exception(self._refused(error))
-            else:
-                if not command.answer.done():
-                    command.answer.set_result(answer)
+        async with in_time() as answered:
+            await connection.send_packed_command(connection.pack_commands([command.arguments for command in commands]))
+            for command in commands:
+                try:
+                    answer = await connection.read_response()
+                except ResponseError as error:
+                    refusal = error
+                    if not command.answer.done():
+                        command.answer.set_exception(self._refused(error))
+                else:
+                    if not command.answer.done():
+                        command.answer.set_result(answer)
+                answered()
         if isinstance(refusal, NoScriptError | ReadOnlyError):
             raise refusal  # a new connection loads the script again, and perhaps it is to another server
 
@@ -193,10 +205,18 @@ async def close(pool: ConnectionPool) -> None:
 
 
 async def execute(connection: AbstractConnection, *arguments: Argument) -> Any:
+    async with in_time():
+        await connection.send_command(*arguments)
+        return await connection.read_response()
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[Callable[[], None]]:
+    """SILENCE until an answer has come, and again until the next one: call what it gives for each."""
+    clock = asyncio.get_running_loop().time
     try:
-        async with asyncio.timeout(SILENCE):
-            await connection.send_command(*arguments)
-            return await connection.read_response()
+        async with asyncio.timeout(SILENCE) as limit:
+            yield lambda: limit.reschedule(clock() + SILENCE)
     except TimeoutError:
         raise TimeoutError(f"no answer within {SILENCE:.0f} s") from None
 
