@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +18,8 @@ from redis import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from sse_app.brokers import open_broker
-from sse_app.brokers.redis import PAGE_BYTES, PAGE_COUNT, RedisBroker
-from sse_app.brokers.redis.connection import Line, check_version, close, connections
+from sse_app.brokers.redis import PAGE_BYTES, PAGE_COUNT, TAIL_BYTES, RedisBroker
+from sse_app.brokers.redis.connection import Argument, Line, check_version, close, connections, execute
 from sse_app.brokers.redis.entries import RawEntry, envelope, microseconds, publication_of, stamps_of
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
 from sse_app.events import Event, EventDecoder
@@ -155,6 +156,29 @@ def test_serve_says_in_one_line_that_there_is_no_server() -> None:
     assert done.stderr.startswith("sse-app: broker: the Redis server cannot be used: ")
     assert done.stderr.count("\n") == 1
     assert "s3cret" not in done.stderr
+
+
+async def test_that_no_sentinel_answers_is_said_in_one_line() -> None:
+    with pytest.raises(BrokerUnavailable) as refusal:
+        async with RedisBroker(f"redis+sentinel://:s3cret@{HOST}:1/service"):
+            pass
+    assert str(refusal.value) == "broker: the Redis server cannot be used: no Sentinel names a master"
+
+
+async def test_a_server_that_says_nothing_ends_the_start_with_the_time_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sse_app.brokers.redis.connection.CONNECT", 0.1)
+    with socket.create_server((HOST, 0)) as silent, pytest.raises(BrokerUnavailable, match="no connection within"):
+        async with RedisBroker(f"redis://{HOST}:{silent.getsockname()[1]}"):
+            pass
+
+
+async def test_a_tail_that_may_not_be_read_ends_the_start(own_server: RedisServer, own_redis: Redis) -> None:
+    own_redis.acl_setuser("app", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-xread"], reset=True)
+    with pytest.raises(BrokerUnavailable, match="xread"):
+        async with RedisBroker(own_server.url().replace("//", "//app:pw@")):
+            pass
 
 
 async def test_hubs_with_other_prefixes_have_other_logs(redis_server: RedisServer) -> None:
@@ -607,6 +631,28 @@ async def test_a_reader_is_given_no_more_at_once_than_a_page(broker: RedisBroker
         page = await broker.replay(position, until, EVERYTHING)
         assert sum(len(item.frame) for item in page.publications) <= PAGE_BYTES + 101_000
         position = page.end
+
+
+async def test_a_tail_that_lags_reads_large_publications_a_few_at_a_time(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, sizes = asyncio.Event(), list[int]()
+
+    async def hold(connection: AbstractConnection, *arguments: Argument) -> Any:
+        if "BLOCK" in arguments:
+            await held.wait()
+        answer = await execute(connection, *arguments)
+        if "BLOCK" in arguments and answer:
+            sizes.append(sum(len(fields[1]) for _, fields in answer[0][1]))
+        return answer
+
+    async with RedisBroker(url) as broker, RedisBroker(url) as other:
+        monkeypatch.setattr("sse_app.brokers.redis.execute", hold)
+        tail = broker.tail()
+        await publish(other, *["x" * 200_000] * 40)
+        held.set()
+        assert len(await take(tail, 40)) == 40
+    assert max(sizes) <= TAIL_BYTES
 
 
 async def test_the_newest_are_read_page_by_page_however_many_are_asked_for(

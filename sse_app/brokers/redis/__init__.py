@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import MasterNotFoundError
 
 from sse_app.brokers import Durability, Page, Tail
 from sse_app.brokers.redis.connection import (
@@ -64,6 +65,7 @@ PAGE_BYTES = 256 * 1024  # and bytes, so that no reader holds much more than tha
 DEADLINE = 1.5  # seconds for a publication, from the call to its answer: a publisher is answered within 2 s
 PUBLICATIONS, PAGES = 128, 8  # sent in one write; Redis answers them all before anybody else: 5 ms, 8 ms
 TAIL_COUNT = 64  # publications in one read of the tail
+TAIL_BYTES = 1024 * 1024  # and bytes, by those of the read before
 OFFSET_MAX = 10**15  # beyond any offset, and still a whole number in Lua
 
 UNKNOWN = (
@@ -127,7 +129,9 @@ class RedisBroker:
         self._tails: list[QueuedTail] = []
         self._listening = asyncio.Event()  # somebody wants the tail
         self._look_due = 0.0
+        self._tail_count = 1  # publications in the next read of the tail
         self._trouble = ""  # why the log cannot be reached just now
+        self._following: asyncio.Task[NoReturn]
         self._stack = AsyncExitStack()
         self.durability: Durability = "none"
         self.subscribers_here = self.subscribers_elsewhere = 0
@@ -147,8 +151,9 @@ class RedisBroker:
             except FAILURES as error:
                 raise BrokerUnavailable(f"broker: the Redis server cannot be used: {_reason(error)}") from None
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            for work in (self._follow(), self._publishing.run(), self._reading.run()):
-                stack.callback(tasks.create_task(work).cancel)
+            self._following = tasks.create_task(self._follow())
+            for task in (self._following, *map(tasks.create_task, (self._publishing.run(), self._reading.run()))):
+                stack.callback(task.cancel)
             self._stack = stack.pop_all()
         return self
 
@@ -157,6 +162,8 @@ class RedisBroker:
     ) -> None:
         try:
             if not self._trouble:
+                self._following.cancel()
+                await asyncio.wait([self._following])  # whose look would say that this node is there
                 with suppress(BrokerError):
                     await self._reading.ask("HDEL", self._nodes, self._node)
         finally:
@@ -325,6 +332,8 @@ class RedisBroker:
     async def _arrive(self, connection: AbstractConnection) -> None:
         self.durability = await durability(connection)
         await self._look(connection)
+        await execute(connection, "XREAD", "STREAMS", self._log, "$")  # it may be forbidden, which is better said now
+        self._tail_count = 1
         if self._trouble:
             logger.warning("the broker is back")
         self._trouble = ""
@@ -356,11 +365,13 @@ class RedisBroker:
 
     async def _read_on(self, connection: AbstractConnection, seconds: float) -> None:
         epoch = self._known.epoch
-        how = ("COUNT", TAIL_COUNT, "BLOCK", max(1, int(seconds * 1000)), "STREAMS")
+        how = ("COUNT", self._tail_count, "BLOCK", max(1, int(seconds * 1000)), "STREAMS")
         answer = await execute(connection, "XREAD", *how, self._log, f"0-{self._announced}")
         if not answer or epoch != self._known.epoch:  # what was read is of a log that is no more
             return
         entries = answer[0][1]
+        size = sum(len(text) for _, fields in entries for text in fields)
+        self._tail_count = max(1, min(TAIL_COUNT, TAIL_BYTES * len(entries) // size))
         publications = [publication_of(entry, epoch) for entry in entries]
         doubts = self._take_out_strangers(entries, publications)
         if None in publications:
@@ -411,4 +422,6 @@ class RedisBroker:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MasterNotFoundError):
+        return "no Sentinel names a master"  # its text shows all that redis-py knows of them
     return str(error) or type(error).__name__

@@ -182,8 +182,11 @@ def _pool(url: str, **options: Any) -> ConnectionPool:
 async def connected(pool: ConnectionPool) -> AsyncIterator[AbstractConnection]:
     """A connection that is closed unless all went well: what is left in it belongs to nobody."""
     connection: AbstractConnection
-    async with asyncio.timeout(CONNECT):
-        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    try:
+        async with asyncio.timeout(CONNECT):
+            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    except TimeoutError:
+        raise TimeoutError(f"no connection within {CONNECT:.0f} s") from None
     try:
         if (task := asyncio.current_task()) and task.cancelling():
             raise asyncio.CancelledError  # swallowed by wait_for in redis-py, which the Sentinels are still asked with
