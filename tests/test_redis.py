@@ -729,7 +729,7 @@ async def line_to(serve: Serve) -> AsyncIterator[Line]:
 
     server = await asyncio.start_server(serve, HOST, 0)
     pool = connections(f"redis://{HOST}:{server.sockets[0].getsockname()[1]}", greet)
-    line = Line(pool, BrokerUnavailable("lost"), at_once=8)
+    line = Line(pool, BrokerUnavailable("lost"), at_once=8, deadline=PATIENCE)
     async with server, asyncio.timeout(PATIENCE):
         task = asyncio.create_task(line.run())
         try:
@@ -757,6 +757,24 @@ async def test_readers_wait_as_long_as_answers_come(monkeypatch: pytest.MonkeyPa
     async with line_to(slow) as line:
         answers = await asyncio.gather(*(line.ask("ECHO", str(number)) for number in range(20)))
     assert answers == [str(number).encode() for number in range(20)]
+
+
+async def test_whoever_still_waits_at_the_end_is_told() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (word := await reader.readline()) and word != b"ECHO\r\n":
+            if word == b"CLIENT\r\n":
+                writer.write(b"+OK\r\n")
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    asked = asyncio.Event()
+    async with line_to(silent) as line:
+        tasks = [asyncio.create_task(line.ask("ECHO", "x")) for _ in range(20)]
+        await asked.wait()
+    for task in tasks:
+        with pytest.raises(BrokerUnavailable):
+            await task
 
 
 async def test_what_nobody_waits_for_any_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ BACKOFF = (0.1, 2.0)  # seconds, random from the first to twice as much as befor
 PAGE_COUNT = 256  # publications looked at for one page of a replay
 PAGE_BYTES = 256 * 1024  # and bytes, so that no reader holds much more than that
 DEADLINE = 1.5  # seconds for a publication, from the call to its answer: a publisher is answered within 2 s
+TURN = 30.0  # seconds for a page: thousands of readers may be before it, and who gave up would only ask again
 PUBLICATIONS, PAGES = 128, 8  # sent in one write; Redis answers them all before anybody else: 5 ms, 8 ms
 TAIL_COUNT = 64  # publications in one read of the tail
 TAIL_BYTES = 1024 * 1024  # and bytes, by those of the read before
@@ -120,7 +121,7 @@ class RedisBroker:
         self._clock, self._wall = clock, wall
         self._pool = connections(url, self._greet)
         self._publishing = Line(self._pool, OutcomeUnknown(UNKNOWN), at_once=PUBLICATIONS, deadline=DEADLINE)
-        self._reading = Line(self._pool, BrokerUnavailable(AWAY), at_once=PAGES)
+        self._reading = Line(self._pool, BrokerUnavailable(AWAY), at_once=PAGES, deadline=TURN)
         self._node = secrets.token_hex(6)
         self._known, self._oldest = Position("", 0), 0
         self._seen = _Seen(0, "")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -56,13 +56,11 @@ class Line:
     else (CVE-2023-28858, CVE-2023-28859).
     """
 
-    def __init__(
-        self, pool: ConnectionPool, unanswered: BrokerError, *, at_once: int, deadline: float | None = None
-    ) -> None:
+    def __init__(self, pool: ConnectionPool, unanswered: BrokerError, *, at_once: int, deadline: float) -> None:
         self._pool = pool
         self._unanswered = unanswered  # raised when a command was sent and no answer came
         self._at_once = at_once
-        self._deadline = deadline  # seconds that who asks waits; else as long as answers come
+        self._deadline = deadline  # seconds from asking to the answer
         self._waiting: deque[_Command] = deque()  # bounded by those who ask: what they gave up is dropped in _take
         self._more = asyncio.Event()
         self._complaint = ""
@@ -85,19 +83,28 @@ class Line:
 
     async def run(self) -> NoReturn:
         """Send what is asked, as long as the broker is open."""
-        while True:
-            await self._more.wait()
-            commands: list[_Command] = []
-            try:
-                async with connected(self._pool) as connection:
-                    commands = self._take(self._at_once)
-                    await self._exchange(connection, commands)
-            except FAILURES:  # who waits is told below; that the broker is away, and why, its tail says
-                commands = commands or self._take(len(self._waiting))
-            finally:
-                for command in commands:
-                    if not command.answer.done():
-                        command.answer.set_exception(self._lost(command))
+        try:
+            while True:
+                await self._more.wait()
+                await self._answer_next()
+        finally:
+            self._lose(self._take(len(self._waiting)))
+
+    async def _answer_next(self) -> None:
+        commands: list[_Command] = []
+        try:
+            async with connected(self._pool) as connection:
+                commands = self._take(self._at_once)
+                await self._exchange(connection, commands)
+        except FAILURES:  # that the broker is away, and why, its tail says
+            commands = commands or self._take(len(self._waiting))
+        finally:
+            self._lose(commands)
+
+    def _lose(self, commands: Sequence[_Command]) -> None:
+        for command in commands:
+            if not command.answer.done():
+                command.answer.set_exception(self._lost(command))
 
     def _take(self, count: int) -> list[_Command]:
         """Those that are next, without those for which nobody waits any more."""
