@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app.brokers.nats import recent as module
-from sse_app.brokers.nats.recent import OVERHEAD, Recent
+from sse_app.brokers import recent as module
+from sse_app.brokers.recent import OVERHEAD, Recent
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 

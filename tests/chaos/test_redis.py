@@ -159,6 +159,7 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
     async with proxy_to(redis.port) as proxy:
         near, far = await both(node, redis, proxy)
         async with listening(near, far) as streams:
+            await post(far, "before")  # on a connection that is there: without one the next would not be sent
             proxy.deaf = True
             begun = perf_counter()
             answer = await post(far, "once", idempotency_key="k")

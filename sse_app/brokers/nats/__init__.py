@@ -28,8 +28,8 @@ from sse_app.brokers.nats.entries import NOBODY, Message, envelope, placeholder,
 from sse_app.brokers.nats.feed import Feed
 from sse_app.brokers.nats.log import AWAY, COMMAND, PAGE_BYTES, SETTLE, Limits, Log, State
 from sse_app.brokers.nats.nodes import Nodes
-from sse_app.brokers.nats.recent import BYTES, COUNT, Recent
 from sse_app.brokers.nats.url import Place, parse
+from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
 from sse_app.events import Event

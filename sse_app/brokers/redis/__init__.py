@@ -2,7 +2,7 @@
 
     publish -> a line -> log.lua: append, trim, remember the key
     the stream -> XREAD of the one tail, on a connection of its own -> tails, also of what this node published
-    replay, newest, last, since -> another line -> log.lua
+    replay, newest, last, since -> what the tail announced lately, else another line -> log.lua
 
 Every script is told the newest position that its caller knows, and begins a new epoch when the log lacks that: it was
 flushed, or is an older copy of itself. Once a second the tail looks too, so that a node notices that is only listening.
@@ -25,6 +25,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from sse_app.brokers import Durability, Page, Tail
+from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.redis.connection import (
     AWAY,
     FAILURES,
@@ -39,6 +40,7 @@ from sse_app.brokers.redis.connection import (
     split_url,
 )
 from sse_app.brokers.redis.entries import (
+    NOBODY,
     RawEntry,
     envelope,
     has_place,
@@ -67,7 +69,6 @@ TURN = 30.0  # seconds for a page: thousands of readers may be before it, and wh
 PUBLICATIONS, PAGES = 128, 8  # sent in one write; Redis answers them all before anybody else: 5 ms, 8 ms
 TAIL_COUNT = 64  # publications in one read of the tail
 TAIL_BYTES = 1024 * 1024  # and bytes, by those of the read before
-OFFSET_MAX = 10**15  # beyond any offset, and still a whole number in Lua
 
 UNKNOWN = (
     "The broker, a Redis server, did not answer: the event may be published or not. Publish it again with the same "
@@ -125,7 +126,7 @@ class RedisBroker:
         self._node = secrets.token_hex(6)
         self._known, self._oldest = Position("", 0), 0
         self._seen = _Seen(0, "")
-        self._announced = 0  # the tails were given everything up to here
+        self._recent = Recent(history or COUNT, history_bytes or BYTES)  # what the tail has read
         self._link = ""  # the stamp of the last of ours among it, when it is known
         self._tails: list[QueuedTail] = []
         self._listening = asyncio.Event()  # somebody wants the tail
@@ -197,6 +198,7 @@ class RedisBroker:
         epoch, oldest, top = answer[0].decode(), answer[1], answer[2]
         if epoch == self._known.epoch:
             self._oldest, self._known = max(self._oldest, oldest), max(self._known, Position(epoch, top))
+            self._recent.forget(self._oldest)
         elif sent == self._known.epoch:
             self._begin_anew(Position(epoch, top), oldest)
 
@@ -204,12 +206,13 @@ class RedisBroker:
         if self._known.epoch:
             logger.warning("the log in Redis is not the one it was: epoch %s follows %s", top.epoch, self._known.epoch)
         self._known, self._oldest, self._seen = top, oldest, _Seen(0, "")
-        self._announced, self._link = top.offset, ""
-        self._lose_thread()
-
-    def _lose_thread(self) -> None:
+        self._hear_from(top.offset)
         for tail in self._tails:
             tail.begin_anew()
+
+    def _hear_from(self, offset: int) -> None:
+        self._recent.restart(offset)
+        self._link = ""
 
     def _see(self, position: Position, stamp: str) -> None:
         self._known = max(self._known, position)
@@ -260,6 +263,14 @@ class RedisBroker:
         return answer
 
     async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        await asyncio.sleep(0)  # a long replay gives way to the others at every page
+        if after.epoch == self._known.epoch and after.offset < until.offset:
+            held = self._recent.page(after.offset, until.offset, PAGE_COUNT)
+            if held:
+                return Page(after, [item for item in held if _reaches(item, filter, None)], held[-1].position)
+        return await self._page(after, until, filter)
+
+    async def _page(self, after: Position, until: Position, filter: TopicFilter) -> Page:
         bounds = after.epoch, after.offset, until.offset, PAGE_COUNT, PAGE_BYTES
         raw_epoch, _, top, start, entries = await self._read("page", self._state, *bounds)
         epoch, end, found = raw_epoch.decode(), start, []
@@ -291,17 +302,26 @@ class RedisBroker:
 
     async def _backwards(self, count: int, filter: TopicFilter, client: str | None) -> AsyncIterator[Publication]:
         """At most ``count`` publications that this client may see, newest first."""
-        below, size, epoch = OFFSET_MAX, min(count, PAGE_COUNT), b""
-        while count:
-            its_epoch, _, _, entries = await self._read("newest", self._state, "", "", below, size, PAGE_BYTES)
-            if not entries or its_epoch != (epoch or its_epoch):
-                return
-            for entry in entries:
-                publication = publication_of(entry, its_epoch.decode())
-                if count and publication is not None and publication.reaches(filter, client):
+        epoch, until, size = self._known.epoch, self._known.offset, min(count, PAGE_COUNT)
+        while count and (until := self._recent.below(until, filter)) > self._oldest:
+            found = self._recent.before(until, PAGE_COUNT) or await self._read_back(until, size)
+            for publication in found:
+                if count and _reaches(publication, filter, client):
                     count -= 1
                     yield publication
-            below, size, epoch = offset_of(entries[-1]) - 1, PAGE_COUNT, its_epoch
+            if not found or epoch != self._known.epoch:
+                return
+            until, size = found[-1].position.offset - 1, PAGE_COUNT
+            await asyncio.sleep(0)
+
+    async def _read_back(self, until: int, size: int) -> Sequence[Publication]:
+        """From the log, newest first."""
+        raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, size, PAGE_BYTES)
+        epoch = raw_epoch.decode()
+        found = [publication_of(entry, epoch) or placeholder(Position(epoch, offset_of(entry))) for entry in entries]
+        if found and epoch == self._known.epoch:
+            self._recent.learn(found[-1].position.offset - 1, until, found[::-1])
+        return found
 
     async def since(self, time: float) -> tuple[Position, bool]:
         epoch, _, _, offset, complete = await self._read("since", self._state, microseconds(time))
@@ -310,8 +330,8 @@ class RedisBroker:
     # The tail
 
     def tail(self) -> Tail:
-        if not self._tails:
-            self._announced, self._link = self._known.offset, ""
+        if not self._tails:  # from before what is new, so that the newest are known soon
+            self._hear_from(max(self._oldest, self._known.offset - self._recent.room))
         self._listening.set()
         return QueuedTail(self._tails, self._known)
 
@@ -367,7 +387,7 @@ class RedisBroker:
     async def _read_on(self, connection: AbstractConnection, seconds: float) -> None:
         epoch = self._known.epoch
         how = ("COUNT", self._tail_count, "BLOCK", max(1, int(seconds * 1000)), "STREAMS")
-        answer = await execute(connection, "XREAD", *how, self._log, f"0-{self._announced}")
+        answer = await execute(connection, "XREAD", *how, self._log, f"0-{self._recent.top}")
         if not answer or epoch != self._known.epoch:  # what was read is of a log that is no more
             return
         entries = answer[0][1]
@@ -383,7 +403,7 @@ class RedisBroker:
 
     def _take_out_strangers(self, entries: Sequence[RawEntry], publications: list[Publication | None]) -> bool:
         """Whether the chain was broken: the log may be another one, that has grown to the same length."""
-        link, before, broken = self._link, self._announced, False
+        link, before, broken = self._link, self._recent.top, False
         for index, (entry, publication) in enumerate(zip(entries, publications, strict=True)):
             if publication is not None:
                 stamp, previous = stamps_of(entry)
@@ -401,25 +421,34 @@ class RedisBroker:
                 self._count_bad_envelope()
                 if not has_place(entry):
                     continue
-            position = Position(epoch, offset_of(entry))
-            if position.offset != self._announced + 1:
-                self._lose_thread()
-                batch.clear()
-            self._announced = position.offset
-            if publication is None:
-                self._known = max(self._known, position)
+                publication = placeholder(Position(epoch, offset_of(entry)))
+                self._known = max(self._known, publication.position)
             else:
                 self._link = stamps_of(entry)[0]
-                self._see(position, self._link)
-            batch.append(publication or placeholder(position))
+                self._see(publication.position, self._link)
+            if publication.position.offset != self._recent.top + 1:  # what is between was trimmed, or deleted
+                batch.clear()
+                for tail in self._tails:
+                    if _awaits(tail, publication):
+                        tail.begin_anew()
+            self._recent.append(publication)
+            batch.append(publication)
         for tail in self._tails:
-            if new := [item for item in batch if item.position > tail.start or epoch != tail.start.epoch]:
+            if new := [publication for publication in batch if _awaits(tail, publication)]:
                 tail.announce(new)
 
     def _count_bad_envelope(self) -> None:
         self.bad_envelopes += 1
         if (count := self.bad_envelopes).bit_count() == 1:  # 1, 2, 4, 8, ...: a stream of them does not fill our log
             logger.warning("bad_envelope: an entry of the stream %s is not ours, %d so far", self._log, count)
+
+
+def _awaits(tail: Tail, publication: Publication) -> bool:
+    return tail.start.epoch != publication.position.epoch or publication.position > tail.start
+
+
+def _reaches(publication: Publication, filter: TopicFilter, client: str | None) -> bool:
+    return publication.to is not NOBODY and publication.reaches(filter, client)
 
 
 def _reason(error: Exception) -> str:

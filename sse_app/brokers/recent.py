@@ -63,6 +63,11 @@ class Recent:
             return None
         return [self._held[offset] for offset in range(after + 1, min(until, self.top, after + count) + 1)]
 
+    def before(self, until: int, count: int) -> Sequence[Publication]:
+        """The ``count`` up to this offset, newest first; none when they have to be read from the log."""
+        held = self._held
+        return [held[offset] for offset in range(until, max(0, until - count), -1) if offset in held]
+
     def below(self, top: int, filter: TopicFilter) -> int:
         """An offset above which, up to ``top``, nothing matches: for plain topics known without a search."""
         if top > self.top or not filter.patterns or any("*" in pattern for pattern in filter.patterns):
