@@ -13,8 +13,7 @@ DELIVERIES = 163_000  # per CPU second, events one by one
 CONNECT = 125e-6  # CPU seconds of a node
 BEAT = 6e-6  # CPU seconds of a node, for each heartbeat to one stream
 MEMORY = 2_100 + 4_300  # bytes of a stream: process, kernel
-RESUME, REPLAY = 150e-6, 14e-6  # CPU seconds of a node that reads what one missed from Redis, and for each publication
-REDIS_RESUME, REDIS_REPLAY = 60e-6, 3e-6  # the same of Redis, which has one core
+RESUME, REPLAY = 20e-6, 0.3e-6  # CPU seconds of a node that reads what one missed, and for each publication of it
 REDIS_PUBLISH, REDIS_TAIL = 40e-6, 13e-6  # for each publication, and for each node that reads it
 PACKET = 20 + 32 + 38 + 22  # bytes: IP, TCP with timestamps, Ethernet, a TLS 1.3 record
 
@@ -35,7 +34,6 @@ def plan(subscribers: int, rate: float) -> dict[str, str]:
     missed = rate * (LOW + HIGH) / 2
     left = per_stream * subscribers / (nodes - 1)
     connecting = back / (nodes - 1) * (CONNECT + min(1, missed) * RESUME + missed * REPLAY)
-    redis = back * (min(1, missed) * REDIS_RESUME + missed * REDIS_REPLAY)
     return {
         "subscribers": f"{subscribers:,}",
         "events/s for each": f"{rate:g}",
@@ -46,7 +44,6 @@ def plan(subscribers: int, rate: float) -> dict[str, str]:
         "network of a node": f"{streams * (rate * EVENT + IDLE) * 8 / 1e6:,.0f} Mbit/s",
         "one dies: come back": f"{back:,.0f}/s",
         "  core of a node": f"{left + connecting:.0%}",
-        "  core of Redis": f"{redis:.0%}",
         "Redis at most": f"{1 / (REDIS_PUBLISH + nodes * REDIS_TAIL):,.0f} ev/s",
     }
 
