@@ -733,6 +733,7 @@ async def test_a_restart_of_the_server_keeps_the_log(own_server: NatsServer, cap
     async with opened(own_server.url()) as broker:
         tail = broker.tail()
         positions = await publish(broker, *"abc")
+        assert texts(await take(tail, 3)) == ["a", "b", "c"]
         own_server.kill()
         await until(lambda: broker._log is None)
         with pytest.raises(BrokerUnavailable):
@@ -746,7 +747,7 @@ async def test_a_restart_of_the_server_keeps_the_log(own_server: NatsServer, cap
         own_server.start()
         await until(lambda: broker._log is not None)
         assert await publish(broker, "d") == [positions[-1].next()]
-        assert texts(await take(tail, 4)) == ["a", "b", "c", "d"]
+        assert texts(await take(tail, 1)) == ["d"]
     assert [text.partition(":")[0] for text in caplog.messages] == ["the broker went away", "the broker is back"]
 
 
@@ -917,8 +918,9 @@ async def test_a_feed_that_overflows_goes_on_where_it_broke(
     assert feeds > 1, "the first had more than 100 at once"
 
 
-async def test_what_was_trimmed_before_it_was_heard_of_is_a_gap(url: str) -> None:
+async def test_what_was_trimmed_before_it_was_heard_of_is_a_gap(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server goes on while this node is held up: here, while nothing feeds it."""
+    monkeypatch.setattr("sse_app.brokers.nats.BEAT", 10 * PATIENCE)  # it looks when we say so
     broker = opened(url, history=5)
     async with Hub(broker) as hub, hub.subscribe() as subscriber, opened(url, history=5) as other:
         await hub.publish("first")
