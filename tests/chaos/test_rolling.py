@@ -15,7 +15,7 @@ from tests.chaos.client import HOST, Connection, offset_of, stats
 from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
 from tests.chaos.proxy import Proxy, proxy_to
-from tests.redis_server import RedisServer
+from tests.worlds import World
 
 NODES = 3
 RATE = 10  # publications a second
@@ -24,10 +24,11 @@ LOOK = 0.05  # seconds between two looks of the load balancer at its nodes
 Start = Callable[[], Awaitable[Server]]
 
 
-@pytest.fixture
-def node(redis_server: RedisServer, tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(params=["redis", "nats"])
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     """Starts nodes of one hub. None of them may log anything."""
-    flags = "--broker", redis_server.url(), "--drain", str(count(ci=1, full=5))
+    world: World = request.getfixturevalue(f"{request.param}_world")
+    flags = "--broker", world.url, "--drain", str(count(ci=1, full=5))
     with ExitStack() as stack:
 
         async def start() -> Server:
