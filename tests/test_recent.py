@@ -42,6 +42,22 @@ def test_what_is_not_held_is_read_from_the_log() -> None:
     assert offsets(recent, 6, 9) is None
 
 
+def test_a_page_of_large_publications_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGE_BYTES", 25)
+    recent = filled(*"abcdef")
+    assert offsets(recent, 0, 6) == [1, 2, 3]
+    recent.append(publication(7, size=100))
+    assert offsets(recent, 6, 7) == [7]
+
+
+def test_going_back_begins_with_the_one_asked_for() -> None:
+    recent = filled(*"abcdef", count=4)
+    assert [item.position.offset for item in recent.before(5, 2)] == [5, 4]
+    assert [item.position.offset for item in recent.before(6, 99)] == [6, 5, 4, 3]
+    assert not recent.before(2, 2), "it is in the log"
+    assert not recent.before(7, 2), "it is not heard of yet, and comes before the others"
+
+
 def test_the_oldest_go_by_bytes_too_but_not_the_newest() -> None:
     recent = Recent(size=3 * OVERHEAD)
     for offset in range(1, 6):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from redis import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from sse_app.brokers import open_broker
+from sse_app.brokers.recent import BYTES
 from sse_app.brokers.redis import PAGE_BYTES, PAGE_COUNT, TAIL_BYTES, RedisBroker
 from sse_app.brokers.redis.connection import Argument, Line, check_version, close, connections, execute
 from sse_app.brokers.redis.entries import RawEntry, envelope, microseconds, publication_of, stamps_of
@@ -633,26 +635,83 @@ async def test_a_reader_is_given_no_more_at_once_than_a_page(broker: RedisBroker
         position = page.end
 
 
-async def test_a_tail_that_lags_reads_large_publications_a_few_at_a_time(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held, sizes = asyncio.Event(), list[int]()
+@dataclass
+class Tail:
+    """Reads of the tail: they wait while it is held, and their sizes in bytes are kept."""
 
-    async def hold(connection: AbstractConnection, *arguments: Argument) -> Any:
-        if "BLOCK" in arguments:
-            await held.wait()
+    flowing: asyncio.Event
+    sizes: list[int]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Tail:
+    tail = Tail(asyncio.Event(), [])
+    tail.flowing.set()
+
+    async def read(connection: AbstractConnection, *arguments: Argument) -> Any:
         answer = await execute(connection, *arguments)
-        if "BLOCK" in arguments and answer:
-            sizes.append(sum(len(fields[1]) for _, fields in answer[0][1]))
+        if "BLOCK" in arguments:
+            await tail.flowing.wait()
+            if answer:
+                tail.sizes.append(sum(len(fields[1]) for _, fields in answer[0][1]))
         return answer
 
+    monkeypatch.setattr("sse_app.brokers.redis.execute", read)
+    return tail
+
+
+async def test_a_tail_that_lags_reads_large_publications_a_few_at_a_time(url: str, reads: Tail) -> None:
     async with RedisBroker(url) as broker, RedisBroker(url) as other:
-        monkeypatch.setattr("sse_app.brokers.redis.execute", hold)
         tail = broker.tail()
+        reads.flowing.clear()
         await publish(other, *["x" * 200_000] * 40)
-        held.set()
+        reads.flowing.set()
         assert len(await take(tail, 40)) == 40
-    assert max(sizes) <= TAIL_BYTES
+    assert max(reads.sizes) <= TAIL_BYTES
+
+
+async def test_a_tail_begins_with_what_a_node_keeps_and_no_more(url: str, reads: Tail) -> None:
+    async with RedisBroker(url) as other:
+        await publish(other, *["x" * 250_000] * 100)
+        async with RedisBroker(url) as broker:
+            tail = broker.tail()
+            await publish(other, "new")
+            assert texts(await take(tail, 1)) == ["new"]
+    assert 0 < sum(reads.sizes) <= BYTES
+
+
+async def test_what_the_tail_has_not_read_yet_is_found_in_the_log(url: str, reads: Tail) -> None:
+    async with RedisBroker(url) as broker:
+        tail = broker.tail()
+        await publish(broker, "a")
+        assert texts(await take(tail, 1)) == ["a"]
+        reads.flowing.clear()
+        positions = await publish(broker, *"bc")
+        assert texts(await broker.newest(2, EVERYTHING, "x")) == ["b", "c"]
+        assert await broker.last(1, EVERYTHING, "x") == positions[0]
+        reads.flowing.set()
+
+
+async def test_searches_at_once_read_the_log_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = 3_000
+    monkeypatch.setattr("sse_app.brokers.recent.COUNT", 100)
+    async with RedisBroker(url) as broker:
+        await publish(broker, *["x"] * held, topic="loud")
+        tail = broker.tail()
+        await publish(broker, "y", topic="loud")
+        await take(tail, 1)
+        read, found = broker._read, list[int]()
+
+        async def count(*arguments: Any) -> Any:
+            answer = await read(*arguments)
+            found.append(len(answer[3]))
+            return answer
+
+        monkeypatch.setattr(broker, "_read", count)
+        async with asyncio.timeout(PATIENCE):
+            filters = [TopicFilter.parse([f"user/{number}"]) for number in range(50)]
+            assert not any(await asyncio.gather(*(broker.newest(10, filter, None) for filter in filters)))
+        assert held - 200 <= sum(found) <= held + 50 * 10
 
 
 async def test_the_newest_are_read_page_by_page_however_many_are_asked_for(

@@ -7,6 +7,7 @@ from sse_app.topics import TopicFilter
 
 COUNT = 10_000  # publications at most
 BYTES = 16 * 1024 * 1024
+PAGE_BYTES = 256 * 1024  # in a page, so that no reader holds more than that
 OVERHEAD = 400  # bytes of a publication beside its frame, measured with sys.getsizeof on CPython 3.11
 TOPICS_MAX = 100_000  # whose newest publication is known, some 10 MB
 
@@ -58,15 +59,24 @@ class Recent:
             self._bytes -= len(self._held.pop(self.top + 1 - len(self._held)).frame) + OVERHEAD
 
     def page(self, after: int, until: int, count: int) -> Sequence[Publication] | None:
-        """The next ``count`` in ``(after, until]``; None when they have to be read from the log."""
+        """The next ``count`` in ``(after, until]``, fewer when they are large; None when they have to be read from the
+        log."""
         if after + 1 not in self._held:
             return None
-        return [self._held[offset] for offset in range(after + 1, min(until, self.top, after + count) + 1)]
+        found, size = list[Publication](), 0
+        for offset in range(after + 1, min(until, self.top, after + count) + 1):
+            found.append(self._held[offset])
+            size += len(found[-1].frame)
+            if size >= PAGE_BYTES:
+                break
+        return found
 
     def before(self, until: int, count: int) -> Sequence[Publication]:
         """The ``count`` up to this offset, newest first; none when they have to be read from the log."""
-        held = self._held
-        return [held[offset] for offset in range(until, max(0, until - count), -1) if offset in held]
+        if until not in self._held:
+            return ()
+        first = max(self.top - len(self._held), until - count) + 1
+        return [self._held[offset] for offset in range(until, first - 1, -1)]
 
     def below(self, top: int, filter: TopicFilter) -> int:
         """An offset above which, up to ``top``, nothing matches: for plain topics known without a search."""

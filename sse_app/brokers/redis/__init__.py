@@ -127,10 +127,12 @@ class RedisBroker:
         self._known, self._oldest = Position("", 0), 0
         self._seen = _Seen(0, "")
         self._recent = Recent(history or COUNT, history_bytes or BYTES)  # what the tail has read
+        self._searching = asyncio.Lock()
         self._link = ""  # the stamp of the last of ours among it, when it is known
         self._tails: list[QueuedTail] = []
         self._listening = asyncio.Event()  # somebody wants the tail
         self._look_due = 0.0
+        self._mean_size = 1  # bytes of a publication in the log
         self._tail_count = 1  # publications in the next read of the tail
         self._trouble = ""  # why the log cannot be reached just now
         self._following: asyncio.Task[NoReturn]
@@ -302,26 +304,30 @@ class RedisBroker:
 
     async def _backwards(self, count: int, filter: TopicFilter, client: str | None) -> AsyncIterator[Publication]:
         """At most ``count`` publications that this client may see, newest first."""
-        epoch, until, size = self._known.epoch, self._known.offset, min(count, PAGE_COUNT)
+        until, size, epoch = self._known.offset, min(count, PAGE_COUNT), ""
         while count and (until := self._recent.below(until, filter)) > self._oldest:
-            found = self._recent.before(until, PAGE_COUNT) or await self._read_back(until, size)
+            found = self._recent.before(until, PAGE_COUNT) or await self._read_back(until, size, filter)
+            if not found or found[0].position.epoch != (epoch or found[0].position.epoch):
+                return
             for publication in found:
                 if count and _reaches(publication, filter, client):
                     count -= 1
                     yield publication
-            if not found or epoch != self._known.epoch:
-                return
-            until, size = found[-1].position.offset - 1, PAGE_COUNT
+            epoch, until, size = found[-1].position.epoch, found[-1].position.offset - 1, PAGE_COUNT
             await asyncio.sleep(0)
 
-    async def _read_back(self, until: int, size: int) -> Sequence[Publication]:
-        """From the log, newest first."""
-        raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, size, PAGE_BYTES)
-        epoch = raw_epoch.decode()
-        found = [publication_of(entry, epoch) or placeholder(Position(epoch, offset_of(entry))) for entry in entries]
-        if found and epoch == self._known.epoch:
-            self._recent.learn(found[-1].position.offset - 1, until, found[::-1])
-        return found
+    async def _read_back(self, until: int, size: int, filter: TopicFilter) -> Sequence[Publication]:
+        """From the log, newest first; one search after the other, each from where those before it came to."""
+        async with self._searching:
+            until = self._recent.below(until, filter)
+            raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, size, PAGE_BYTES)
+            epoch = raw_epoch.decode()
+            found = [
+                publication_of(entry, epoch) or placeholder(Position(epoch, offset_of(entry))) for entry in entries
+            ]
+            if found and epoch == self._known.epoch:
+                self._recent.learn(found[-1].position.offset - 1, until, found[::-1])
+            return found
 
     async def since(self, time: float) -> tuple[Position, bool]:
         epoch, _, _, offset, complete = await self._read("since", self._state, microseconds(time))
@@ -331,7 +337,8 @@ class RedisBroker:
 
     def tail(self) -> Tail:
         if not self._tails:  # from before what is new, so that the newest are known soon
-            self._hear_from(max(self._oldest, self._known.offset - self._recent.room))
+            room = min(self._recent.room, BYTES // self._mean_size)
+            self._hear_from(max(self._oldest, self._known.offset - room))
         self._listening.set()
         return QueuedTail(self._tails, self._known)
 
@@ -383,6 +390,7 @@ class RedisBroker:
         self.subscribers_elsewhere = answer[3]
         self._learn(sent, answer)
         self._look_due = asyncio.get_running_loop().time() + (SOON if answer[4] else LOOK)
+        self._mean_size = max(1, answer[5] // max(1, self._known.offset - self._oldest))
 
     async def _read_on(self, connection: AbstractConnection, seconds: float) -> None:
         epoch = self._known.epoch

@@ -216,7 +216,7 @@ function operations.publish()
 end
 
 -- 13 the node that looks or "", 14 its subscribers, 15 1 if it has doubts. Its limits are those of all from now on.
--- Answers {.., the subscribers of all others, 1 if there may be more to remove}.
+-- Answers {.., the subscribers of all others, 1 if there may be more to remove, bytes of the log}.
 function operations.look()
   check_entry_seen(ARGV[15] == '1')
   local changed, adopted = set_limits(), adopt()
@@ -237,7 +237,7 @@ function operations.look()
       end
     end
   end
-  return {epoch, oldest, top, others, more and 1 or 0}
+  return {epoch, oldest, top, others, more and 1 or 0, bytes}
 end
 
 -- Behind 13 epoch and 14 offset, up to 15 offset, about 16 entries or 17 bytes. Answers {.., the offset behind which it
