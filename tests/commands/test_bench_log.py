@@ -1,11 +1,13 @@
 """`sse-app bench-log`: logs measured beside each other."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sse_app.brokers import open_broker
 from sse_app.commands.bench_log import AT_A_TIME, LATENCIES, WARM_UP
 from sse_app.publisher import Publisher
 from tests.commands.process import sse_app
@@ -61,6 +63,15 @@ def test_a_log_in_use_is_left_alone(tmp_path: Path) -> None:
         f"sse-app: {file} holds publications already, which this would push out; --used does it anyway.\n"
     )
     figures("--repeat", "1", "--used", file)
+
+
+async def test_the_limits_of_a_log_stay_what_they_were(tmp_path: Path) -> None:
+    file = f"sqlite:///{tmp_path}/hub.db"
+    async with open_broker(file, history=3):
+        pass
+    await asyncio.to_thread(figures, "--repeat", "1", file)
+    async with open_broker(file) as broker:
+        assert (await broker.top()).offset - (await broker.oldest()).offset == 3
 
 
 def test_no_secret_is_shown(redis_server: RedisServer) -> None:
