@@ -16,9 +16,12 @@ from sse_app.topics import TopicFilter
 
 Durability = Literal["none", "log", "fsync"]
 SCHEMES = ("memory", "sqlite", "redis", "nats")
-ALIASES = {  # over TLS, a Unix socket; found by Sentinels
-    "rediss": "redis", "unix": "redis", "redis+sentinel": "redis", "tls": "nats",
-}  # fmt: skip
+ALIASES = {
+    "rediss": "redis",  # over TLS
+    "unix": "redis",  # over a Unix socket
+    "redis+sentinel": "redis",  # found by Sentinels
+    "tls": "nats",
+}
 
 
 @dataclass(frozen=True, slots=True)
