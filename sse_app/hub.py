@@ -23,6 +23,7 @@ from sse_app.metrics import Totals
 from sse_app.notices import GapReason
 from sse_app.publication import Position, Publication, check_client
 from sse_app.publisher import compose
+from sse_app.stack import leave
 from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
 from sse_app.topics import TopicFilter, TopicIndex
 
@@ -166,10 +167,7 @@ class Hub:
             subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN, self.retry()))
         self._started_at = self._loop = None
         try:
-            if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
-                await self._stack.__aexit__(kind, error, trace)
-            else:
-                await self._stack.aclose()  # the task group would wrap the caller's own error in a group
+            await leave(self._stack, kind, error, trace)
         finally:
             for subscriber in list(self._everyone()):
                 subscriber.cut()

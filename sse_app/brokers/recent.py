@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sse_app.publication import Publication
+from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 
 COUNT = 10_000  # publications at most
@@ -10,6 +10,19 @@ BYTES = 16 * 1024 * 1024
 PAGE_BYTES = 256 * 1024  # in a page, so that no reader holds more than that
 OVERHEAD = 400  # bytes of a publication beside its frame, measured with sys.getsizeof on CPython 3.11
 TOPICS_MAX = 100_000  # whose newest publication is known, some 10 MB
+
+# Whom the entries of other programs are for, where they take a place in the log: a name that no client can have.
+NOBODY = frozenset("/")
+
+
+def placeholder(position: Position, time: float) -> Publication:
+    """In the place of an entry that is not ours, so that offsets still rise by one."""
+    return Publication(position, "message", (), b"", time, NOBODY)
+
+
+def reaches(publication: Publication, filter: TopicFilter, client: str | None) -> bool:
+    """Whether this client may see it; None: anybody, whoever it is for."""
+    return publication.to is not NOBODY and publication.reaches(filter, client)
 
 
 class Recent:

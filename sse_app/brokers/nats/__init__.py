@@ -13,7 +13,6 @@ import hashlib
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
@@ -24,16 +23,17 @@ from nats.aio.client import Client
 
 from sse_app.brokers import Durability, Page, Tail
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
-from sse_app.brokers.nats.entries import NOBODY, Message, envelope, placeholder, publication_of
+from sse_app.brokers.nats.entries import Message, envelope, publication_of
 from sse_app.brokers.nats.feed import Feed
 from sse_app.brokers.nats.log import AWAY, COMMAND, PAGE_BYTES, SETTLE, Limits, Log, State
 from sse_app.brokers.nats.nodes import Nodes
 from sse_app.brokers.nats.url import Place, parse
-from sse_app.brokers.recent import BYTES, COUNT, Recent
+from sse_app.brokers.recent import BYTES, COUNT, Recent, placeholder, reaches
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
+from sse_app.stack import leave
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -115,10 +115,7 @@ class NatsBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
-            await self._stack.__aexit__(kind, error, trace)
-        else:
-            await self._stack.aclose()
+        await leave(self._stack, kind, error, trace)
 
     def _end(self) -> None:
         """The loops see it too: on Python 3.11 wait_for, which nats-py uses, may swallow a cancellation."""
@@ -295,7 +292,7 @@ class NatsBroker:
     async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
         page = await self._page(after, until)
-        found = [item for item in page.publications if item.to is not NOBODY and filter.matches(item.topics)]
+        found = [item for item in page.publications if reaches(item, filter, None)]
         return Page(page.start, found, page.end)
 
     async def _page(self, after: Position, until: Position) -> Page:
@@ -319,10 +316,7 @@ class NatsBroker:
         return Page(Position(epoch, start), found, Position(epoch, end))
 
     async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
-        found: deque[Publication] = deque()
-        async for publication in self._backwards(count, filter, client):
-            found.appendleft(publication)
-        return found
+        return [publication async for publication in self._backwards(count, filter, client)][::-1]
 
     async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
         position = None
@@ -343,7 +337,7 @@ class NatsBroker:
                 return
             recent.learn(after, until, found)
             for publication in reversed(found):
-                if count and publication.to is not NOBODY and publication.reaches(filter, client):
+                if count and reaches(publication, filter, client):
                     count -= 1
                     yield publication
             until = recent.below(after, filter)
@@ -399,7 +393,7 @@ class NatsBroker:
         publication = publication_of(message, epoch)
         if publication is None:
             self._count_bad_envelope()
-            publication = placeholder(message, epoch)
+            publication = placeholder(Position(epoch, message.offset), message.time)
         self._known = max(self._known, publication.position)
         self._heard = _Heard(message.offset, message.time)
         self._recent.append(publication)
@@ -422,7 +416,10 @@ def _is_behind(state: State, known: Position) -> bool:
 
 async def _fetch(log: Log, epoch: str, start: int, until: int) -> Sequence[Publication]:
     messages = await log.fetch(start, until, PAGE_COUNT)
-    return [publication_of(message, epoch) or placeholder(message, epoch) for message in messages]
+    return [
+        publication_of(message, epoch) or placeholder(Position(epoch, message.offset), message.time)
+        for message in messages
+    ]
 
 
 def _without_break(publications: Sequence[Publication]) -> Iterator[Publication]:

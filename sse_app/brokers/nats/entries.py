@@ -13,9 +13,6 @@ from sse_app.errors import BadInput
 from sse_app.events import Event, check_type, encode
 from sse_app.publication import Position, Publication
 
-# Whom the messages of other programs are for, where they take a place in the tail: a name that no client can have.
-NOBODY = frozenset("/")
-
 
 class Message(NamedTuple):
     """A message of the stream, with its sequence number and the Unix time that the server gave it."""
@@ -54,8 +51,3 @@ def publication_of(message: Message, epoch: str) -> Publication | None:
         return None
     named = frozenset(content.to), frozenset(content.exclude)
     return Publication(position, content.event, content.topics, frame, message.time, *named)
-
-
-def placeholder(message: Message, epoch: str) -> Publication:
-    """In the place of a message that is not ours, so that offsets still rise by one."""
-    return Publication(Position(epoch, message.offset), "message", (), b"", message.time, NOBODY)

@@ -14,7 +14,7 @@ import logging
 import random
 import re
 import secrets
-from collections import deque
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -25,7 +25,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from sse_app.brokers import Durability, Page, Tail
-from sse_app.brokers.recent import BYTES, COUNT, Recent
+from sse_app.brokers.recent import BYTES, COUNT, Recent, placeholder, reaches
 from sse_app.brokers.redis.connection import (
     AWAY,
     FAILURES,
@@ -40,13 +40,11 @@ from sse_app.brokers.redis.connection import (
     split_url,
 )
 from sse_app.brokers.redis.entries import (
-    NOBODY,
     RawEntry,
     envelope,
     has_place,
     microseconds,
     offset_of,
-    placeholder,
     publication_of,
     stamps_of,
 )
@@ -54,6 +52,7 @@ from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
+from sse_app.stack import leave
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -171,10 +170,7 @@ class RedisBroker:
                 with suppress(BrokerError):
                     await self._reading.ask("HDEL", self._nodes, self._node)
         finally:
-            if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
-                await self._stack.__aexit__(kind, error, trace)
-            else:
-                await self._stack.aclose()
+            await leave(self._stack, kind, error, trace)
 
     async def _greet(self, connection: AbstractConnection) -> None:
         """The first words on every connection: there may be another server at its end than before, and another log."""
@@ -269,7 +265,7 @@ class RedisBroker:
         if after.epoch == self._known.epoch and after.offset < until.offset:
             held = self._recent.page(after.offset, until.offset, PAGE_COUNT)
             if held:
-                return Page(after, [item for item in held if _reaches(item, filter, None)], held[-1].position)
+                return Page(after, [item for item in held if reaches(item, filter, None)], held[-1].position)
         return await self._page(after, until, filter)
 
     async def _page(self, after: Position, until: Position, filter: TopicFilter) -> Page:
@@ -291,10 +287,7 @@ class RedisBroker:
         return Page(Position(epoch, start), found, Position(epoch, end))
 
     async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
-        found: deque[Publication] = deque()
-        async for publication in self._backwards(count, filter, client):
-            found.appendleft(publication)
-        return found
+        return [publication async for publication in self._backwards(count, filter, client)][::-1]
 
     async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
         position = None
@@ -310,7 +303,7 @@ class RedisBroker:
             if not found or found[0].position.epoch != (epoch or found[0].position.epoch):
                 return
             for publication in found:
-                if count and _reaches(publication, filter, client):
+                if count and reaches(publication, filter, client):
                     count -= 1
                     yield publication
             epoch, until, size = found[-1].position.epoch, found[-1].position.offset - 1, PAGE_COUNT
@@ -322,9 +315,7 @@ class RedisBroker:
             until = self._recent.below(until, filter)
             raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, size, PAGE_BYTES)
             epoch = raw_epoch.decode()
-            found = [
-                publication_of(entry, epoch) or placeholder(Position(epoch, offset_of(entry))) for entry in entries
-            ]
+            found = [publication_of(entry, epoch) or _placeholder(entry, epoch) for entry in entries]
             if found and epoch == self._known.epoch:
                 self._recent.learn(found[-1].position.offset - 1, until, found[::-1])
             return found
@@ -429,7 +420,7 @@ class RedisBroker:
                 self._count_bad_envelope()
                 if not has_place(entry):
                     continue
-                publication = placeholder(Position(epoch, offset_of(entry)))
+                publication = _placeholder(entry, epoch)
                 self._known = max(self._known, publication.position)
             else:
                 self._link = stamps_of(entry)[0]
@@ -455,8 +446,8 @@ def _awaits(tail: Tail, publication: Publication) -> bool:
     return tail.start.epoch != publication.position.epoch or publication.position > tail.start
 
 
-def _reaches(publication: Publication, filter: TopicFilter, client: str | None) -> bool:
-    return publication.to is not NOBODY and publication.reaches(filter, client)
+def _placeholder(entry: RawEntry, epoch: str) -> Publication:
+    return placeholder(Position(epoch, offset_of(entry)), time.time())
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,6 @@ The script writes the head, in microseconds; the envelope is MessagePack, made b
 another name than ``v1``.
 """
 
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -15,9 +14,6 @@ from sse_app.events import Event, encode
 from sse_app.publication import Position, Publication
 
 RawEntry = tuple[bytes, Sequence[bytes]]  # as Redis answers it: its id, then fields and values in turn
-
-# Whom the entries of other programs are for, where they take a place in the tail: a name that no client can have.
-NOBODY = frozenset("/")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, tuple[str, ...], frozenset[str], frozenset[str], bytes]).decode
@@ -63,8 +59,3 @@ def publication_of(entry: RawEntry, epoch: str) -> Publication | None:
         return Publication(Position(epoch, offset), type, topics, frame, int(moment) / 1_000_000, to, exclude)
     except (ValueError, msgspec.MsgspecError):
         return None
-
-
-def placeholder(position: Position) -> Publication:
-    """In the place of an entry that is not ours, so that offsets still rise by one."""
-    return Publication(position, "message", (), b"", time.time(), NOBODY)

@@ -33,6 +33,7 @@ from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, ConfigError, InvalidIdempotencyKey, LogUnavailable
 from sse_app.events import Event, encode
 from sse_app.publication import Position, Publication
+from sse_app.stack import leave
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -125,10 +126,7 @@ class SQLiteBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, asyncio.CancelledError):  # perhaps by the task group, because one of its tasks failed
-            await self._stack.__aexit__(kind, error, trace)
-        else:
-            await self._stack.aclose()
+        await leave(self._stack, kind, error, trace)
 
     def _stop_reading(self) -> None:
         self._threads.shutdown()
