@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import count
@@ -12,67 +10,37 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker_process import HOST, BrokerProcess
 from tests.worlds import World
 
-HOST = "127.0.0.1"
-LOOKS = 1_000  # at a server that starts, 20 ms apart
 PROGRAM = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin")
 _names = (f"test-{number}" for number in count())
 
 StartNats = Callable[..., "NatsServer"]
 
 
-class NatsServer:
-    """A server on a port that it keeps over restarts; ``settings`` are lines of its configuration."""
+class NatsServer(BrokerProcess):
+    """``settings`` are lines of its configuration."""
 
     def __init__(self, directory: Path, *settings: str, jetstream: bool = True) -> None:
-        self.port = _free_port()
+        super().__init__(directory / "nats.log")
+        assert PROGRAM is not None
         self.directory = directory
-        self._log = directory / "nats.log"
         lines = [f'listen: "{HOST}:{self.port}"', *settings]
         if jetstream:
             lines.append(f'jetstream: {{store_dir: "{directory}"}}')
         (directory / "nats.conf").write_text("\n".join(lines))
-        self._process: subprocess.Popen[bytes] | None = None
+        self.command = [PROGRAM, "--config", str(directory / "nats.conf"), "--log", str(self._log)]
 
-    def start(self) -> None:
-        """Returns once it answers, with its streams restored."""
-        assert PROGRAM is not None
-        command = [PROGRAM, "--config", str(self.directory / "nats.conf"), "--log", str(self._log)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(LOOKS):
-            with suppress(OSError), socket.create_connection((HOST, self.port)) as connection:
-                if connection.recv(4).startswith(b"INFO"):
-                    return
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.02)
-                break
-        raise AssertionError(f"nats-server does not start: {self._log.read_text()}")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def freeze(self) -> None:
-        """It keeps its connections and answers nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+    def answers(self) -> bool:
+        """Which it does with its streams restored."""
+        with suppress(OSError), socket.create_connection((HOST, self.port)) as connection:
+            return connection.recv(4).startswith(b"INFO")
+        return False
 
     def url(self, name: str = "", port: int = 0) -> str:
         """For a broker; without a name a log that nobody has used."""
         return f"nats://{HOST}:{port or self.port}/{name or next(_names)}"
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

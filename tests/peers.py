@@ -16,6 +16,7 @@ from sse_app.publication import Position, Publication
 from sse_app.subscriber import Batch, Subscriber
 from sse_app.topics import TopicFilter
 
+PATIENCE = 20  # seconds; nothing takes long unless it hangs
 MOMENT = 0.001  # virtual seconds: it passes only when nobody has anything left to do
 
 
@@ -48,6 +49,22 @@ async def available(subscriber: Subscriber) -> bytes:
 async def received(subscriber: Subscriber) -> list[Event]:
     """The events of what can be read now."""
     return EventDecoder().feed(await available(subscriber))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Of another process's state nobody tells."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def hear(subscriber: Subscriber, found: Callable[[list[Event]], bool]) -> list[Event]:
+    """Read a stream until what was read is enough."""
+    events, decoder = list[Event](), EventDecoder()
+    async with asyncio.timeout(PATIENCE):
+        while not found(events):
+            events += decoder.feed(await subscriber.read())
+    return events
 
 
 def datas(events: list[Event]) -> list[str | None]:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -27,20 +27,19 @@ from sse_app.brokers.nats import BEAT, NatsBroker, feed, log
 from sse_app.brokers.nats.entries import Message, envelope, publication_of
 from sse_app.brokers.nats.url import Place, parse
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, LogFull, OutcomeUnknown, TooLarge
-from sse_app.events import Event, EventDecoder
+from sse_app.events import Event
 from sse_app.hub import Hub
 from sse_app.publication import Position
 from sse_app.publisher import AsyncPublisher
-from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
+from tests.broker_process import HOST
 from tests.chaos.proxy import proxy_to
-from tests.nats_server import HOST, NatsServer, StartNats
-from tests.peers import Clock
+from tests.nats_server import NatsServer, StartNats
+from tests.peers import PATIENCE, Clock, hear, until
 from tests.test_brokers import publish, replayed, take, texts
 
 pytestmark = pytest.mark.usefixtures("impatient_nats")
 EVERYTHING = TopicFilter()
-PATIENCE = 20  # seconds; nothing here takes long unless it hangs
 
 
 def opened(url: str, **settings: Any) -> NatsBroker:
@@ -82,21 +81,6 @@ async def subject_of(js: JetStreamContext, broker: NatsBroker) -> str:
     subjects = (await js.stream_info(log_of(broker))).config.subjects
     assert subjects is not None
     return subjects[0]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # of a server's state nobody tells
-            await asyncio.sleep(0.01)
-
-
-async def hear(subscriber: Subscriber, found: Callable[[list[Event]], bool]) -> list[Event]:
-    """Read a stream until what was read is enough."""
-    events, decoder = list[Event](), EventDecoder()
-    async with asyncio.timeout(PATIENCE):
-        while not found(events):
-            events += decoder.feed(await subscriber.read())
-    return events
 
 
 def reason_of(gap: Event) -> str:

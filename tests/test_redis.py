@@ -24,18 +24,17 @@ from sse_app.brokers.redis import PAGE_BYTES, PAGE_COUNT, TAIL_BYTES, RedisBroke
 from sse_app.brokers.redis.connection import Argument, Line, check_version, close, connections, execute
 from sse_app.brokers.redis.entries import RawEntry, envelope, microseconds, publication_of, stamps_of
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
-from sse_app.events import Event, EventDecoder
+from sse_app.events import Event
 from sse_app.hub import Hub
 from sse_app.publication import Position
 from sse_app.publisher import AsyncPublisher
-from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
-from tests.peers import Clock
-from tests.redis_server import HOST, RedisServer, StartRedis, free_port
+from tests.broker_process import HOST, free_port
+from tests.peers import PATIENCE, Clock, hear, until
+from tests.redis_server import RedisServer, StartRedis
 from tests.test_brokers import publish, replayed, take, texts
 
 EVERYTHING = TopicFilter()
-PATIENCE = 20  # seconds; nothing here takes long unless it hangs
 
 
 @pytest.fixture
@@ -67,21 +66,6 @@ def own_redis(own_server: RedisServer) -> Redis:
 
 def keys_of(broker: RedisBroker) -> tuple[str, str]:
     return broker._log, broker._state
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # of a server's state nobody tells
-            await asyncio.sleep(0.01)
-
-
-async def hear(subscriber: Subscriber, found: Callable[[list[Event]], bool]) -> list[Event]:
-    """Read a stream until what was read is enough."""
-    events, decoder = list[Event](), EventDecoder()
-    async with asyncio.timeout(PATIENCE):
-        while not found(events):
-            events += decoder.feed(await subscriber.read())
-    return events
 
 
 # --- URLs ---

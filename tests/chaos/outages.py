@@ -1,17 +1,20 @@
 """Nodes that share a broker, who publishes and listens there while it is ill-treated, and what they must have got."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from itertools import count as numbers
 from pathlib import Path
 from time import perf_counter
+from typing import Protocol
 
 import pytest
 
-from tests.chaos.client import Answer, Connection, Stream
-from tests.chaos.conftest import Server
-from tests.chaos.launch import launched
+from tests.chaos.client import Answer, Connection, Stream, offset_of, publish_all
+from tests.chaos.conftest import Server, assert_in_time, count
+from tests.chaos.launch import launched, nothing_for
+from tests.chaos.proxy import Proxy, proxy_to
 
 ANSWERED = 2.0  # seconds in which a publisher is answered, whatever the broker does
 BACK = 5.0  # seconds in which everyone is back after the broker is
@@ -19,6 +22,22 @@ NOTICED = 10.0  # seconds in which a silent connection is noticed
 DRAIN = 3
 
 Start = Callable[..., Awaitable[Server]]
+
+
+class Broker(Protocol):
+    """The server that keeps the log."""
+
+    port: int
+
+    def url(self) -> str: ...
+
+    def start(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
 
 
 @pytest.fixture
@@ -120,3 +139,112 @@ def assert_whole(stream: Stream, acknowledged: list[str]) -> None:
 
 def has(stream: Stream, id: str) -> Callable[[], bool]:
     return lambda: any(event.id == id and event.type == "message" for event in reversed(stream.events))
+
+
+async def both(node: Start, broker: Broker, proxy: Proxy, *flags: str) -> tuple[Server, Server]:
+    """Two nodes that share a log, one of them through the proxy."""
+    near = broker.url()
+    far = near.replace(str(broker.port), str(proxy.port))
+    first = await node(near, *flags)  # of two that start at once the limits of either may win
+    return first, await node(far, *flags)
+
+
+async def killed_and_started_again_and_again(broker: Broker, node: Start, answers_meanwhile: set[int]) -> None:
+    """H1. ``answers_meanwhile``: the statuses that a publisher may get once nodes have noticed."""
+    url = broker.url()
+    nodes = await asyncio.gather(node(url), node(url))
+    slowest_back = 0.0
+    async with listening(*nodes) as streams, publishing(nodes[0]) as publisher:
+        for _ in range(count(ci=2, full=50)):
+            broker.kill()
+            await until_ready(*nodes, ready_is=False)
+            publisher.statuses.clear()
+            await nothing_for(count(ci=1, full=5))
+            await until(lambda: bool(publisher.statuses))
+            assert publisher.statuses <= answers_meanwhile
+            broker.start()
+            slowest_back = max(slowest_back, await until_ready(*nodes))
+            await publisher.acknowledges_more()
+            for stream in streams:
+                await until(has(stream, publisher.acknowledged[-1]))
+        newest = publisher.acknowledged[-1]
+        for stream in streams:
+            await until(has(stream, newest))
+    assert_in_time("answered", publisher.slowest, ANSWERED)
+    assert_in_time("back", slowest_back, BACK)
+    for stream in streams:
+        assert_whole(stream, publisher.acknowledged[: publisher.acknowledged.index(newest)])
+
+
+async def cut_off_from(broker: Broker, node: Start, *, missed: int, history: int) -> None:
+    """H3, and H7 where more is missed than the log holds: the node gets all of it, or is told the gap."""
+    async with proxy_to(broker.port) as proxy:
+        near, far = await both(node, broker, proxy, "--history", str(history))
+        async with listening(near, far) as (whole, stream):
+            await post(near, "before")
+            await until(lambda: bool(stream.offsets))
+            proxy.closed = True
+            proxy.cut()
+            await until_ready(far, ready_is=False)
+            await publish_all(near.port, [b"x"] * missed)
+            await nothing_for(count(ci=0, full=30))
+            proxy.closed = False
+            back = await until_ready(far)
+            last = (await post(far, "after")).json["id"]
+            seconds = back + await until(has(stream, last))
+            await until(has(whole, last))
+    assert_in_time("back with all of it", seconds, BACK)
+    assert_whole(whole, [last])
+    if history > missed:
+        assert_whole(stream, [last])
+        assert len(stream.offsets) == missed + 2
+    else:
+        (gap,) = stream.of_type("gap")
+        told = json.loads(gap.data or "")
+        assert told["reason"] == "trimmed"
+        first = offset_of(told["oldest"])
+        assert stream.offsets == [1, *range(first, missed + 3)]
+
+
+async def node_killed_under_load(broker: Broker, node: Start) -> None:
+    """G1: nothing acknowledged is lost or doubled, neither for who listens all the time nor in the log."""
+    url, flags = broker.url(), ("--history", "1000000")
+    observer = await node(url, *flags)
+    acknowledged: list[str] = []
+    async with listening(observer) as (stream,):
+        for _ in range(count(ci=3, full=100)):
+            victim = await node(url, *flags)
+            publishers = [Publisher(victim) for _ in range(8)]
+            running = [asyncio.create_task(publisher.run()) for publisher in publishers]
+            await until(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
+            victim.kill()
+            await asyncio.wait(running)  # their connections broke
+            assert all(isinstance(task.exception(), ConnectionError) for task in running)
+            for publisher in publishers:
+                assert publisher.acknowledged == sorted(publisher.acknowledged, key=offset_of)
+                acknowledged += publisher.acknowledged
+        last = (await post(observer, "last")).json["id"]
+        await until(has(stream, last))
+        epoch = last.partition("-")[0]
+        async with await Stream.open(observer.port, f"{epoch}-0") as replay:
+            await replay.until(has(replay, last))
+    for each in (stream, replay):
+        assert_whole(each, acknowledged)
+        assert each.offsets[0] == 1
+    print(f"{len(acknowledged)} acknowledged")
+
+
+async def node_stopped_while_away(broker: Broker, node: Start) -> None:
+    """M4: SIGTERM ends it in time, with a bye to everyone."""
+    server = await node(broker.url())
+    async with listening(server) as (stream,):
+        broker.freeze()
+        await until_ready(server, ready_is=False)
+        begun = perf_counter()
+        server.terminate()
+        await server.exit_code()
+        taken = perf_counter() - begun
+        await until(lambda: stream.over)
+    broker.thaw()
+    assert stream.of_type("bye")
+    assert_in_time("ended", taken, DRAIN + 2)

@@ -12,27 +12,30 @@ from sse_app.brokers import open_broker
 from sse_app.brokers.nats import log
 from sse_app.errors import BrokerError, BrokerUnavailable, OutcomeUnknown
 from sse_app.events import Event
-from tests.chaos.client import Stream, offset_of, publish_all
+from tests.broker_process import HOST
+from tests.chaos.client import offset_of, publish_all
 from tests.chaos.conftest import Server, assert_in_time, count
 from tests.chaos.launch import nothing_for
 from tests.chaos.outages import (
     ANSWERED,
     BACK,
-    DRAIN,
     NOTICED,
-    Publisher,
     Start,
     assert_whole,
+    both,
+    cut_off_from,
     has,
+    killed_and_started_again_and_again,
     listening,
+    node_killed_under_load,
+    node_stopped_while_away,
     post,
-    publishing,
     until,
     until_ready,
 )
 from tests.chaos.outages import node as node
-from tests.chaos.proxy import Proxy, Recut, proxy_to, unchanged
-from tests.nats_server import HOST, NatsServer, StartNats
+from tests.chaos.proxy import Recut, proxy_to, unchanged
+from tests.nats_server import NatsServer, StartNats
 
 
 @pytest.fixture
@@ -41,14 +44,6 @@ def server(start_nats: StartNats) -> Iterator[NatsServer]:
     server = start_nats()
     yield server
     server.kill()
-
-
-async def both(node: Start, server: NatsServer, proxy: Proxy, *flags: str) -> tuple[Server, Server]:
-    """Two nodes that share a log, one of them through the proxy."""
-    near = server.url()
-    far = near.replace(str(server.port), str(proxy.port))
-    first = await node(near, *flags)  # of two that start at once the limits of either may win
-    return first, await node(far, *flags)
 
 
 async def until_published(server: Server, body: str, **headers: str) -> str:
@@ -63,29 +58,7 @@ async def until_published(server: Server, body: str, **headers: str) -> str:
 
 
 async def test_nats_is_killed_and_started_again_and_again(server: NatsServer, node: Start) -> None:
-    url = server.url()
-    nodes = await asyncio.gather(node(url), node(url))
-    slowest_back = 0.0
-    async with listening(*nodes) as streams, publishing(nodes[0]) as publisher:
-        for _ in range(count(ci=2, full=50)):
-            server.kill()
-            await until_ready(*nodes, ready_is=False)
-            publisher.statuses.clear()
-            await nothing_for(count(ci=1, full=5))
-            await until(lambda: bool(publisher.statuses))
-            assert publisher.statuses <= {503, 504}
-            server.start()
-            slowest_back = max(slowest_back, await until_ready(*nodes))
-            await publisher.acknowledges_more()
-            for stream in streams:
-                await until(has(stream, publisher.acknowledged[-1]))
-        newest = publisher.acknowledged[-1]
-        for stream in streams:
-            await until(has(stream, newest))
-    assert_in_time("answered", publisher.slowest, ANSWERED)
-    assert_in_time("back", slowest_back, BACK)
-    for stream in streams:
-        assert_whole(stream, publisher.acknowledged[: publisher.acknowledged.index(newest)])
+    await killed_and_started_again_and_again(server, node, answers_meanwhile={503, 504})
 
 
 async def test_connections_that_break_under_load_leave_nothing_behind(
@@ -168,33 +141,7 @@ async def test_a_silent_connection_is_noticed_and_left(server: NatsServer, node:
 async def test_a_node_that_was_cut_off_gets_what_it_missed_or_a_gap(
     server: NatsServer, node: Start, history: int
 ) -> None:
-    missed = 1_000 if history > 1_000 else log.SLACK + history + 100
-    async with proxy_to(server.port) as proxy:
-        near, far = await both(node, server, proxy, "--history", str(history))
-        async with listening(near, far) as (whole, stream):
-            await post(near, "before")
-            await until(lambda: bool(stream.offsets))
-            proxy.closed = True
-            proxy.cut()
-            await until_ready(far, ready_is=False)
-            await publish_all(near.port, [b"x"] * missed)
-            await nothing_for(count(ci=0, full=30))
-            proxy.closed = False
-            back = await until_ready(far)
-            last = (await post(far, "after")).json["id"]
-            seconds = back + await until(has(stream, last))
-            await until(has(whole, last))
-    assert_in_time("back with all of it", seconds, BACK)
-    assert_whole(whole, [last])
-    if history > missed:
-        assert_whole(stream, [last])
-        assert len(stream.offsets) == missed + 2
-    else:
-        (gap,) = stream.of_type("gap")
-        told = json.loads(gap.data or "")
-        assert told["reason"] == "trimmed"
-        first = offset_of(told["oldest"])
-        assert stream.offsets == [1, *range(first, missed + 3)]
+    await cut_off_from(server, node, missed=1_000 if history > 1_000 else log.SLACK + history + 100, history=history)
 
 
 # --- H4 ---
@@ -302,43 +249,8 @@ async def test_a_stream_that_is_deleted_under_nodes_is_told_to_everyone(server: 
 
 
 async def test_a_node_is_killed_under_load_and_loses_nothing_acknowledged(server: NatsServer, node: Start) -> None:
-    url = server.url()
-    observer = await node(url)
-    acknowledged: list[str] = []
-    async with listening(observer) as (stream,):
-        for _ in range(count(ci=2, full=100)):
-            victim = await node(url)
-            publishers = [Publisher(victim) for _ in range(8)]
-            running = [asyncio.create_task(publisher.run()) for publisher in publishers]
-            await until(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
-            victim.kill()
-            await asyncio.wait(running)  # their connections broke
-            assert all(isinstance(task.exception(), ConnectionError) for task in running)
-            for publisher in publishers:
-                assert publisher.acknowledged == sorted(publisher.acknowledged, key=offset_of)
-                acknowledged += publisher.acknowledged
-        last = (await post(observer, "last")).json["id"]
-        await until(has(stream, last))
-        epoch, _, top = last.partition("-")
-        oldest = max(0, int(top) - 10_000)  # of the log's history
-        async with await Stream.open(observer.port, f"{epoch}-{oldest}") as replay:
-            await replay.until(has(replay, last))
-    assert_whole(stream, acknowledged)
-    assert_whole(replay, [id for id in acknowledged if offset_of(id) > oldest])
-    assert (stream.offsets[0], replay.offsets[0]) == (1, oldest + 1)
-    print(f"{len(acknowledged)} acknowledged")
+    await node_killed_under_load(server, node)
 
 
 async def test_sigterm_ends_a_node_whose_broker_is_away(server: NatsServer, node: Start) -> None:
-    only = await node(server.url())
-    async with listening(only) as (stream,):
-        server.freeze()
-        await until_ready(only, ready_is=False)
-        begun = perf_counter()
-        only.terminate()
-        await only.exit_code()
-        taken = perf_counter() - begun
-        await until(lambda: stream.over)
-    server.thaw()
-    assert stream.of_type("bye")
-    assert_in_time("ended", taken, DRAIN + 2)
+    await node_stopped_while_away(server, node)

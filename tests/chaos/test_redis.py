@@ -14,19 +14,23 @@ from sse_app.brokers import open_broker
 from sse_app.errors import BrokerError
 from sse_app.events import Event
 from sse_app.publication import Publication
+from tests.broker_process import HOST
 from tests.chaos.client import Stream, offset_of, publish_all
-from tests.chaos.conftest import Server, assert_in_time, count
+from tests.chaos.conftest import assert_in_time, count
 from tests.chaos.launch import nothing_for
 from tests.chaos.outages import (
     ANSWERED,
     BACK,
-    DRAIN,
     NOTICED,
-    Publisher,
     Start,
     assert_whole,
+    both,
+    cut_off_from,
     has,
+    killed_and_started_again_and_again,
     listening,
+    node_killed_under_load,
+    node_stopped_while_away,
     post,
     publishing,
     until,
@@ -34,7 +38,7 @@ from tests.chaos.outages import (
 )
 from tests.chaos.outages import node as node
 from tests.chaos.proxy import Proxy, proxy_to
-from tests.redis_server import HOST, RedisServer, StartRedis
+from tests.redis_server import RedisServer, StartRedis
 
 
 @pytest.fixture
@@ -45,40 +49,11 @@ def redis(start_redis: StartRedis) -> Iterator[RedisServer]:
     server.kill()
 
 
-async def both(node: Start, redis: RedisServer, proxy: Proxy, *flags: str) -> tuple[Server, Server]:
-    """Two nodes that share a log, one of them through the proxy."""
-    near = redis.url()
-    far = near.replace(str(redis.port), str(proxy.port))
-    return await asyncio.gather(node(near, *flags), node(far, *flags))
-
-
 # --- H1 ---
 
 
 async def test_redis_is_killed_and_started_again_and_again(redis: RedisServer, node: Start) -> None:
-    url = redis.url()
-    servers = await asyncio.gather(node(url), node(url))
-    slowest_back = 0.0
-    async with listening(*servers) as streams, publishing(servers[0]) as publisher:
-        for _ in range(count(ci=2, full=50)):
-            redis.kill()
-            await until_ready(*servers, ready_is=False)
-            publisher.statuses.clear()
-            await nothing_for(count(ci=1, full=5))
-            await until(lambda: bool(publisher.statuses))
-            assert publisher.statuses == {503}
-            redis.start()
-            slowest_back = max(slowest_back, await until_ready(*servers))
-            await publisher.acknowledges_more()
-            for stream in streams:
-                await until(has(stream, publisher.acknowledged[-1]))
-        newest = publisher.acknowledged[-1]
-        for stream in streams:
-            await until(has(stream, newest))
-    assert_in_time("answered", publisher.slowest, ANSWERED)
-    assert_in_time("back", slowest_back, BACK)
-    for stream in streams:
-        assert_whole(stream, publisher.acknowledged[: publisher.acknowledged.index(newest)])
+    await killed_and_started_again_and_again(redis, node, answers_meanwhile={503})
 
 
 # --- H2 ---
@@ -121,33 +96,7 @@ async def test_a_silent_connection_is_noticed_and_left(redis: RedisServer, node:
 async def test_a_node_that_was_cut_off_gets_what_it_missed_or_a_gap(
     redis: RedisServer, node: Start, history: int
 ) -> None:
-    missed = 1_000
-    async with proxy_to(redis.port) as proxy:
-        near, far = await both(node, redis, proxy, "--history", str(history))
-        async with listening(near, far) as (whole, stream):
-            await post(near, "before")
-            await until(lambda: bool(stream.offsets))
-            proxy.closed = True
-            proxy.cut()
-            await until_ready(far, ready_is=False)
-            await publish_all(near.port, [b"x"] * missed)
-            await nothing_for(count(ci=0, full=30))
-            proxy.closed = False
-            back = await until_ready(far)
-            last = (await post(far, "after")).json["id"]
-            seconds = back + await until(has(stream, last))
-            await until(has(whole, last))
-    assert_in_time("back with all of it", seconds, BACK)
-    assert_whole(whole, [last])
-    if history > missed:
-        assert_whole(stream, [last])
-        assert len(stream.offsets) == missed + 2
-    else:
-        (gap,) = stream.of_type("gap")
-        told = json.loads(gap.data or "")
-        assert told["reason"] == "trimmed"
-        first = offset_of(told["oldest"])
-        assert stream.offsets == [1, *range(first, missed + 3)]
+    await cut_off_from(redis, node, missed=1_000, history=history)
 
 
 # --- H4 ---
@@ -287,42 +236,8 @@ def until_it_knows_the_replica(client: Redis) -> None:
 
 
 async def test_a_node_is_killed_under_load_and_loses_nothing_acknowledged(redis: RedisServer, node: Start) -> None:
-    url, flags = redis.url(), ("--history", "1000000")
-    observer = await node(url, *flags)
-    acknowledged: list[str] = []
-    async with listening(observer) as (stream,):
-        for _ in range(count(ci=3, full=100)):
-            victim = await node(url, *flags)
-            publishers = [Publisher(victim) for _ in range(8)]
-            running = [asyncio.create_task(publisher.run()) for publisher in publishers]
-            await until(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
-            victim.kill()
-            await asyncio.wait(running)  # their connections broke
-            assert all(isinstance(task.exception(), ConnectionError) for task in running)
-            for publisher in publishers:
-                assert publisher.acknowledged == sorted(publisher.acknowledged, key=offset_of)
-                acknowledged += publisher.acknowledged
-        last = (await post(observer, "last")).json["id"]
-        await until(has(stream, last))
-        epoch = last.partition("-")[0]
-        async with await Stream.open(observer.port, f"{epoch}-0") as replay:
-            await replay.until(has(replay, last))
-    for each in (stream, replay):
-        assert_whole(each, acknowledged)
-        assert each.offsets[0] == 1
-    print(f"{len(acknowledged)} acknowledged")
+    await node_killed_under_load(redis, node)
 
 
 async def test_sigterm_ends_a_node_whose_broker_is_away(redis: RedisServer, node: Start) -> None:
-    server = await node(redis.url())
-    async with listening(server) as (stream,):
-        redis.freeze()
-        await until_ready(server, ready_is=False)
-        begun = perf_counter()
-        server.terminate()
-        await server.exit_code()
-        taken = perf_counter() - begun
-        await until(lambda: stream.over)
-    redis.thaw()
-    assert stream.of_type("bye")
-    assert_in_time("ended", taken, DRAIN + 2)
+    await node_stopped_while_away(redis, node)

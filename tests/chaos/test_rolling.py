@@ -11,9 +11,10 @@ import pytest
 
 from sse_app.client import Client
 from sse_app.errors import Gap
-from tests.chaos.client import HOST, Connection, offset_of, stats
+from tests.chaos.client import HOST, offset_of, stats
 from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
+from tests.chaos.outages import ready
 from tests.chaos.proxy import Proxy, proxy_to
 from tests.worlds import World
 
@@ -51,10 +52,9 @@ class Listener:
                 self.offsets.append(offset_of(event.id or ""))
 
 
-async def ready(server: Server) -> bool:
+async def takes_connections(server: Server) -> bool:
     try:
-        async with await Connection.open(server.port) as connection:
-            return (await connection.request("GET", "/readyz")).status == 200
+        return await ready(server)
     except ConnectionError:
         return False
 
@@ -65,7 +65,7 @@ async def balanced(servers: list[Server]) -> AsyncIterator[Proxy]:
 
     async def look(balancer: Proxy) -> None:
         while True:
-            balancer.upstreams = [server.port for server in list(servers) if await ready(server)]
+            balancer.upstreams = [server.port for server in list(servers) if await takes_connections(server)]
             await asyncio.sleep(LOOK)
 
     async with proxy_to(servers[0].port) as balancer, asyncio.TaskGroup() as tasks:

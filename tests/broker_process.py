@@ -1,0 +1,57 @@
+"""A broker's server in a process of its own, on loopback: started, killed, frozen."""
+
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+HOST = "127.0.0.1"
+LOOKS = 1_000  # at a server that starts, 20 ms apart
+
+
+class BrokerProcess:
+    """On a port that it keeps over restarts. Who stands on it says what its ``command`` is, and when it ``answers``."""
+
+    command: Sequence[str]
+
+    def __init__(self, log: Path) -> None:
+        self.port = free_port()
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        self._process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        for _ in range(LOOKS):
+            if self.answers():
+                return
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.02)
+                break
+        raise AssertionError(f"{self.command[0]} does not start: {self._log.read_text()}")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
