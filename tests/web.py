@@ -1,6 +1,7 @@
 """A hub's web face as the tests see it: in this process, or byte by byte on a real socket."""
 
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from starlette.types import ASGIApp, Message
 from sse_app import Config, Event, Hub, create_app
 from sse_app.server import Protocol, Server
 from sse_app.testing import StreamingASGITransport, events, live
+from tests.peers import PATIENCE
 
-PATIENCE = 5.0  # seconds until a test that waits for bytes fails
 PROBLEM = "application/problem+json"
 
 
@@ -134,6 +135,15 @@ def read_until(connection: socket.socket, end: bytes) -> bytes:
     while not (end and end in received) and (piece := connection.recv(65536)):
         received += piece
     return received
+
+
+def until_open(hub: Hub, subscribers: int) -> None:
+    """Wait until a hub in another thread has so many streams open: it sees a client come and go when it gets to it."""
+    for _ in range(int(PATIENCE * 100)):
+        if len(hub) == subscribers:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"{len(hub)} streams are open, not {subscribers}")
 
 
 @contextmanager

@@ -25,12 +25,13 @@ from sse_app.pytest_plugin import HubServer
 from sse_app.testing import live
 from tests import whatwg
 from tests.browser.conftest import Tabs
+from tests.peers import PATIENCE
+from tests.web import until_open
 
 pytestmark = pytest.mark.browser
 
 BLANK = '<!doctype html><link rel="icon" href="data:,"><title>A page</title>'
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-PATIENCE = 20.0  # seconds until what does not come is missed
 
 LISTEN = """async ([url, options, module]) => {
     const { connect } = await import(module);
@@ -69,15 +70,6 @@ class Site:
 
     def publish(self, *data: str, **options: Any) -> list[str]:
         return [self.hub.publish_threadsafe(item, **options).id for item in data]
-
-    def until(self, subscribers: int) -> None:
-        """Wait until so many streams are open."""
-        hub = self.hub
-        for _ in range(int(PATIENCE * 100)):
-            if len(hub) == subscribers:
-                return
-            threading.Event().wait(0.01)
-        pytest.fail(f"{len(hub)} streams are open, not {subscribers}")
 
 
 @pytest.fixture
@@ -191,7 +183,7 @@ def test_whichever_tab_is_closed_nothing_is_lost_or_doubled(site: Site, shared: 
             page.close()
             publisher.more()
     assert ids(pages[3], publisher.published[-1]) == publisher.published
-    site.until(subscribers=1)
+    until_open(site.hub, 1)
 
 
 def test_tabs_that_come_and_go_hear_everything_from_when_they_came(site: Site, shared: str, open_tab: Open) -> None:
@@ -206,7 +198,7 @@ def test_tabs_that_come_and_go_hear_everything_from_when_they_came(site: Site, s
         got = ids(page, publisher.published[-1])
         assert got == publisher.published[-len(got) :]
         assert len(got) >= 20
-    site.until(subscribers=1)
+    until_open(site.hub, 1)
 
 
 def test_a_later_tab_is_welcomed_and_hears_what_comes_from_then_on(site: Site, shared: str, open_tab: Open) -> None:
@@ -227,7 +219,7 @@ def test_a_tab_gets_the_history_that_it_asks_for_and_the_others_do_not(site: Sit
     site.publish("4")
     late = [open_tab("/hub/events?last=3", shared=shared), open_tab(shared=shared, lastEventId=cursor)]
     late += [open_tab(shared=shared, since="1h"), open_tab(shared=shared)]
-    site.until(subscribers=1)  # what fetched something by itself has joined the others
+    until_open(site.hub, 1)  # what fetched something by itself has joined the others
     site.publish("5")
     assert data(first, "5") == ["3", "4", "5"]
     assert [data(page, "5") for page in late] == [["2", "3", "4", "5"], ["4", "5"], ["1", "2", "3", "4", "5"], ["5"]]
@@ -260,7 +252,7 @@ def test_a_tab_of_a_quiet_topic_joins_the_others_without_waiting_for_an_event(
     open_tab(shared=shared, topics=["quiet"])
     late = open_tab(shared=shared, topics=["quiet"], last=1)
     assert data(late, "1") == ["1"]
-    site.until(subscribers=1)
+    until_open(site.hub, 1)
 
 
 def test_tabs_with_the_same_topics_share_and_nobody_gets_what_it_did_not_ask_for(
@@ -305,7 +297,7 @@ def test_a_closed_stream_is_silent_and_the_last_one_ends_the_connection(
     assert ids(second, published[0]) == published
     assert ids(first) == []
     second.evaluate("stream.close()")
-    site.until(subscribers=0)
+    until_open(site.hub, 0)
     listen(first, "/hub/events", shared=shared)  # there is a worker still, and it begins anew
     first.wait_for_function("stream.state.name == 'open'")
     assert len(site.hub) == 1
@@ -317,13 +309,13 @@ def test_a_page_that_was_put_away_comes_back_for_what_it_missed(site: Site, shar
     leader, other = open_tab(shared=shared), open_tab(shared=shared)
     for away, back, target in [("pagehide", "pageshow", "window"), ("freeze", "resume", "document")]:
         leader.evaluate(f"{target}.dispatchEvent(new Event('{away}'))")
-        site.until(subscribers=1)
+        until_open(site.hub, 1)
         missed = site.publish("missed")[0]
         ids(other, missed)
         assert missed not in ids(leader)
         leader.evaluate(f"{target}.dispatchEvent(new Event('{back}'))")
         ids(leader, missed)
-        site.until(subscribers=2 if shared == "none" else 1)
+        until_open(site.hub, 2 if shared == "none" else 1)
     published = site.publish("end")
     assert ids(leader, published[0]) == ids(other, published[0])
 
@@ -336,7 +328,7 @@ def test_a_frozen_leader_makes_room(site: Site, open_tab: Open) -> None:
     assert ids(other, published[-1]) == published
     browser.send("Page.setWebLifecycleState", {"state": "active"})
     assert ids(leader, published[-1]) == published
-    site.until(subscribers=1)
+    until_open(site.hub, 1)
 
 
 def test_a_tab_that_goes_without_a_word_is_noticed(site: Site, tabs: Tabs, shared: str, open_tab: Open) -> None:
@@ -347,7 +339,7 @@ def test_a_tab_that_goes_without_a_word_is_noticed(site: Site, tabs: Tabs, share
     published = site.publish("after")
     assert ids(other, published[0]) == published
     other.evaluate("stream.close()")
-    site.until(subscribers=0)
+    until_open(site.hub, 0)
 
 
 # With window.deaf a tab neither hears the others nor is heard.
@@ -372,7 +364,7 @@ def test_a_tab_that_missed_messages_of_the_others_fetches_them(site: Site, tabs:
     other.evaluate("window.deaf = false")
     published += site.publish("4")
     assert ids(other, published[-1]) == ids(leader, published[-1]) == published
-    site.until(subscribers=1)
+    until_open(site.hub, 1)
     assert site.asked[-1]["last_event_id"] == published[0]
 
 
@@ -386,7 +378,7 @@ def test_a_leader_that_has_to_catch_up_doubles_nothing_for_the_others(site: Site
     leader.close()
     published += site.publish("3")
     assert ids(heir, published[-1]) == ids(other, published[-1]) == published
-    site.until(subscribers=1)
+    until_open(site.hub, 1)
 
 
 def test_a_leader_that_does_not_answer_is_replaced(site: Site, tabs: Tabs, open_tab: Open) -> None:
@@ -409,7 +401,7 @@ def test_a_leader_that_does_not_answer_is_replaced(site: Site, tabs: Tabs, open_
     leader.evaluate("window.deaf = false")  # it follows now
     published += site.publish("all hear this")
     assert ids(leader, published[-1]) == ids(other, published[-1]) == published
-    site.until(subscribers=1)
+    until_open(site.hub, 1)
 
 
 def test_a_worker_that_died_is_replaced(site: Site, tabs: Tabs) -> None:
@@ -535,7 +527,7 @@ def test_a_position_that_is_gone_is_a_gap_for_that_tab_alone(site: Site, shared:
     epoch = site.publish("1", "2")[0].partition("-")[0]
     for cursor, follows in [("foreign-7", ["1", "2"]), (f"{epoch}-1000", []), ("junk", [])]:
         page = open_tab(shared=shared, lastEventId=cursor)
-        site.until(subscribers=1)
+        until_open(site.hub, 1)
         end = f"end of {cursor}"
         site.publish(end)
         gap, *rest = data(page, end)
@@ -673,7 +665,7 @@ def test_a_name_that_the_hub_made_is_kept_over_reconnects(site: Site, shared: st
     until_error(page)
     page.wait_for_function("stream.state.name == 'open'")
     page.close()
-    site.until(subscribers=1)
+    until_open(site.hub, 1)
     site.publish("for you", to=name)
     assert data(leaver, "for you") == ["for you"]
 
