@@ -22,8 +22,9 @@ def browser() -> Iterator["Browser"]:
     if executable is None:
         reason = "No chromium on the PATH: the console is NOT TESTED. On Debian: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=20_000)  # ms; a page is given time on a busy machine, but no test waits in vain
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield browser
