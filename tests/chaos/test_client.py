@@ -81,7 +81,7 @@ async def test_a_thousand_cuts_anywhere_lose_and_double_nothing() -> None:
             Client(f"http://127.0.0.1:{down.port}") as listener,
             Client(f"http://127.0.0.1:{up.port}") as publisher,
         ):
-            events = listener.listen("cut", last=100)
+            events = listener.listen("cut", last=10_000)  # all, until a connection lives long enough to have a cursor
             async with numbers_published(partial(publisher.publish, topic="cut")) as acknowledged:
                 while not (listening.done and publishing.done):
                     received.append((await anext(events)).data)

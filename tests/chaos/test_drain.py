@@ -23,7 +23,7 @@ from tests.chaos.client import (
     until,
     until_stats,
 )
-from tests.chaos.conftest import Serve, Server, Spawn, count, listening_port
+from tests.chaos.conftest import Serve, Server, Spawn, assert_in_time, count, listening_port
 
 ENDED = (0, -signal.SIGTERM)
 GRACE = 2.0  # seconds beyond the drain's window
@@ -67,9 +67,10 @@ async def test_sigterm_loses_nothing_acknowledged_to_whoever_can_read(serve: Ser
             await well_begun.wait()
             server.terminate()
             begun = perf_counter()
-            await asyncio.wait(reading)
+            await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
             for stream in slow[:5]:  # late, but able to read
                 tasks.create_task(stream.to_the_end())
+            await asyncio.wait(reading)
             code = await server.exit_code()
             taken = perf_counter() - begun
         await readers[0].to_the_end()
@@ -80,7 +81,7 @@ async def test_sigterm_loses_nothing_acknowledged_to_whoever_can_read(serve: Ser
     for stream in slow[:5]:
         assert_ended_well(stream, range(1, acknowledged + 1))
     assert code in ENDED
-    assert taken <= drain + GRACE
+    assert_in_time("ended", taken, drain + GRACE)
 
 
 def assert_ended_well(stream: Stream, expected: range) -> None:
@@ -109,7 +110,7 @@ async def until_not_ready(server: Server) -> None:
 
 
 async def test_a_draining_hub_sends_each_caller_away_in_its_own_words(serve: Serve) -> None:
-    server = serve("--drain", "5")
+    server = serve("--drain", "30")
     async with draining(server):
         assert_draining(await ask(server, "GET", "/readyz"))
         assert_draining(await ask(server, "GET", "/events", accept="*/*"))
@@ -136,9 +137,9 @@ async def test_a_post_in_flight_gets_its_true_answer_and_reaches_the_readers(ser
     server = serve("--drain", "10")
     async with await Stream.open(server.port) as stream, await Connection.open(server.port) as publisher:
         await stream.until(lambda: bool(stream.events))
-        await publisher.send_head("POST", "/broadcast", content_length=6)
+        await publisher.send_head("POST", "/broadcast", content_length=6, expect="100-continue")
+        assert (await publisher.receive_head()).status == 100  # it is let in, and its body is waited for
         await publisher.send(b"abc")
-        await stats(server.port)  # which is answered after that has arrived
         server.terminate()
         await until_not_ready(server)
         await publisher.send(b"def")
@@ -154,7 +155,7 @@ async def test_a_post_in_flight_gets_its_true_answer_and_reaches_the_readers(ser
 
 
 async def test_every_stream_ends_with_its_final_chunk_spread_over_the_window(serve: Serve) -> None:
-    window = count(ci=4, full=10)
+    window = 10
     server = serve("--drain", str(window))
     ends = []
 
@@ -208,7 +209,7 @@ def until_loaded(process: subprocess.Popen[str], file: str) -> None:
 
 
 async def test_a_replay_that_is_being_read_is_finished_before_the_end(serve: Serve) -> None:
-    server = serve("--drain", "10")
+    server = serve("--drain", "30")  # it ends when the replay does
     total = count(ci=3_000, full=10_000)
     await publish_all(server.port, [BODY] * total)
     epoch = (await stats(server.port))["top"].partition("-")[0]
@@ -224,7 +225,7 @@ async def test_a_replay_that_is_being_read_is_finished_before_the_end(serve: Ser
 
 async def test_after_a_kill_all_come_back_but_not_all_at_once(serve: Serve) -> None:
     server = serve()
-    number = count(ci=300, full=2_000)
+    number = count(ci=600, full=2_000)  # of 300, one run in three thousand has 45 % in a second by chance
     async with streams(server.port, number) as readers:
         server.kill()
         planned = sorted(stream.retry or 0 for stream in readers)

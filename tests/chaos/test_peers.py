@@ -63,7 +63,7 @@ async def test_a_reader_that_stopped_is_gone_in_time_with_all_that_it_held(serve
             await until_stats(server.port, subscribers=20, lagging=0)
             print(f"gone after at most {perf_counter() - begun:.1f} s; grown by {grown} bytes; in the kernel {waiting}")
             await until_settled(server, descriptors)
-            assert kernel_buffers(server.port) == (20, 0)
+            await until_the_kernel_holds(server, connections=20)
             assert not stopped.events
     assert grown <= 4 * MIB
 
@@ -92,8 +92,18 @@ async def until_settled(server: Server, descriptors: int) -> None:
     await until(settled, "the descriptors are closed")
 
 
+async def until_the_kernel_holds(server: Server, *, connections: int) -> None:
+    """Nothing but these, and not a byte that waits: who has asked the server last may still be closing."""
+
+    async def so() -> bool:
+        await stats(server.port)
+        return kernel_buffers(server.port) == (connections, 0)
+
+    await until(so, f"{connections} connections, and nothing in their buffers")
+
+
 async def test_many_readers_that_stopped_cost_little_and_are_gone_in_time(serve: Serve) -> None:
-    server = serve("--history", "100", "--tcp-user-timeout", str(count(ci=5, full=20)))
+    server = serve("--history", "100", "--tcp-user-timeout", str(count(ci=10, full=20)))  # publishing takes a second
     await stats(server.port)
     number, before, descriptors = count(ci=200, full=1_000), server.memory, server.descriptors
     async with streams(server.port, number, receive_buffer=SMALL):
@@ -108,7 +118,7 @@ async def test_many_readers_that_stopped_cost_little_and_are_gone_in_time(serve:
         await until_settled(server, descriptors)
         print(f"{lagging} lag; at most {grown / MIB:.1f} MiB of memory, {kernel / MIB:.1f} MiB in the kernel")
         print(f"all gone {gone:.1f} s later; then {(server.memory - before) / MIB:.1f} MiB of memory")
-        assert kernel_buffers(server.port)[1] == 0
+        await until_the_kernel_holds(server, connections=0)
     assert lagging == number
     assert gone <= PATIENCE
     assert grown <= 150 * MIB
@@ -207,13 +217,12 @@ async def test_a_peer_that_vanishes_is_gone_in_time(tmp_path: Path, cable: Cable
         begun = perf_counter()
 
         async def gone() -> bool:
-            return await cable.subscribers(server.port) == 0
+            return await cable.subscribers(server.port) == 0 and server.descriptors <= descriptors - 5 + 1
 
-        await until(gone, "the vanished are gone")
+        await until(gone, "the vanished are gone, and their descriptors")
         seconds = perf_counter() - begun
         print(f"gone after {seconds:.1f} s")
         assert seconds <= PATIENCE
-        assert server.descriptors <= descriptors - 5 + 1
     assert len((tmp_path / "log").read_text().splitlines()) == 1  # that anyone who reaches it may publish
 
 
@@ -285,7 +294,12 @@ async def test_there_are_as_many_subscribers_in_memory_as_are_connected() -> Non
 
                 await until(same, "only those that stayed are in memory")
         await until_stats(server.port, subscribers=0)
-        assert (await inside(server))["objects"] == base["objects"] == 0
+        assert base["objects"] == 0
+
+        async def none() -> bool:
+            return (await inside(server))["objects"] == 0
+
+        await until(none, "none is in memory")
 
 
 # A server that is stopped (N2)

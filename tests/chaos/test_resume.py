@@ -13,10 +13,12 @@ from tests.chaos.client import (
     Connection,
     Publishing,
     Stream,
+    post,
     publish_all,
     publishing,
     stats,
     streams,
+    texts_of,
     together,
     until,
     until_stats,
@@ -197,16 +199,24 @@ async def _is_told_of_the_new_epoch(server: Server, cursor: str) -> None:
     assert json.loads(gap.data or "")["requested"] == cursor
 
 
-async def test_a_hundred_posts_with_one_key_at_once_are_one_publication(serve: Serve) -> None:
-    server = serve("--idempotency-window", "1")
+async def test_a_hundred_posts_with_one_key_at_once_are_one_publication(server: Server) -> None:
     async with streams(server.port, 1) as (stream,):
         answers = await asyncio.gather(*(_post_with_key(server, "body") for _ in range(100)))
         assert {answer.body for answer in answers} == {answers[0].body}
         other = await _post_with_key(server, "other body")
         assert (other.status, other.json["code"]) == (409, "key_reused")
+        await post(server.port, "after")
+        await stream.until_offset(2)
+        assert texts_of(stream) == ["body", "after"]
+
+
+async def test_a_key_can_be_used_again_after_its_window(serve: Serve) -> None:
+    server = serve("--idempotency-window", "1")
+    async with streams(server.port, 1) as (stream,):
+        first = await _post_with_key(server, "body")
 
         async def forgotten() -> bool:
-            return (await _post_with_key(server, "body")).body != answers[0].body
+            return (await _post_with_key(server, "body")).body != first.body
 
         await until(forgotten, "the key is forgotten after its window")
         await stream.until_offset(2)

@@ -14,6 +14,7 @@ from tests.chaos.client import (
     stats,
     streams,
     told_missing,
+    until,
     until_stats,
 )
 from tests.chaos.conftest import Serve, count
@@ -104,7 +105,12 @@ async def test_a_stalled_reader_is_gone_in_time_and_resumes_without_silent_loss(
         gone = perf_counter() - begun
         print("gone after seconds:", gone)
         assert gone <= PATIENCE
-        assert server.descriptors <= base + 2
+
+        async def closed() -> bool:
+            await stats(server.port)
+            return server.descriptors <= base + 2
+
+        await until(closed, "no descriptor is left")
         await stalled.to_the_end()
     async with await Stream.open(server.port, stalled.cursor) as resumed:
         await resumed.until_offset(1_000)

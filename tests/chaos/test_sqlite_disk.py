@@ -356,7 +356,7 @@ async def test_a_file_that_vanishes_makes_the_log_unavailable_and_streams_stay(
     tmp_path: Path, path: Path, harm: Callable[[Path], object]
 ) -> None:
     log = tmp_path / "log"
-    with launched(log, "--broker", f"sqlite:///{path}", "--drain", "1") as server:
+    with launched(log, "--broker", f"sqlite:///{path}", "--drain", "5") as server:
         async with streams(server.port, 3) as readers:
             id = (await post(server.port, "before")).json["id"]
             harm(path)

@@ -113,9 +113,11 @@ async def test_a_worker_that_dies_is_replaced_and_its_clients_come_back_without_
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 async def test_a_planned_stop_drains_every_worker(database: str, tmp_path: Path, sign: signal.Signals) -> None:
-    with launched(tmp_path / "log", "--workers", "2", "--drain", "2", "--broker", database) as server:
-        async with streams(server.port, 20) as readers:
+    with launched(tmp_path / "log", "--workers", "2", "--drain", "5", "--broker", database) as server:
+        async with streams(server.port, 8) as readers:  # few: SIGINT leaves a second for all of them
             await publish_all(server.port, [b"x"] * 10)
+            for reader in readers:
+                await reader.until_offset(10)  # the other worker's, too, have it from the log
             server.process.send_signal(sign)
             for reader in readers:
                 await reader.to_the_end()
