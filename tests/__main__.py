@@ -14,7 +14,17 @@ from pathlib import Path
 from sse_app.bootstrap import OPT_OUT, bootstrap, say
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-DEBIAN_PACKAGES = ("chromium", "curl", "libatomic1", "nats-server", "nginx", "openssl", "redis-server", "strace")
+DEBIAN_PACKAGES = (
+    "chromium",
+    "curl",
+    "iproute2",
+    "libatomic1",
+    "nats-server",
+    "nginx",
+    "openssl",
+    "redis-server",
+    "strace",
+)
 # What Debian's tools ask before they start a service: 101 is no, 0 yes (invoke-rc.d(8), deb-systemd-invoke(1p)).
 POLICY = Path("/usr/sbin/policy-rc.d")
 OURS = "Made by the tests of sse-app while they install packages; safe to remove."
