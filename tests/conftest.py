@@ -1,6 +1,7 @@
 """Fixtures and rules for every test."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,16 @@ pytest_plugins = ["tests.worlds", "tests.redis_server", "tests.nats_server"]
 settings.register_profile("quick", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=2_000)
 settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_surroundings() -> Iterator[None]:
+    """What is tested, processes of its own included, is on this machine, and shown to nobody in particular."""
+    proxies = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*proxies, "FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -36,7 +36,7 @@ from sse_app.stream import EventStream, ReferenceStream
 from sse_app.testing import StreamingASGITransport
 from tests.chaos.client import HOST, Chunks, Connection
 
-PATIENCE = 10.0  # seconds until a test that waits for something fails
+PATIENCE = 20.0  # seconds until a test that waits for something fails
 SEND_BUFFER = 4096  # bytes, of what a server's socket may hold, so that a reader that stalls is felt soon
 RECEIVE_BUFFER = 4096
 
@@ -104,14 +104,14 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    app: ASGIApp, http: type[asyncio.Protocol] = Protocol, *, tls: ssl.SSLContext | None = None
+    app: ASGIApp, http: Callable[..., asyncio.Protocol] = Protocol, *, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Served]:
     """An app behind one of uvicorn's protocols or ours, on a real socket."""
     loop = asyncio.get_running_loop()
     config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, proxy_headers=False, access_log=False)
     config.load()
     state = ServerState()
-    make: Any = partial(cast(Any, http), config=config, server_state=state, app_state={}, _loop=loop)
+    make: Any = partial(http, config=config, server_state=state, app_state={}, _loop=loop)
     listening = socket.create_server((HOST, 0))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     server = await loop.create_server(make, sock=listening, ssl=tls)

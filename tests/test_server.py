@@ -1,14 +1,16 @@
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from sse_app import Config, EventDecoder
+from sse_app import Config, EventDecoder, hub
 from sse_app.errors import ConfigError
 from sse_app.server import listen
-from tests.web import LiveHub, code_of, live_hub, read_until
+from tests.peers import PATIENCE
+from tests.virtual_time import virtual_time
+from tests.web import HastyHub, LiveHub, code_of, hasty_hub, live_hub, read_until
 
 HOST = b"Host: localhost\r\n"
 CLOSE = HOST + b"Connection: close\r\n"
@@ -21,10 +23,9 @@ def server() -> Iterator[LiveHub]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def hasty() -> Iterator[LiveHub]:
-    """A server that waits a quarter of a second for a head, and for a body."""
-    with live_hub(drain=0.2, head_deadline=0.25) as running:
+@pytest.fixture
+async def hasty() -> AsyncIterator[HastyHub]:
+    async with hasty_hub() as running:
         yield running
 
 
@@ -111,9 +112,10 @@ def test_a_path_is_taken_as_it_is(server: LiveHub, path: bytes) -> None:
     assert code_of(server.answer(b"GET " + path + b" HTTP/1.1\r\n" + CLOSE + b"\r\n")) == (404, "not_found")
 
 
+@virtual_time
 @pytest.mark.parametrize("body", [b"hello world", b""])
-def test_a_body_that_ends_early_is_a_408_and_published_by_nobody(hasty: LiveHub, body: bytes) -> None:
-    assert code_of(hasty.answer(post(b"Content-Length: 50", body=body))) == (408, "too_slow")
+async def test_a_body_that_ends_early_is_a_408_and_published_by_nobody(hasty: HastyHub, body: bytes) -> None:
+    assert code_of(await hasty.answer(post(b"Content-Length: 50", body=body))) == (408, "too_slow")
     assert hasty.hub.totals.published == 0
 
 
@@ -180,37 +182,42 @@ def test_a_long_body_is_no_long_head(server: LiveHub) -> None:
     assert server.answer(raw).status_code == 200
 
 
+@virtual_time
 @pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\n" + HOST, b"G", b"\r\n"])
-def test_a_head_that_does_not_end_in_time_is_a_408(hasty: LiveHub, begun: bytes) -> None:
-    answer = hasty.answer(begun)
+async def test_a_head_that_does_not_end_in_time_is_a_408(hasty: HastyHub, begun: bytes) -> None:
+    answer = await hasty.answer(begun)
     assert code_of(answer) == (408, "too_slow")
     assert answer.headers["connection"] == "close"
 
 
-def test_the_deadline_of_a_head_holds_for_every_head_of_a_connection(hasty: LiveHub) -> None:
-    with hasty.connect() as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n")
-        assert read_until(connection, b"}").startswith(b"HTTP/1.1 200 ")
-        connection.sendall(b"GET /heal")
-        assert read_until(connection, b"").startswith(b"HTTP/1.1 408 ")
+@virtual_time
+async def test_the_deadline_of_a_head_holds_for_every_head_of_a_connection(hasty: HastyHub) -> None:
+    async with hasty.connect() as (incoming, outgoing):
+        outgoing.write(b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert (await incoming.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+        outgoing.write(b"GET /heal")
+        assert (await incoming.read()).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_stream_outlives_the_deadline_of_heads(hasty: LiveHub) -> None:
-    with hasty.connect() as stream:
-        stream.sendall(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
-        read_until(stream, b"event: welcome")
-        assert hasty.answer(b"G").status_code == 408  # the deadline has passed
-        hasty.hub.publish_threadsafe("still here")
-        assert b"data: still here" in read_until(stream, b"still here")
+@virtual_time
+async def test_a_stream_outlives_the_deadline_of_heads(hasty: HastyHub) -> None:
+    async with hasty.connect() as (incoming, outgoing):
+        outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
+        await incoming.readuntil(b"event: welcome")
+        assert (await hasty.answer(b"G")).status_code == 408  # the deadline has passed
+        await hasty.hub.publish("still here")
+        assert b"data: still here" in await incoming.readuntil(b"still here")
 
 
+@virtual_time
 @pytest.mark.parametrize("garbage", [b"G", b"\0garbage\r\n\r\n", b"GET /events HTTP/1.1\r\n" + HOST])
-def test_what_a_client_sends_after_its_subscription_gets_into_no_stream(hasty: LiveHub, garbage: bytes) -> None:
-    with hasty.connect() as stream:
-        stream.sendall(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n" + garbage)
-        assert hasty.answer(b"G").status_code == 408  # the deadline has passed
-        hasty.hub.publish_threadsafe("the end")
-        received = read_until(stream, b"the end")
+async def test_what_a_client_sends_after_its_subscription_gets_into_no_stream(hasty: HastyHub, garbage: bytes) -> None:
+    async with hasty.connect() as (incoming, outgoing):
+        outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n" + garbage)
+        assert (await hasty.answer(b"G")).status_code == 408  # the deadline has passed
+        await hasty.hub.publish("the end")
+        await hasty.hub.drain()
+        received = await incoming.read()
     assert b"HTTP/1.1 4" not in received.partition(b"\r\n\r\n")[2]
 
 
@@ -348,9 +355,10 @@ def test_a_host_that_is_none_is_named(host: str) -> None:
 # Stopping
 
 
-def test_a_server_that_stops_ends_its_streams_with_bye_and_the_final_chunk() -> None:
+def test_a_server_that_stops_ends_its_streams_with_bye_and_the_final_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "SPREAD", 0)  # all at once, with the whole window to do it
     with ExitStack() as stack:
-        with live_hub(drain=0.2) as server:
+        with live_hub(drain=PATIENCE) as server:
             streams = [stack.enter_context(server.connect()) for _ in range(5)]
             for stream in streams:
                 stream.sendall(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")

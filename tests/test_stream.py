@@ -23,6 +23,7 @@ from sse_app.server import Protocol
 from sse_app.stream import EventStream, ReferenceStream
 from sse_app.testing import StreamingASGITransport, events, live
 from sse_app.topics import TopicFilter
+from tests.peers import PATIENCE
 from tests.virtual_time import virtual_time
 from tests.web import LiveHub, Web, code_of, live_hub, read_until, web
 
@@ -64,7 +65,7 @@ async def test_the_headers_of_a_stream_are_exactly_these(hub_web: Web) -> None:
 
 
 def test_on_a_connection_of_ours_a_stream_is_in_chunks_and_has_no_length(server: LiveHub) -> None:
-    with httpx.stream("GET", f"{server.url}/events", timeout=5) as response:
+    with httpx.stream("GET", f"{server.url}/events", timeout=PATIENCE) as response:
         headers = dict(response.headers)
         assert headers.pop("date")
         assert headers == HEADERS | {"transfer-encoding": "chunked"}
@@ -99,7 +100,7 @@ async def test_a_compressing_middleware_leaves_the_stream_alone(encoding: str) -
         routes=[Mount("/hub", hub.app)], middleware=[Middleware(GZipMiddleware, minimum_size=1)], lifespan=hub.lifespan
     )
     transport = StreamingASGITransport(app, lifespan=True)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=5) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
         headers = {"Accept-Encoding": encoding}
         async with client.stream("GET", "/hub/events", headers=headers) as response:
             assert "content-encoding" not in response.headers
@@ -115,9 +116,12 @@ def test_a_compressing_middleware_leaves_the_stream_alone_on_a_real_socket_too()
         routes=[Mount("/hub", hub.app)], middleware=[Middleware(GZipMiddleware, minimum_size=1)], lifespan=hub.lifespan
     )
     headers = {"Accept-Encoding": "gzip, br"}
-    with live(app) as server, httpx.stream("GET", f"{server.url}/hub/events", headers=headers, timeout=5) as response:
+    with (
+        live(app) as server,
+        httpx.stream("GET", f"{server.url}/hub/events", headers=headers, timeout=PATIENCE) as response,
+    ):
         assert "content-encoding" not in response.headers
-        assert b"event: welcome" in next(response.iter_raw())
+        assert "event: welcome" in response.iter_lines()
 
 
 class Encoding:
@@ -140,12 +144,15 @@ class Encoding:
 def test_a_stream_that_a_middleware_encodes_all_the_same_goes_through_it_on_our_connections_too() -> None:
     hub = Hub()
     app = Starlette(routes=[Mount("/hub", hub.app)], middleware=[Middleware(Encoding)], lifespan=hub.lifespan)
-    with live(app, http=Protocol) as server, httpx.stream("GET", f"{server.url}/hub/events", timeout=5) as response:
+    with (
+        live(app, http=Protocol) as server,
+        httpx.stream("GET", f"{server.url}/hub/events", timeout=PATIENCE) as response,
+    ):
         assert response.headers["content-encoding"] == "x-upper"
-        chunks = response.iter_raw()
-        assert b"EVENT: WELCOME" in next(chunks)
+        lines = response.iter_lines()
+        assert "EVENT: WELCOME" in lines
         hub.publish_threadsafe("after the welcome")
-        assert b"DATA: AFTER THE WELCOME" in next(chunks)
+        assert "DATA: AFTER THE WELCOME" in lines
 
 
 # HEAD
@@ -226,7 +233,7 @@ async def test_a_drained_stream_ends_with_bye_after_what_was_queued(hub_web: Web
 async def test_a_client_that_leaves_leaves_no_subscriber(kind: type[EventStream], version: str) -> None:
     async with Hub() as hub:
         transport = StreamingASGITransport(streams_of(hub, kind), spec_version=version)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=5) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
             for _ in range(20):
                 async with client.stream("GET", "/") as response:
                     await anext(events(response))
@@ -251,7 +258,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_replay_leaves_no_subscrib
 async def test_a_subscription_against_the_rules_never_begins() -> None:
     async with Hub() as hub:
         transport = StreamingASGITransport(streams_of(hub, EventStream))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=5) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
             with pytest.raises(ValueError, match="non-empty segments"):
                 await client.get("/?topic=a//b")
         assert len(hub) == 0
@@ -271,7 +278,7 @@ async def test_one_stream_that_fails_ends_alone_and_is_logged_in_one_line(
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(Hub(Unreadable()))
         transport = StreamingASGITransport(streams_of(hub, kind))
-        client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=5)
+        client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE)
         await stack.enter_async_context(client)
         healthy = events(await stack.enter_async_context(client.stream("GET", "/")))
         await anext(healthy)
@@ -330,9 +337,9 @@ async def test_a_stepped_stream_is_the_reference_byte_for_byte(scenario: Scenari
 
 async def drained(app: Callable[[Hub], ASGIApp], scenario: Scenario, version: str) -> bytes:
     """All of a stream, without what is random in it."""
-    async with Hub(drain=0.1) as hub:
+    async with Hub(drain=PATIENCE) as hub:
         transport = StreamingASGITransport(app(hub), spec_version=version)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=5) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
             await hub.publish("before")
             async with client.stream("GET", "/?topic=a/*", headers={"Last-Event-ID": "other-1"}) as response:
                 chunks = response.aiter_raw()

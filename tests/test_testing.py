@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -31,6 +30,7 @@ from sse_app.events import Event
 from sse_app.pytest_plugin import HubServer
 from sse_app.server import Protocol, Server
 from sse_app.testing import StreamingASGITransport, events, live
+from tests.peers import PATIENCE
 from tests.virtual_time import run_virtual, virtual_time
 
 START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"Content-Type", b"text/event-stream")]}
@@ -66,7 +66,7 @@ class Endless:
 
 
 @asynccontextmanager
-async def client_of(app: ASGIApp, timeout: float | None = 5, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(app: ASGIApp, timeout: float | None = PATIENCE, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     transport = StreamingASGITransport(app, **options)
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver", timeout=timeout) as client:
         yield client
@@ -863,23 +863,23 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 def test_a_live_server_answers_on_a_real_socket() -> None:
     with live(hello) as server:
         assert server.url == f"http://127.0.0.1:{server.port}"
-        assert httpx.get(server.url).text == "hello"
+        assert httpx.get(server.url, timeout=PATIENCE).text == "hello"
     with pytest.raises(httpx.ConnectError):
-        httpx.get(server.url)
+        httpx.get(server.url, timeout=PATIENCE)
 
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_stopping_a_live_server_ends_open_streams_soon(http: str, loop: str) -> None:
-    counter, begun = Counter(), time.monotonic()
-    with httpx.Client() as client:
+    """``live`` raises where they keep it from stopping."""
+    counter = Counter()
+    with httpx.Client(timeout=PATIENCE) as client:
         with live(starlette_app(counter), http=http, loop=loop) as server:
             response = client.send(client.build_request("GET", server.url), stream=True)
             assert next(response.iter_raw())
         response.close()
     assert counter.closed
-    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.usefixtures("threads")
@@ -898,7 +898,7 @@ def test_stopping_a_live_server_cuts_off_a_client_that_does_not_read() -> None:
         with live(app, loop="asyncio") as server:
             client.connect(("127.0.0.1", server.port))
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert stalled.wait(10)
+            assert stalled.wait(PATIENCE)
         *_, end = iter(lambda: client.recv(65536), b"")
         assert not end.endswith(b"0\r\n\r\n")
     gc.collect()  # a transport that nobody closed warns now
@@ -908,7 +908,7 @@ def test_stopping_a_live_server_cuts_off_a_client_that_does_not_read() -> None:
 def test_a_live_server_runs_the_lifespan() -> None:
     app, steps = with_lifespan()
     with live(app) as server:
-        assert httpx.get(server.url).text == "shared"
+        assert httpx.get(server.url, timeout=PATIENCE).text == "shared"
     assert steps == ["startup", "shutdown"]
 
 
@@ -931,10 +931,13 @@ def test_a_live_server_that_hangs_is_ended(phase: str, monkeypatch: pytest.Monke
         if phase == "start":
             yield
 
-    monkeypatch.setattr(testing, f"{phase.upper()}_SECONDS", 0.3)
-    monkeypatch.setattr(testing, "STOP_SECONDS", 0.3)
-    with pytest.raises(RuntimeError, match=f"it did not {phase} within 0.3 s"), live(Starlette(lifespan=lifespan)):
+    monkeypatch.setattr(testing, f"{phase.upper()}_SECONDS", 1.0)
+    monkeypatch.setattr(testing, "STOP_SECONDS", 1.0)
+    with pytest.raises(RuntimeError, match=f"it did not {phase} within 1.0 s"), live(Starlette(lifespan=lifespan)):
         pass
+    for thread in threading.enumerate():
+        if thread.name == "live server":
+            thread.join(PATIENCE)  # what was cancelled may need longer to end than the second that it has here
 
 
 @pytest.mark.usefixtures("threads")
@@ -953,14 +956,14 @@ def test_a_live_server_may_be_of_another_class() -> None:
             await super().shutdown(*args, **kwargs)
 
     with live(hello, server_class=Server) as server:
-        assert httpx.get(server.url).text == "hello"
+        assert httpx.get(server.url, timeout=PATIENCE).text == "hello"
     assert Server.stopped
 
 
 @pytest.mark.usefixtures("threads")
 def test_a_live_server_may_drain_its_hub() -> None:
     app = create_app(Config(drain=0.2))
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE) as client:
         with live(app, server_class=lambda config: Server(config, app.state.hub), http=Protocol) as server:
             lines = client.send(client.build_request("GET", server.url + "/events"), stream=True).iter_lines()
             assert "event: welcome" in lines
@@ -991,7 +994,7 @@ def test_the_plugin_costs_other_projects_nothing() -> None:
 
 
 def test_the_fixture_server(sse_server: HubServer) -> None:
-    with httpx.Client() as client, client.stream("GET", sse_server.url + "/events") as response:
+    with httpx.Client(timeout=PATIENCE) as client, client.stream("GET", sse_server.url + "/events") as response:
         lines = response.iter_lines()
         assert "event: welcome" in lines
         sse_server.hub.publish_threadsafe("hello")

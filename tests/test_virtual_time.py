@@ -21,10 +21,10 @@ async def loop() -> asyncio.AbstractEventLoop:
 
 @pytest.fixture
 def real_time() -> Iterator[None]:
-    """The test may take 2 real seconds, whatever its loop's clock says."""
+    """The test may take 10 real seconds, whatever its loop's clock says: less than anybody here sleeps."""
     begun = time.monotonic()
     yield
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
 
 
 pytestmark = pytest.mark.usefixtures("real_time")
@@ -151,6 +151,8 @@ async def test_sockets_work_between_jumps() -> None:
         for line in (b"one\n", b"two\n"):
             writer.write(line)
             assert await reader.readline() == line
+        writer.write_eof()
+        assert await reader.read() == b""  # the other side has seen the end, and closed too
         writer.close()
         await writer.wait_closed()
     assert asyncio.get_running_loop().time() == pytest.approx(200)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
 PATIENCE = 0.02  # real seconds; an answer over loopback takes about 1 ms
-DEADLOCK = 5.0  # real seconds until a loop without timers gives up on peers and threads
+DEADLOCK = 20.0  # real seconds until a loop without timers gives up on peers and threads
 
 Ready = list[tuple[selectors.SelectorKey, int]]
 T = TypeVar("T")
@@ -81,9 +81,9 @@ class _VirtualTimeSelector(selectors.BaseSelector):
             return ready
         if self._loop.threads_work():
             return self._wait_for_real(timeout)
-        if self._others_may_wake():
-            ready = self._real.select(DEADLOCK if timeout is None else PATIENCE)
-        if ready:
+        patience = DEADLOCK if timeout is None else PATIENCE
+        # Looked at again in any case: a thread that has just ended may have woken the loop before it did.
+        if ready := self._real.select(patience if self._others_may_wake() else 0):
             return ready
         if timeout is None:
             raise Deadlock(f"the loop would wait for ever; its tasks:\n{self._loop.waiting()}")

@@ -1,5 +1,6 @@
 """A hub's web face as the tests see it: in this process, or byte by byte on a real socket."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -7,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import msgspec
@@ -15,9 +17,11 @@ from starlette.types import ASGIApp, Message
 from sse_app import Config, Event, Hub, create_app
 from sse_app.server import Protocol, Server
 from sse_app.testing import StreamingASGITransport, events, live
+from tests.paths import served
 from tests.peers import PATIENCE
 
 PROBLEM = "application/problem+json"
+DEADLINE = 0.4  # seconds, of a hub that is in haste
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +159,35 @@ def live_hub(**settings: Any) -> Iterator[LiveHub]:
     options = {"http": protocol, "ws": "none", "proxy_headers": False, "server_header": False, "access_log": False}
     with live(app, server_class=lambda config: Server(config, hub), **options) as server:
         yield LiveHub(server.url, server.port, hub)
+
+
+@dataclass(frozen=True, slots=True)
+class HastyHub:
+    """A hub behind our own HTTP protocol on a real socket, that waits ``DEADLINE`` for a head, a body, and what is left
+    of one. It runs in the loop of its test, on virtual time: that ends when nobody has anything left to do, not before.
+    """
+
+    hub: Hub
+    port: int
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        incoming, outgoing = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield incoming, outgoing
+        finally:
+            outgoing.close()
+
+    async def answer(self, request: bytes) -> Answer:
+        """What comes back until the server closes."""
+        async with self.connect() as (incoming, outgoing):
+            outgoing.write(request)
+            return Answer.parse(await incoming.read())
+
+
+@asynccontextmanager
+async def hasty_hub(**settings: Any) -> AsyncIterator[HastyHub]:
+    protocol = partial(Protocol, head_deadline=DEADLINE)
+    async with Hub(head_deadline=DEADLINE, **settings) as hub, served(hub.app, protocol) as server:
+        with patch("tests.virtual_time.PATIENCE", 0.2):  # real seconds: nothing on loopback is under way for so long
+            yield HastyHub(hub, server.port)

@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,14 @@ def started(*arguments: str, stdin: int | IO[str] | None = subprocess.DEVNULL, *
             yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def nobody() -> Iterator[str]:
+    """A URL where nobody listens, nor can anybody meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def lines_of(stream: IO[str] | None, number: int) -> list[str]:

@@ -1,11 +1,10 @@
 import json
 import re
 import signal
-import socket
 
 import pytest
 
-from tests.commands.process import lines_of, on_a_terminal, sse_app, started
+from tests.commands.process import lines_of, nobody, on_a_terminal, sse_app, started
 from tests.test_cli import serving, url_in
 from tests.web import LiveHub, live_hub
 
@@ -117,9 +116,8 @@ def test_what_cannot_be_is_said_in_a_line(server: LiveHub, arguments: list[str],
 
 
 def test_a_hub_that_is_not_there_is_waited_for_as_long_as_was_said() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    done = sse_app("listen", "--retry-for", "0", SSE_APP_URL=url)
+    with nobody() as url:
+        done = sse_app("listen", "--retry-for", "0", SSE_APP_URL=url)
     assert (done.returncode, done.stdout) == (4, "")
     again, gave_up = done.stderr.splitlines()
     assert re.fullmatch(rf"{url}: .+; again in \d\.\d s", again)

@@ -7,14 +7,12 @@ import httpx
 import pytest
 
 from sse_app import Client
-from sse_app.commands import posting
 from sse_app.commands.posting import PostingTransport
+from tests.peers import PATIENCE
+from tests.virtual_time import virtual_time
 from tests.web import live_hub
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nX-Served-By: me\r\n\r\n{"id":"e-1"}'
-PATIENCE = 10.0  # seconds
-
-
 Post = Callable[..., "asyncio.Task[httpx.Response]"]
 
 
@@ -118,8 +116,9 @@ async def test_after_an_error_the_next_request_has_a_new_connection() -> None:
     assert server.connections == 2
 
 
+@virtual_time
 async def test_a_server_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posting, "TIMEOUT", 0.05)
+    monkeypatch.setattr("tests.virtual_time.PATIENCE", 0.2)  # real seconds: nothing on loopback takes so long
     async with serving(None) as (_, post):
         with pytest.raises(httpx.ReadTimeout):
             await post()

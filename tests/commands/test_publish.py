@@ -8,7 +8,7 @@ import pytest
 
 from sse_app import SyncClient
 from sse_app.events import Event
-from tests.commands.process import on_a_terminal, sse_app, started
+from tests.commands.process import nobody, on_a_terminal, sse_app, started
 from tests.test_cli import KEY, serving, url_in
 from tests.web import LiveHub, live_hub
 
@@ -131,12 +131,11 @@ def test_a_publish_key_comes_from_the_environment_or_a_flag() -> None:
 
 
 def test_a_hub_that_is_away_is_waited_for_as_long_as_was_said() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    done = sse_app("publish", "--retry-for", "0.1", "x", SSE_APP_URL=url)
+    with nobody() as url:
+        done = sse_app("publish", "--retry-for", "0.1", "x", SSE_APP_URL=url)
+        lines = sse_app("publish", "--retry-for", "0.1", SSE_APP_URL=url, input="x\ny\n")
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.startswith("sse-app: Not acknowledged within 0.1 s: ")
-    lines = sse_app("publish", "--retry-for", "0.1", SSE_APP_URL=url, input="x\ny\n")
     assert (lines.returncode, lines.stdout) == (4, "")
     assert lines.stderr.startswith("sse-app: stopped at line 1; ")
 

@@ -1,9 +1,8 @@
 import json
 import signal
-import socket
 
 from sse_app import SyncClient
-from tests.commands.process import sse_app, terminal
+from tests.commands.process import nobody, sse_app, terminal
 from tests.test_cli import serving, url_in
 from tests.web import LiveHub
 
@@ -52,15 +51,14 @@ def test_it_can_be_watched_through_a_restart_until_ctrl_c() -> None:
 
 
 def test_what_cannot_be_is_said_in_a_line(server: LiveHub) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        away = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    for url, status, said in (
-        (away, 4, "No answer"),
-        (f"{server.url}/nowhere", 3, "404 not_found"),
-        ("ftp://x", 2, "The URL of a hub begins"),
-    ):
-        done = sse_app("stats", "--url", url)
-        assert (done.returncode, done.stdout) == (status, "")
-        assert done.stderr.startswith("sse-app: ")
-        assert said in done.stderr
+    with nobody() as away:
+        for url, status, said in (
+            (away, 4, "No answer"),
+            (f"{server.url}/nowhere", 3, "404 not_found"),
+            ("ftp://x", 2, "The URL of a hub begins"),
+        ):
+            done = sse_app("stats", "--url", url)
+            assert (done.returncode, done.stdout) == (status, "")
+            assert done.stderr.startswith("sse-app: ")
+            assert said in done.stderr
     assert sse_app("stats", "--json", "--watch", SSE_APP_URL=server.url).returncode == 2

@@ -6,13 +6,15 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sse_app.bench.peers import started
+from sse_app.doctor import answers, delivery, opening
+from tests.peers import PATIENCE
 from tests.web import live_hub
 
 ORIGIN = "https://app.example"
@@ -23,12 +25,14 @@ DOCUMENTED = re.search(
 assert DOCUMENTED is not None
 
 # What is planted, by location; {hub} and {other} are hubs with logs of their own, {closed} is a port where nobody is.
+# Only the stream of the impatient one is cut: a busy machine may take as long for another answer.
 LOCATIONS = {
     "good": DOCUMENTED[1].replace("http://127.0.0.1:8000", "{hub}"),
     "untouched": "proxy_pass {hub}/;",
     "buffered": "proxy_pass {hub}/; proxy_ignore_headers X-Accel-Buffering;",
     "compressed": "proxy_pass {hub}/; gzip on; gzip_types text/event-stream; gzip_proxied any;",
-    "impatient": "proxy_pass {hub}/; proxy_read_timeout 500ms;",
+    "impatient": "proxy_pass {hub}/; "
+    "location /impatient/events {{ proxy_pass {hub}/events; proxy_read_timeout 500ms; }}",
     "no-cursor": 'proxy_pass {hub}/; proxy_set_header Last-Event-ID "";',
     "no-cors": "proxy_pass {hub}/; proxy_hide_header Access-Control-Allow-Origin;",
     "double-cors": "proxy_pass {hub}/; add_header Access-Control-Allow-Origin *;",
@@ -63,15 +67,15 @@ http {{
   ssl_certificate_key {directory}/key.pem;
   upstream two_logs {{ server {hub}; server {other}; }}
   server {{
-    listen 127.0.0.1:{tls} ssl http2;
+    listen 127.0.0.1:{tls} ssl http2 reuseport;
     {locations}
   }}
   server {{
-    listen 127.0.0.1:{tls_without_http2} ssl;
+    listen 127.0.0.1:{tls_without_http2} ssl reuseport;
     location / {{ proxy_pass http://{hub}; }}
   }}
   server {{
-    listen 127.0.0.1:{plain};
+    listen 127.0.0.1:{plain} reuseport;
     location / {{ proxy_pass http://{hub}; }}
   }}
 }}
@@ -95,7 +99,7 @@ def _nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nginx, Pa
     certificate = make_certificate(directory)
     with ExitStack() as stack:
         hubs = [stack.enter_context(live_hub(cors_origins=(ORIGIN,))) for _ in range(2)]
-        tls, without, plain, closed = free_ports(4)
+        tls, without, plain, closed = (stack.enter_context(reserved_port()) for _ in range(4))
         hub, other = (f"127.0.0.1:{hub.port}" for hub in hubs)
         places = {"hub": f"http://{hub}", "closed": f"http://127.0.0.1:{closed}"}
         locations = (f"location /{name}/ {{ {text.format(**places)} }}" for name, text in LOCATIONS.items())
@@ -114,6 +118,14 @@ def _nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nginx, Pa
         nginx = (command, "-e", "stderr", "-c", str(config))
         stack.enter_context(started(nginx, f"http://127.0.0.1:{plain}"))
         yield Nginx(tls, without, plain), certificate
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no slow proxy."""
+    monkeypatch.setattr(opening, "SLOW_SECONDS", PATIENCE)
+    for module in (answers, delivery):
+        monkeypatch.setattr(module, "ARRIVAL_SECONDS", PATIENCE)
 
 
 @pytest.fixture
@@ -143,8 +155,10 @@ def make_certificate(directory: Path) -> Path:
     return certificate
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports where nobody listens, each another one."""
-    with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in servers]
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port where nobody listens and that nobody else is given; one who shares it (SO_REUSEPORT) may listen there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]

@@ -4,6 +4,7 @@ import pytest
 
 from sse_app.doctor import CHECKS, DoctorFailed, Finding, Verdict, examine
 from tests.doctor.conftest import ORIGIN, Nginx
+from tests.peers import PATIENCE
 
 
 def found(findings: list[Finding]) -> dict[str, Finding]:
@@ -13,7 +14,7 @@ def found(findings: list[Finding]) -> dict[str, Finding]:
 
 @pytest.mark.parametrize("location", ["good", "untouched"])
 async def test_a_good_set_up_has_no_finding(nginx: Nginx, location: str) -> None:
-    findings = await examine(nginx.url(location), origin=ORIGIN, idle=0.5)
+    findings = await examine(nginx.url(location), origin=ORIGIN, idle=3)
     assert [(finding.check, finding.verdict) for finding in findings] == [(check, Verdict.OK) for check in CHECKS]
 
 
@@ -42,7 +43,8 @@ async def test_a_good_set_up_has_no_finding(nginx: Nginx, location: str) -> None
 async def test_a_planted_fault_is_found_and_only_it(
     nginx: Nginx, location: str, check: str, verdict: Verdict, setting: str
 ) -> None:
-    findings = await examine(nginx.url(location), origin=ORIGIN, idle=1)
+    idle = PATIENCE if check == "idle" else 1  # seconds; a stream that is cut is not watched any longer
+    findings = await examine(nginx.url(location), origin=ORIGIN, idle=idle)
     [finding] = found(findings).values()
     assert (finding.check, finding.verdict) == (check, verdict), finding.measured
     assert setting in finding.advice["nginx"]
