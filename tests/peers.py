@@ -2,7 +2,8 @@
 
 import asyncio
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -65,6 +66,40 @@ async def hear(subscriber: Subscriber, found: Callable[[list[Event]], bool]) -> 
         while not found(events):
             events += decoder.feed(await subscriber.read())
     return events
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
+
+
+@asynccontextmanager
+async def listening(serve: Serve, **options: Any) -> AsyncIterator[int]:
+    """A server of our own on loopback, which ends with all its connections: asyncio leaves them to the next test.
+
+    Yields its port. Where a client hangs up, and at the end, ``serve`` is left; its writer is closed for it.
+    """
+    tasks = set[asyncio.Task[None]]()
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await serve(reader, writer)
+        finally:
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.create_task(connection(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, **options)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await turns(1)  # who has just come begins, or nobody would close his connection
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
 
 
 def datas(events: list[Event]) -> list[str | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sse_app.bench import Load, Report, run
+from tests.peers import listening
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -29,19 +30,14 @@ class FakeHub:
     received: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                if head.startswith(b"GET /hub/events "):
-                    self.subscribe(writer)
-                elif head.startswith(b"POST /hub/broadcast "):
-                    length = re.search(rb"Content-Length: (\d+)", head)
-                    assert length
-                    self.broadcast(await reader.readexactly(int(length[1])), writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET /hub/events "):
+                self.subscribe(writer)
+            elif head.startswith(b"POST /hub/broadcast "):
+                length = re.search(rb"Content-Length: (\d+)", head)
+                assert length
+                self.broadcast(await reader.readexactly(int(length[1])), writer)
 
     def subscribe(self, writer: asyncio.StreamWriter) -> None:
         self.peers.add(writer.get_extra_info("peername")[0])
@@ -68,15 +64,14 @@ class FakeHub:
 
 
 @contextlib.asynccontextmanager
-async def listening(hub: FakeHub) -> AsyncIterator[str]:
+async def serving(hub: FakeHub) -> AsyncIterator[str]:
     """The base URL of the hub, which has a path."""
-    server = await asyncio.start_server(hub.serve, "127.0.0.1", 0, backlog=256)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hub/"
+    async with listening(hub.serve, backlog=256) as port:
+        yield f"http://127.0.0.1:{port}/hub/"
 
 
 async def measured(hub: FakeHub, **changes: Any) -> Report:
     """A run of 20 subscribers that is over after 12 events."""
     load = Load(subscribers=20, events=12, duration=30, warmup=0, settle=0, patience=30)
-    async with listening(hub) as url:
+    async with serving(hub) as url:
         return await run(replace(load, **changes), url)

@@ -10,7 +10,7 @@ from sse_app.bench.load import Load
 from sse_app.bench.tally import Tally
 from sse_app.bench.target import resolve
 from sse_app.bench.wire import HEAD_MAX
-from tests.bench.fake_hub import HEAD, FakeHub, chunk, listening
+from tests.bench.fake_hub import HEAD, FakeHub, chunk, serving
 
 
 class Wire(asyncio.Transport):
@@ -103,7 +103,7 @@ async def test_one_that_does_not_read_takes_no_more_than_the_head() -> None:
 
 async def test_a_crowd_opens_what_can_be_opened_and_leaves_together() -> None:
     hub, tally = FakeHub(refuse_streams=3), Tally("beef")
-    async with listening(hub) as url:
+    async with serving(hub) as url:
         crowd = Crowd(Load(subscribers=20), resolve(url), tally)
         await crowd.connect()
         assert (len(hub.streams), len(tally.streams)) == (17, 17)

@@ -14,7 +14,7 @@ from sse_app.bench import target as target_module
 from sse_app.bench.process import Usage
 from sse_app.bench.publish import FAILURES_MAX
 from sse_app.errors import BenchFailed, BenchRefused
-from tests.bench.fake_hub import FakeHub, chunk, listening, measured
+from tests.bench.fake_hub import FakeHub, chunk, measured, serving
 from tests.bench.test_peers import nchan_here
 
 SERVERS = ["sse-app", "naive", *(["nchan"] if nchan_here() else [])]
@@ -115,7 +115,7 @@ async def test_no_subscriber_at_all_is_a_failure() -> None:
         await measured(FakeHub(refuse_streams=20))
 
 
-async def test_nobody_listening_is_a_failure() -> None:
+async def test_nobody_serving_is_a_failure() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(BenchFailed, match="no subscriber could connect"):
@@ -142,7 +142,7 @@ async def test_more_subscribers_than_open_files_are_refused() -> None:
 
 async def test_servers_take_turns_in_each_repetition() -> None:
     told: list[str] = []
-    async with listening(FakeHub()) as one, listening(FakeHub()) as other:
+    async with serving(FakeHub()) as one, serving(FakeHub()) as other:
         loads = [Load("closed", **TINY), Load("connect", **TINY)]
         reports = await compare(loads, [one, other], repeat=2, tell=told.append)
     order = [(workload, server) for workload in ("closed", "connect") for server in (one, other)]
@@ -153,7 +153,7 @@ async def test_servers_take_turns_in_each_repetition() -> None:
 
 async def test_nothing_is_measured_before_every_server_is_known_to_be_there() -> None:
     hub = FakeHub()
-    async with listening(hub) as url:
+    async with serving(hub) as url:
         with pytest.raises(BenchRefused, match="servers are"):
             await compare([Load(**TINY)], [url, "no-such-server"])
     assert not hub.peers

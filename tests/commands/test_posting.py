@@ -8,7 +8,7 @@ import pytest
 
 from sse_app import Client
 from sse_app.commands.posting import PostingTransport
-from tests.peers import PATIENCE
+from tests.peers import PATIENCE, listening
 from tests.virtual_time import virtual_time
 from tests.web import live_hub
 
@@ -29,13 +29,8 @@ class Server:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
-            while self.answers:
-                await self._answer(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+        while self.answers:
+            await self._answer(reader, writer)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -57,12 +52,13 @@ class Server:
 @asynccontextmanager
 async def serving(*answers: bytes | None) -> AsyncIterator[tuple[Server, Post]]:
     server = Server(*answers)
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/broadcast?topic=a%2Fb"
-    async with httpx.AsyncClient(transport=PostingTransport()) as http, asyncio.timeout(PATIENCE):
+    async with (
+        listening(server.serve) as port,
+        httpx.AsyncClient(transport=PostingTransport()) as http,
+        asyncio.timeout(PATIENCE),
+    ):
+        url = f"http://127.0.0.1:{port}/broadcast?topic=a%2Fb"
         yield server, lambda body=b"body": asyncio.ensure_future(http.post(url, content=body))
-    listening.close()
-    await listening.wait_closed()
 
 
 async def test_requests_follow_each_other_on_one_connection() -> None:

@@ -15,6 +15,7 @@ from sse_app.doctor.visit import Visit
 from sse_app.errors import NotChecked
 from sse_app.testing import live
 from tests.doctor.conftest import ORIGIN
+from tests.peers import listening
 from tests.web import live_hub, read_until
 
 KEY = "s3cret-0123456789"
@@ -259,14 +260,11 @@ async def test_what_does_not_speak_http_is_no_answer(monkeypatch: pytest.MonkeyP
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example ESMTP\r\n")
-        try:
-            await reader.read()
-        finally:
-            writer.close()
+        await reader.read()
 
-    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+    async with listening(greet) as port:
         with pytest.raises(DoctorFailed, match=r"nothing came within 0\.2 s"):
-            await examine(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            await examine(f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(
