@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.broker_process import HOST, BrokerProcess
+from tests.peers import PATIENCE
 from tests.worlds import World
 
 PROGRAM = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -67,9 +68,12 @@ def nats_server(start_nats: StartNats) -> NatsServer:
 
 @pytest.fixture
 def impatient_nats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What brokers do once a second, they do ten times. With their real patience they are tested in tests/chaos."""
+    """What brokers do once a second, they do ten times. With their real patience they are tested in tests/chaos; here
+    they wait for a busy machine."""
     for name, seconds in (("BEAT", 0.1), ("SILENCE", 0.5), ("BACKOFF", (0.02, 0.1)), ("log.HEARTBEAT", 0.1)):
         monkeypatch.setattr(f"sse_app.brokers.nats.{name}", seconds)
+    for name in ("COMMAND", "log.ANSWER", "connection.CONNECT"):
+        monkeypatch.setattr(f"sse_app.brokers.nats.{name}", PATIENCE)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from tests.broker_process import HOST, BrokerProcess
+from tests.peers import PATIENCE
 from tests.worlds import World
 
 _prefixes = (f"test-{number}" for number in count())
@@ -65,5 +66,12 @@ def redis_server(start_redis: StartRedis) -> RedisServer:
 
 
 @pytest.fixture
-def redis_world(redis_server: RedisServer) -> World:
+def patient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brokers wait for a busy machine. With their real patience they are tested in tests/chaos."""
+    for name in ("DEADLINE", "connection.CONNECT", "connection.SILENCE"):
+        monkeypatch.setattr(f"sse_app.brokers.redis.{name}", PATIENCE)
+
+
+@pytest.fixture
+def redis_world(redis_server: RedisServer, patient_redis: None) -> World:
     return World(redis_server.url(), distant=True)

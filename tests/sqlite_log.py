@@ -20,7 +20,7 @@ from tests.worlds import World
 LIMITS = Limits(1_000_000, 2**30, 86_400.0, 300.0)
 END = Position("", 2**62)
 EVERYTHING = TopicFilter()
-PATIENCE = 10  # seconds; nothing here takes long unless it hangs
+PATIENCE = 20  # seconds; nothing here takes long unless it hangs
 NOBODY = frozenset[str]()
 
 

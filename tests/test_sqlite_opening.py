@@ -1,5 +1,6 @@
 """Opening the file of a log: what is not one, what is damaged, what others hold, and the URLs that name it."""
 
+import gc
 import os
 import sqlite3
 import subprocess
@@ -99,6 +100,7 @@ def test_a_directory_in_its_place_is_refused(path: Path) -> None:
 def test_a_refused_log_holds_nothing_open(path: Path) -> None:
     path.write_text("no database" * 1_000)
     refusal(path)
+    gc.collect()  # what other tests have left is closed now, not in between
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for _ in range(5):
         refusal(path)

@@ -15,7 +15,7 @@ from sse_app.errors import BrokerError, KeyReused, LogFull, LogUnavailable, Outc
 from sse_app.publication import Position
 from tests.sqlite_log import entry
 
-PATIENCE = 10  # seconds
+PATIENCE = 20  # seconds
 
 
 def failure(code: int) -> sqlite3.OperationalError:

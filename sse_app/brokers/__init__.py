@@ -41,7 +41,7 @@ class Tail(Protocol):
     """What is appended behind ``start``: at each step all that waits, in order.
 
     It outlasts a log that cannot be reached. When the log is found to be another one (a new epoch), or it lost what
-    comes next, a step is empty: the log has to be read again; what comes then begins behind ``top()``.
+    comes next, a step is empty, or does not begin where the one before ended: then the log has to be read again.
     """
 
     start: Position

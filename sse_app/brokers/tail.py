@@ -25,7 +25,7 @@ class QueuedTail:
         self._more.set()
 
     def begin_anew(self) -> None:
-        """The log is not what it was: an empty step says so, in place of what waits."""
+        """The log is not what it was: a step that is empty, or does not follow, says so in place of what waits."""
         self._waiting.clear()
         self._more.set()
 

@@ -159,6 +159,8 @@ async def killed_and_started_again_and_again(broker: Broker, node: Start, answer
             broker.kill()
             await until_ready(*nodes, ready_is=False)
             publisher.statuses.clear()
+            await until(lambda: bool(publisher.statuses))  # what was asked before they noticed is answered
+            publisher.statuses.clear()
             await nothing_for(count(ci=1, full=5))
             await until(lambda: bool(publisher.statuses))
             assert publisher.statuses <= answers_meanwhile

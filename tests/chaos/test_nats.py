@@ -13,7 +13,7 @@ from sse_app.brokers.nats import log
 from sse_app.errors import BrokerError, BrokerUnavailable, OutcomeUnknown
 from sse_app.events import Event
 from tests.broker_process import HOST
-from tests.chaos.client import offset_of, publish_all
+from tests.chaos.client import PATIENCE, offset_of, publish_all
 from tests.chaos.conftest import Server, assert_in_time, count
 from tests.chaos.launch import nothing_for
 from tests.chaos.outages import (
@@ -65,11 +65,11 @@ async def test_connections_that_break_under_load_leave_nothing_behind(
     server: NatsServer, impatient_nats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """nats-py's tasks and sockets, of a connection that dies with much to send."""
-    monkeypatch.setattr("sse_app.brokers.nats.COMMAND", 0.5)
-    monkeypatch.setattr(log, "ANSWER", 0.5)
     tasks = asyncio.all_tasks()
     async with proxy_to(server.port) as proxy:
         async with open_broker(server.url(port=proxy.port)) as broker:
+            monkeypatch.setattr("sse_app.brokers.nats.COMMAND", 0.5)  # to open it there is time
+            monkeypatch.setattr(log, "ANSWER", 0.5)
             tail = broker.tail()
             outcomes = set[type[BaseException] | None]()
 
@@ -81,7 +81,7 @@ async def test_connections_that_break_under_load_leave_nothing_behind(
                     outcomes.add(type(error))
 
             for round in range(count(ci=2, full=30)):
-                async with asyncio.timeout(BACK), asyncio.TaskGroup() as group:
+                async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
                     for _ in range(1_000):
                         group.create_task(publish())
                     await anext(tail)
