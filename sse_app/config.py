@@ -8,6 +8,7 @@ import ipaddress
 import math
 import re
 import resource
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -145,6 +146,7 @@ class Config:
             _check(item.name, item.metadata["setting"], getattr(self, item.name), item.default)
         if self.max_subscribers is None:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            limit = sys.maxsize if limit == resource.RLIM_INFINITY else limit  # the constant is -1 on Linux
             object.__setattr__(self, "max_subscribers", max(1, limit - 64))
         self._check_together()
 

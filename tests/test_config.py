@@ -69,6 +69,11 @@ def test_without_a_word_a_setting_has_its_default(name: str) -> None:
     assert getattr(Config.load({}, {}), name) == getattr(Config(), name) == default
 
 
+def test_where_files_are_not_limited_subscribers_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert (Config().max_subscribers or 0) > 2**40
+
+
 @NAMES
 def test_a_setting_has_one_name_as_keyword_flag_and_variable(name: str) -> None:
     _, text, value = SETTINGS[name]
