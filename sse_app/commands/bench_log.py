@@ -105,7 +105,7 @@ async def _rate(broker: Broker, event: Event, publishers: int, seconds: float) -
 
     async def publish() -> None:
         nonlocal acknowledged
-        while perf_counter() < begun + seconds:
+        while acknowledged == 0 or perf_counter() < begun + seconds:
             await broker.publish(event)
             acknowledged += 1
 
