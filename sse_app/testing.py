@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 10.0  # a server that takes longer to start is stuck
-STOP_SECONDS = 10.0  # the same for its end, on top of what its clients are granted
+START_SECONDS = 30.0  # a server that takes longer to start is stuck
+STOP_SECONDS = 30.0  # the same for its end, on top of what its clients are granted
 
 
 async def events(response: httpx.Response) -> AsyncIterator[Event]:
@@ -441,7 +441,7 @@ def live(
     default uvicorn.Server. uvicorn_options go to that Config; ``timeout_graceful_shutdown`` (0.2 s unless given) is how
     long open streams may go on at the end, before they are cancelled and their connections aborted.
 
-    Raises RuntimeError from the cause when the server does not start or stop within 10 s, and when it or the lifespan
+    Raises RuntimeError from the cause when the server does not start or stop within 30 s, and when it or the lifespan
     of the app failed.
     """
     server = LiveServer(app, server_class, uvicorn_options)
