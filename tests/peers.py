@@ -83,8 +83,12 @@ async def listening(serve: Serve, **options: Any) -> AsyncIterator[int]:
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 await serve(reader, writer)
+        except asyncio.CancelledError:
+            writer.transport.abort()  # whether its client reads or not
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.create_task(connection(reader, writer)))

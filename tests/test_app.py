@@ -14,6 +14,7 @@ from sse_app import Config, Hub, create_app, errors
 from sse_app.app import ANSWERS, RETRY_AFTER, problem, static_directory
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.testing import StreamingASGITransport, events
+from tests.peers import PATIENCE
 from tests.web import code_of, web
 
 PAGE = "https://app.example"
@@ -180,7 +181,7 @@ async def test_without_allowed_origins_there_is_no_cors_at_all() -> None:
 @asynccontextmanager
 async def client_of(app: Any, lifespan: bool = True) -> Any:
     transport = StreamingASGITransport(app, lifespan=lifespan)
-    async with httpx.AsyncClient(transport=transport, base_url="http://service.example", timeout=5) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://service.example", timeout=PATIENCE) as client:
         yield client
 
 

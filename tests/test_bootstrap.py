@@ -343,6 +343,7 @@ def test_who_is_not_root_is_told(
 def test_skip_fails_in_ci_only(tmp_path: Path, ci: str, status: int) -> None:
     (tmp_path / "test_it.py").write_text("import pytest\n\n\ndef test_it():\n    pytest.skip('no browser')\n")
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--rootdir", str(tmp_path), str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, "CI": ci}, capture_output=True, text=True)
+    environment = {**os.environ, "CI": ci}
+    done = subprocess.run(command, env=environment, cwd=tests_command.CHECKOUT, capture_output=True, text=True)
     assert done.returncode == status, done.stdout
     assert ("a failure in CI" in done.stdout) == bool(ci)

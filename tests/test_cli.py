@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import pytest
@@ -16,8 +17,13 @@ from sse_app.config import Config
 
 PATIENCE = 30.0  # seconds until a process that does not end, or says nothing, fails its test
 KEY = "s3cret-0123456789"
+ASK_ONCE = "timeout:1 attempts:1"  # resolv.conf(5): else name servers that do not answer may take longer than PATIENCE
 COMMAND = (sys.executable, "-c", "from sse_app.cli import main; main()")
 MODULE = (sys.executable, "-m", "sse_app")
+
+get = partial(httpx.get, timeout=PATIENCE)
+post = partial(httpx.post, timeout=PATIENCE)
+subscribe = partial(httpx.stream, timeout=PATIENCE)
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -116,7 +122,11 @@ def test_a_help_text_needs_no_server() -> None:
         (["--publish-key", "s3cret"], {}, "publish_key is 16 to 256"),
         (["--port", "0", "--host", "a" * 70], {"SSE_APP_PUBLISH_KEY": KEY}, "host, port: cannot listen on"),
         (["--port", "0", "--host", ".."], {"SSE_APP_PUBLISH_KEY": KEY}, "host, port: cannot listen on"),
-        (["--port", "0", "--host", "host.invalid"], {"SSE_APP_PUBLISH_KEY": KEY}, "host, port: cannot listen on"),
+        (
+            ["--port", "0", "--host", "host.invalid"],
+            {"SSE_APP_PUBLISH_KEY": KEY, "RES_OPTIONS": ASK_ONCE},
+            "host, port: cannot listen on",
+        ),
     ],
 )
 def test_a_bad_value_ends_the_start_with_one_line_and_status_2(
@@ -154,13 +164,13 @@ def test_a_started_server_tells_its_links_and_the_two_curl_commands_and_they_wor
         assert commands["the"].split() == ["console", url]
         assert shlex.split(commands["subscribe"]) == ["curl", "-N", f"{url}events"]
         assert shlex.split(commands["broadcast"]) == ["curl", "-d", "hello", f"{url}broadcast"]
-        with httpx.stream("GET", f"{url}events", timeout=5) as stream:
+        with subscribe("GET", f"{url}events") as stream:
             received = stream.iter_raw()
             assert b"event: welcome" in next(received)
             form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d sends
-            assert httpx.post(f"{url}broadcast", content="hello", headers=form).status_code == 200
+            assert post(f"{url}broadcast", content="hello", headers=form).status_code == 200
             assert next(received).endswith(b"data: hello\n\n")
-        assert httpx.get(url).status_code == 200
+        assert get(url).status_code == 200
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, out, err) == (0, "", "")
@@ -168,7 +178,7 @@ def test_a_started_server_tells_its_links_and_the_two_curl_commands_and_they_wor
 
 def test_sigterm_ends_the_streams_with_bye_and_then_the_process() -> None:
     with serving("--port", "0", "--drain", "500ms") as (process, lines):
-        with httpx.stream("GET", f"{url_in(lines)}events", timeout=5) as stream:
+        with subscribe("GET", f"{url_in(lines)}events") as stream:
             received = stream.iter_raw()
             next(received)
             process.terminate()
@@ -183,9 +193,9 @@ def test_a_publish_key_is_needed_and_nowhere_said() -> None:
         url = url_in(lines)
         assert any('-H "Authorization: Bearer $SSE_APP_PUBLISH_KEY"' in line for line in lines)
         for given, status in ((KEY, 200), (KEY + "x", 401)):
-            answer = httpx.post(f"{url}broadcast", content="x", headers={"Authorization": f"Bearer {given}"})
+            answer = post(f"{url}broadcast", content="x", headers={"Authorization": f"Bearer {given}"})
             assert (answer.status_code, KEY in answer.text) == (status, False)
-        said = httpx.get(f"{url}metrics").text + httpx.get(f"{url}stats").text
+        said = get(f"{url}metrics").text + get(f"{url}stats").text
         process.terminate()
         out, err = process.communicate(timeout=PATIENCE)
     assert "POST /broadcast" in out + err
@@ -202,18 +212,18 @@ def test_the_settings_of_the_variables_are_in_force() -> None:
     }
     with serving(**{f"SSE_APP_{name}": value for name, value in variables.items()}) as (_, lines):
         url = url_in(lines)
-        assert httpx.post(f"{url}broadcast", content="four").status_code == 413
-        assert httpx.get(f"{url}healthz", headers={"Host": "hub.example"}).status_code == 200
-        assert httpx.get(f"{url}healthz", headers={"Host": "other.example"}).status_code == 421
-        assert httpx.get(f"{url}healthz", headers={"X": "x" * 1024}).status_code == 431
-        with httpx.stream("GET", f"{url}events"):
-            assert httpx.get(f"{url}events").status_code == 503
+        assert post(f"{url}broadcast", content="four").status_code == 413
+        assert get(f"{url}healthz", headers={"Host": "hub.example"}).status_code == 200
+        assert get(f"{url}healthz", headers={"Host": "other.example"}).status_code == 421
+        assert get(f"{url}healthz", headers={"X": "x" * 1024}).status_code == 431
+        with subscribe("GET", f"{url}events"):
+            assert get(f"{url}events").status_code == 503
 
 
 def test_a_head_that_does_not_come_is_waited_for_as_long_as_the_setting_says() -> None:
     with serving("--port", "0", "--head-deadline", "100ms") as (_, lines):
         url = httpx.URL(url_in(lines))
-        with socket.create_connection((url.host, url.port), timeout=5) as connection:
+        with socket.create_connection((url.host, url.port), timeout=PATIENCE) as connection:
             assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 

@@ -380,16 +380,18 @@ class Session:
         """A client that goes on listening; it is there when this returns."""
         self._find_hub()
         self._write_files()
-        others = self._subscribers()
+        before = self._connected()
         output = self._open(command, stderr=subprocess.DEVNULL)
         self._streams.append(Stream(where, shown, output, self._likeness.lines))
         deadline = time.monotonic() + PATIENCE
-        while self._subscribers() == others:  # each asking is a request, which is the wait
+        while self._connected() == before:  # each asking is a request, which is the wait
             assert output.process.poll() is None, where
             assert time.monotonic() < deadline, where
 
-    def _subscribers(self) -> int:
-        return int(httpx.get(f"http://{self._address}/stats").json()["subscribers"])
+    def _connected(self) -> int:
+        """How many streams there have been: those that are there also fall, when the hub hears that one has left."""
+        stats = httpx.get(f"http://{self._address}/stats", timeout=PATIENCE).json()
+        return int(stats["totals"]["connected"])
 
     def _bench(self, flags: list[str], where: str) -> None:
         """Understood, but not run: a load takes minutes, and says something on a quiet machine only."""

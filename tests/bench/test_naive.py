@@ -6,12 +6,13 @@ import httpx
 
 from sse_app.bench.naive import create_app
 from sse_app.testing import StreamingASGITransport, events
+from tests.peers import PATIENCE
 
 
 async def test_every_client_hears_what_is_broadcast() -> None:
     transport = StreamingASGITransport(create_app())
     async with (
-        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=5) as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client,
         client.stream("GET", "/events") as first,
         client.stream("GET", "/events") as second,
     ):

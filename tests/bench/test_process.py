@@ -45,10 +45,12 @@ def test_cpu_time_of_ps(text: str, seconds: float) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_who_listens_is_found_by_the_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        assert listener(server.getsockname()[1]) == os.getpid()
-        free = server.getsockname()[1]
-    assert listener(free) is None
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        assert listener(port) is None  # it is taken, so that nobody else can listen there
+        server.listen()
+        assert listener(port) == os.getpid()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
