@@ -23,7 +23,7 @@ from sse_app.metrics import Totals
 from sse_app.notices import GapReason
 from sse_app.publication import Position, Publication, check_client
 from sse_app.publisher import compose
-from sse_app.stack import leave
+from sse_app.stack import Alone, leave
 from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
 from sse_app.topics import TopicFilter, TopicIndex
 
@@ -40,6 +40,11 @@ NOT_STARTED = (
     "The hub was never started. Give it to your app as Starlette(lifespan=hub.lifespan) or "
     "FastAPI(lifespan=hub.lifespan) (a mounted app gets no lifespan events of its own), "
     "or run it inside `async with hub:`."
+)
+
+RUNNING = (
+    "The hub is running already, and can be started again when it has stopped. Give its lifespan to one app only, "
+    "or run it inside one `async with hub:`."
 )
 
 
@@ -140,12 +145,13 @@ class Hub:
         self._spawner = self.spawn  # one bound method for all subscribers
         self._running: set[asyncio.Task[Any]] = set()
         self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
-        self._stack = AsyncExitStack()
+        self._stack, self._alone = AsyncExitStack(), Alone(RUNNING)
 
     # Life
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._alone)
             await stack.enter_async_context(self.broker)
             tail = await stack.enter_async_context(aclosing(self.broker.tail()))
             self._delivered = tail.start

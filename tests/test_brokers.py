@@ -721,3 +721,14 @@ async def test_a_node_that_ends_takes_nothing_with_it(kept: World) -> None:
         positions += await publish(one, "c")
         assert texts(await take(tail, 3)) == ["a", "b", "c"]
         assert [item.position for item in await replayed(one)] == positions
+
+
+async def test_a_broker_that_is_open_is_not_opened_again_until_it_was_closed(kept: World) -> None:
+    broker = kept.open()
+    for text in "ab":
+        async with broker:
+            with pytest.raises(RuntimeError, match="open already"):
+                await broker.__aenter__()
+            await publish(broker, text)
+    async with broker:
+        assert texts(await replayed(broker)) == ["a", "b"]

@@ -735,6 +735,15 @@ async def test_stats_show_the_newest_and_keep_what_is_private(hub: Hub) -> None:
 # --- threads ---
 
 
+async def test_a_hub_that_runs_is_not_started_again_until_it_has_stopped() -> None:
+    hub = Hub(MemoryBroker())
+    for _ in range(2):
+        async with hub:
+            with pytest.raises(RuntimeError, match="running already"):
+                await hub.__aenter__()
+            await hub.publish("it runs on")
+
+
 async def test_another_thread_publishes_and_waits_for_the_log(hub: Hub) -> None:
     async with hub.subscribe() as subscriber:
         receipt = await asyncio.to_thread(hub.publish_threadsafe, "x", topic="t")

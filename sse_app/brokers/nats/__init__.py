@@ -33,7 +33,7 @@ from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
-from sse_app.stack import leave
+from sse_app.stack import OPEN, Alone, leave
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -92,7 +92,7 @@ class NatsBroker:
         self._trouble = ""  # why the log cannot be reached just now
         self._opened: asyncio.Future[None] | None = None
         self._ending = False
-        self._stack = AsyncExitStack()
+        self._stack, self._alone = AsyncExitStack(), Alone(OPEN)
         self.durability: Durability = "log"
         self.subscribers_here = self.subscribers_elsewhere = 0
         self.bad_envelopes = 0  # messages of the stream that were not ours, or of another version
@@ -100,6 +100,7 @@ class NatsBroker:
     # Life
 
     async def __aenter__(self) -> Self:
+        self._stack.enter_context(self._alone)
         self._opened = asyncio.get_running_loop().create_future()
         self._ending = False
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())

@@ -52,7 +52,7 @@ from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
-from sse_app.stack import leave
+from sse_app.stack import OPEN, Alone, leave
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -135,7 +135,7 @@ class RedisBroker:
         self._tail_count = 1  # publications in the next read of the tail
         self._trouble = ""  # why the log cannot be reached just now
         self._following: asyncio.Task[NoReturn]
-        self._stack = AsyncExitStack()
+        self._stack, self._alone = AsyncExitStack(), Alone(OPEN)
         self.durability: Durability = "none"
         self.subscribers_here = self.subscribers_elsewhere = 0
         self.bad_envelopes = 0
@@ -144,6 +144,7 @@ class RedisBroker:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._alone)
             stack.push_async_callback(close, self._pool)
             try:
                 async with connected(self._pool) as connection:

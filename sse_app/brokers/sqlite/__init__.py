@@ -33,7 +33,7 @@ from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, ConfigError, InvalidIdempotencyKey, LogUnavailable
 from sse_app.events import Event, encode
 from sse_app.publication import Position, Publication
-from sse_app.stack import leave
+from sse_app.stack import OPEN, Alone, leave
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -104,12 +104,13 @@ class SQLiteBroker:
         self._trimmed = float("-inf")  # when it was last looked for what is too old
         self._readers: queue.LifoQueue[Reader] = queue.LifoQueue(READERS)
         self._port = 0  # where others wake this process; 0: it follows nobody
-        self._stack = AsyncExitStack()
+        self._stack, self._alone = AsyncExitStack(), Alone(OPEN)
 
     # Life
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._alone)
             self._file = await asyncio.to_thread(opened, self._asked)
             stack.push_async_callback(asyncio.to_thread, self._file.close)
             state = self._file.state
