@@ -210,15 +210,35 @@ async def test_a_stream_outlives_the_deadline_of_heads(hasty: HastyHub) -> None:
 
 
 @virtual_time
-@pytest.mark.parametrize("garbage", [b"G", b"\0garbage\r\n\r\n", b"GET /events HTTP/1.1\r\n" + HOST])
-async def test_what_a_client_sends_after_its_subscription_gets_into_no_stream(hasty: HastyHub, garbage: bytes) -> None:
+@pytest.mark.parametrize(
+    ("after", "garbage"),
+    [
+        *((b"", garbage) for garbage in (b"G", b"GET /events HTTP/1.1\r\n" + HOST)),
+        *((b"event: welcome", garbage) for garbage in (b"G", b"\0garbage\r\n\r\n", b"GET /events HTTP/1.1\r\n" + HOST)),
+    ],
+)
+async def test_what_a_client_sends_after_its_subscription_gets_into_no_stream(
+    hasty: HastyHub, after: bytes, garbage: bytes
+) -> None:
     async with hasty.connect() as (incoming, outgoing):
-        outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n" + garbage)
+        outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
+        received = await incoming.readuntil(after) if after else b""
+        outgoing.write(garbage)
         assert (await hasty.answer(b"G")).status_code == 408  # the deadline has passed
         await hasty.hub.publish("the end")
         await hasty.hub.drain()
-        received = await incoming.read()
+        received += await incoming.read()
+    assert b"data: the end" in received
     assert b"HTTP/1.1 4" not in received.partition(b"\r\n\r\n")[2]
+
+
+@virtual_time
+async def test_a_subscription_that_comes_with_what_is_no_http_is_ended_without_a_word(hasty: HastyHub) -> None:
+    """It is too late for a refusal, which would be taken for the stream."""
+    async with hasty.connect() as (incoming, outgoing):
+        outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n" + b"\0garbage\r\n\r\n")
+        assert await incoming.read() == b""
+    assert len(hasty.hub) == 0
 
 
 def test_refusals_are_logged_without_what_was_sent(server: LiveHub, caplog: pytest.LogCaptureFixture) -> None:
