@@ -102,7 +102,8 @@ class Group:
 
 
 class Hub:
-    """Start it with ``async with hub:``, or with ``lifespan=hub.lifespan`` in a Starlette or FastAPI app.
+    """Start it with ``async with hub:``, or with ``lifespan=hub.lifespan`` in a Starlette or FastAPI app. It opens and
+    closes its broker. Raises RuntimeError when it is started while it runs.
 
     ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
     ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
