@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 from sse_app.events import Event, EventDecoder
 from sse_app.publication import Position
@@ -194,6 +195,7 @@ class Stream:
         self.over = not data
         events = self._decoder.feed(self._chunks.feed(data))
         self.events += events
+        tell()
         return events
 
     async def until(self, found: Callable[[], bool]) -> Self:
@@ -281,6 +283,24 @@ def ids_of(stream: Stream) -> list[str]:
     return [event.id or "" for event in stream.events if event.type == "message"]
 
 
+_told = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event]()  # what is waited for there next
+
+
+def tell() -> None:
+    """A task of the test got something: who waits for that looks again."""
+    if event := _told.pop(asyncio.get_running_loop(), None):
+        event.set()
+
+
+async def told(condition: Callable[[], bool]) -> float:
+    """Wait for what other tasks of the test get. Seconds that it took."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    while not condition():
+        await _told.setdefault(loop, asyncio.Event()).wait()
+    return loop.time() - begun
+
+
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     """Ask until it is so, at most as long as the hub promises; each asking is a request, which is the wait."""
     loop = asyncio.get_running_loop()
@@ -317,7 +337,6 @@ class Publishing:
     def __init__(self) -> None:
         self.top = 0  # offset of the newest acknowledged publication
         self.epoch = ""
-        self._more = asyncio.Event()
 
     async def run(self, port: int) -> None:
         async with await Connection.open(port) as connection:
@@ -325,12 +344,10 @@ class Publishing:
                 position = Position.parse((await connection.publish(str(number))).encode())
                 assert position is not None
                 self.epoch, self.top = position
-                self._more.set()
+                tell()
 
     async def until(self, offset: int) -> None:
-        while self.top < offset:
-            self._more.clear()
-            await self._more.wait()
+        await told(lambda: self.top >= offset)
 
     def cursor(self, offset: int) -> str:
         return f"{self.epoch}-{offset}"

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.chaos.client import Answer, Connection, Stream, offset_of, publish_all
+from tests.chaos.client import Answer, Connection, Stream, offset_of, publish_all, tell, told
 from tests.chaos.conftest import Server, assert_in_time, count
 from tests.chaos.launch import launched, nothing_for
 from tests.chaos.proxy import Proxy, proxy_to
@@ -66,8 +66,8 @@ async def until_ready(*servers: Server, ready_is: bool = True) -> float:
     """Seconds until all are ready again, or are not any more."""
     begun = perf_counter()
     for server in servers:
-        while await ready(server) != ready_is:  # noqa: ASYNC110  # it is another process
-            await asyncio.sleep(0.02)
+        while await ready(server) != ready_is:
+            pass  # each asking is a request, which is the wait
     return perf_counter() - begun
 
 
@@ -88,13 +88,11 @@ class Publisher:
             self.statuses.add(answer.status)
             if answer.status == 200:
                 self.acknowledged.append(answer.json["id"])
-            else:
-                await asyncio.sleep(0.02)  # it was told to try again
+            tell()
 
     async def acknowledges_more(self) -> None:
         before = len(self.acknowledged)
-        while len(self.acknowledged) == before:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await told(lambda: len(self.acknowledged) > before)
 
 
 @asynccontextmanager
@@ -118,14 +116,6 @@ async def listening(*servers: Server) -> AsyncIterator[list[Stream]]:
         for stream in streams:
             stack.callback(tasks.create_task(stream.to_the_end()).cancel)
         yield streams
-
-
-async def until(condition: Callable[[], bool]) -> float:
-    """Seconds that it took. What is waited for comes by another task of the test."""
-    begun = perf_counter()
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    return perf_counter() - begun
 
 
 def assert_whole(stream: Stream, acknowledged: list[str]) -> None:
@@ -159,19 +149,19 @@ async def killed_and_started_again_and_again(broker: Broker, node: Start, answer
             broker.kill()
             await until_ready(*nodes, ready_is=False)
             publisher.statuses.clear()
-            await until(lambda: bool(publisher.statuses))  # what was asked before they noticed is answered
+            await told(lambda: bool(publisher.statuses))  # what was asked before they noticed is answered
             publisher.statuses.clear()
             await nothing_for(count(ci=1, full=5))
-            await until(lambda: bool(publisher.statuses))
+            await told(lambda: bool(publisher.statuses))
             assert publisher.statuses <= answers_meanwhile
             broker.start()
             slowest_back = max(slowest_back, await until_ready(*nodes))
             await publisher.acknowledges_more()
             for stream in streams:
-                await until(has(stream, publisher.acknowledged[-1]))
+                await told(has(stream, publisher.acknowledged[-1]))
         newest = publisher.acknowledged[-1]
         for stream in streams:
-            await until(has(stream, newest))
+            await told(has(stream, newest))
     assert_in_time("answered", publisher.slowest, ANSWERED)
     assert_in_time("back", slowest_back, BACK)
     for stream in streams:
@@ -184,7 +174,7 @@ async def cut_off_from(broker: Broker, node: Start, *, missed: int, history: int
         near, far = await both(node, broker, proxy, "--history", str(history))
         async with listening(near, far) as (whole, stream):
             await post(near, "before")
-            await until(lambda: bool(stream.offsets))
+            await told(lambda: bool(stream.offsets))
             proxy.closed = True
             proxy.cut()
             await until_ready(far, ready_is=False)
@@ -193,8 +183,8 @@ async def cut_off_from(broker: Broker, node: Start, *, missed: int, history: int
             proxy.closed = False
             back = await until_ready(far)
             last = (await post(far, "after")).json["id"]
-            seconds = back + await until(has(stream, last))
-            await until(has(whole, last))
+            seconds = back + await told(has(stream, last))
+            await told(has(whole, last))
     assert_in_time("back with all of it", seconds, BACK)
     assert_whole(whole, [last])
     if history > missed:
@@ -202,9 +192,9 @@ async def cut_off_from(broker: Broker, node: Start, *, missed: int, history: int
         assert len(stream.offsets) == missed + 2
     else:
         (gap,) = stream.of_type("gap")
-        told = json.loads(gap.data or "")
-        assert told["reason"] == "trimmed"
-        first = offset_of(told["oldest"])
+        notice = json.loads(gap.data or "")
+        assert notice["reason"] == "trimmed"
+        first = offset_of(notice["oldest"])
         assert stream.offsets == [1, *range(first, missed + 3)]
 
 
@@ -218,7 +208,7 @@ async def node_killed_under_load(broker: Broker, node: Start) -> None:
             victim = await node(url, *flags)
             publishers = [Publisher(victim) for _ in range(8)]
             running = [asyncio.create_task(publisher.run()) for publisher in publishers]
-            await until(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
+            await told(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
             victim.kill()
             await asyncio.wait(running)  # their connections broke
             assert all(isinstance(task.exception(), ConnectionError) for task in running)
@@ -226,7 +216,7 @@ async def node_killed_under_load(broker: Broker, node: Start) -> None:
                 assert publisher.acknowledged == sorted(publisher.acknowledged, key=offset_of)
                 acknowledged += publisher.acknowledged
         last = (await post(observer, "last")).json["id"]
-        await until(has(stream, last))
+        await told(has(stream, last))
         epoch = last.partition("-")[0]
         async with await Stream.open(observer.port, f"{epoch}-0") as replay:
             await replay.until(has(replay, last))
@@ -246,7 +236,7 @@ async def node_stopped_while_away(broker: Broker, node: Start) -> None:
         server.terminate()
         await server.exit_code()
         taken = perf_counter() - begun
-        await until(lambda: stream.over)
+        await told(lambda: stream.over)
     broker.thaw()
     assert stream.of_type("bye")
     assert_in_time("ended", taken, DRAIN + 2)

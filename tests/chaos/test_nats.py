@@ -13,7 +13,7 @@ from sse_app.brokers.nats import log
 from sse_app.errors import BrokerError, BrokerUnavailable, OutcomeUnknown
 from sse_app.events import Event
 from tests.broker_process import HOST
-from tests.chaos.client import PATIENCE, offset_of, publish_all
+from tests.chaos.client import PATIENCE, offset_of, publish_all, told
 from tests.chaos.conftest import Server, assert_in_time, count
 from tests.chaos.launch import nothing_for
 from tests.chaos.outages import (
@@ -30,12 +30,12 @@ from tests.chaos.outages import (
     node_killed_under_load,
     node_stopped_while_away,
     post,
-    until,
     until_ready,
 )
 from tests.chaos.outages import node as node
 from tests.chaos.proxy import Recut, proxy_to, unchanged
 from tests.nats_server import NatsServer, StartNats
+from tests.peers import turns, until
 
 
 @pytest.fixture
@@ -47,10 +47,9 @@ def server(start_nats: StartNats) -> Iterator[NatsServer]:
 
 
 async def until_published(server: Server, body: str, **headers: str) -> str:
-    """Its id. Until then the broker may be away."""
+    """Its id. Until then the broker may be away; each asking is a request, which is the wait."""
     while (answer := await post(server, body, **headers)).status != 200:
         assert answer.status == 503
-        await asyncio.sleep(0.02)
     return str(answer.json["id"])
 
 
@@ -96,7 +95,7 @@ async def test_connections_that_break_under_load_leave_nothing_behind(
                         await broker.publish(Event("back"))
                         break
                     except BrokerError:
-                        await asyncio.sleep(0.05)
+                        await turns()
         assert outcomes == {None, BrokerUnavailable, OutcomeUnknown}
     await until(lambda: asyncio.all_tasks() == tasks)
 
@@ -109,7 +108,7 @@ async def test_a_silent_connection_is_noticed_and_left(server: NatsServer, node:
         near, far = await both(node, server, proxy)
         async with listening(far) as (stream,):
             await post(near, "before")
-            await until(lambda: bool(stream.offsets))
+            await told(lambda: bool(stream.offsets))
             proxy.hold()
             begun = perf_counter()
             unknown = await post(far, "lost")
@@ -123,7 +122,7 @@ async def test_a_silent_connection_is_noticed_and_left(server: NatsServer, node:
             proxy.cut()  # as the other end would, that has long forgotten the connection
             back = await until_ready(far)
             assert (await post(far, "after")).status == 200
-            await until(lambda: any(event.data == "after" for event in stream.events))
+            await told(lambda: any(event.data == "after" for event in stream.events))
     assert_in_time("noticed", noticed, NOTICED)
     assert_in_time("answered", taken, ANSWERED)
     assert_in_time("back", back, BACK)
@@ -176,7 +175,7 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
             again = await until_published(far, "once", idempotency_key="k")
             last = await post(near, "last")
             for stream in streams:
-                await until(has(stream, last.json["id"]))
+                await told(has(stream, last.json["id"]))
     assert (answer.status, answer.json["code"]) == (504, "outcome_unknown")
     assert_in_time("answered", taken, ANSWERED)
     for stream in streams:
@@ -209,7 +208,7 @@ async def test_three_nodes_and_a_stranger(server: NatsServer, node: Start) -> No
         await client.close()
         last = (await post(nodes[0], "last")).json["id"]
         for stream in streams:
-            await until(has(stream, last))
+            await told(has(stream, last))
     assert offset_of(last) == 3 * each + 100 + 1
     for stream in streams:
         assert not stream.of_type("gap")
@@ -226,17 +225,17 @@ async def test_a_stream_that_is_deleted_under_nodes_is_told_to_everyone(server: 
     async with listening(*nodes) as streams:
         old = (await post(nodes[0], "before")).json["id"]
         for stream in streams:
-            await until(has(stream, old))
+            await told(has(stream, old))
         client = await nats.connect(f"nats://{HOST}:{server.port}")
         begun = perf_counter()
         await client.jetstream().delete_stream("SSE_LOG_shared")
         await client.close()
         for stream in streams:
-            await until(lambda stream=stream: bool(stream.of_type("gap")))  # type: ignore[misc]
+            await told(lambda stream=stream: bool(stream.of_type("gap")))  # type: ignore[misc]
         seconds = perf_counter() - begun
         new = await until_published(nodes[1], "after")
         for stream in streams:
-            await until(has(stream, new))
+            await told(has(stream, new))
     assert_in_time("told", seconds, BACK)
     assert old.partition("-")[0] != new.partition("-")[0]
     for stream in streams:

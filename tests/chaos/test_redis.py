@@ -15,7 +15,7 @@ from sse_app.errors import BrokerError
 from sse_app.events import Event
 from sse_app.publication import Publication
 from tests.broker_process import HOST
-from tests.chaos.client import Stream, offset_of, publish_all
+from tests.chaos.client import Stream, offset_of, publish_all, told
 from tests.chaos.conftest import assert_in_time, count
 from tests.chaos.launch import nothing_for
 from tests.chaos.outages import (
@@ -33,11 +33,11 @@ from tests.chaos.outages import (
     node_stopped_while_away,
     post,
     publishing,
-    until,
     until_ready,
 )
 from tests.chaos.outages import node as node
 from tests.chaos.proxy import Proxy, proxy_to
+from tests.peers import turns
 from tests.redis_server import RedisServer, StartRedis
 
 
@@ -75,7 +75,7 @@ async def test_a_silent_connection_is_noticed_and_left(redis: RedisServer, node:
             proxy.cut()  # as the other end would, that has long forgotten the connection
             back = await until_ready(far)
             assert (await post(far, "after")).status == 200
-            await until(lambda: any(event.data == "after" for event in stream.events))
+            await told(lambda: any(event.data == "after" for event in stream.events))
     assert_in_time("noticed", noticed, NOTICED)
     assert_in_time("answered", taken, ANSWERED)
     assert_in_time("back", back, BACK)
@@ -121,7 +121,7 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
             again = await post(far, "once", idempotency_key="k")
             last = await post(near, "last")
             for stream in streams:
-                await until(has(stream, last.json["id"]))
+                await told(has(stream, last.json["id"]))
     assert (answer.status, answer.json["code"]) == (504, "outcome_unknown")
     assert_in_time("answered", taken, ANSWERED)
     assert again.status == 200
@@ -162,7 +162,7 @@ async def test_a_failover_that_lacks_entries_is_told_to_everyone(
             link.hold()
             await publish_all(servers[1].port, [b"lost"] * 100)
             for stream in streams:
-                await until(lambda stream=stream: len(stream.offsets) == 300)  # type: ignore[misc]
+                await told(lambda stream=stream: len(stream.offsets) == 300)  # type: ignore[misc]
             async with publishing(servers[1]) as publisher:
                 redis.kill()
                 with replica.client() as client:
@@ -173,7 +173,7 @@ async def test_a_failover_that_lacks_entries_is_told_to_everyone(
             back = await until_ready(*servers)
             last = (await post(servers[0], "last")).json["id"]
             for stream in streams:
-                await until(has(stream, last))
+                await told(has(stream, last))
     old, new = streams[0].events[1].id or "", last
     assert old.partition("-")[0] != new.partition("-")[0]
     assert_in_time("back", back, BACK)
@@ -220,7 +220,7 @@ async def test_sentinels_name_the_master_and_the_next_one(
                 try:
                     position = await broker.publish(Event("after"), key="k")
                 except BrokerError:
-                    await asyncio.sleep(0.1)
+                    await turns()
             assert position == before.next(), "nothing was lost"
             announced: list[Publication] = []
             while len(announced) < 2:

@@ -11,7 +11,7 @@ import pytest
 
 from sse_app.client import Client
 from sse_app.errors import Gap
-from tests.chaos.client import HOST, offset_of, stats
+from tests.chaos.client import HOST, offset_of, stats, tell, told
 from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
 from tests.chaos.outages import ready
@@ -50,6 +50,7 @@ class Listener:
         async with Client(url, http=http) as client:
             async for event in client.listen(on_gap=self.gaps.append):
                 self.offsets.append(offset_of(event.id or ""))
+                tell()
 
 
 async def takes_connections(server: Server) -> bool:
@@ -81,8 +82,8 @@ async def publish_steadily(client: Client, published: list[int], enough: asyncio
 
 
 async def until_all_listen(server: Server, number: int) -> None:
-    while (await stats(server.port))["subscribers"] != number:  # noqa: ASYNC110  # they are other processes
-        await asyncio.sleep(LOOK)
+    while (await stats(server.port))["subscribers"] != number:
+        pass  # each asking is a request, which is the wait
 
 
 async def restart_each(servers: list[Server], node: Start, listeners: int) -> None:
@@ -114,8 +115,7 @@ async def test_a_rolling_restart_is_felt_by_nobody(node: Start) -> None:
         enough.set()
         await publishing
         last = offset_of((await client.publish("last")).id)
-        while any(last not in listener.offsets[-1:] for listener in listeners):  # noqa: ASYNC110
-            await asyncio.sleep(LOOK)
+        await told(lambda: all(last in listener.offsets[-1:] for listener in listeners))
     assert published == list(range(1, last)), "each once, though some were sent again"
     for listener in listeners:
         assert listener.offsets == list(range(1, last + 1))
