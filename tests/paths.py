@@ -35,8 +35,8 @@ from sse_app.protocol import Protocol
 from sse_app.stream import EventStream, ReferenceStream
 from sse_app.testing import StreamingASGITransport
 from tests.chaos.client import HOST, Chunks, Connection
+from tests.peers import PATIENCE, until
 
-PATIENCE = 20.0  # seconds until a test that waits for something fails
 SEND_BUFFER = 4096  # bytes, of what a server's socket may hold, so that a reader that stalls is felt soon
 RECEIVE_BUFFER = 4096
 
@@ -44,19 +44,6 @@ RECEIVE_BUFFER = 4096
 both_loops = pytest.mark.parametrize(
     "anyio_backend", [("asyncio", {}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
 )
-
-
-async def turns(count: int = 1) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool], what: str = "") -> None:
-    """Let the loop turn until it is so."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # what it waits for is state of the code under test
-            await asyncio.sleep(0)
-    assert condition(), what
 
 
 def fixed_broker(**settings: Any) -> MemoryBroker:

@@ -13,6 +13,7 @@ from sse_app.errors import ConfigError, InvalidEvent, KeyReused
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
+from tests.peers import PATIENCE, until
 from tests.worlds import World
 
 BROKERS = ("memory", "sqlite", "redis", "nats")
@@ -20,7 +21,6 @@ KEPT = tuple(name for name in BROKERS if name != "memory")  # in logs that outli
 CLOCKED = tuple(name for name in BROKERS if name != "nats")  # see World; test_nats.py tells how things age there
 EVERYTHING = TopicFilter()
 DAY = 86_400.0
-PATIENCE = 20  # seconds; nothing here takes long unless it hangs
 
 
 @pytest.fixture(params=BROKERS)
@@ -628,14 +628,6 @@ async def nodes(world: World, count: int) -> AsyncIterator[list[Broker]]:
         yield [await stack.enter_async_context(world.open()) for _ in range(count)]
 
 
-async def until(world: World, condition: Callable[[], bool]) -> None:
-    """Nodes hear of each other in their own time; by their clock it is made to pass."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            world.clock.now += 1
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("count", [2, 3])
 async def test_all_tails_of_all_nodes_announce_everything_once_in_one_order(kept: World, count: int) -> None:
     async def one(node: Broker, name: str) -> list[Position]:
@@ -702,15 +694,15 @@ async def test_nodes_count_each_others_subscribers_until_they_leave(kept: World)
         one.tail()
         other.tail()
         one.subscribers_here, other.subscribers_here = 3, 4
-        await until(kept, lambda: (one.subscribers_elsewhere, other.subscribers_elsewhere) == (4, 3))
+        await until(lambda: (one.subscribers_elsewhere, other.subscribers_elsewhere) == (4, 3), clock=kept.clock)
         async with kept.open() as third:
             third.tail()
             third.subscribers_here = 10
             all_three = (one, other, third)
-            await until(kept, lambda: [node.subscribers_elsewhere for node in all_three] == [14, 13, 7])
-        await until(kept, lambda: (one.subscribers_elsewhere, other.subscribers_elsewhere) == (4, 3))
+            await until(lambda: [node.subscribers_elsewhere for node in all_three] == [14, 13, 7], clock=kept.clock)
+        await until(lambda: (one.subscribers_elsewhere, other.subscribers_elsewhere) == (4, 3), clock=kept.clock)
         other.subscribers_here = 0
-        await until(kept, lambda: one.subscribers_elsewhere == 0)
+        await until(lambda: one.subscribers_elsewhere == 0, clock=kept.clock)
 
 
 async def test_a_node_that_ends_takes_nothing_with_it(kept: World) -> None:

@@ -26,7 +26,6 @@ from sse_app.protocol import Protocol
 from sse_app.subscriber import Subscriber
 from tests.chaos.client import HOST, Connection
 from tests.paths import (
-    PATIENCE,
     SEND_BUFFER,
     Reader,
     both_loops,
@@ -34,9 +33,8 @@ from tests.paths import (
     reading,
     served,
     streams_of,
-    turns,
-    until,
 )
+from tests.peers import PATIENCE, turns, until
 
 pytestmark = both_loops
 

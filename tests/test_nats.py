@@ -37,7 +37,7 @@ from sse_app.topics import TopicFilter
 from tests.broker_process import HOST
 from tests.chaos.proxy import proxy_to
 from tests.nats_server import NatsServer, StartNats
-from tests.peers import PATIENCE, Clock, hear, listening, until
+from tests.peers import PATIENCE, Clock, hear, listening, turns, until
 from tests.test_brokers import publish, replayed, take, texts
 
 pytestmark = pytest.mark.usefixtures("impatient_nats")
@@ -494,8 +494,8 @@ async def set_limits(url: str, **limits: float) -> None:
 async def until_trimmed(broker: NatsBroker) -> Position:
     """Until the server has trimmed everything. Returns the top."""
     async with asyncio.timeout(PATIENCE):
-        while await broker.top(fresh=True) != await broker.oldest():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        while await broker.top(fresh=True) != await broker.oldest():
+            pass  # each asking is a request, which is the wait
     return await broker.top()
 
 
@@ -622,7 +622,7 @@ async def publish_when_it_is_back(broker: NatsBroker, *texts: str) -> list[Posit
             try:
                 return await publish(broker, *texts)
             except BrokerUnavailable:
-                await asyncio.sleep(0.01)
+                await turns()
 
 
 async def test_who_does_not_know_of_the_new_log_cannot_publish_in_the_old_ones_name(
@@ -1026,7 +1026,7 @@ async def test_it_can_be_closed_at_any_moment_of_its_life(own_server: NatsServer
         with suppress(TimeoutError):
             async with asyncio.timeout(moment * 0.002), broker:
                 broker.tail()
-                await asyncio.sleep(PATIENCE)
+                await asyncio.Event().wait()
         assert broker._log is None
     await until(lambda: asyncio.all_tasks() == tasks)
 
@@ -1045,8 +1045,8 @@ async def test_nothing_is_left_when_it_is_closed(
             await replayed(broker)
     await until(lambda: asyncio.all_tasks() == tasks)
     async with asyncio.timeout(PATIENCE):
-        while (await js.stream_info(log_of(broker))).state.consumer_count:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        while (await js.stream_info(log_of(broker))).state.consumer_count:
+            pass  # each asking is a request, which is the wait
 
 
 async def test_a_broker_can_be_opened_again(url: str) -> None:

@@ -14,16 +14,14 @@ from sse_app.events import EventDecoder
 from sse_app.hub import Hub
 from tests.paths import (
     PATHS,
-    PATIENCE,
     Path,
     both_loops,
     every_path,
     fixed_broker,
     reference,
-    turns,
-    until,
     without_chance,
 )
+from tests.peers import PATIENCE, turns, until
 
 HEADERS = ("content-type: text/event-stream; charset=utf-8", "cache-control: no-store, no-transform")
 BIG = "x" * 8_000

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sse_app.brokers.sqlite.pages import Reader
 from sse_app.errors import BrokerError, LogFull, LogUnavailable, OutcomeUnknown
 from sse_app.events import Event
 from sse_app.hub import Hub
-from tests.peers import Clock
+from tests.peers import until
 from tests.sqlite_log import END, EVERYTHING, PATIENCE, broker_on, held, locked, publish, take
 from tests.worlds import World
 
@@ -29,13 +29,6 @@ def path(tmp_path: Path) -> Path:
 async def broker(sqlite_world: World) -> AsyncIterator[SQLiteBroker]:
     async with broker_on(sqlite_world) as broker:
         yield broker
-
-
-async def until(clock: Clock, condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            clock.now += 1  # for what a broker does every so many seconds
-            await asyncio.sleep(0.01)
 
 
 def sound(broker: SQLiteBroker) -> bool:
@@ -194,7 +187,7 @@ async def test_a_file_that_vanished_refuses_publications_and_open_streams_stay(
         await asyncio.sleep(0)
         assert not reading_on.done()
         reappear(path)
-        await until(sqlite_world.clock, lambda: sound(broker))
+        await until(lambda: sound(broker), clock=sqlite_world.clock)
         assert (await hub.publish("b")).position.offset == 2
         async with asyncio.timeout(PATIENCE):
             assert b"data: b\n" in await reading_on
@@ -206,7 +199,7 @@ async def test_a_file_that_vanished_is_noticed_without_publishing(
 ) -> None:
     broker.tail()
     delete(path)
-    await until(sqlite_world.clock, lambda: not sound(broker))
+    await until(lambda: not sound(broker), clock=sqlite_world.clock)
     with pytest.raises(LogUnavailable, match="gone"):
         broker.check()
 
@@ -244,7 +237,7 @@ async def test_a_file_that_stays_locked_refuses_in_time_and_is_sound_again_by_it
             await publish(broker, "a")
         assert not sound(broker)
         assert await held(broker) == [], "it can be read all the while"
-    await until(sqlite_world.clock, lambda: sound(broker))
+    await until(lambda: sound(broker), clock=sqlite_world.clock)
     await publish(broker, "b")
     assert await take(tail, 1) == ["b"]
 
@@ -267,10 +260,10 @@ async def test_a_process_without_descriptors_follows_all_the_same(
         assert await take(tail, 1) == await take(own, 1) == ["a"]
         with monkeypatch.context() as patch:
             patch.setattr(os, hurt, refused)
-            await until(sqlite_world.clock, lambda: refusals > 3)
+            await until(lambda: refusals > 3, clock=sqlite_world.clock)
             if hurt != "stat":  # without it nobody knows whether the log is there
                 await publish(one, "b")
-        await until(sqlite_world.clock, lambda: sound(one) and sound(other))
+        await until(lambda: sound(one) and sound(other), clock=sqlite_world.clock)
         await publish(other, "c")
         expected = ["c"] if hurt == "stat" else ["b", "c"]
         assert await take(tail, len(expected)) == await take(own, len(expected)) == expected

@@ -10,7 +10,8 @@ from starlette.types import Message, Send
 from sse_app.events import EventDecoder
 from sse_app.hub import Hub
 from sse_app.stream import EventStream
-from tests.paths import PATIENCE, both_loops, fixed_broker, turns, until
+from tests.paths import both_loops, fixed_broker
+from tests.peers import PATIENCE, turns, until
 
 pytestmark = both_loops
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from sse_app import Config, Event, Hub, create_app
 from sse_app.server import Protocol, Server
 from sse_app.testing import StreamingASGITransport, events, live
 from tests.paths import served
-from tests.peers import PATIENCE
+from tests.peers import PATIENCE, until
 
 PROBLEM = "application/problem+json"
 DEADLINE = 0.4  # seconds, of a hub that is in haste
@@ -143,11 +142,9 @@ def read_until(connection: socket.socket, end: bytes) -> bytes:
 
 def until_open(hub: Hub, subscribers: int) -> None:
     """Wait until a hub in another thread has so many streams open: it sees a client come and go when it gets to it."""
-    for _ in range(int(PATIENCE * 100)):
-        if len(hub) == subscribers:
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError(f"{len(hub)} streams are open, not {subscribers}")
+    assert hub._loop is not None
+    open_there = until(lambda: len(hub) == subscribers, f"{subscribers} streams are open")
+    asyncio.run_coroutine_threadsafe(open_there, hub._loop).result()
 
 
 @contextmanager
