@@ -31,7 +31,7 @@ from sse_app.publication import Position
 from sse_app.publisher import AsyncPublisher
 from sse_app.topics import TopicFilter
 from tests.broker_process import HOST, free_port
-from tests.peers import PATIENCE, Clock, Serve, hear, listening, until
+from tests.peers import PATIENCE, Clock, Serve, hear, listening, turns, until
 from tests.redis_server import RedisServer, StartRedis
 from tests.test_brokers import publish, replayed, take, texts
 from tests.virtual_time import virtual_time
@@ -754,8 +754,7 @@ async def test_cancelled_commands_leave_no_answer_to_another(broker: RedisBroker
     numbers = count()
     while cancelled < 1_000:
         task = asyncio.create_task(command(next(numbers)))
-        for _ in range(dice.randrange(7)):
-            await asyncio.sleep(0 if dice.random() < 0.9 else 0.001)
+        await turns(dice.randrange(40))  # its answer takes some twenty
         cancelled += task.cancel()
         await asyncio.wait([task])
         assert task.cancelled() or task.exception() is None
