@@ -1,9 +1,10 @@
 """Who a hub has to do with in tests: readers, sockets, clocks, a broker far away, a caller that is cancelled."""
 
 import asyncio
+import socket
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -108,6 +109,15 @@ async def listening(serve: Serve, **options: Any) -> AsyncIterator[int]:
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(ended, Exception):
                 raise ended
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port where nobody listens and that nobody else is given; one who shares it (SO_REUSEPORT) may listen there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 def datas(events: list[Event]) -> list[str | None]:

@@ -3,12 +3,12 @@
 import os
 import pty
 import select
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from tests.peers import reserved_port
 from tests.test_cli import COMMAND, PATIENCE, environment
 
 Process = subprocess.Popen[str]
@@ -46,9 +46,8 @@ def started(*arguments: str, stdin: int | IO[str] | None = subprocess.DEVNULL, *
 @contextmanager
 def nobody() -> Iterator[str]:
     """A URL where nobody listens, nor can anybody meanwhile."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with reserved_port() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def lines_of(stream: IO[str] | None, number: int) -> list[str]:

@@ -3,10 +3,9 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from sse_app.bench.peers import started
 from sse_app.doctor import answers, delivery, opening
-from tests.peers import PATIENCE
+from tests.peers import PATIENCE, reserved_port
 from tests.web import live_hub
 
 ORIGIN = "https://app.example"
@@ -153,12 +152,3 @@ def make_certificate(directory: Path) -> Path:
     command += ["-keyout", str(directory / "key.pem"), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True, timeout=30)
     return certificate
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port where nobody listens and that nobody else is given; one who shares it (SO_REUSEPORT) may listen there."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(("127.0.0.1", 0))
-        yield holder.getsockname()[1]
