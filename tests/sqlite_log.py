@@ -15,12 +15,12 @@ from sse_app.brokers.sqlite.pages import Reader
 from sse_app.events import Event, encode
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
+from tests.peers import PATIENCE
 from tests.worlds import World
 
 LIMITS = Limits(1_000_000, 2**30, 86_400.0, 300.0)
 END = Position("", 2**62)
 EVERYTHING = TopicFilter()
-PATIENCE = 20  # seconds; nothing here takes long unless it hangs
 NOBODY = frozenset[str]()
 
 

@@ -19,9 +19,9 @@ from sse_app.brokers.sqlite.log import OVERHEAD, TRIM_SPARE, Limits
 from sse_app.errors import LogUnavailable
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
+from tests.peers import PATIENCE
 from tests.sqlite_log import (
     EVERYTHING,
-    PATIENCE,
     append,
     broker_on,
     entry,

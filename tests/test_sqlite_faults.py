@@ -20,9 +20,8 @@ from sse_app.events import Event
 from sse_app.hub import Hub
 from sse_app.publication import Position
 from sse_app.topics import TopicFilter
-from tests.peers import turns
+from tests.peers import PATIENCE, turns
 
-PATIENCE = 20  # seconds; nothing here takes long unless it hangs
 EVERYTHING = TopicFilter()
 ENTRY = Entry("message", b"", (), frozenset(), frozenset(), None, b"")
 

@@ -15,8 +15,8 @@ from sse_app.brokers.sqlite.pages import Reader
 from sse_app.errors import BrokerError, LogFull, LogUnavailable, OutcomeUnknown
 from sse_app.events import Event
 from sse_app.hub import Hub
-from tests.peers import until
-from tests.sqlite_log import END, EVERYTHING, PATIENCE, broker_on, held, locked, publish, take
+from tests.peers import PATIENCE, until
+from tests.sqlite_log import END, EVERYTHING, broker_on, held, locked, publish, take
 from tests.worlds import World
 
 

@@ -13,9 +13,8 @@ from sse_app.brokers.sqlite.log import Appended, Entry, Outcome, State
 from sse_app.brokers.sqlite.writer import GROUP_BYTES, GROUP_MAX, Writer
 from sse_app.errors import BrokerError, KeyReused, LogFull, LogUnavailable, OutcomeUnknown
 from sse_app.publication import Position
+from tests.peers import PATIENCE
 from tests.sqlite_log import entry
-
-PATIENCE = 20  # seconds
 
 
 def failure(code: int) -> sqlite3.OperationalError:
