@@ -426,6 +426,7 @@ class Hub:
             last=last_seen,
             top=top,
             retry=self.retry(),
+            heartbeat=self._heartbeat,
         )
         if start.gap:
             self.totals.gaps[start.gap] += 1

@@ -30,9 +30,10 @@ def welcome(
     last: Publication | None,
     top: Position,
     retry: int,
+    heartbeat: float,
 ) -> bytes:
     """The first block of every stream. Without an id the client keeps the cursor it came with. ``retry`` is the
-    reconnection time, in milliseconds.
+    reconnection time, in milliseconds; ``heartbeat`` is in seconds.
     """
     data = {
         "message": "Welcome!",
@@ -43,6 +44,7 @@ def welcome(
         "last": last and last.summary(),  # named, not repeated: `last=1` replays it as the event that it is
         "top": str(top),
         "retry": retry,
+        "heartbeat": heartbeat,  # so that a client knows how long a silence is a dead connection
     }
     return encode(Event(_json(data), "welcome", id and str(id), retry))
 

@@ -102,6 +102,12 @@ async def test_the_welcome_tells_who_is_there_and_what_was_last(hub: Hub) -> Non
     assert welcome.id == str(positions[0])
 
 
+async def test_the_welcome_tells_the_heartbeat_so_that_a_client_knows_a_dead_stream() -> None:
+    async with Hub(MemoryBroker(), heartbeat=120.0) as hub, hub.subscribe() as subscriber:
+        (welcome,) = await received(subscriber)
+    assert told(welcome)["heartbeat"] == 120.0
+
+
 async def test_clients_are_told_different_times_to_come_back() -> None:
     async with Hub(MemoryBroker(), retry=(0.5, 0.6)) as hub:
         times = {hub.retry() for _ in range(5_000)}

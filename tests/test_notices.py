@@ -17,7 +17,7 @@ LAST = Publication(TOP, "tick", ("t",), encode(Event("secret", "tick", "e-9")), 
 
 def welcome(id: Position | None = TOP, last: Publication | None = None) -> bytes:
     return notices.welcome(
-        id, client="c", subscribers=2, topics=("t",), recovered=True, last=last, top=TOP, retry=3_000
+        id, client="c", subscribers=2, topics=("t",), recovered=True, last=last, top=TOP, retry=3_000, heartbeat=7.5
     )
 
 
@@ -53,6 +53,7 @@ def test_the_welcome_says_who_is_there_and_where_the_log_ends() -> None:
         "last": None,
         "top": "e-9",
         "retry": 3_000,
+        "heartbeat": 7.5,
     }
     assert whatwg.parse(welcome()).reconnection_time == 3_000
 
