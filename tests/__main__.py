@@ -15,8 +15,10 @@ from sse_app.bootstrap import OPT_OUT, bootstrap, say
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DEBIAN_PACKAGES = (
+    "caddy",
     "chromium",
     "curl",
+    "haproxy",
     "iproute2",
     "libatomic1",
     "nats-server",

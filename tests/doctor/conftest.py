@@ -1,8 +1,6 @@
 """A real nginx before real hubs: a location for each way to set it up."""
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +12,7 @@ import pytest
 from sse_app.bench.peers import started
 from sse_app.doctor import answers, delivery, opening
 from tests.peers import PATIENCE, reserved_port
+from tests.proxies import needed
 from tests.web import live_hub
 
 ORIGIN = "https://app.example"
@@ -133,14 +132,6 @@ def nginx(_nginx: tuple[Nginx, Path], monkeypatch: pytest.MonkeyPatch) -> Nginx:
     server, certificate = _nginx
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     return server
-
-
-def needed(command: str, package: str) -> str:
-    """Where a command is; a loud skip without it, and a failure in CI."""
-    found = shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None:
-        pytest.skip(f"No {command} here: the doctor is NOT TESTED. On Debian: apt-get install {package}")
-    return found
 
 
 def make_certificate(directory: Path) -> Path:
