@@ -5,6 +5,7 @@ The terms and the rules are those of the WHATWG HTML standard, section 9.2 (Serv
 
 from dataclasses import dataclass
 
+from sse_app.characters import REFUSED, acceptable
 from sse_app.errors import InvalidEvent, ReservedEvent
 
 MEDIA_TYPE = "text/event-stream"
@@ -43,8 +44,8 @@ def check_type(type: str) -> str:
     """Return a publisher's event type, or raise InvalidEvent, ReservedEvent."""
     if type in RESERVED_TYPES:
         raise ReservedEvent("This event type is the hub's own; publish under another one.")
-    if not 1 <= len(type) <= TYPE_MAX or not type.isprintable():
-        raise InvalidEvent(f"An event type has 1 to {TYPE_MAX} printable characters.")
+    if not 1 <= len(type) <= TYPE_MAX or not acceptable(type):
+        raise InvalidEvent(f"An event type has 1 to {TYPE_MAX} characters; {REFUSED}.")
     return type
 
 

@@ -1,6 +1,6 @@
 """Topics and topic filters: where an event is published, and what a subscriber asks for.
 
-A topic is 1 to 256 printable characters in ``/``-separated segments, none of them empty: ``orders/42``. A topic
+A topic is 1 to 256 acceptable characters in ``/``-separated segments, none of them empty: ``orders/42``. A topic
 filter is a topic, or has ``*`` in place of one segment, or a final ``**`` for the rest, which may be nothing:
 ``orders/**`` matches ``orders``, ``orders/42`` and ``orders/42/items``.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from unicodedata import is_normalized
 
+from sse_app.characters import REFUSED, acceptable
 from sse_app.errors import InvalidTopic, TooManyTopics
 
 TOPIC_MAX = 256  # characters
@@ -32,9 +33,9 @@ def check_topics(topics: Iterable[str]) -> tuple[str, ...]:
 
 def _segments(text: str) -> list[str]:
     segments = text.split("/")
-    if not (0 < len(text) <= TOPIC_MAX and text.isprintable() and all(segments) and is_normalized("NFC", text)):
+    if not (0 < len(text) <= TOPIC_MAX and acceptable(text) and all(segments) and is_normalized("NFC", text)):
         raise InvalidTopic(
-            f"A topic has 1 to {TOPIC_MAX} printable characters in non-empty segments separated by /, in Unicode NFC."
+            f"A topic has 1 to {TOPIC_MAX} characters in non-empty segments separated by /, in Unicode NFC; {REFUSED}."
         )
     return segments
 

@@ -54,6 +54,15 @@ async def test_what_is_broadcast_reaches_the_subscriber_as_it_is(hub_web: Web) -
     assert (event.data, event.type, event.id) == ("héllo\n{not json", "note", answer.json()["id"])
 
 
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "👩\u200d👩\u200d👧", "10\xa0kg", "東\u3000京"], ids=ascii)
+async def test_topics_and_types_of_any_script_arrive_as_they_are(hub_web: Web, name: str) -> None:
+    async with hub_web.stream("/events", params={"topic": f"{name}/*"}) as events:
+        assert payload(await anext(events))["topics"] == [f"{name}/*"]
+        assert (await hub_web.post("x", topic=f"{name}/1", event=name)).json()["subscribers"] == 1
+        assert (await anext(events)).type == name
+    assert (await hub_web.client.get("/stats")).json()["last"]["topics"] == [f"{name}/1"]
+
+
 async def test_the_answer_names_the_position_the_subscribers_and_how_durable_it_is(hub_web: Web) -> None:
     async with hub_web.stream("/events?topic=a"), hub_web.stream("/events?topic=b"), hub_web.stream():
         top = await hub_web.hub.broker.top()
@@ -194,6 +203,8 @@ MALFORMED = [
     ("a topic with DEL", {"topic": "a\x7f"}, {}, b"x", 400, "invalid_topic"),
     ("a topic with C1", {"topic": "a\x85"}, {}, b"x", 400, "invalid_topic"),
     ("a topic with an override", {"topic": "a\u202e"}, {}, b"x", 400, "invalid_topic"),
+    ("a topic with a line separator", {"topic": "a\u2028"}, {}, b"x", 400, "invalid_topic"),
+    ("a topic with an isolate", {"topic": "a\u2066"}, {}, b"x", 400, "invalid_topic"),
     ("a topic with an empty segment", {"topic": "a//b"}, {}, b"x", 400, "invalid_topic"),
     ("a topic with a wildcard", {"topic": "a/*"}, {}, b"x", 400, "invalid_topic"),
     ("a topic with a wild rest", {"topic": "**"}, {}, b"x", 400, "invalid_topic"),
@@ -204,6 +215,8 @@ MALFORMED = [
     ("an event type with CR", {"event": "a\rdata: x"}, {}, b"x", 400, "invalid_event"),
     ("an event type with LF", {"event": "a\n\ndata: x"}, {}, b"x", 400, "invalid_event"),
     ("an event type with NUL", {"event": "a\0"}, {}, b"x", 400, "invalid_event"),
+    ("an event type with C1", {"event": "a\x85"}, {}, b"x", 400, "invalid_event"),
+    ("an event type with an override", {"event": "a\u202d"}, {}, b"x", 400, "invalid_event"),
     ("two event types", {"event": ["a", "b"]}, {}, b"x", 400, "invalid_event"),
     ("a reserved event type", {"event": "welcome"}, {}, b"x", 400, "reserved_event"),
     ("to somebody with a blank", {"to": "a b"}, {}, b"x", 400, "invalid_client"),

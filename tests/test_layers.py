@@ -14,7 +14,7 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
 FLOORS = (
-    ("errors", "stack"),
+    ("errors", "stack", "characters"),
     ("events", "topics"),
     ("publication",),
     ("config", "metrics", "notices", "brokers"),
