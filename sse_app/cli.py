@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app import __version__
+from sse_app.commands import Number, Whole
 from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
 from sse_app.commands.listen import listen
@@ -82,13 +83,15 @@ def serve(**flags: Any) -> None:
     help="connect: all at once; closed: one event at a time; burst: several POSTs at a time; rate: so many per second,"
     " come what may; slow: as rate, with some that have stopped reading.",
 )
-@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Repetitions; medians are shown.")
-@click.option("--subscribers", type=int, default=1000, show_default=True, help="Open streams.")
-@click.option("--duration", type=float, default=5.0, show_default=True, help="Seconds of publishing.")
-@click.option("--rate", type=float, default=50.0, show_default=True, help="Events per second, for rate and slow.")
-@click.option("--inflight", type=int, default=8, show_default=True, help="POSTs at a time, for burst, rate and slow.")
-@click.option("--payload", type=int, help="Bytes of data in an event. Default: 100, for slow 2,000.")
-@click.option("--slow", type=float, default=0.1, show_default=True, help="Share that does not read, for slow.")
+@click.option("--repeat", type=Whole(1), default=1, show_default=True, help="Repetitions; medians are shown.")
+@click.option("--subscribers", type=Whole(), default=1000, show_default=True, help="Open streams.")
+@click.option("--duration", type=Number(), default=5.0, show_default=True, help="Seconds of publishing.")
+@click.option("--rate", type=Number(), default=50.0, show_default=True, help="Events per second, for rate and slow.")
+@click.option(
+    "--inflight", type=Whole(), default=8, show_default=True, help="POSTs at a time, for burst, rate and slow."
+)
+@click.option("--payload", type=Whole(), help="Bytes of data in an event. Default: 100, for slow 2,000.")
+@click.option("--slow", type=Number(), default=0.1, show_default=True, help="Share that does not read, for slow.")
 @click.option("--publish-key", envvar=f"{ENV_PREFIX}PUBLISH_KEY", show_envvar=True, help="What publishing needs.")
 @click.option("--json", "as_json", is_flag=True, help="Print all runs, the medians and the ratios as JSON.")
 @click.argument("flags", nargs=-1, metavar="[-- FLAGS OF SERVE]")
@@ -156,7 +159,7 @@ def _print_tables(reports: "Sequence[Report]") -> None:
 @commands.command()
 @click.option("--publish-key", envvar=f"{ENV_PREFIX}PUBLISH_KEY", show_envvar=True, help="What publishing needs.")
 @click.option("--origin", help="Of a page that is to read the stream: https://app.example")
-@click.option("--idle", type=click.FloatRange(0, 3600), default=0, help="Watch a silent stream for so many seconds.")
+@click.option("--idle", type=Number(0, 3600), default=0, help="Watch a silent stream for so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.argument("url")
 def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, as_json: bool) -> None:

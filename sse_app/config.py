@@ -15,12 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sse_app.errors import ConfigError
+from sse_app.quantities import duration, size, truth, whole
 
 ENV_PREFIX = "SSE_APP_"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_DURATION = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
-_SIZE = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "": 1}
-_TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True)
@@ -40,26 +38,8 @@ class Setting:
         return self.expects + bounds
 
 
-def _quantity(units: Mapping[str, float]) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-        if not match or match[2] not in units:
-            raise ValueError(text)
-        return float(match[1]) * units[match[2]]
-
-    return read
-
-
-def _bytes(text: str) -> int:
-    return int(_quantity(_SIZE)(text))
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _truth(text: str) -> bool:
-    return _TRUTH[text.strip().lower()]
 
 
 def _setting(
@@ -71,15 +51,15 @@ def _setting(
 
 
 def _count(default: int | None, help: str, low: float, high: float) -> Any:
-    return _setting(default, help, int, "a whole number", low, high)
+    return _setting(default, help, whole, "a whole number", low, high)
 
 
 def _seconds(default: float, help: str, low: float, high: float) -> Any:
-    return _setting(default, help, _quantity(_DURATION), "a duration in seconds (or 500ms, 15s, 5m, 24h)", low, high)
+    return _setting(default, help, duration, "a duration in seconds (or 500ms, 15s, 5m, 24h)", low, high)
 
 
 def _size(default: int, help: str, low: float, high: float) -> Any:
-    return _setting(default, help, _bytes, "a size in bytes (or 64KiB, 1MiB)", low, high)
+    return _setting(default, help, size, "a size in bytes (or 64KiB, 1MiB)", low, high)
 
 
 def _text(default: str | None, help: str, expects: str, *, secret: bool = False) -> Any:
@@ -99,7 +79,7 @@ class Config:
     broker: str = _text(
         "memory://", "Who keeps the log.", "a URL: memory://, sqlite:///hub.db, redis://host, nats://host", secret=True
     )
-    recover: bool = _setting(False, "Set a damaged log file aside and begin a new log.", _truth, "true or false")
+    recover: bool = _setting(False, "Set a damaged log file aside and begin a new log.", truth, "true or false")
     workers: int = _count(1, "Processes; more than 1 needs a log that processes can share.", 1, 1024)
     allowed_hosts: tuple[str, ...] = _list(
         "Host names that requests may ask for, beside the loopback names and the address listened on.",
@@ -116,7 +96,7 @@ class Config:
         secret=True,
     )
     allow_open_publish: bool = _setting(
-        False, "Listen beyond loopback though anyone may publish.", _truth, "true or false"
+        False, "Listen beyond loopback though anyone may publish.", truth, "true or false"
     )
     heartbeat: float = _seconds(15.0, "Between two comments on an idle stream.", 0.1, 3600)
     retry_min: float = _seconds(2.0, "After a stream's end clients wait at least so long.", 0.001, 3600)
@@ -139,7 +119,7 @@ class Config:
         None, "Streams open at a time (default: the file-descriptor limit - 64).", 1, 10**9
     )
     idempotency_window: float = _seconds(300.0, "How long an Idempotency-Key is remembered.", 1, 7 * 86400)
-    access_log: bool = _setting(False, "Log every request.", _truth, "true or false")
+    access_log: bool = _setting(False, "Log every request.", truth, "true or false")
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -212,7 +192,7 @@ def _read(name: str, setting: Setting, given: Any) -> Any:
     text = given if isinstance(given, str) else ",".join(given)
     try:
         return setting.read(text)
-    except (ValueError, KeyError, OverflowError):
+    except ValueError:
         raise ConfigError(f"{name} is {setting.range}.") from None
 
 
@@ -221,7 +201,7 @@ def _check(name: str, setting: Setting, value: Any, default: Any) -> None:
         return
     wrong_type = isinstance(value, bool) != isinstance(default, bool)
     if setting.low != -math.inf:
-        kinds = int if setting.read in (int, _bytes) else (int, float)
+        kinds = int if setting.read in (whole, size) else (int, float)
         in_range = isinstance(value, kinds) and not wrong_type and setting.low <= value <= setting.high
     elif isinstance(default, tuple):
         in_range = isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)

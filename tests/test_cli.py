@@ -144,6 +144,28 @@ def test_an_unknown_flag_ends_the_start_with_status_2(capsys: pytest.CaptureFixt
     assert "--port" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *(("listen", option) for option in ("--last", "--count", "--retry-for")),
+        *(("publish", option) for option in ("--inflight", "--retry-for")),
+        ("stats", "--interval"),
+        *(
+            ("bench", f"--{name}")
+            for name in ("repeat", "subscribers", "duration", "rate", "inflight", "payload", "slow")
+        ),
+        *(("bench-log", option) for option in ("--repeat", "--seconds", "--payload")),
+        ("doctor", "--idle"),
+    ],
+)
+@pytest.mark.parametrize("text", ["１", "1_0", "+1", " 1", "1e0"], ids=ascii)
+def test_an_option_that_is_a_number_is_written_in_plain_digits(
+    capsys: pytest.CaptureFixture[str], command: str, option: str, text: str
+) -> None:
+    assert in_process(command, option, text, "x") == 2
+    assert f"'{option}': {text!r} is not a number in plain digits" in capsys.readouterr().err
+
+
 def test_a_port_in_use_ends_the_start_with_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -156,6 +156,14 @@ def test_a_bad_value_is_answered_with_one_line_that_names_its_setting(name: str,
     assert by_flag.startswith(name)
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("text", ["١٥", "１５", "1_5", "+15", "1e1", " 15", "15 ", "15\n", "15 s"], ids=ascii)
+def test_a_number_is_written_in_plain_digits(name: str, text: str) -> None:
+    """``int`` and ``float`` would take each of these."""
+    by_flag, by_variable = refusal({name: text}), refusal({}, {variable(name): text})
+    assert by_flag == by_variable == f"{name} is {Config.settings()[name].range}."
+
+
 def test_there_are_at_least_40_bad_values_and_all_kinds_of_settings_among_them() -> None:
     assert len(BAD) >= 40
     assert {name for name, _ in BAD} >= set(NUMBERS) - {"history_bytes"}

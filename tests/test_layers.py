@@ -14,7 +14,7 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
 FLOORS = (
-    ("errors", "stack", "characters"),
+    ("errors", "characters", "quantities", "stack"),
     ("events", "topics"),
     ("publication",),
     ("config", "metrics", "notices", "brokers"),

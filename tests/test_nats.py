@@ -128,6 +128,8 @@ def test_a_url_says_where_the_log_is(url: str, expected: Place) -> None:
         "nats://:s3cret@host/" + "x" * 65,
         "nats://:s3cret@host/hub?replicas=0",
         "nats://:s3cret@host/hub?replicas=x",
+        "nats://:s3cret@host/hub?replicas=３",
+        "nats://:s3cret@host/hub?replicas=%203",
         "nats://:s3cret@host/hub?no_such_option=1",
         "nats://:s3cret@host/hub?a&b",
         "nats://:s3cret@[host/hub",

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sse_app.errors import ClientError, InvalidURL, Refused, Unreachable
+from sse_app.quantities import number, whole
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -24,6 +25,37 @@ class Exit(IntEnum):
     REFUSED = 3
     UNREACHABLE = 4
     INTERRUPTED = 130  # as shells say it of SIGINT
+
+
+class Whole(click.IntRange):
+    """An option's whole number, in ASCII digits: click's own reads what ``int`` reads."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(_read(self, whole, value, param, ctx), param, ctx)
+
+
+class Number(click.FloatRange):
+    """An option's number, in ASCII digits with or without a point: click's own reads what ``float`` reads."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(_read(self, number, value, param, ctx), param, ctx)
+
+
+def _read(
+    kind: Whole | Number,
+    read: Callable[[str], float],
+    value: Any,
+    param: click.Parameter | None,
+    ctx: click.Context | None,
+) -> Any:
+    if not isinstance(value, str):
+        return value  # the default
+    try:
+        return read(value)
+    except ValueError:
+        kind.fail(
+            f"{value!r} is not a number in plain digits, such as {8 if isinstance(kind, Whole) else 2.5}.", param, ctx
+        )
 
 
 url_option = click.option(

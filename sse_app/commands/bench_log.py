@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from sse_app.brokers import Broker, open_broker
+from sse_app.commands import Number, Whole
 from sse_app.errors import BenchRefused, BrokerError, ConfigError
 from sse_app.events import Event
 
@@ -32,9 +33,9 @@ class Figures:
 
 
 @click.command("bench-log")
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians are shown.")
-@click.option("--seconds", type=click.FloatRange(0.01, 60), default=1.0, show_default=True, help="For each rate.")
-@click.option("--payload", type=click.IntRange(1, 2**20), default=100, show_default=True, help="Bytes of an event.")
+@click.option("--repeat", type=Whole(1), default=3, show_default=True, help="Repetitions; medians are shown.")
+@click.option("--seconds", type=Number(0.01, 60), default=1.0, show_default=True, help="For each rate.")
+@click.option("--payload", type=Whole(1, 2**20), default=100, show_default=True, help="Bytes of an event.")
 @click.option("--used", is_flag=True, help="Also a log that holds something, which this pushes out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the medians as JSON.")
 @click.argument("urls", nargs=-1, required=True, metavar="BROKER...")

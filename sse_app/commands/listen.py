@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sse_app.commands import Exit, printable, run, url_option, while_somebody_reads
+from sse_app.commands import Exit, Number, Whole, printable, run, url_option, while_somebody_reads
 from sse_app.errors import Gap
 from sse_app.events import Event, encode
 
@@ -21,12 +21,12 @@ Show = Callable[[Event], None]
 @click.command()
 @click.argument("topics", nargs=-1, metavar="[TOPIC]...")
 @url_option
-@click.option("--last", type=click.IntRange(0), metavar="N", help="First the newest N that match.")
+@click.option("--last", type=Whole(0), metavar="N", help="First the newest N that match.")
 @click.option("--since", metavar="TIME", help="First what was published since a time, or so long ago: 15m, 2h, 1d.")
 @click.option("--last-event-id", default="", metavar="ID", help="Go on behind this one.")
 @click.option("--client", "name", metavar="NAME", help="The name of this client to the hub. Default: one is made.")
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N events.")
-@click.option("--retry-for", type=click.FloatRange(0), metavar="SECONDS", help="Give up after so long without a hub.")
+@click.option("--count", type=Whole(1), metavar="N", help="End after N events.")
+@click.option("--retry-for", type=Number(0), metavar="SECONDS", help="Give up after so long without a hub.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line: id, event, data.")
 def listen(topics: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Print events as they come, and go on by itself when the connection or the hub goes away.

@@ -15,7 +15,7 @@ from urllib.request import getproxies
 
 import click
 
-from sse_app.commands import Exit, run, url_option
+from sse_app.commands import Exit, Number, Whole, run, url_option
 from sse_app.errors import ClientError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ REFRESH = 0.1  # seconds
 @click.option("--publish-key", envvar="SSE_APP_PUBLISH_KEY", show_envvar=True, help="What the hub asks publishers for.")
 @click.option(
     "--inflight",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=1,
     show_default=True,
     metavar="N",
@@ -50,7 +50,7 @@ REFRESH = 0.1  # seconds
 )
 @click.option(
     "--retry-for",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

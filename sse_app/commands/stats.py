@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sse_app.commands import Exit, printable, run, url_option
+from sse_app.commands import Exit, Number, printable, run, url_option
 from sse_app.errors import Unreachable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ FILTERS = 10  # sets of topic filters shown
 @click.option("--watch", is_flag=True, help="Go on, until Ctrl+C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from sse_app.errors import ConfigError
+from sse_app.quantities import whole
 
 FORM = (
     "broker: a URL of NATS is nats://host:4222/name, with a name of 1 to 64 characters of A-Z a-z 0-9 _ - and the "
@@ -38,7 +39,7 @@ def parse(url: str) -> Place:
         userinfo, _, hosts = parts.netloc.rpartition("@")
         servers = [_server(host) for host in hosts.split(",")]
         name = parts.path.removeprefix("/") or "hub"
-        replicas = int(options.get("replicas", "1"))
+        replicas = whole(options.get("replicas", "1"))
     except ValueError:
         raise ConfigError(FORM) from None
     if options.keys() - OPTIONS or not 1 <= replicas <= 5 or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):

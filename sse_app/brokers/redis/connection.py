@@ -4,12 +4,12 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -17,6 +17,7 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, Red
 
 from sse_app.brokers import Durability
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
+from sse_app.quantities import number, whole
 
 logger = logging.getLogger("sse_app")
 
@@ -27,6 +28,8 @@ SENTINEL_PORT = 26379
 # Parameters of a URL that redis-py must not see. Time is measured here: with a socket_timeout it calls
 # asyncio.wait_for, which up to Python 3.11 may swallow a cancellation, and makes a task for every command.
 OURS = ("prefix", "protocol", "decode_responses", "max_connections", "socket_timeout", "socket_connect_timeout")
+
+PLAIN: Mapping[object, Callable[[str], float]] = {int: whole, float: number}  # how a parameter's number may be written
 
 # What redis-py raises when a connection is gone, or speaks nonsense.
 FAILURES = (RedisError, OSError, EOFError, ValueError)
@@ -149,10 +152,23 @@ def split_url(url: str) -> tuple[str, str | None]:
     try:
         parts = urlsplit(url)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        _check_numbers(parts, query)
     except ValueError:
         raise ConfigError("broker: not a URL of a Redis server.") from None
     rest = urlencode([(name, value) for name, value in query if name not in OURS])
     return parts._replace(query=rest).geturl(), dict(query).get("prefix")
+
+
+def _check_numbers(parts: SplitResult, query: Sequence[tuple[str, str]]) -> None:
+    """redis-py reads its numbers with ``int`` and ``float``, and takes a database that is none for the first one."""
+    for name, value in query:
+        if (read := PLAIN.get(URL_QUERY_ARGUMENT_PARSERS.get(name))) is not None:
+            read(value)
+    database = "" if parts.scheme == "unix" else unquote(parts.path).removeprefix("/")
+    if parts.scheme == "redis+sentinel":
+        database = database.partition("/")[2]
+    if database:
+        whole(database)
 
 
 def connections(url: str, greet: Greet) -> ConnectionPool:
