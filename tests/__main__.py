@@ -1,5 +1,6 @@
-"""`python3 -m tests [pytest arguments]`: the test suite, from nothing.
+"""`python3 -m tests [--no-install] [pytest arguments]`: the test suite, from nothing.
 
+Packages go into `.venv`; what pip does not have, root on Debian gets with apt-get, unless `--no-install` is given.
 `python3 -m tests --lint` checks style and types instead.
 """
 
@@ -27,6 +28,7 @@ DEBIAN_PACKAGES = (
     "redis-server",
     "strace",
 )
+NO_INSTALL = "--no-install"
 # What Debian's tools ask before they start a service: 101 is no, 0 yes (invoke-rc.d(8), deb-systemd-invoke(1p)).
 POLICY = Path("/usr/sbin/policy-rc.d")
 OURS = "Made by the tests of sse-app while they install packages; safe to remove."
@@ -39,19 +41,25 @@ def main() -> None:
     if sys.argv[1:] == ["--lint"]:
         failures = [subprocess.run([sys.executable, "-m", *linter]).returncode for linter in LINTERS]
         sys.exit(any(failures))
-    install_debian_packages()
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])
+    install_debian_packages(allowed=NO_INSTALL not in sys.argv)
+    arguments = [argument for argument in sys.argv[1:] if argument != NO_INSTALL]
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
 
 
-def install_debian_packages() -> None:
+def install_debian_packages(*, allowed: bool = True) -> None:
     """Get what the tests need and pip does not have, where we may; else say loudly what will be skipped."""
     missing = missing_debian_packages()
     if not missing:
         return
-    if os.geteuid() != 0 or not shutil.which("apt-get") or os.environ.get(OPT_OUT) == "1":
+    if not allowed or os.environ.get(OPT_OUT) == "1":
+        reason = f"not installed, as {NO_INSTALL if not allowed else f'{OPT_OUT}=1'} asks"
+    elif os.geteuid() != 0 or not shutil.which("apt-get"):
         reason = "installing them takes root and apt-get"
     else:
-        say(f"installing {' '.join(missing)} with apt-get, once")
+        say(
+            f"installing {' '.join(missing)} with apt-get, once; {POLICY} keeps their services from starting meanwhile"
+            f" ({NO_INSTALL} keeps me from both)"
+        )
         with no_service_started():
             reason = apt_get("update") or apt_get("install", "--yes", "--no-install-recommends", *missing)
     if reason:
@@ -63,11 +71,11 @@ def install_debian_packages() -> None:
 def no_service_started() -> Iterator[None]:
     """The tests start their servers themselves: a package may not put one on port 80, or whatever its port is.
 
-    The machine's own policy stands if it has one. Ours says no as long as this process lives, so that a killed one
-    forbids nothing afterwards.
+    The machine's own policy stands if it has one: it is neither written to nor moved. Ours says no as long as this
+    process lives, so that a killed one forbids nothing afterwards.
     """
     policy = f"#!/bin/sh\n# {OURS}\nkill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n"
-    if POLICY.exists() and OURS not in POLICY.read_text(errors="replace"):
+    if os.path.lexists(POLICY) and not _policy_is_ours():  # a link that leads nowhere is somebody's too
         yield
         return
     POLICY.write_text(policy)
@@ -75,7 +83,12 @@ def no_service_started() -> Iterator[None]:
     try:
         yield
     finally:
-        POLICY.unlink(missing_ok=True)
+        if _policy_is_ours():  # a package may have brought one meanwhile
+            POLICY.unlink()
+
+
+def _policy_is_ours() -> bool:
+    return POLICY.is_file() and not POLICY.is_symlink() and OURS in POLICY.read_text(errors="replace")
 
 
 def missing_debian_packages() -> list[str]:

@@ -286,6 +286,9 @@ def test_root_on_debian_gets_what_is_missing(debian: Path, capfd: pytest.Capture
     output = capfd.readouterr().err
     assert "busy" not in output
     assert "SKIPPED" not in output
+    first = output.splitlines()[0]
+    for said in (*tests_command.DEBIAN_PACKAGES, "apt-get", str(tests_command.POLICY), "--no-install"):
+        assert said in first
 
 
 def test_failing_apt_is_shown_and_what_follows_from_it(
@@ -313,9 +316,26 @@ def test_no_service_is_started_by_what_is_installed(
 
 def test_the_machines_own_policy_is_left_alone(debian: Path) -> None:
     tests_command.POLICY.write_text("#!/bin/sh\nexit 104\n")
-    tests_command.POLICY.chmod(0o755)
+    tests_command.POLICY.chmod(0o750)
+    before = tests_command.POLICY.stat()
     tests_command.install_debian_packages()
     assert debian.with_suffix(".policy").read_text().split() == ["104", "104"]
+    assert tests_command.POLICY.read_text() == "#!/bin/sh\nexit 104\n"
+    after = tests_command.POLICY.stat()
+    assert (after.st_mode, after.st_ino, after.st_mtime_ns) == (before.st_mode, before.st_ino, before.st_mtime_ns)
+
+
+def test_a_policy_that_is_a_link_to_nothing_is_left_alone(debian: Path) -> None:
+    target = debian.with_name("alternatives")
+    tests_command.POLICY.symlink_to(target)
+    tests_command.install_debian_packages()
+    assert tests_command.POLICY.readlink() == target
+    assert not target.exists()
+
+
+def test_a_policy_that_a_package_brings_stays(debian: Path) -> None:
+    with tests_command.no_service_started():
+        tests_command.POLICY.write_text("#!/bin/sh\nexit 104\n")
     assert tests_command.POLICY.read_text() == "#!/bin/sh\nexit 104\n"
 
 
@@ -335,8 +355,37 @@ def test_who_is_not_root_is_told(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     tests_command.install_debian_packages()
-    assert "WILL BE SKIPPED" in capfd.readouterr().err
+    output = capfd.readouterr().err
+    assert "root and apt-get" in output
+    assert "WILL BE SKIPPED" in output
     assert not debian.exists()
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """`python3 -m tests` with these arguments; returns what it goes on as."""
+    became: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["tests", *arguments])
+    monkeypatch.setattr(tests_command, "bootstrap", lambda extras: None)
+    monkeypatch.setattr(os, "execv", lambda python, command: became.extend(command))
+    tests_command.main()
+    return became
+
+
+def test_who_asks_for_no_installation_gets_none_and_is_told_what_is_skipped(
+    debian: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became = run_main(monkeypatch, "--no-install", "-q", "tests/test_topics.py")
+    assert became == [sys.executable, "-m", "pytest", "-q", "tests/test_topics.py"]
+    assert not debian.exists()
+    assert not tests_command.POLICY.exists()
+    output = capfd.readouterr().err
+    assert "as --no-install asks" in output
+    assert "WILL BE SKIPPED" in output
+
+
+def test_who_does_not_ask_for_it_gets_the_packages(debian: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_main(monkeypatch, "-q")[-2:] == ["pytest", "-q"]
+    assert len(debian.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(("ci", "status"), [("true", 1), ("", 0)])
