@@ -1,6 +1,7 @@
 """Fixtures and rules for every test."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,17 @@ def plain_surroundings() -> Iterator[None]:
         for name in (*proxies, "FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible_children() -> Iterator[None]:
+    """A shell without job control starts what it puts in the background with SIGINT ignored, and whatever that starts
+    inherits it. A handler that does nothing ignores it as well, and children begin with the default (execve(2))."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -396,3 +396,18 @@ def test_skip_fails_in_ci_only(tmp_path: Path, ci: str, status: int) -> None:
     done = subprocess.run(command, env=environment, cwd=tests_command.CHECKOUT, capture_output=True, text=True)
     assert done.returncode == status, done.stdout
     assert ("a failure in CI" in done.stdout) == bool(ci)
+
+
+def test_tests_in_the_background_of_a_script_can_interrupt_their_children(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import signal, subprocess, sys\n\n\n"
+        "def test_it():\n"
+        "    signal.raise_signal(signal.SIGINT)  # a script's Ctrl+C is not for what it put in the background\n"
+        "    child = 'import signal; signal.raise_signal(signal.SIGINT)'\n"
+        "    done = subprocess.run([sys.executable, '-c', child], stderr=subprocess.DEVNULL)\n"
+        "    assert done.returncode == -signal.SIGINT\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--rootdir", str(tmp_path), str(tmp_path)]
+    in_the_background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+    done = subprocess.run(in_the_background, cwd=tests_command.CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
