@@ -25,10 +25,8 @@ from sse_app.errors import (
     InvalidClient,
     InvalidEvent,
     InvalidIdempotencyKey,
-    InvalidJSON,
     InvalidSince,
     InvalidUTF8,
-    TooDeep,
     TooLarge,
     TooSlow,
     Unauthorized,
@@ -37,13 +35,13 @@ from sse_app.errors import (
     UnsupportedType,
 )
 from sse_app.hub import Hub
+from sse_app.payload import check_json
 from sse_app.publication import check_client
 from sse_app.stream import EventStream
 from sse_app.topics import TopicFilter
 
 EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "client")
 BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
-JSON_DEPTH = 64
 LAST_MAX = 1_000_000
 VERSIONS = {name: version(name) for name in ("sse-app", "starlette", "sse-starlette", "uvicorn")}
 
@@ -139,7 +137,7 @@ class Endpoints:
         except UnicodeDecodeError:
             raise InvalidUTF8("The body is not valid UTF-8 text.") from None
         if type == "application/json" or type.endswith("+json"):
-            _check_json(body)
+            check_json(body)
         return text
 
     async def _body(self, request: Request) -> bytes:
@@ -275,23 +273,3 @@ def _content_type(request: Request) -> tuple[str, str]:
     header = Message()
     header["content-type"] = request.headers.get("content-type", "text/plain")
     return header.get_content_type(), str(header.get_content_charset("utf-8"))
-
-
-def _check_json(body: bytes) -> None:
-    try:
-        value = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        raise InvalidJSON("The body is not valid JSON, which its Content-Type says it is.") from None
-    except RecursionError:
-        raise TooDeep(f"JSON is nested at most {JSON_DEPTH} deep.") from None
-    level = [value]
-    for _ in range(JSON_DEPTH):
-        level = [child for item in level if isinstance(item, dict | list) for child in _children(item)]
-        if not level:
-            return
-    if any(isinstance(item, dict | list) for item in level):
-        raise TooDeep(f"JSON is nested at most {JSON_DEPTH} deep.")
-
-
-def _children(value: dict[str, object] | list[object]) -> Collection[object]:
-    return value.values() if isinstance(value, dict) else value

@@ -17,7 +17,7 @@ FLOORS = (
     ("errors", "characters", "quantities", "stack"),
     ("events", "topics"),
     ("publication",),
-    ("config", "metrics", "notices", "brokers"),
+    ("config", "metrics", "notices", "payload", "brokers"),
     ("brokers.tail", "brokers.recent"),
     ("brokers.memory", "brokers.sqlite.watermark", "brokers.sqlite.nodes"),
     ("brokers.redis.connection", "brokers.redis.entries"),
