@@ -1,4 +1,5 @@
 import hmac
+import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -195,6 +196,10 @@ MALFORMED = [
     ("text that is not UTF-8", {}, {}, b"caf\xe9", 400, "invalid_utf8"),
     ("JSON 65 deep", {}, JSON, DEEP, 400, "too_deep"),
     ("JSON 65 deep in objects", {}, JSON, b'{"a":' * 65 + b"1" + b"}" * 65, 400, "too_deep"),
+    ("JSON 65 deep under a name that comes twice", {}, JSON, b'{"a":' + DEEP[1:-1] + b',"a":1}', 400, "too_deep"),
+    ("JSON 65 deep between strings", {}, JSON, b'["]\\"]",' * 65 + b"1" + b"]" * 65, 400, "too_deep"),
+    ("JSON 65 deep and a lone surrogate", {}, JSON, b'["\\ud800",' + DEEP[1:-1] + b"]", 400, "too_deep"),
+    ("JSON 20,000 deep and a lone surrogate", {}, JSON, b'["\\ud800",' + b"[" * 20_000, 400, "too_deep"),
     ("JSON 20,000 deep", {}, JSON, b"[" * 20_000 + b"]" * 20_000, 400, "too_deep"),
     ("an empty topic", {"topic": ""}, {}, b"x", 400, "invalid_topic"),
     ("a topic of 257 characters", {"topic": "t" * 257}, {}, b"x", 400, "invalid_topic"),
@@ -320,13 +325,17 @@ def test_no_query_type_or_body_is_a_server_error(query: bytes, type: str, body: 
 # Poison
 
 POISON = [
-    ("a lone surrogate escape", JSON, b'{"a": "\\ud800"}', 400),
-    ("a surrogate in the wrong order", JSON, b'"\\udc00\\ud800"', 400),
+    ("a lone surrogate escape", JSON, b'{"a": "\\ud800"}', 200),
+    ("half a pair at the end", JSON, b'"\\ud83d"', 200),
+    ("a surrogate in the wrong order", JSON, b'"\\udc00\\ud800"', 200),
     ("a lone surrogate in bytes", {}, b"\xed\xa0\x80", 400),
     ("NaN as JSON", JSON, b"[NaN]", 400),
     ("NaN as text", {}, b"NaN", 200),
-    ("a huge integer", JSON, b"9" * 10_000, 400),
-    ("a huge exponent", JSON, b"1e999999", 400),
+    ("a huge integer", JSON, b"9" * 10_000, 200),
+    ("a huge exponent", JSON, b"-1e999999", 200),
+    ("the smallest exponent too large for a double", JSON, b"[1e309]", 200),
+    ("a huge integer and NaN", JSON, b"[" + b"9" * 5000 + b", NaN]", 400),
+    ("a huge exponent and trailing junk", JSON, b"1e309 x", 400),
     ("invalid UTF-8", {}, b"\xff\xfe\x00", 400),
     ("an overlong NUL", {}, b"\xc0\x80", 400),
     ("NUL in text", {}, b"a\0b", 200),
@@ -348,6 +357,42 @@ async def test_no_poison_hurts_a_subscriber_and_the_next_event_reaches_all_100(h
         for events in streams:
             assert [(await anext(events)).data for _ in range(len(taken) + 1)] == [*taken, "next"]
     assert set(hub_web.hub.totals.closed) <= {"gone"}
+
+
+# What RFC 8259 does not allow, some of which a lenient parser takes.
+NO_JSON = [
+    "NaN", "Infinity", "-Infinity", "1.", ".5", "+1", "01", "-", "1e", "0x1", "1_0", "٣", "'a'", "nul", "True", "[1,]",
+    "[1 2]", "{1:2}", '{"a":1,}', '{"a"}', "//c\n1", "1 2", "\f1", "\xa01", "\ufeff1", '"\t"', '"\n"', '"\x00"',
+    '"\\x"', '"\\u12"', '"\\u12g4"', '"\\u+123"', '"\\U00000041"', '"a',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("beside", ["{}", '["\\ud800", {}]', "[1e309, {}]"], ids=["alone", "half a pair", "no double"])
+@pytest.mark.parametrize("text", NO_JSON, ids=ascii)
+async def test_what_is_no_json_is_refused_also_beside_what_needs_a_second_look(
+    hub_web: Web, beside: str, text: str
+) -> None:
+    answer = await hub_web.client.post("/broadcast", content=beside.format(text), headers=JSON)
+    assert code_of(answer) == (400, "invalid_json")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.text(st.characters(), max_size=9),
+        lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=4), children, max_size=4),
+    ),
+    st.sampled_from(["%s", "[%s, 1e400]", '["\\udead", %s]', " %s\r\n\t", "[-0.0e-999, %s]"]),
+)
+def test_any_json_is_passed_on_as_it_is(value: Any, around: str) -> None:
+    async def check() -> tuple[str, Event]:
+        text = around % json.dumps(value)
+        async with web() as hub_web, hub_web.stream("/events") as events:
+            await anext(events)
+            assert (await hub_web.client.post("/broadcast", content=text, headers=JSON)).status_code == 200
+            return text, await anext(events)
+
+    text, event = run_virtual(check())
+    assert event.data == text.replace("\r\n", "\n")
 
 
 async def post_poison(hub_web: Web) -> list[str]:
