@@ -7,11 +7,12 @@ import { byId, showText } from "./element.js";
 import { Latency } from "./latency.js";
 import { Log } from "./log.js";
 import { gapRow, systemRow } from "./row.js";
+import { addressOf } from "./sse-app.js";
 import { Overview, Poll } from "./stats.js";
 import { Status } from "./status.js";
 
 // The page takes two of the stream's own parameters: topic, kept for a reload, and last_event_id, used once.
-const page = new URL(location.href);
+const page = addressOf(location.href);
 const status = new Status();
 const log = new Log();
 const latency = new Latency();
@@ -76,11 +77,11 @@ function rename(name) {
 }
 
 function remember(topics) {
-  const url = new URL(location.href);
+  const url = addressOf(location.href);
   url.searchParams.delete("last_event_id");
   url.searchParams.delete("topic");
   for (const topic of topics) url.searchParams.append("topic", topic);
-  history.replaceState(null, "", url);
+  history.replaceState(null, "", url.pathname + url.search); // with whatever user and password the page's URL has
 }
 
 byId("connect").addEventListener("click", () => {

@@ -1,5 +1,6 @@
 /** The publishing request: sent from here, or shown as the curl command that sends the same. */
 import { isJson } from "./json.js";
+import { addressOf } from "./sse-app.js";
 import { recall, remember } from "./storage.js";
 
 const TIMEOUT = 15_000; // ms
@@ -19,7 +20,7 @@ export const publishKey = {
 
 /** What to send for { topic, type, body, to, exclude }: the URL, the content type and the body as it is. */
 export function requestFor({ topic, type, body, to, exclude }) {
-  const url = new URL("broadcast", document.baseURI);
+  const url = addressOf("broadcast");
   if (topic) url.searchParams.set("topic", topic);
   if (type && type !== "message") url.searchParams.set("event", type);
   if (to) url.searchParams.set("to", to);

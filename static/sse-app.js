@@ -67,6 +67,18 @@ export function connect(url, options = {}) {
 }
 
 /**
+ * An absolute URL, without a user and a password: fetch and the page's history refuse one that has them, as every
+ * relative URL has on a page that was opened with them. The browser sends them by itself.
+ *
+ * @param {string | URL} url against the page's
+ */
+export function addressOf(url) {
+  const address = new URL(url, document.baseURI);
+  address.username = address.password = "";
+  return address;
+}
+
+/**
  * What `connect` returns. Its events are those of an EventSource, of every type, and those of the hub itself: `welcome`
  * at the begin of every connection, `gap` where something was missed, `bye` before a planned end. `open` is dispatched
  * when it is connected, `error` when it lost that or could not be; then `state` says when it tries again.
@@ -108,7 +120,7 @@ export class Stream extends EventTarget {
    */
   constructor(url, options) {
     super();
-    const address = new URL(url, document.baseURI);
+    const address = addressOf(url);
     const query = address.searchParams;
     const topics = new Set([...query.getAll("topic"), ...(options.topics ?? [])]);
     query.delete("topic");

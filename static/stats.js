@@ -2,6 +2,7 @@
 import { PING } from "./connection.js";
 import { byId, element } from "./element.js";
 import { isAfter } from "./position.js";
+import { addressOf } from "./sse-app.js";
 
 const EVERY = 2000; // ms
 const SOON = 150; // ms; one look for a burst of events
@@ -49,7 +50,7 @@ export class Poll {
 
   async #look() {
     try {
-      const answer = await fetch(new URL("stats", document.baseURI), { signal: AbortSignal.timeout(TIMEOUT) });
+      const answer = await fetch(addressOf("stats"), { signal: AbortSignal.timeout(TIMEOUT) });
       if (answer.ok) this.show(await answer.json());
     } catch {
       // The connection's state says that the hub cannot be reached.
