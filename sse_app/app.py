@@ -29,6 +29,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.BadInput: (400, "bad_input"),
     errors.InvalidEvent: (400, "invalid_event"),
     errors.ReservedEvent: (400, "reserved_event"),
+    errors.InvalidData: (400, "invalid_data"),
     errors.InvalidTopic: (400, "invalid_topic"),
     errors.TooManyTopics: (400, "too_many_topics"),
     errors.InvalidClient: (400, "invalid_client"),
@@ -129,6 +130,7 @@ class Hub(hub.Hub):
             retry=(config.retry_min, config.retry_max),
             max_subscribers=config.max_subscribers,
             drain=config.drain,
+            body_max=config.body_max,
         )
         self.config = config
 

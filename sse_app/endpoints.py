@@ -27,7 +27,6 @@ from sse_app.errors import (
     InvalidIdempotencyKey,
     InvalidSince,
     InvalidUTF8,
-    TooLarge,
     TooSlow,
     Unauthorized,
     UnknownParameter,
@@ -35,7 +34,7 @@ from sse_app.errors import (
     UnsupportedType,
 )
 from sse_app.hub import Hub
-from sse_app.payload import check_json
+from sse_app.payload import check_json, too_large
 from sse_app.publication import check_client
 from sse_app.stream import EventStream
 from sse_app.topics import TopicFilter
@@ -141,19 +140,18 @@ class Endpoints:
         return text
 
     async def _body(self, request: Request) -> bytes:
-        too_large = TooLarge(f"The data of a publication has at most {self._body_max} bytes (body_max).")
         declared = request.headers.get("content-length", "0")
         if not re.fullmatch("[0-9]{1,18}", declared):
             raise InvalidBody("Content-Length is not a number of bytes.")
         if int(declared) > self._body_max:
-            raise too_large
+            raise too_large(self._body_max)
         body = bytearray()
         try:
             async with asyncio.timeout(self._body_deadline):
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > self._body_max:
-                        raise too_large
+                        raise too_large(self._body_max)
         except TimeoutError:
             raise TooSlow("The body did not arrive in time (head_deadline).") from None
         except ClientDisconnect:

@@ -3,7 +3,8 @@
     SSEAppError
     ├── BadInput (ValueError)          the caller's mistake: an HTTP 4xx
     │   ├── InvalidEvent               an event type or field that cannot go on the wire
-    │   │   └── ReservedEvent          a type that only the hub itself may send
+    │   │   ├── ReservedEvent          a type that only the hub itself may send
+    │   │   └── InvalidData            an object that is no text and has no form in JSON
     │   ├── InvalidTopic               a topic or topic filter against the rules
     │   │   └── TooManyTopics
     │   ├── InvalidClient              a client name against the rules
@@ -65,6 +66,10 @@ class InvalidEvent(BadInput):
 
 
 class ReservedEvent(InvalidEvent):
+    pass
+
+
+class InvalidData(InvalidEvent):
     pass
 
 

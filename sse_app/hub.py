@@ -107,7 +107,8 @@ class Hub:
 
     ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
     ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
-    ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take.
+    ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take;
+    the data of a publication has ``body_max`` bytes at most.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Hub:
         retry: tuple[float, float] = (2.0, 5.0),
         max_subscribers: int = 100_000,
         drain: float = 10.0,
+        body_max: int = 256 * 1024,
     ) -> None:
         self.broker = broker
         self.totals = Totals()
@@ -130,6 +132,7 @@ class Hub:
         self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
         self._max_subscribers = max_subscribers
         self.drain_window = drain
+        self._body_max = body_max
         self._groups: dict[TopicFilter, Group] = {}
         self._index: TopicIndex[Group] = TopicIndex()
         self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
@@ -215,12 +218,13 @@ class Hub:
     ) -> Receipt:
         """Publish to every subscriber, or on one or several topics to those whose filter matches.
 
-        ``data`` goes out as it is when it is a str, else as JSON. ``to`` and ``exclude`` name clients. With the same
-        ``key`` and publication again within the idempotency window nothing is published, and the answer is the same.
+        ``data`` goes out as it is when it is a str, else as JSON (``sse_app.payload``). ``to`` and ``exclude`` name
+        clients. With the same ``key`` and publication again within the idempotency window nothing is published, and
+        the answer is the same.
         Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
         """
         self.check_started()
-        draft = compose(data, topic, event, to, exclude)
+        draft = compose(data, topic, event, to, exclude, body_max=self._body_max)
         before = self._delivered
         position = await self.broker.publish(draft.event, draft.topics, to=draft.to, exclude=draft.exclude, key=key)
         if key is not None and (known := self._receipts.get(key)) and known[0] == position:

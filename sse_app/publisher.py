@@ -16,12 +16,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import msgspec
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from sse_app.brokers import open_broker
-from sse_app.errors import ConfigError, InvalidEvent
+from sse_app.errors import ConfigError
 from sse_app.events import Event, check_type
+from sse_app.payload import encode_data
 from sse_app.publication import Position, check_clients
 from sse_app.topics import check_topics
 
@@ -41,20 +41,13 @@ def compose(
     event: str = "message",
     to: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
+    *,
+    body_max: int | None = None,
 ) -> Draft:
     """What a publisher gave, checked. Raises BadInput."""
     topics = check_topics(_several(topic))
     clients = check_clients(_several(to)), check_clients(_several(exclude))
-    return Draft(Event(_text(data), check_type(event)), topics, *clients)
-
-
-def _text(data: object) -> str:
-    if isinstance(data, str):
-        return data
-    try:
-        return msgspec.json.encode(data).decode()
-    except UnicodeEncodeError:
-        raise InvalidEvent("The data holds a lone surrogate, which UTF-8 cannot carry.") from None
+    return Draft(Event(encode_data(data, body_max), check_type(event)), topics, *clients)
 
 
 def _several(names: str | Iterable[str]) -> Iterable[str]:
@@ -62,15 +55,17 @@ def _several(names: str | Iterable[str]) -> Iterable[str]:
 
 
 class AsyncPublisher:
-    """Publishes to the log at a broker URL. ``settings`` are those of its broker; give the same as to the hub.
+    """Publishes to the log at a broker URL. ``settings`` are those of its broker, and ``body_max`` bytes is how much
+    data a publication may have; give the same as to the hub.
 
     Raises ConfigError for a URL of no broker, or of a log that lives in one process.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
+    def __init__(self, url: str, *, body_max: int = 256 * 1024, **settings: Any) -> None:
         if url.lower().startswith("memory:"):
             raise ConfigError("memory:// lives in the hub's own process; publish with its hub.publish() or over HTTP.")
         self._broker = open_broker(url, **settings)
+        self._body_max = body_max
 
     async def __aenter__(self) -> Self:
         await self._broker.__aenter__()
@@ -95,7 +90,7 @@ class AsyncPublisher:
 
         Raises BadInput, BrokerError.
         """
-        draft = compose(data, topic, event, to, exclude)
+        draft = compose(data, topic, event, to, exclude, body_max=self._body_max)
         return await self._broker.publish(draft.event, draft.topics, to=draft.to, exclude=draft.exclude, key=key)
 
 

@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route
 import sse_app
 from sse_app.app import ANSWERS, Hub
 from sse_app.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS, LAST_MAX
-from sse_app.errors import BadInput, Unavailable
+from sse_app.errors import BadInput, InvalidData, Unavailable
 from sse_app.events import RESERVED_TYPES, TYPE_MAX
 from sse_app.notices import GapReason
 from sse_app.protocol import REFUSALS
@@ -24,7 +24,7 @@ from tests.web import PROBLEM, web
 DOCUMENT: dict[str, Any] = json.loads(Path(sse_app.__file__).with_name("openapi.json").read_text())
 ERRORS_OF_STARLETTE = {(404, "not_found"), (405, "method_not_allowed"), (500, "internal_error")}
 # Parents that nothing raises; an Unavailable may come from a broker.
-NEVER_RAISED = {BadInput}
+NEVER_RAISED = {BadInput, InvalidData}  # by no request
 ROUTES = [route for route in Hub().app.routes if isinstance(route, Route)]
 
 

@@ -24,6 +24,7 @@ from sse_app.client.answers import TIMEOUT, TRANSIENT, backoff, fields, reason, 
 from sse_app.client.stream import State as State
 from sse_app.client.stream import Stream as Stream
 from sse_app.errors import Gap, InvalidURL, Refused, Unreachable
+from sse_app.payload import encode_data
 
 HEARTBEAT = 15.0  # seconds, the hub's own default
 RETRY_FOR = 60.0  # seconds; well within the 5 min for which a hub remembers an Idempotency-Key
@@ -136,10 +137,12 @@ class Client:
     ) -> Published:
         """Publish to every subscriber, or on one or several topics to those whose filter matches.
 
-        ``data`` goes out as it is when it is a str or UTF-8 bytes, else as JSON. ``to`` and ``exclude`` name clients.
+        ``data`` goes out as it is when it is a str, else as JSON (``sse_app.payload``). ``to`` and ``exclude`` name
+        clients.
         A hub that cannot be reached, or says that it cannot now, is tried again for ``retry_for`` seconds. Each attempt
         has the same Idempotency-Key, ``key`` or one that is made, so that an answer which was lost doubles nothing.
-        Returns when the log has it. Raises Refused, and Unreachable, after which it may have been published or not.
+        Returns when the log has it. Raises BadInput, Refused, and Unreachable, after which it may have been published
+        or not.
         """
         key = key or secrets.token_hex(16)
         url = _target(f"{self.url}/broadcast", _several(topic), event, _several(to), _several(exclude))
@@ -197,10 +200,8 @@ def _target(url: str, topics: tuple[str, ...], event: str, to: tuple[str, ...], 
 
 def _body(data: object) -> dict[str, Any]:
     """The data of a publication, as httpx takes it."""
-    if not isinstance(data, str | bytes):
-        return {"json": data}
-    text = data.encode() if isinstance(data, str) else data
-    return {"content": text, "headers": {"Content-Type": "text/plain; charset=utf-8"}}
+    kind = "text/plain; charset=utf-8" if isinstance(data, str) else "application/json"
+    return {"content": encode_data(data).encode(), "headers": {"Content-Type": kind}}
 
 
 def _answer(response: httpx.Response) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sse_app.errors import ClientError, InvalidURL, Refused, Unreachable
+from sse_app.errors import BadInput, ClientError, InvalidURL, Refused, Unreachable
 from sse_app.quantities import number, whole
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -79,15 +79,15 @@ def run(work: Callable[[], Coroutine[Any, Any, Exit]]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         status = Exit.INTERRUPTED
-    except ClientError as error:
+    except (ClientError, BadInput) as error:
         click.echo(f"sse-app: {error}", err=True)
         status = _status(error)
     raise SystemExit(status)
 
 
-def _status(error: ClientError) -> Exit:
+def _status(error: ClientError | BadInput) -> Exit:
     match error:
-        case InvalidURL():
+        case InvalidURL() | BadInput():
             return Exit.USAGE
         case Refused():
             return Exit.REFUSED

@@ -16,7 +16,7 @@ from urllib.request import getproxies
 import click
 
 from sse_app.commands import Exit, Number, Whole, run, url_option
-from sse_app.errors import ClientError
+from sse_app.errors import BadInput, ClientError, InvalidUTF8
 
 if TYPE_CHECKING:
     from sse_app.client import Published
@@ -122,8 +122,8 @@ class _Lines:
                 return
             number, line = numbered
             try:
-                published = await self._publish(line, key=f"{self._key}-{number}")
-            except ClientError:
+                published = await self._publish(_text(line), key=f"{self._key}-{number}")
+            except (ClientError, BadInput):
                 again = f"the same lines again with --idempotency-key {self._key} publish what is missing"
                 click.echo(f"sse-app: stopped at line {number:,}; {again}.", err=True)
                 raise
@@ -138,6 +138,13 @@ class _Lines:
         click.echo(f"{self._published:,} published in {took:.1f} s, {rate:,.0f}/s", err=True)
         if self._last:
             click.echo(self._last)
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise InvalidUTF8("The line is not valid UTF-8 text.") from None
 
 
 async def _lines() -> AsyncIterator[tuple[int, bytes]]:

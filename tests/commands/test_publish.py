@@ -121,6 +121,24 @@ def test_a_line_that_is_refused_stops_it_and_is_named() -> None:
         assert corrected.returncode == 0
 
 
+def test_a_line_that_is_no_text_is_not_sent(server: LiveHub, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(b"one\ncaf\xe9\ntwo\n")
+    with (tmp_path / "lines").open() as file, started("publish", stdin=file, SSE_APP_URL=server.url) as process:
+        _, err = process.communicate(timeout=30)
+    stopped, summary, why = err.splitlines(keepends=True)
+    assert stopped.startswith("sse-app: stopped at line 2; ")
+    assert (told(summary), why) == (1, "sse-app: The line is not valid UTF-8 text.\n")
+    assert process.returncode == 2
+    assert [event.data for event in log(server.url)] == ["one"]
+
+
+def test_data_that_is_no_text_is_not_sent(server: LiveHub) -> None:
+    done = sse_app("publish", "caf\udce9", SSE_APP_URL=server.url)  # as Python has the byte E9 of an argument
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "sse-app: The data holds a lone surrogate, which UTF-8 cannot carry.\n"
+    assert log(server.url) == []
+
+
 def test_a_publish_key_comes_from_the_environment_or_a_flag() -> None:
     with live_hub(publish_key=KEY) as server:
         assert sse_app("publish", "x", SSE_APP_URL=server.url).returncode == 3
