@@ -19,7 +19,7 @@ from sse_app.commands.completion import completion
 from sse_app.commands.listen import listen
 from sse_app.commands.publish import publish
 from sse_app.commands.stats import stats
-from sse_app.config import ENV_PREFIX, Config, is_loopback
+from sse_app.config import ENV_PREFIX, Config
 from sse_app.errors import BenchError, BrokerError, ConfigError, DoctorFailed, DoctorRefused
 
 if TYPE_CHECKING:
@@ -42,13 +42,10 @@ def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, setting in reversed(Config.settings().items()):
         flag = "--" + name.replace("_", "-")
         default = defaults[name]
-        shown = (
-            ""
-            if default in (None, (), False)
-            else f" Default: {default:,}."
-            if isinstance(default, int) and name != "port"
-            else f" Default: {default}."
-        )
+        shown = f"{default:,}" if isinstance(default, int) and name != "port" else f"{default}"
+        if isinstance(default, tuple):
+            shown = ", ".join(default)
+        shown = "" if default in (None, (), False) else f" Default: {shown}."
         text = f"{setting.help} {setting.range[:1].upper()}{setting.range[1:]}.{shown} [{ENV_PREFIX}{name.upper()}]"
         if isinstance(default, bool):
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
@@ -198,7 +195,7 @@ def _greet(config: Config, urls: Sequence[str]) -> None:
     click.echo(f"  broadcast     curl -d 'hello' {url}broadcast{key}")
     if config.broker.startswith("memory:"):
         click.echo("  The log is in memory: it ends with this process. Ctrl+C stops it.")
-    if not config.publish_key and not is_loopback(config.host):
+    if not config.publish_key and not config.loopback_only:
         click.echo("  Anyone who reaches this address may publish (allow_open_publish).", err=True)
     sys.stdout.flush()
 

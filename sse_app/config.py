@@ -4,13 +4,13 @@ A setting has one name: keyword, ``--flag`` and ``SSE_APP_`` variable. Durations
 ``15s``, ``500ms``, ``5m``, ``24h``), sizes bytes or a unit (``65536``, ``64KiB``, ``1MiB``).
 """
 
-import ipaddress
 import math
 import re
 import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -66,15 +66,19 @@ def _text(default: str | None, help: str, expects: str, *, secret: bool = False)
     return _setting(default, help, str, expects, secret=secret)
 
 
-def _list(help: str, expects: str) -> Any:
-    return _setting((), help, _names, expects)
+def _list(help: str, expects: str, *default: str) -> Any:
+    return _setting(default, help, _names, expects)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The settings of one server, checked. Raises ConfigError, which names the setting and what it may be."""
 
-    host: str = _text("127.0.0.1", "Address to listen on.", "an address or host name")
+    host: str | tuple[str, ...] = _list(
+        "Addresses to listen on.",
+        "addresses or host names separated by commas, :: for any of IPv6 and IPv4",
+        "127.0.0.1",
+    )  # as text it may be given, and is a tuple then
     port: int = _count(8000, "Port to listen on; 0 takes a free one.", 0, 65535)
     broker: str = _text(
         "memory://", "Who keeps the log.", "a URL: memory://, sqlite:///hub.db, redis://host, nats://host", secret=True
@@ -122,6 +126,8 @@ class Config:
     access_log: bool = _setting(False, "Log every request.", truth, "true or false")
 
     def __post_init__(self) -> None:
+        if isinstance(self.host, str):
+            object.__setattr__(self, "host", _names(self.host))
         for item in fields(self):
             _check(item.name, item.metadata["setting"], getattr(self, item.name), item.default)
         if self.max_subscribers is None:
@@ -142,7 +148,7 @@ class Config:
             raise ConfigError("retry_min is at most retry_max; in between, each client's reconnection time is random.")
         if self.publish_key is not None and not re.fullmatch(r"[\x21-\x7e]{16,256}", self.publish_key):
             raise ConfigError("publish_key is 16 to 256 visible ASCII characters (try: openssl rand -hex 16).")
-        if not self.publish_key and not self.allow_open_publish and not is_loopback(self.host):
+        if not self.publish_key and not self.allow_open_publish and not self.loopback_only:
             raise ConfigError(
                 "host beyond loopback needs a publish_key, or allow_open_publish to let anyone who reaches it publish."
             )
@@ -158,8 +164,18 @@ class Config:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Every Host that requests may ask for."""
-        own = f"[{self.host}]" if ":" in self.host else self.host
-        return tuple(dict.fromkeys([*LOOPBACK_NAMES, own, *self.allowed_hosts]))
+        own = (f"[{address}]" if ":" in address else address for address in self.addresses)
+        return tuple(dict.fromkeys([*LOOPBACK_NAMES, *own, *self.allowed_hosts]))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses and names to listen on, one by one: each is of one family, so ``::`` brings the other."""
+        return tuple(address for host in self.host for address in ((host, "0.0.0.0") if _is_any(host) else (host,)))
+
+    @property
+    def loopback_only(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return all(is_loopback(host) for host in self.host)
 
     @classmethod
     def load(cls, flags: Mapping[str, Any], environment: Mapping[str, str]) -> "Config":
@@ -204,7 +220,8 @@ def _check(name: str, setting: Setting, value: Any, default: Any) -> None:
         kinds = int if setting.read in (whole, size) else (int, float)
         in_range = isinstance(value, kinds) and not wrong_type and setting.low <= value <= setting.high
     elif isinstance(default, tuple):
-        in_range = isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+        in_range = isinstance(value, tuple | list) and all(isinstance(item, str) and item for item in value)
+        in_range = in_range and (bool(value) or not default)
     else:
         in_range = not wrong_type and isinstance(value, bool if isinstance(default, bool) else str) and value != ""
     if not in_range:
@@ -214,9 +231,17 @@ def _check(name: str, setting: Setting, value: Any, default: Any) -> None:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens there."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_any(host: str) -> bool:
+    """Whether it is ``::``, however it is written."""
+    try:
+        return ip_address(host) == ip_address("::")
+    except ValueError:
+        return False
 
 
 def _is_origin(text: str) -> bool:

@@ -8,9 +8,10 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 
@@ -27,6 +28,7 @@ from sse_app.protocol import Protocol as Protocol  # also for `uvicorn --http ss
 BACKLOG = 4096  # connections that may wait to be accepted: a hub's clients come back all at once
 GRACE = 1  # seconds after the drain for what is left
 NOT_STARTED = 3  # the exit status of a server that could not start; why stands in its log
+PORT_TRIES = 10  # free ports that are tried until one is free at every address
 SPREADS = sys.platform == "linux"  # SO_REUSEPORT: macOS gives all connections to one socket
 QUICK_DRAIN = 1.0  # seconds, for a stop that somebody waits for at a terminal (SIGINT)
 
@@ -118,28 +120,67 @@ def listen(config: Config) -> list[list[socket.socket]]:
     """For each worker, sockets on every address of ``host``. What is set on them holds for the connections that they
     accept. Raises ConfigError.
     """
-    try:
-        sockets = _listen(config, config.port)
-        port = sockets[0].getsockname()[1]
-        # Where the kernel spreads connections over sockets of one address, each worker has its own.
-        return [sockets, *(_listen(config, port) if SPREADS else sockets for _ in range(config.workers - 1))]
-    except (OSError, UnicodeError) as error:  # a name that cannot be looked up is one or the other
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"host, port: cannot listen on {config.host} port {config.port}: {reason}.") from error
+    places = _places(config)
+    tries = PORT_TRIES if config.port == 0 else 1
+    while True:
+        tries -= 1
+        try:
+            return _listen(config, places)
+        except ConfigError:  # a port that is free at one address may be taken at the next
+            if not tries:
+                raise
 
 
-def _listen(config: Config, port: int) -> list[socket.socket]:
-    sockets: list[socket.socket] = []
+def _places(config: Config) -> dict[tuple[int, str], str]:
+    """Family and address of each place to listen at, with the host that it was given as."""
+    places: dict[tuple[int, str], str] = {}
+    for host in config.addresses:
+        try:
+            found = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (OSError, UnicodeError) as error:  # a name that cannot be looked up is one or the other
+            raise _cannot_listen(host, config.port, error) from error
+        for family, _, _, _, address in found:
+            places.setdefault((family, str(address[0])), host)
+    every = {family for family, address in places if ip_address(address).is_unspecified}
+    return {
+        (family, address): host
+        for (family, address), host in places.items()
+        if family not in every or ip_address(address).is_unspecified  # which has all others of its family
+    }
+
+
+def _listen(config: Config, places: Mapping[tuple[int, str], str]) -> list[list[socket.socket]]:
+    port, each = config.port, list[list[socket.socket]]()
+    with ExitStack() as opened:
+        for (family, address), host in places.items():
+            try:
+                sockets = _sockets(config, family, (address, port), opened)
+            except OSError as error:
+                raise _cannot_listen(host, port, error) from error
+            port = sockets[0].getsockname()[1]
+            each.append(sockets)
+        opened.pop_all()
+    return [list(sockets) for sockets in zip(*each, strict=True)]
+
+
+def _sockets(config: Config, family: int, address: tuple[str, int], opened: ExitStack) -> list[socket.socket]:
+    """One for each worker. Where the kernel spreads connections over sockets of one address, each has its own."""
     shared = SPREADS and config.workers > 1
-    found = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, address in dict.fromkeys((item[0], item[4][0]) for item in found):
-        listening = socket.create_server((str(address), port), family=family, backlog=BACKLOG, reuse_port=shared)
+    first = opened.enter_context(socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared))
+    sockets = [first]
+    for _ in range(config.workers - 1 if shared else 0):
+        again = socket.create_server(first.getsockname()[:2], family=family, backlog=BACKLOG, reuse_port=True)
+        sockets.append(opened.enter_context(again))
+    for listening in sockets:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.so_sndbuf)
         if sys.platform == "linux":
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.tcp_user_timeout * 1000))
-        port = listening.getsockname()[1]
-        sockets.append(listening)
-    return sockets
+    return sockets * (config.workers // len(sockets))
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or error
+    return ConfigError(f"host, port: cannot listen on {host} port {port}: {reason}.")
 
 
 def url_of(listening: socket.socket) -> str:

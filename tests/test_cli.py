@@ -249,6 +249,15 @@ def test_a_head_that_does_not_come_is_waited_for_as_long_as_the_setting_says() -
             assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.parametrize("host", [("--host", "127.0.0.1", "--host", "::1"), ("--host", "::", "--allow-open-publish")])
+def test_a_server_listens_on_several_addresses_and_tells_them_all(host: tuple[str, ...]) -> None:
+    with serving(*host, "--port", "0") as (_, lines):
+        (port,) = {httpx.URL(url).port for url in re.findall(r"http://\S+/", lines[0])}
+        assert lines[0].count("http://") == 2
+        for address in ("127.0.0.1", "[::1]"):
+            assert get(f"http://{address}:{port}/healthz").status_code == 200
+
+
 def test_a_public_server_warns_that_anyone_may_publish() -> None:
     with serving("--host", "0.0.0.0", "--port", "0", "--allow-open-publish") as (process, lines):
         assert "http://127.0.0.1:" in lines[1]

@@ -11,7 +11,7 @@ KEY = "s3cret-0123456789"
 
 # Every setting: its default (DESIGN §8), and a text with the value that it stands for.
 SETTINGS: dict[str, tuple[Any, str, Any]] = {
-    "host": ("127.0.0.1", "::1", "::1"),
+    "host": (("127.0.0.1",), "::1, localhost", ("::1", "localhost")),
     "port": (8000, "0", 0),
     "broker": ("memory://", "memory://x", "memory://x"),
     "recover": (False, "no", False),
@@ -120,7 +120,8 @@ def test_a_keyword_of_another_type_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"allow_open_publish": 1}, {"access_log": "yes"}, {"host": 127}, {"host": ""}, {"cors_origins": "https://a.example"},
+    [{"allow_open_publish": 1}, {"access_log": "yes"}, {"host": 127}, {"host": ""}, {"host": ()}, {"host": ("",)},
+     {"cors_origins": "https://a.example"},
      {"allowed_hosts": (1,)}, {"heartbeat": True}, {"body_max": 0.5}, {"history_bytes": 2048.5}, {"publish_key": 1}],
     ids=repr,
 )  # fmt: skip
@@ -143,7 +144,7 @@ BAD = [
     ("cors_origins", "example.com"), ("cors_origins", "https://example.com/path"), ("cors_origins", "null"),
     ("cors_origins", "https://user@example.com"), ("cors_origins", "https://["), ("cors_origins", "https://a.example/"),
     ("allowed_hosts", "https://example.com"), ("allowed_hosts", "example.com:8000"), ("allowed_hosts", "a b"),
-    ("allowed_hosts", "*.*"), ("host", ""), ("host", "0.0.0.0"), ("host", "example.com"), ("host", "::"),
+    ("allowed_hosts", "*.*"), ("host", ""), ("host", ","), ("host", "0.0.0.0"), ("host", "example.com"), ("host", "::"),
     ("publish_key", ""), ("publish_key", "short"), ("publish_key", "x" * 257), ("publish_key", "ключ" * 8),
     ("publish_key", "a key\nwith a line break"),
 ]  # fmt: skip
@@ -199,8 +200,9 @@ def test_beyond_loopback_publishing_takes_a_key_or_the_word_of_the_operator(host
     text = refusal({"host": host})
     assert "publish_key" in text
     assert "allow_open_publish" in text
-    assert Config(host=host, publish_key=KEY).host == host
-    assert Config(host=host, allow_open_publish=True).host == host
+    assert "publish_key" in refusal({"host": ("localhost", host)})
+    assert Config(host=host, publish_key=KEY).host == (host,)
+    assert Config(host=host, allow_open_publish=True).host == (host,)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
@@ -215,7 +217,23 @@ def test_the_hosts_answered_to_are_loopback_the_own_address_and_those_allowed() 
     assert Config(host="::1").hosts == loopback
     assert Config(host="192.0.2.1", publish_key=KEY).hosts == (*loopback, "192.0.2.1")
     assert Config(host="2001:db8::1", publish_key=KEY).hosts == (*loopback, "[2001:db8::1]")
+    assert Config(host="::", publish_key=KEY).hosts == (*loopback, "[::]", "0.0.0.0")
+    assert Config(host=("::1", "192.0.2.1", "a.example"), publish_key=KEY).hosts == (
+        *(*loopback, "192.0.2.1", "a.example"),
+    )
     assert Config(allowed_hosts=("a.example", "localhost")).hosts == (*loopback, "a.example")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1,::1", " 127.0.0.1 , ::1", ("127.0.0.1", "::1")])
+def test_several_hosts_are_a_list_or_one_text(host: str | tuple[str, ...]) -> None:
+    assert Config(host=host).host == Config(host=host).addresses == ("127.0.0.1", "::1")
+
+
+@pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0"])
+def test_any_address_of_ipv6_is_any_address_at_all(host: str) -> None:
+    config = Config(host=(host, "a.example"), publish_key=KEY)
+    assert config.host == (host, "a.example")
+    assert config.addresses == (host, "0.0.0.0", "a.example")
 
 
 # Secrets

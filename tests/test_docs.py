@@ -664,7 +664,9 @@ def settings_table() -> str:
             range = f"{quantity(setting, setting.low)} to {quantity(setting, setting.high)}"
             shown = "" if default is None else quantity(setting, default)
         else:
-            shown = "" if default in (None, ()) else str(default).lower()
+            shown = (
+                ",".join(default) if isinstance(default, tuple) else str(default).lower() if default is not None else ""
+            )
         if name == "port":
             range, shown = (text.replace(",", "") for text in (range, shown))
         flag = f"--{name.replace('_', '-')}"

@@ -1,7 +1,9 @@
 import logging
+import select
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -357,13 +359,80 @@ def accepted(listening: socket.socket) -> Iterator[socket.socket]:
             yield connection
 
 
-def test_a_name_with_several_addresses_is_listened_on_at_one_port() -> None:
-    (sockets,) = listen(Config(host="localhost", port=0))
-    try:
-        assert len({listening.getsockname()[1] for listening in sockets}) == 1
-    finally:
-        for listening in sockets:
-            listening.close()
+@contextmanager
+def listened(port: int = 0, **settings: Any) -> Iterator[list[list[socket.socket]]]:
+    with ExitStack() as stack:
+        each = listen(Config(port=port, allow_open_publish=True, broker="other://", **settings))
+        for sockets in each:
+            for found in sockets:
+                stack.enter_context(found)
+        yield each
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("::", ["::", "0.0.0.0"]),
+        ("::1,127.0.0.1", ["::1", "127.0.0.1"]),
+        ("127.0.0.1,127.0.0.2,127.0.0.1", ["127.0.0.1", "127.0.0.2"]),
+        ("127.0.0.1,0.0.0.0", ["0.0.0.0"]),
+        ("::1,0.0.0.0,127.0.0.1", ["::1", "0.0.0.0"]),
+        ("::,0.0.0.0,::1", ["::", "0.0.0.0"]),
+    ],
+)
+def test_several_addresses_are_listened_on_at_one_port(host: str, addresses: list[str]) -> None:
+    with listened(host=host) as (sockets,):
+        names = [found.getsockname() for found in sockets]
+    assert [name[0] for name in names] == addresses
+    assert len({name[1] for name in names}) == 1
+
+
+def test_a_name_with_several_addresses_is_listened_on_at_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", 0)) for last in (1, 2, 1)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with listened(host="localhost") as (sockets,):
+        names = [listening.getsockname() for listening in sockets]
+    assert names == [("127.0.0.1", names[0][1]), ("127.0.0.2", names[0][1])]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_any_address_of_ipv6_is_reached_by_either_family(address: str) -> None:
+    with listened(host="::") as (sockets,), ExitStack() as stack:
+        port = sockets[0].getsockname()[1]
+        stack.enter_context(socket.create_connection((address, port), timeout=PATIENCE))
+        (waiting,) = select.select(sockets, [], [], PATIENCE)[0]
+        connection, peer = waiting.accept()
+        stack.enter_context(connection)
+    assert peer[0] == address, "as it is called in its own family"
+
+
+def test_a_free_port_is_one_that_is_free_at_every_address() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as taken, pytest.MonkeyPatch.context() as patch:
+        create, ports = socket.create_server, iter([taken.getsockname()[1], 0])
+
+        def unlucky(address: tuple[str, int], **options: Any) -> socket.socket:
+            return create((address[0], address[1] or next(ports)), **options)
+
+        patch.setattr(socket, "create_server", unlucky)
+        with listened(host="127.0.0.1,127.0.0.2") as (sockets,):
+            assert len({found.getsockname()[1] for found in sockets} - {taken.getsockname()[1]}) == 1
+
+
+def test_each_worker_has_a_socket_of_its_own_at_every_address_and_a_server_that_ends_leaves_the_port() -> None:
+    port = 0
+    for _ in range(2):
+        with listened(host="127.0.0.1,127.0.0.2", port=port, workers=3) as each:
+            assert [len(sockets) for sockets in each] == [2, 2, 2]
+            assert len({found.fileno() for sockets in each for found in sockets}) == 6
+            (port,) = {found.getsockname()[1] for sockets in each for found in sockets}
+
+
+def test_what_was_opened_before_an_address_that_is_taken_is_closed_again() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"^host, port: cannot listen on 127.0.0.2 port {port}: "):
+            listen(Config(host=("127.0.0.1", "127.0.0.2"), port=port))
+        socket.create_server(("127.0.0.1", port)).close()
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "256.0.0.1"])
