@@ -118,7 +118,7 @@ def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:
 
 def listen(config: Config) -> list[list[socket.socket]]:
     """For each worker, sockets on every address of ``host``. What is set on them holds for the connections that they
-    accept. Raises ConfigError.
+    accept. Raises ConfigError, also when another server listens there, with workers of its own or not.
     """
     places = _places(config)
     tries = PORT_TRIES if config.port == 0 else 1
@@ -165,12 +165,14 @@ def _listen(config: Config, places: Mapping[tuple[int, str], str]) -> list[list[
 
 def _sockets(config: Config, family: int, address: tuple[str, int], opened: ExitStack) -> list[socket.socket]:
     """One for each worker. Where the kernel spreads connections over sockets of one address, each has its own."""
-    shared = SPREADS and config.workers > 1
-    first = opened.enter_context(socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared))
+    first = opened.enter_context(socket.create_server(address, family=family, backlog=BACKLOG))
     sockets = [first]
-    for _ in range(config.workers - 1 if shared else 0):
-        again = socket.create_server(first.getsockname()[:2], family=family, backlog=BACKLOG, reuse_port=True)
-        sockets.append(opened.enter_context(again))
+    if SPREADS and config.workers > 1:
+        # Only now, that it listens: two servers that both share the address from the start would share it silently.
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for _ in range(config.workers - 1):
+            again = socket.create_server(first.getsockname()[:2], family=family, backlog=BACKLOG, reuse_port=True)
+            sockets.append(opened.enter_context(again))
     for listening in sockets:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.so_sndbuf)
         if sys.platform == "linux":

@@ -418,6 +418,18 @@ def test_a_free_port_is_one_that_is_free_at_every_address() -> None:
             assert len({found.getsockname()[1] for found in sockets} - {taken.getsockname()[1]}) == 1
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_port_where_another_server_listens_is_in_use_also_between_servers_with_workers(
+    workers: int, others: int
+) -> None:
+    """SO_REUSEPORT would let both listen, and deal the clients out to either."""
+    with listened(workers=others) as each:
+        port = each[0][0].getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+            listen(Config(port=port, workers=workers, broker="other://"))
+
+
 def test_each_worker_has_a_socket_of_its_own_at_every_address_and_a_server_that_ends_leaves_the_port() -> None:
     port = 0
     for _ in range(2):
