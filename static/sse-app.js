@@ -47,7 +47,7 @@
  */
 
 const PROTOCOL = "sse-app 1"; // between tabs; another number for another version of it, and they do not share
-const BEGIN = ["last_event_id", "last", "since"]; // parameters that say where one stream begins
+const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters that say where one stream begins
 const OF_A_CONNECTION = new Set(["welcome", "bye"]); // not in the log
 const RETRY = 3_000; // ms; the wait before the next try until the hub has named one
 const BACKOFF_MAX = 60_000; // ms
@@ -125,15 +125,14 @@ export class Stream extends EventTarget {
     const topics = new Set([...query.getAll("topic"), ...(options.topics ?? [])]);
     query.delete("topic");
     for (const topic of [...topics].sort()) query.append("topic", topic);
-    for (const name of BEGIN) {
-      const value = query.get(name);
-      if (value) this.#begin[name] = value;
-      query.delete(name);
-    }
+    const cursor = options.lastEventId || query.get("lastEventId") || query.get("last_event_id"); // one: two are none
+    const last = options.last || query.get("last");
+    const since = options.since || query.get("since");
+    if (cursor) this.#begin.last_event_id = cursor;
+    if (last) this.#begin.last = String(last);
+    if (since) this.#begin.since = since;
+    for (const name of BEGIN) query.delete(name);
     if (options.client) query.set("client", options.client);
-    if (options.lastEventId) this.#begin.last_event_id = options.lastEventId;
-    if (options.last) this.#begin.last = String(options.last);
-    if (options.since) this.#begin.since = options.since;
     query.sort(); // tabs that ask for the same have the same address
     /** Where it listens, without where it began. */
     this.url = address.href;

@@ -548,6 +548,16 @@ def test_a_position_that_is_gone_is_a_gap_for_that_tab_alone(site: Site, shared:
     assert data(first, end) == ["1", "2", "end of foreign-7", f"end of {epoch}-1000", "end of junk"]
 
 
+def test_a_position_is_sent_once_under_whatever_names_it_was_given(site: Site, shared: str, open_tab: Open) -> None:
+    first, *rest = site.publish("1", "2", "3")
+    url = f"/hub/events?last_event_id=junk&lastEventId={first}&lastEventId=junk"
+    for number, page in enumerate([open_tab(url, shared=shared), open_tab(url, shared=shared, lastEventId=first)]):
+        assert ids(page, rest[-1]) == rest
+        assert "gap" not in types(page)
+        asked = [value for name, value in site.asked[number].multi_items() if name in ("last_event_id", "lastEventId")]
+        assert asked == [first]
+
+
 def test_a_silent_connection_is_given_up_once_heartbeats_are_known(tabs: Tabs) -> None:
     """The silence of a network that broke without a word, or of a laptop that slept."""
     asked = 0
