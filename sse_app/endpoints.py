@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Collection
 from datetime import datetime
-from email.message import Message
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -18,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from sse_app import metrics
+from sse_app.content_type import is_json
 from sse_app.errors import (
     Draining,
     EmptyBody,
@@ -31,7 +31,6 @@ from sse_app.errors import (
     Unauthorized,
     UnknownParameter,
     UnsupportedEncoding,
-    UnsupportedType,
 )
 from sse_app.hub import Hub
 from sse_app.payload import check_json, too_large
@@ -123,10 +122,8 @@ class Endpoints:
 
     async def _data(self, request: Request) -> str:
         """The body as it is, once it is what its headers say."""
-        type, charset = _content_type(request)
-        if type.startswith("multipart/") or charset not in ("utf-8", "us-ascii"):
-            raise UnsupportedType("The body is the data as it is: JSON, or text in UTF-8; not multipart.")
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
+        must_be_json = is_json(request.headers.get("content-type") or "text/plain")
+        if (request.headers.get("content-encoding") or "identity").lower() != "identity":
             raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
         body = await self._body(request)
         if not body:
@@ -135,7 +132,7 @@ class Endpoints:
             text = body.decode()
         except UnicodeDecodeError:
             raise InvalidUTF8("The body is not valid UTF-8 text.") from None
-        if type == "application/json" or type.endswith("+json"):
+        if must_be_json:
             check_json(body)
         return text
 
@@ -265,9 +262,3 @@ def _idempotency_key(request: Request) -> str | None:
     if len(given) > 1 or not _KEY.fullmatch(given[0]):
         raise InvalidIdempotencyKey("There is at most one Idempotency-Key, of 1 to 128 visible ASCII characters.")
     return given[0]
-
-
-def _content_type(request: Request) -> tuple[str, str]:
-    header = Message()
-    header["content-type"] = request.headers.get("content-type", "text/plain")
-    return header.get_content_type(), str(header.get_content_charset("utf-8"))

@@ -15,7 +15,7 @@ PACKAGE = Path(sse_app.__file__).parent
 # From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
 FLOORS = (
     ("errors", "characters", "quantities", "stack"),
-    ("events", "topics"),
+    ("events", "topics", "content_type"),
     ("publication",),
     ("config", "metrics", "notices", "payload", "brokers"),
     ("brokers.tail", "brokers.recent"),
