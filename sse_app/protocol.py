@@ -1,12 +1,13 @@
 """Our HTTP protocol: uvicorn's over httptools, with the holes closed that it leaves on the open internet.
 
-A request's head is bounded in bytes and seconds, its framing has one meaning only, and HTTP/1.0 gets no chunks. A GET's
-connection is offered to the app as an ASGI extension, so that a stream can do without its request (``direct.py``).
+A request's head is bounded in bytes and seconds, its framing has one meaning only, an upgrade changes nothing about
+that, and HTTP/1.0 gets no chunks. A GET's connection is offered to the app as an ASGI extension, so that a stream can do without its request (``direct.py``).
 """
 
 import asyncio
 from typing import Any
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -18,6 +19,10 @@ REFUSALS = {
     408: ("too_slow", "The request's head did not arrive in time (head_deadline)."),
     431: ("head_too_large", "The request's head is larger than head_max."),
 }
+
+
+# What offers an upgrade, and means nothing when it is not taken (RFC 9110, 7.8; RFC 7540, 3.2.1).
+OFFERS = (b"upgrade", b"http2-settings")
 
 
 class _Refused(Exception):
@@ -38,6 +43,11 @@ class Protocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._refusal = 400
+        self._declining = False  # an upgrade: from the end of the head that offers it to that head's second parsing
+        self._begin_parsing()
+
+    def _begin_parsing(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
         # uvicorn forgives what follows the last request; after a body it means that its length was wrong.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
 
@@ -60,16 +70,68 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        self._unset_keepalive_if_required()
         self._unseen += len(data)
-        super().data_received(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
+            return
         if self._unseen > self._head_max:
             self._refuse(431)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Feed the parser. It takes a request that offers an upgrade for the last one, whose body is not HTTP's any
+        more, and what follows its head for the next request (httptools#124). So a new parser gets that head without
+        the offer, and then the rest.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._declining:
+                    self.handle_websocket_upgrade()
+                    return
+                data = memoryview(data)[upgrade.args[0] :]
+                head = self._head_without_offer()
+                self._begin_parsing()
+                self._declining = False
+                self.parser.feed_data(head)
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = (option.strip() for option in value.split(b","))
+                value = b", ".join(option for option in options if option.lower() not in OFFERS)
+            if name not in OFFERS and not (name == b"connection" and not value):
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _should_upgrade(self) -> bool:
+        """True for a WebSocket that the app around the hub takes. One with a body is none, and one behind a request
+        that has no answer yet would answer in its place.
+        """
+        framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        busy = self.cycle is not None and not self.cycle.response_complete
+        return self.parser.get_method() == b"GET" and not framed and not busy and super()._should_upgrade()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_timer is not None:  # what comes after the body, a trailer, is no header (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise _Refused  # a tunnel is nothing that can be declined
+            self._declining = not self._should_upgrade()
+            if not self._declining:
+                self._head_arrived()
+                super().on_headers_complete()
+            return
         self._head_arrived()
         self._unseen = 0
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -92,6 +154,8 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._declining:
+            return  # it was the end of the head
         self._unseen = 0
         self._stop_lingering()
         super().on_message_complete()
@@ -107,9 +171,6 @@ class Protocol(HttpToolsProtocol):
         if self._linger_timer is not None:
             self._linger_timer.cancel()
             self._linger_timer = None
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade that is not known here is ignored (RFC 9110, 7.8), and no reason to fill the log."""
 
     def _await_head(self) -> None:
         if self._head_timer is None:
