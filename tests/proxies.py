@@ -46,7 +46,7 @@ CADDY = """\
     level ERROR
   }}
 }}
-http://127.0.0.1:{port} {{
+http://:{port} {{ # for any Host
   bind 127.0.0.1
 {site}
 }}
