@@ -51,7 +51,8 @@ const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters t
 const OF_A_CONNECTION = new Set(["welcome", "bye"]); // not in the log
 const RETRY = 3_000; // ms; the wait before the next try until the hub has named one
 const BACKOFF_MAX = 60_000; // ms
-const SILENCE = 45_000; // ms; three of the hub's heartbeats
+const SILENCE = 45_000; // ms; a connection is dead after three heartbeats that did not come, but not sooner
+const TIMER_MAX = 2 ** 31 - 1; // ms; a browser's timer of more than that is over at once
 const ASK = 10_000; // ms between questions whether who reads is alive, from tabs that are looked at
 const ANSWER = 5_000; // ms for the answer
 
@@ -537,6 +538,7 @@ class Source {
   welcome = null; // the newest
   #retry = RETRY;
   #failures = 0;
+  #silence = SILENCE; // until the hub has told how often it sends a heartbeat
   #closed = false;
   #cut = new AbortController();
   #wake = () => {};
@@ -600,28 +602,26 @@ class Source {
    * @returns {Promise<{ detail: string, status?: number, code?: string }>}
    */
   async #read() {
-    const { signal } = this.#cut;
+    const cut = this.#cut;
     const headers = { Accept: "text/event-stream" }; // a full hub answers who says so with a time to come back
-    const response = await fetch(this.#request(), { headers, cache: "no-store", signal });
-    if (!response.body || !isStream(response)) return explain(response);
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    const parser = new Parser();
-    let heard = Date.now();
-    let quiet = 0; // ms; the longest silence
+    const response = await fetch(this.#request(), { headers, cache: "no-store", signal: cut.signal });
     let timer = 0;
+    // A connection that nobody closed, after a sleep or in a broken network, is silent for ever.
+    const watch = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => cut.abort(SILENT), this.#silence);
+    };
     try {
+      watch();
+      if (!response.body || !isStream(response)) return await explain(response);
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      const parser = new Parser();
       for (;;) {
         const { value, done } = await reader.read();
         if (done) return { detail: "The hub ended the stream." };
         if (this.#closed) return { detail: "" };
-        clearTimeout(timer);
-        quiet = Math.max(quiet, Date.now() - heard);
-        heard = Date.now();
-        const blocks = parser.feed(value);
-        // A connection that nobody closed, after a sleep or in a broken network, is silent for ever. How often this hub
-        // sends heartbeats the first one tells; before it there is nothing to go by.
-        if (parser.heartbeats) timer = setTimeout(() => this.#cut.abort(SILENT), Math.max(SILENCE, 3 * quiet));
-        this.#take(blocks);
+        this.#take(parser.feed(value));
+        watch();
         if (parser.retry === null) continue;
         this.#retry = parser.retry;
         this.#failures = 0; // it is there, and says itself when to come
@@ -659,9 +659,10 @@ class Source {
 
   /** @param {Told} welcome */
   #welcomed(welcome) {
-    const { client, last, top } = JSON.parse(welcome.data);
+    const { client, last, top, heartbeat } = JSON.parse(welcome.data);
     this.welcome = welcome;
     this.query = { client };
+    this.#silence = Math.min(Math.max(SILENCE, 3_000 * heartbeat || 0), TIMER_MAX);
     this.#replay = { end: last?.id ?? null, top };
     this.#set({ name: "open" });
   }
@@ -702,7 +703,6 @@ async function explain(/** @type {Response} */ response) {
 class Parser {
   /** @type {number | null} */
   retry = null; // ms; the reconnection time that the stream named last
-  heartbeats = 0; // comments so far
   #line = ""; // what is there of the next one
   #halfEnd = false; // a CR was last; a LF belongs to it
   #type = "";
@@ -737,7 +737,6 @@ class Parser {
     const value = colon < 0 ? "" : line.slice(line[colon + 1] === " " ? colon + 2 : colon + 1);
     if (name === "data") this.#data.push(value);
     else if (name === "event") this.#type = value;
-    else if (name === "") this.heartbeats += 1;
     else if (name === "id" && !value.includes("\0")) this.#id = value;
     else if (name === "retry" && /^[0-9]+$/.test(value)) this.retry = Number(value);
   }

@@ -484,7 +484,11 @@ def test_it_waits_longer_each_time_and_never_less_than_the_hub_asked_for(
         """() => {
             window.waits = [];
             const real = setTimeout;
-            window.setTimeout = (work, ms) => { waits.push(ms); return real(work, 0); };
+            window.setTimeout = (work, ms) => {
+                if (ms == 45_000) return real(work, ms); // of silence
+                waits.push(ms);
+                return real(work, 0);
+            };
         }"""
     )
     page.route("**/hub/events*", lambda route: route.abort())
@@ -558,8 +562,13 @@ def test_a_position_is_sent_once_under_whatever_names_it_was_given(site: Site, s
         assert asked == [first]
 
 
-def test_a_silent_connection_is_given_up_once_heartbeats_are_known(tabs: Tabs) -> None:
-    """The silence of a network that broke without a word, or of a laptop that slept."""
+@pytest.mark.parametrize(
+    ("heartbeat", "silence"), [("15.0", 45), ("0.1", 45), ("120", 360), ("null", 45), ("1e300", None)]
+)
+def test_a_silent_connection_is_given_up_after_three_heartbeats(
+    tabs: Tabs, heartbeat: str, silence: int | None
+) -> None:
+    """The silence of a network that broke without a word, or of a laptop that slept; in seconds."""
     asked = 0
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -570,21 +579,26 @@ def test_a_silent_connection_is_given_up_once_heartbeats_are_known(tabs: Tabs) -
             await Response(body, media_type="text/html" if html else "text/javascript")(scope, receive, send)
             return
         asked += 1
-        headers = [(b"content-type", b"text/event-stream")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        welcome = b'id: e-1\nevent: welcome\ndata: {"client":"c","top":"e-1","last":null}\n\n'
-        await send({"type": "http.response.body", "body": welcome, "more_body": True})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        welcome = f'id: e-1\nevent: welcome\ndata: {{"client":"c","top":"e-1","heartbeat":{heartbeat}}}\n\n'
+        await send({"type": "http.response.body", "body": welcome.encode(), "more_body": True})
         while (await receive())["type"] != "http.disconnect":
-            await send({"type": "http.response.body", "body": b":\n\n", "more_body": True})
+            pass
 
     with live(app, lifespan="off") as server:
         page = tabs.context.new_page()
-        page.clock.install()
+        page.clock.install(time=0)
         page.goto(server.url)
+        page.clock.pause_at(3600)
         listen(page, "/events", module="/sse-app.js", shared="none")
         page.wait_for_function("stream.state.name == 'open'")
-        while asked < 2:
-            page.clock.run_for(10_000)
+        page.clock.run_for((silence or 100_000) * 1000 - 1)
+        assert page.evaluate("told.map(({ name }) => name)") == ["open"]
+        if silence is not None:
+            page.clock.run_for(1)
+            assert until_error(page)["detail"] == "Nothing has come from the hub for too long."
+            while asked < 2:
+                page.clock.run_for(1000)
         page.close()
 
 
