@@ -115,7 +115,8 @@ ADVICE: Mapping[str, Advice] = {
     },
     "host": {
         HUB: "--allowed-hosts with the public name, or with the one that the proxy sends",
-        NGINX: "proxy_set_header Host $host; (unless set, it sends the name in proxy_pass)",
+        NGINX: "proxy_set_header Host $http_host; (unless set, it sends the name in proxy_pass; $host is without the"
+        " port)",
         CADDY: "no `header_up Host` in reverse_proxy: it passes the public name on",
         APACHE: "ProxyPreserveHost On (unless set, it sends the name in ProxyPass)",
         CLOUDFLARE: "no Origin Rule that overrides the Host header",

@@ -1,4 +1,4 @@
-"""What single requests are answered: the protocol, compression, CORS, and how large a body may be."""
+"""What single requests are answered: the protocol, the Host, compression, CORS, and how large a body may be."""
 
 import asyncio
 import ssl
@@ -12,6 +12,23 @@ from sse_app.errors import NotChecked
 
 BODY = 200 * 1024  # bytes; the hub takes 256 KiB unless told otherwise
 BROWSER_ENCODINGS = "gzip, deflate, br, zstd"
+
+
+async def host(visit: Visit) -> Finding:
+    """Whether the hub takes a page of its own for that. Browsers on HTTPS say so themselves (Sec-Fetch-Site); without
+    TLS, and older ones, are known by an Origin that equals the Host, port included.
+    """
+    own = visit.own_origin
+    answer = await visit.get("stats", {"Origin": own})
+    code = error_code(answer)
+    if answer.status_code == 200:
+        return Finding("host", Verdict.OK, "the hub is sent the Host that browsers ask for")
+    if code != "bad_origin":
+        raise NotChecked(f"/stats was answered {named(answer)}")
+    verdict = Verdict.PROBLEM if visit.url.scheme == "http" else Verdict.WARNING
+    who = "pages" if visit.url.scheme == "http" else "older browsers' pages"
+    text = f"{who} of {own} are refused (403 bad_origin): the hub is sent another Host, or one without the port"
+    return Finding("host", verdict, text, ADVICE["host"])
 
 
 async def http(visit: Visit) -> Finding:
@@ -60,7 +77,7 @@ async def cors(visit: Visit) -> Finding:
         return Finding("cors", Verdict.PROBLEM, text, ADVICE["cors"])
     if not stream.is_events:
         raise NotChecked(f"its stream was answered {response.status_code} {code}".rstrip())
-    if visit.origin == f"{visit.url.scheme}://{visit.url.netloc.decode()}" or allowed in (["*"], [visit.origin]):
+    if visit.origin == visit.own_origin or allowed in (["*"], [visit.origin]):
         return Finding("cors", Verdict.OK, f"a page of {visit.origin} may read the stream")
     what = "is given more than once" if len(allowed) > 1 else "names another origin" if allowed else "is missing"
     text = f"Access-Control-Allow-Origin {what}: browsers keep the stream from a page of {visit.origin}"

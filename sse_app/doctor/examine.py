@@ -14,6 +14,7 @@ CHECKS: Mapping[str, Check] = {
     "reach": opening.reach,
     "welcome": opening.welcome,
     "headers": opening.headers,
+    "host": answers.host,
     "http": answers.http,
     "compression": answers.compression,
     "log": delivery.log,

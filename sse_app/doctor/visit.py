@@ -56,6 +56,11 @@ class Visit:
         """The URL without a password."""
         return str(self.url.copy_with(userinfo=b""))
 
+    @property
+    def own_origin(self) -> str:
+        """The origin of pages that come from this address."""
+        return f"{self.url.scheme}://{self.url.netloc.decode()}"
+
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
         return self
@@ -142,6 +147,13 @@ class Visit:
         if not isinstance(filters, list):
             raise NotChecked("/stats does not come from the hub")
         return any(isinstance(one, dict) and one.get("topics") == [topic] for one in filters)
+
+    async def get(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
+        """Raises NotChecked when nothing is answered."""
+        try:
+            return await self._http.get(path, headers=headers)
+        except httpx.HTTPError as error:
+            raise NotChecked(f"/{path} was not answered: {reason(error)}") from None
 
     async def ask(self, path: str) -> Mapping[str, Any]:
         """A JSON object of the hub. Raises NotChecked when there is none."""

@@ -1,6 +1,5 @@
 """A real nginx before real hubs: a location for each way to set it up."""
 
-import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,25 +12,24 @@ from sse_app.bench.peers import started
 from sse_app.doctor import answers, delivery, opening
 from tests.peers import PATIENCE, reserved_port
 from tests.proxies import needed
+from tests.test_docs import CHECKOUT, blocks
 from tests.web import live_hub
 
 ORIGIN = "https://app.example"
 
-DOCUMENTED = re.search(
-    r"```nginx\nlocation / \{\n(.*?)\}\n```", (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(), re.DOTALL
-)
-assert DOCUMENTED is not None
+DOCUMENTED = next(block.text for block in blocks(CHECKOUT / "docs" / "doctor.md") if block.language == "nginx")
 
 # What is planted, by location; {hub} and {other} are hubs with logs of their own, {closed} is a port where nobody is.
 # Only the stream of the impatient one is cut: a busy machine may take as long for another answer.
 LOCATIONS = {
-    "good": DOCUMENTED[1].replace("http://127.0.0.1:8000", "{hub}"),
-    "untouched": "proxy_pass {hub}/;",
+    "good": DOCUMENTED.removeprefix("location / {").strip().removesuffix("}").replace("http://127.0.0.1:8000", "{hub}"),
+    "untouched": 'proxy_pass {hub}/; proxy_set_header Connection "";',  # its own, so that it inherits no Host
+    "without-port": "proxy_pass {hub}/; proxy_set_header Host $host;",
     "buffered": "proxy_pass {hub}/; proxy_ignore_headers X-Accel-Buffering;",
     "compressed": "proxy_pass {hub}/; gzip on; gzip_types text/event-stream; gzip_proxied any;",
     "impatient": "proxy_pass {hub}/; "
     "location /impatient/events {{ proxy_pass {hub}/events; proxy_read_timeout 500ms; }}",
-    "no-cursor": 'proxy_pass {hub}/; proxy_set_header Last-Event-ID "";',
+    "no-cursor": 'proxy_pass {hub}/; proxy_set_header Host $http_host; proxy_set_header Last-Event-ID "";',
     "no-cors": "proxy_pass {hub}/; proxy_hide_header Access-Control-Allow-Origin;",
     "double-cors": "proxy_pass {hub}/; add_header Access-Control-Allow-Origin *;",
     "small": "proxy_pass {hub}/; client_max_body_size 100k;",
@@ -55,6 +53,7 @@ error_log stderr crit;
 events {{}}
 http {{
   access_log off;
+  proxy_set_header Host $http_host; # for those without headers of their own
   client_body_buffer_size 1m; # bodies stay in memory: workers may not be allowed into the directory
   client_body_temp_path {directory}/body;
   proxy_temp_path {directory}/proxy;
