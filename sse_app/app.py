@@ -46,6 +46,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.TooSlow: (408, "too_slow"),
     errors.UnsupportedType: (415, "unsupported_type"),
     errors.UnsupportedEncoding: (415, "unsupported_encoding"),
+    errors.RepeatedHeader: (400, "repeated_header"),
     errors.BadHost: (400, "bad_host"),
     errors.UnknownHost: (421, "bad_host"),
     errors.BadOrigin: (403, "bad_origin"),

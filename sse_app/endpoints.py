@@ -114,8 +114,7 @@ class Endpoints:
     def _authorize(self, request: Request) -> None:
         if self._publish_key is None:
             return
-        given = request.headers.getlist("authorization")
-        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(key.strip().encode(), self._publish_key)  # in constant time
         if scheme.lower() != "bearer" or not right:
             raise Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
@@ -256,9 +255,7 @@ def _moment(text: str) -> float:
 
 
 def _idempotency_key(request: Request) -> str | None:
-    given = request.headers.getlist("idempotency-key")
-    if not given:
-        return None
-    if len(given) > 1 or not _KEY.fullmatch(given[0]):
-        raise InvalidIdempotencyKey("There is at most one Idempotency-Key, of 1 to 128 visible ASCII characters.")
-    return given[0]
+    given = request.headers.get("idempotency-key")
+    if given is not None and not _KEY.fullmatch(given):
+        raise InvalidIdempotencyKey("An Idempotency-Key has 1 to 128 visible ASCII characters.")
+    return given

@@ -21,6 +21,7 @@
     │   ├── TooSlow                    a body that did not arrive in time
     │   ├── UnsupportedType
     │   ├── UnsupportedEncoding
+    │   ├── RepeatedHeader             a header twice that may come once
     │   ├── BadHost                    Host missing, doubled or malformed
     │   │   └── UnknownHost            a Host that this server does not answer to
     │   ├── BadOrigin                  a page of another origin
@@ -134,6 +135,10 @@ class UnsupportedType(BadInput):
 
 
 class UnsupportedEncoding(BadInput):
+    pass
+
+
+class RepeatedHeader(BadInput):
     pass
 
 

@@ -6,22 +6,39 @@ streams included.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sse_app.errors import BadHost, BadInput, BadOrigin, UnknownHost
+from sse_app.errors import BadHost, BadInput, BadOrigin, InvalidIdempotencyKey, RepeatedHeader, UnknownHost
+
+# The headers that mean something here and may come once. Of two, servers and proxies would take one or the other.
+# Last-Event-ID is none of them: two make a bad cursor, which is never an HTTP error.
+ONCE: Mapping[bytes, type[BadInput]] = {
+    b"host": BadHost,
+    b"origin": RepeatedHeader,
+    b"sec-fetch-site": RepeatedHeader,
+    b"sec-fetch-mode": RepeatedHeader,
+    b"access-control-request-method": RepeatedHeader,
+    b"authorization": RepeatedHeader,
+    b"content-type": RepeatedHeader,
+    b"content-length": RepeatedHeader,
+    b"content-encoding": RepeatedHeader,  # a list, of which nothing but one `identity` is taken
+    b"idempotency-key": InvalidIdempotencyKey,
+}
 
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
+_WHITE = b" \t"
 
 
 class Guard:
     """ASGI middleware. ``hosts`` are the names this server answers to (``*.example.com`` for all below), None or
     ``*`` for any; ``origins`` are the foreign origins whose pages may ask, ``*`` for any. ``refuse`` makes an error a
     response.
+
+    What it passes on has no white space around a header's value, and none twice that may come once.
     """
 
     def __init__(
@@ -40,45 +57,71 @@ class Guard:
         app = self._app
         if scope["type"] == "http":
             try:
-                self._check(scope)
+                scope = _trimmed(scope)
+                self._check(scope, _once(scope))
             except BadInput as error:
                 app = self._refuse(error)
         return app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        host = self._checked_host(headers, scope["http_version"])
-        origin = headers.get("origin")
+    def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        host = self._checked_host(headers.get(b"host"), scope["http_version"])
+        origin = headers.get(b"origin")
         if origin is None:
-            foreign = headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate"
+            foreign = headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate"
         else:
-            foreign = not ("*" in self._origins or origin in self._origins or _same_origin(origin, host, headers))
+            foreign = not self._may_ask(origin.decode("latin-1"), host, headers.get(b"sec-fetch-site"))
         if foreign:
             raise BadOrigin("This page's origin may not use this hub; its operator can allow it with cors_origins.")
 
-    def _checked_host(self, headers: Headers, http_version: str) -> str:
-        given = headers.getlist("host")
-        if not given and http_version == "1.0":
+    def _may_ask(self, origin: str, host: str, site: bytes | None) -> bool:
+        return "*" in self._origins or origin in self._origins or _same_origin(origin, host, site)
+
+    def _checked_host(self, raw: bytes | None, http_version: str) -> str:
+        if raw is None and http_version == "1.0":
             return ""  # HTTP/1.0 knows no Host, and no browser speaks it
-        match = _HOST.fullmatch(given[0]) if len(given) == 1 else None
+        given = "" if raw is None else raw.decode("latin-1")
+        match = _HOST.fullmatch(given)
         if match is None:
             raise BadHost("A request has exactly one Host header, a name or address with or without a port.")
         if self._hosts is not None and not self._answers_to(match["name"].lower()):
             raise UnknownHost("This server does not answer to that Host; its operator can add it with allowed_hosts.")
-        return given[0]
+        return given
 
     def _answers_to(self, name: str) -> bool:
         assert self._hosts is not None
+        if name in self._hosts:
+            return True
         parents = (name[index:] for index, char in enumerate(name) if char == ".")
-        return name in self._hosts or any(f"*{parent}" in self._hosts for parent in parents)
+        return any(f"*{parent}" in self._hosts for parent in parents)
 
 
-def _same_origin(origin: str, host: str, headers: Headers) -> bool:
+def _trimmed(scope: Scope) -> Scope:
+    """The request without the white space around its headers' values, which is not theirs (RFC 9110, 5.5). httptools,
+    and with it uvicorn, leaves what follows them.
+    """
+    for _, value in scope["headers"]:
+        if value and (value[-1] in _WHITE or value[0] in _WHITE):
+            return {**scope, "headers": [(name, value.strip(_WHITE)) for name, value in scope["headers"]]}
+    return scope
+
+
+def _once(scope: Scope) -> dict[bytes, bytes]:
+    """The headers that may come once. Raises BadInput for one that comes twice."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in ONCE:
+            if name in found:
+                raise ONCE[name](f"A request has at most one {name.decode().title()} header.")
+            found[name] = value
+    return found
+
+
+def _same_origin(origin: str, host: str, site: bytes | None) -> bool:
     """Whether the page came from this server. Browsers say it themselves in Sec-Fetch-Site, also when a proxy has
     changed the Host; older ones are taken by the Origin, whose scheme a proxy may have changed.
     """
-    if "sec-fetch-site" in headers:
-        return headers["sec-fetch-site"] == "same-origin"
+    if site is not None:
+        return site == b"same-origin"
     try:
         parts = urlsplit(origin)
     except ValueError:

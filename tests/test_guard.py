@@ -1,10 +1,19 @@
+import asyncio
+
 import pytest
 from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sse_app.app import problem
-from sse_app.guard import Guard
+from sse_app import Hub
+from sse_app.app import ANSWERS, problem
+from sse_app.guard import ONCE, Guard
+from sse_app.protocol import Protocol
 from sse_app.pytest_plugin import HubServer
-from tests.web import LiveHub, call, code_of, live_hub, web
+from tests.paths import reading, served
+from tests.peers import PATIENCE
+from tests.web import Answer, LiveHub, call, code_of, live_hub, web
 
 HOSTS = ("localhost", "127.0.0.1", "[::1]", "hub.example", "*.wild.example")
 ALLOWED = ("https://app.example", "http://localhost:3000")
@@ -141,6 +150,54 @@ async def test_with_a_star_any_origin_is_let_in(origin: str) -> None:
     assert await ask([OWN, ("Origin", origin), ("Sec-Fetch-Site", "cross-site")], ("*",)) == 200
 
 
+# Headers
+
+
+@pytest.mark.parametrize("white", [" ", "\t", "  \t "])
+@pytest.mark.parametrize("around", ["{value}{white}", "{white}{value}", "{white}{value}{white}"])
+async def test_white_space_around_a_value_is_not_the_value(around: str, white: str) -> None:
+    def spaced(value: str) -> str:
+        return around.format(value=value, white=white)
+
+    own = ("Host", spaced("localhost:8000"))
+    assert await ask([own]) == 200
+    assert await ask([own, ("Origin", spaced("http://localhost:8000"))]) == 200
+    assert await ask([own, ("Origin", spaced("https://app.example"))], ALLOWED) == 200
+    assert await ask([own, ("Origin", spaced("https://evil.example"))], ALLOWED) == 403
+    site = ("Sec-Fetch-Site", spaced("cross-site"))
+    assert await ask([own, site]) == 403
+    assert await ask([own, site, ("Sec-Fetch-Mode", spaced("navigate"))]) == 200
+
+
+async def test_what_is_behind_the_guard_sees_values_without_their_white_space() -> None:
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        await PlainTextResponse("let in")(scope, receive, send)
+
+    given = [(b"host", b"localhost\t"), (b"x-any", b" a b "), (b"empty", b""), (b"white", b" \t")]
+    guard = Guard(app, hosts=HOSTS, origins=(), refuse=problem)
+    assert (await call(guard, headers=given)).status_code == 200
+    assert seen[0]["headers"] == [(b"host", b"localhost"), (b"x-any", b"a b"), (b"empty", b""), (b"white", b"")]
+    assert given[0] == (b"host", b"localhost\t")  # whoever called keeps what came
+
+
+@pytest.mark.parametrize("second", ["same", "another"])
+@pytest.mark.parametrize("name", sorted(ONCE))
+async def test_a_header_that_may_come_once_is_refused_when_it_comes_twice(name: bytes, second: str) -> None:
+    value = b"localhost" if name == b"host" else b"1"
+    headers = {b"host": b"localhost"} | {name: value}
+    async with web() as hub_web:
+        twice = [*headers.items(), (name, value if second == "same" else b"2")]
+        for method, path in (("POST", "/broadcast"), ("GET", "/stats"), ("GET", "/events")):
+            answer = await call(hub_web.hub.app, method, path, twice)
+            status, code = code_of(answer)
+            assert (status, code) == (400, ANSWERS[ONCE[name]][1])
+            assert name.decode().title() in answer.content.decode()
+        assert hub_web.hub.totals.published == hub_web.hub.totals.connected == 0
+
+
 # Over the whole hub
 
 
@@ -185,3 +242,38 @@ def test_what_a_client_says_of_a_proxy_is_not_believed(forwarded: str) -> None:
     with live_hub(drain=0) as server:
         head = f"GET /stats HTTP/1.1\r\nHost: evil.example\r\n{forwarded}: localhost\r\nConnection: close\r\n\r\n"
         assert code_of(server.answer(head.encode())) == (421, "bad_host")
+
+
+# Over real servers, ours and others
+
+every_server = pytest.mark.parametrize("http", [Protocol, HttpToolsProtocol, H11Protocol])
+
+
+async def answer_of(port: int, request: str) -> Answer:
+    """What a server answers to a request that asks it to close the connection."""
+    incoming, outgoing = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(PATIENCE):
+        outgoing.write(request.encode())
+        raw = await incoming.read()
+        outgoing.close()
+        await outgoing.wait_closed()
+    return Answer.parse(raw)
+
+
+@every_server
+@pytest.mark.parametrize("white", [" ", "\t", " \t "])
+async def test_no_server_takes_white_space_for_a_part_of_a_value(http: type[asyncio.Protocol], white: str) -> None:
+    key = "k3y-0123456789-abcdef"
+    fields = ["Host: localhost", "Origin: http://localhost", f"Authorization: Bearer {key}", "Idempotency-Key: k1",
+              "Content-Type: application/json; charset=utf-8", "Content-Encoding: identity", "Content-Length: 4",
+              "Connection: close"]  # fmt: skip
+    async with Hub(allowed_hosts=HOSTS, publish_key=key) as hub, served(hub.app, http) as server:
+        missed = (await hub.publish("missed")).position
+        head = "".join(f"{line}{white}\r\n" for line in fields)
+        answer = await answer_of(server.port, f"POST /broadcast HTTP/1.1\r\n{head}\r\nnull")
+        assert (answer.status_code, await hub.broker.top()) == (200, missed.next())
+        after = f"{missed.epoch}-{missed.offset - 1}"
+        async with reading(server.port, "/events", headers=f"Last-Event-ID: {after}{white}\r\n") as reader:
+            await reader.until(b"data: null")
+        assert b'"recovered":true' in reader.body
+        assert b"data: missed" in reader.body
