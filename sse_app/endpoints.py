@@ -24,7 +24,6 @@ from sse_app.errors import (
     InvalidBody,
     InvalidClient,
     InvalidEvent,
-    InvalidIdempotencyKey,
     InvalidSince,
     InvalidUTF8,
     TooSlow,
@@ -34,7 +33,7 @@ from sse_app.errors import (
 )
 from sse_app.hub import Hub
 from sse_app.payload import check_json, too_large
-from sse_app.publication import check_client
+from sse_app.publication import check_client, check_key
 from sse_app.stream import EventStream
 from sse_app.topics import TopicFilter
 
@@ -56,7 +55,6 @@ PAGE_HEADERS = {
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+ -]\d{2}:\d{2})")  # RFC 3339
-_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 Parameters = dict[str, list[str]]
 
@@ -103,10 +101,10 @@ class Endpoints:
             data = await self._data(request)
             receipt = await self._hub.publish(
                 data,
-                topic=given.get("topic", ()),
+                topic=given.get("topic"),
                 event="message" if event is None else event,
-                to=given.get("to", ()),
-                exclude=given.get("exclude", ()),
+                to=given.get("to"),
+                exclude=given.get("exclude"),
                 key=key,
             )
         return _json({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
@@ -256,6 +254,4 @@ def _moment(text: str) -> float:
 
 def _idempotency_key(request: Request) -> str | None:
     given = request.headers.get("idempotency-key")
-    if given is not None and not _KEY.fullmatch(given):
-        raise InvalidIdempotencyKey("An Idempotency-Key has 1 to 128 visible ASCII characters.")
-    return given
+    return None if given is None else check_key(given)

@@ -42,11 +42,13 @@ class Event:
 
 def check_type(type: str) -> str:
     """Return a publisher's event type, or raise InvalidEvent, ReservedEvent."""
+    if not isinstance(type, str):
+        raise InvalidEvent("An event type is a str.")
     if type in RESERVED_TYPES:
         raise ReservedEvent("This event type is the hub's own; publish under another one.")
     if not 1 <= len(type) <= TYPE_MAX or not acceptable(type):
         raise InvalidEvent(f"An event type has 1 to {TYPE_MAX} characters; {REFUSED}.")
-    return type
+    return str.__str__(type)  # str() of an enum is its name
 
 
 def encode(event: Event) -> bytes:

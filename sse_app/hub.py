@@ -18,10 +18,10 @@ from typing import Any, Self, TypeVar
 
 from sse_app import notices
 from sse_app.brokers import Broker, Durability, Tail
-from sse_app.errors import BrokerError, Draining, HubNotStarted, Overloaded
+from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidTopic, Overloaded
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
-from sse_app.publication import Position, Publication, check_client
+from sse_app.publication import Names, Position, Publication, check_client, check_key, names
 from sse_app.publisher import compose
 from sse_app.stack import Alone, leave
 from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
@@ -210,21 +210,22 @@ class Hub:
         self,
         data: object,
         *,
-        topic: str | Iterable[str] = (),
+        topic: Names = None,
         event: str = "message",
-        to: str | Iterable[str] = (),
-        exclude: str | Iterable[str] = (),
+        to: Names = None,
+        exclude: Names = None,
         key: str | None = None,
     ) -> Receipt:
         """Publish to every subscriber, or on one or several topics to those whose filter matches.
 
         ``data`` goes out as it is when it is a str, else as JSON (``sse_app.payload``). ``to`` and ``exclude`` name
-        clients. With the same ``key`` and publication again within the idempotency window nothing is published, and
-        the answer is the same.
+        clients; an empty list of topics, or of clients in ``to``, is refused, since it is not everyone. With the same
+        ``key`` and publication again within the idempotency window nothing is published, and the answer is the same.
         Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
         """
         self.check_started()
         draft = compose(data, topic, event, to, exclude, body_max=self._body_max)
+        key = None if key is None else check_key(key)
         before = self._delivered
         position = await self.broker.publish(draft.event, draft.topics, to=draft.to, exclude=draft.exclude, key=key)
         if key is not None and (known := self._receipts.get(key)) and known[0] == position:
@@ -354,7 +355,7 @@ class Hub:
     ) -> Subscriber:
         """``subscribe`` for a stream that outlives the call: whoever has the subscriber must see to its ``leave``."""
         self.check_started()
-        filter = TopicFilter.parse(topics)
+        filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
         self._check_room()
         group = self._groups.get(filter)

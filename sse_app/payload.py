@@ -153,7 +153,7 @@ def _too_deep() -> TooDeep:
 def _refused(value: object) -> InvalidData:
     kind = value if isinstance(value, type) else type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return InvalidData(f"The data is or holds a {name}, which cannot be published: {_advice(value)}.")
+    return InvalidData(f"Data of type {name} cannot be published: {_advice(value)}.")
 
 
 def _advice(value: object) -> str:

@@ -1,17 +1,20 @@
 """A publication, and its position in the log."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from sse_app.errors import InvalidClient
+from sse_app.errors import BadInput, InvalidClient, InvalidIdempotencyKey
 from sse_app.events import Event, EventDecoder
 from sse_app.topics import TopicFilter
 
 _POSITION = re.compile(r"([0-9a-z]{1,32})-(0|[1-9][0-9]{0,17})")
 _CLIENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+
+Names = str | Iterable[str] | None  # of topics or clients: one, several, or not given
 
 
 class Position(NamedTuple):
@@ -37,9 +40,39 @@ class Position(NamedTuple):
         return f"{self.epoch}-{self.offset}"
 
 
+def names(parameter: str, given: Names, error: type[BadInput]) -> tuple[str, ...]:
+    """The names that a parameter was given, none when it was not. Raises ``error`` for what are no names."""
+    if given is None:
+        return ()
+    if isinstance(given, str):
+        return (str.__str__(given),)  # str() of an enum is its name
+    if isinstance(given, Iterable) and not isinstance(given, Mapping):
+        found = list(given)
+        if all(isinstance(name, str) for name in found):
+            if isinstance(given, set | frozenset):
+                found.sort()  # a retry from another process is the same publication
+            return tuple(map(str.__str__, found))
+    raise error(f"{parameter} is a str, or several of them in a list.")
+
+
+def recipients(parameter: str, given: Names, error: type[BadInput]) -> tuple[str, ...]:
+    """``names``, of those whom a publication is for: a list that happens to be empty does not mean everyone."""
+    found = names(parameter, given, error)
+    if given is not None and not found:
+        raise error(f"{parameter} is empty, which is nobody; leave it out to reach everyone.")
+    return found
+
+
+def check_key(key: str) -> str:
+    """A publication's idempotency key. Raises InvalidIdempotencyKey."""
+    if not (isinstance(key, str) and _KEY.fullmatch(key)):
+        raise InvalidIdempotencyKey("An idempotency key has 1 to 128 visible ASCII characters.")
+    return str.__str__(key)
+
+
 def check_client(name: str) -> str:
     """A client's name. Raises InvalidClient."""
-    if not _CLIENT.fullmatch(name):
+    if not (isinstance(name, str) and _CLIENT.fullmatch(name)):
         raise InvalidClient("A client name has 1 to 64 characters of A-Z a-z 0-9 . _ -")
     return name
 

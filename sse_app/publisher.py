@@ -10,7 +10,6 @@ processes can share.
         await publisher.publish({"number": 42}, topic="orders/42")
 """
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -19,10 +18,10 @@ from typing import Any, NamedTuple, Self
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from sse_app.brokers import open_broker
-from sse_app.errors import ConfigError
+from sse_app.errors import ConfigError, InvalidClient, InvalidTopic
 from sse_app.events import Event, check_type
 from sse_app.payload import encode_data
-from sse_app.publication import Position, check_clients
+from sse_app.publication import Names, Position, check_clients, check_key, names, recipients
 from sse_app.topics import check_topics
 
 
@@ -37,21 +36,20 @@ class Draft(NamedTuple):
 
 def compose(
     data: object,
-    topic: str | Iterable[str] = (),
+    topic: Names = None,
     event: str = "message",
-    to: str | Iterable[str] = (),
-    exclude: str | Iterable[str] = (),
+    to: Names = None,
+    exclude: Names = None,
     *,
     body_max: int | None = None,
 ) -> Draft:
     """What a publisher gave, checked. Raises BadInput."""
-    topics = check_topics(_several(topic))
-    clients = check_clients(_several(to)), check_clients(_several(exclude))
+    topics = check_topics(recipients("topic", topic, InvalidTopic))
+    clients = (
+        check_clients(recipients("to", to, InvalidClient)),
+        check_clients(names("exclude", exclude, InvalidClient)),
+    )
     return Draft(Event(encode_data(data, body_max), check_type(event)), topics, *clients)
-
-
-def _several(names: str | Iterable[str]) -> Iterable[str]:
-    return (names,) if isinstance(names, str) else names
 
 
 class AsyncPublisher:
@@ -80,10 +78,10 @@ class AsyncPublisher:
         self,
         data: object,
         *,
-        topic: str | Iterable[str] = (),
+        topic: Names = None,
         event: str = "message",
-        to: str | Iterable[str] = (),
-        exclude: str | Iterable[str] = (),
+        to: Names = None,
+        exclude: Names = None,
         key: str | None = None,
     ) -> Position:
         """Publish as ``Hub.publish`` does. Returns once the log has it: ``str(position)`` is the event's id.
@@ -91,6 +89,7 @@ class AsyncPublisher:
         Raises BadInput, BrokerError.
         """
         draft = compose(data, topic, event, to, exclude, body_max=self._body_max)
+        key = None if key is None else check_key(key)
         return await self._broker.publish(draft.event, draft.topics, to=draft.to, exclude=draft.exclude, key=key)
 
 

@@ -73,7 +73,7 @@ APART = {
     "bootstrap": set[str](),
     **dict.fromkeys(BENCH, {"errors", *BENCH} - {"bench.naive"}),
     **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
-    **{name: {"errors", "events", "payload", *CLIENT} for name in CLIENT},
+    **{name: {"errors", "events", "payload", "publication", *CLIENT} for name in CLIENT},
 }
 ALONE = {
     "bench.naive": {"starlette", "sse_starlette"},

@@ -1,14 +1,13 @@
 """What may be published: one table for the hub, the publishers and the clients, which all ask ``encode_data``."""
 
 import array
-import asyncio
 import dataclasses
 import enum
 import os
 import subprocess
 import sys
 from collections import ChainMap, OrderedDict, namedtuple
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from types import MappingProxyType, SimpleNamespace
@@ -22,12 +21,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app import AsyncPublisher, Client, Hub, Publisher, SyncClient
+from sse_app import Client, Hub
 from sse_app.errors import BadInput, InvalidData, TooDeep, TooLarge
 from sse_app.payload import JSON_DEPTH, encode_data
 from sse_app.testing import StreamingASGITransport
 from sse_app.topics import TopicFilter
-from tests.worlds import World
 
 CET = timezone(timedelta(hours=1))
 Point = namedtuple("Point", ["x", "y"])
@@ -177,7 +175,7 @@ def circle() -> object:
 
 
 REFUSED: list[tuple[str, Callable[[], object], type[BadInput], str]] = [
-    ("bytes", lambda: b"secret", InvalidData, r"holds a bytes, .* data\.decode\(\)"),
+    ("bytes", lambda: b"secret", InvalidData, r"of type bytes cannot be published: .* data\.decode\(\)"),
     ("bytes inside", lambda: {"a": [b"secret"]}, InvalidData, r"decode\(\)"),
     ("a bytearray", lambda: bytearray(b"secret"), InvalidData, r"decode\(\)"),
     ("a memoryview", lambda: [memoryview(b"secret")], InvalidData, r"decode\(\)"),
@@ -195,8 +193,8 @@ REFUSED: list[tuple[str, Callable[[], object], type[BadInput], str]] = [
     ("a class", lambda: Item, InvalidData, "call it"),
     ("a function", lambda: numbers, InvalidData, "call it"),
     ("what numpy's look like", lambda: array.array("d", [1.0]), InvalidData, r"tolist\(\)"),
-    ("an object", Stranger, InvalidData, "tests.test_payload.Stranger, .* dataclass"),
-    ("an object inside", lambda: [SimpleNamespace(secret=1)], InvalidData, "SimpleNamespace, .* dataclass"),
+    ("an object", Stranger, InvalidData, "tests.test_payload.Stranger cannot .* dataclass"),
+    ("an object inside", lambda: [SimpleNamespace(secret=1)], InvalidData, "SimpleNamespace cannot .* dataclass"),
     ("an object in a Struct", lambda: Order(1, Stranger()), InvalidData, "Stranger"),
     ("a complex number", lambda: 1j, InvalidData, "complex"),
     ("an exception", lambda: ValueError("secret"), InvalidData, "ValueError"),
@@ -231,7 +229,7 @@ def test_a_forgotten_await_is_named() -> None:
         return 1
 
     forgotten = load()
-    with pytest.raises(InvalidData, match=r"coroutine, .* await it"):
+    with pytest.raises(InvalidData, match=r"coroutine .* await it"):
         encode_data({"order": forgotten})
     forgotten.close()
 
@@ -287,65 +285,6 @@ JSON = st.recursive(
 @given(JSON.filter(lambda data: not isinstance(data, str)))
 def test_what_json_has_comes_back_as_it_was(data: object) -> None:
     assert msgspec.json.decode(encode_data(data)) == data
-
-
-# The same for all who publish
-
-
-async def by_hub(url: str, data: object) -> None:
-    async with Hub(body_max=100) as hub:
-        await hub.publish(data)
-
-
-async def by_a_publisher(url: str, data: object) -> None:
-    async with AsyncPublisher(url, body_max=100) as publisher:
-        await publisher.publish(data)
-
-
-async def by_a_publisher_in_a_thread(url: str, data: object) -> None:
-    def publish() -> None:
-        with Publisher(url, body_max=100) as publisher:
-            publisher.publish(data)
-
-    await asyncio.to_thread(publish)
-
-
-async def by_a_client(url: str, data: object) -> None:
-    async with Client(NOWHERE) as client:  # refused before anything is sent
-        await client.publish(data)
-
-
-async def by_a_client_in_a_thread(url: str, data: object) -> None:
-    def publish() -> None:
-        with SyncClient(NOWHERE) as client:
-            client.publish(data)
-
-    await asyncio.to_thread(publish)
-
-
-OF_PYTHON = (by_hub, by_a_publisher, by_a_publisher_in_a_thread)
-ALL = (*OF_PYTHON, by_a_client, by_a_client_in_a_thread)
-
-
-@pytest.mark.parametrize("publish", ALL)
-@pytest.mark.parametrize("data", [b"bytes", float("nan"), [Stranger()], {None: 1}, nested(65), "\ud800"], ids=repr)
-async def test_all_who_publish_refuse_the_same_in_the_same_words(
-    publish: Callable[[str, object], Awaitable[None]], data: object, sqlite_world: World
-) -> None:
-    with pytest.raises(BadInput) as expected:
-        encode_data(data)
-    with pytest.raises(type(expected.value)) as refused:
-        await publish(sqlite_world.url, data)
-    assert str(refused.value) == str(expected.value)
-
-
-@pytest.mark.parametrize("publish", OF_PYTHON)
-async def test_the_bound_holds_for_who_publishes_without_http_too(
-    publish: Callable[[str, object], Awaitable[None]], sqlite_world: World
-) -> None:
-    await publish(sqlite_world.url, "x" * 100)
-    with pytest.raises(TooLarge, match="at most 100 bytes"):
-        await publish(sqlite_world.url, ["x" * 97])
 
 
 @pytest.mark.parametrize("data", [ANN, {"at": NOON, "tags": {"b", "a"}}, None, Text("x"), [Decimal("1.10")]], ids=repr)

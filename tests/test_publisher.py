@@ -50,23 +50,6 @@ class Listener:
 # --- compose ---
 
 
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        ("hello", "hello"),
-        ("", ""),
-        ('{"a": 1}', '{"a": 1}'),
-        ({"number": 42}, '{"number":42}'),
-        ([1, 2.5, None, True], "[1,2.5,null,true]"),
-        (None, "null"),
-        ("é😀\n", "é😀\n"),
-        ({"é": "😀"}, '{"é":"😀"}'),
-    ],
-)
-def test_a_text_goes_out_as_it_is_and_all_else_as_json(data: object, text: str) -> None:
-    assert compose(data) == Draft(Event(text), (), NOBODY, NOBODY)
-
-
 def test_one_name_is_as_good_as_several() -> None:
     assert compose("x", "t", "tick", "ann", "bob") == Draft(
         Event("x", "tick"), ("t",), frozenset(["ann"]), frozenset(["bob"])

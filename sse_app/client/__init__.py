@@ -9,7 +9,7 @@ It needs httpx and nothing of the hub. ``SyncClient`` is the same for programs w
 
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import count
@@ -23,8 +23,10 @@ import httpx
 from sse_app.client.answers import TIMEOUT, TRANSIENT, backoff, fields, reason, refused, retry_after
 from sse_app.client.stream import State as State
 from sse_app.client.stream import Stream as Stream
-from sse_app.errors import Gap, InvalidURL, Refused, Unreachable
+from sse_app.errors import Gap, InvalidClient, InvalidTopic, InvalidURL, Refused, Unreachable
+from sse_app.events import check_type
 from sse_app.payload import encode_data
+from sse_app.publication import Names, check_key, names, recipients
 
 HEARTBEAT = 15.0  # seconds, the hub's own default
 RETRY_FOR = 60.0  # seconds; well within the 5 min for which a hub remembers an Idempotency-Key
@@ -106,7 +108,7 @@ class Client:
         without success until iterating raises Unreachable; None is for ever. It raises Refused for an answer that
         another attempt would not change, and ends on a 204.
         """
-        parameters = [("topic", topic) for topic in topics] + [("client", self.name)]
+        parameters = [("topic", topic) for topic in names("topic", topics, InvalidTopic)] + [("client", self.name)]
         if last is not None:
             parameters.append(("last", str(last)))
         if since is not None:
@@ -128,10 +130,10 @@ class Client:
         self,
         data: object,
         *,
-        topic: str | Iterable[str] = (),
+        topic: Names = None,
         event: str = "message",
-        to: str | Iterable[str] = (),
-        exclude: str | Iterable[str] = (),
+        to: Names = None,
+        exclude: Names = None,
         key: str | None = None,
         retry_for: float = RETRY_FOR,
     ) -> Published:
@@ -144,8 +146,14 @@ class Client:
         Returns when the log has it. Raises BadInput, Refused, and Unreachable, after which it may have been published
         or not.
         """
-        key = key or secrets.token_hex(16)
-        url = _target(f"{self.url}/broadcast", _several(topic), event, _several(to), _several(exclude))
+        key = secrets.token_hex(16) if key is None else check_key(key)
+        url = _target(
+            f"{self.url}/broadcast",
+            recipients("topic", topic, InvalidTopic),
+            check_type(event),
+            recipients("to", to, InvalidClient),
+            names("exclude", exclude, InvalidClient),
+        )
         request = self._http.build_request("POST", url, timeout=TIMEOUT, **_body(data))
         request.headers.update({"Idempotency-Key": key, **self._headers})
         failure: Exception = TimeoutError("no answer came")
@@ -184,10 +192,6 @@ def _checked(text: str) -> str:
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise InvalidURL("The URL of a hub begins with http:// or https:// and has a host, and no ? or #.")
     return str(url).rstrip("/")
-
-
-def _several(names: str | Iterable[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 @lru_cache(maxsize=1024)  # httpx takes 0.1 ms to parse one, and who publishes much publishes to few
