@@ -1,7 +1,8 @@
 """Config: every setting with its default, its range and its meaning. The only reader of the environment.
 
 A setting has one name: keyword, ``--flag`` and ``SSE_APP_`` variable. Durations are seconds or take a unit (``15``,
-``15s``, ``500ms``, ``5m``, ``24h``), sizes bytes or a unit (``65536``, ``64KiB``, ``1MiB``).
+``15s``, ``500ms``, ``5m``, ``24h``), sizes bytes or a unit (``65536``, ``64KiB``, ``1MiB``). A keyword takes the text
+as well as the value that it stands for.
 """
 
 import math
@@ -126,10 +127,10 @@ class Config:
     access_log: bool = _setting(False, "Log every request.", truth, "true or false")
 
     def __post_init__(self) -> None:
-        if isinstance(self.host, str):
-            object.__setattr__(self, "host", _names(self.host))
         for item in fields(self):
-            _check(item.name, item.metadata["setting"], getattr(self, item.name), item.default)
+            value = _read(item.name, item.metadata["setting"], getattr(self, item.name))
+            _check(item.name, item.metadata["setting"], value, item.default)
+            object.__setattr__(self, item.name, value)
         if self.max_subscribers is None:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             limit = sys.maxsize if limit == resource.RLIM_INFINITY else limit  # the constant is -1 on Linux
@@ -183,18 +184,17 @@ class Config:
         defaults.
         """
         values: dict[str, Any] = {}
-        settings = cls.settings()
         unknown = {name for name in environment if name.startswith(ENV_PREFIX)} - {
-            ENV_PREFIX + name.upper() for name in (*settings, "url", "no_bootstrap")
+            ENV_PREFIX + name.upper() for name in (*cls.settings(), "url", "no_bootstrap")
         }
         if unknown:
             raise ConfigError(f"{min(unknown)} is not a setting; `sse-app serve --help` lists them.")
-        for name, setting in settings.items():
+        for name in cls.settings():
             given = flags.get(name)
             if given is None or given == ():
                 given = environment.get(ENV_PREFIX + name.upper())
             if given is not None:
-                values[name] = _read(name, setting, given)
+                values[name] = given if isinstance(given, str | bool) else ",".join(given)
         return cls(**values)
 
     @classmethod
@@ -203,11 +203,13 @@ class Config:
 
 
 def _read(name: str, setting: Setting, given: Any) -> Any:
-    if isinstance(given, bool):
+    """The value that a text stands for; what is none is the value."""
+    if isinstance(given, list):
+        return tuple(given)
+    if not isinstance(given, str):
         return given
-    text = given if isinstance(given, str) else ",".join(given)
     try:
-        return setting.read(text)
+        return setting.read(given)
     except ValueError:
         raise ConfigError(f"{name} is {setting.range}.") from None
 
@@ -220,7 +222,7 @@ def _check(name: str, setting: Setting, value: Any, default: Any) -> None:
         kinds = int if setting.read in (whole, size) else (int, float)
         in_range = isinstance(value, kinds) and not wrong_type and setting.low <= value <= setting.high
     elif isinstance(default, tuple):
-        in_range = isinstance(value, tuple | list) and all(isinstance(item, str) and item for item in value)
+        in_range = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
         in_range = in_range and (bool(value) or not default)
     else:
         in_range = not wrong_type and isinstance(value, bool if isinstance(default, bool) else str) and value != ""
