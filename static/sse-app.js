@@ -43,6 +43,7 @@
  * @typedef {{ after: string, events: Told[], cursor: string }} Batch all that is for us between two positions
  * @typedef {{ state: State, at: string, welcome: Told | null, opened?: boolean }} Here where who reads has got to.
  *   `opened`: it began where this tab asked it to
+ * @typedef {{ why: Partial<State>, after?: number }} Ending why a connection ended; ms that the next one is not to come before
  * @typedef {{ here?: Here, state?: State, batch?: Batch }} News from who reads to the tabs
  */
 
@@ -50,6 +51,8 @@ const PROTOCOL = "sse-app 1"; // between tabs; another number for another versio
 const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters that say where one stream begins
 const OF_A_CONNECTION = new Set(["welcome", "bye"]); // not in the log
 const RETRY = 3_000; // ms; the wait before the next try until the hub has named one
+const RETRY_MIN = 100; // ms; a hub that says 0, or a wrong one, is not to be asked without a pause
+const RETRY_MAX = 3_600_000; // ms; the longest that a hub can be set to
 const BACKOFF_MAX = 60_000; // ms
 const SILENCE = 45_000; // ms; a connection is dead after three heartbeats that did not come, but not sooner
 const TIMER_MAX = 2 ** 31 - 1; // ms; a browser's timer of more than that is over at once
@@ -582,24 +585,33 @@ class Source {
     while (!this.#closed) {
       if (this.state.name !== "connecting") this.#set({ name: "connecting" });
       this.#cut = new AbortController();
-      const why = await this.#read().catch((error) => ({ detail: detailOf(error, this.state) }));
+      /** @type {Ending} */
+      const ending = await this.#read().catch((error) => ({ why: { detail: detailOf(error, this.state) } }));
       this.#cut.abort();
-      if (this.#closed) return;
-      const backoff = Math.min(BACKOFF_MAX, this.#retry * 2 ** this.#failures);
-      const wait = Math.max(backoff, this.#retry) * (1 + Math.random() / 2);
-      this.#failures += 1;
-      this.#set({ name: "waiting", until: Date.now() + wait, ...why });
-      const waited = new Promise((resolve) => (this.#wake = () => resolve(null)));
-      const timer = setTimeout(this.#wake, wait);
-      await waited;
-      clearTimeout(timer);
+      if (!this.#closed) await this.#pause(ending);
     }
+  }
+
+  /**
+   * Waits until the next try.
+   *
+   * @param {Ending} ending
+   */
+  async #pause({ why, after = 0 }) {
+    const woken = new Promise((resolve) => (this.#wake = () => resolve(null)));
+    const backoff = Math.min(BACKOFF_MAX, this.#retry * 2 ** this.#failures);
+    const wait = Math.max(backoff, this.#retry, after) * (1 + Math.random() / 2);
+    this.#failures += 1;
+    const timer = setTimeout(this.#wake, wait);
+    this.#set({ name: "waiting", until: Date.now() + wait, ...why });
+    await woken;
+    clearTimeout(timer);
   }
 
   /**
    * Reads one connection to its end, and tells why it ended.
    *
-   * @returns {Promise<{ detail: string, status?: number, code?: string }>}
+   * @returns {Promise<Ending>}
    */
   async #read() {
     const cut = this.#cut;
@@ -618,12 +630,12 @@ class Source {
       const parser = new Parser();
       for (;;) {
         const { value, done } = await reader.read();
-        if (done) return { detail: "The hub ended the stream." };
-        if (this.#closed) return { detail: "" };
+        if (done) return { why: { detail: "The hub ended the stream." } };
+        if (this.#closed) return { why: {} };
         this.#take(parser.feed(value));
         watch();
         if (parser.retry === null) continue;
-        this.#retry = parser.retry;
+        this.#retry = Math.min(Math.max(parser.retry, RETRY_MIN), RETRY_MAX);
         this.#failures = 0; // it is there, and says itself when to come
       }
     } finally {
@@ -687,12 +699,25 @@ function isStream(/** @type {Response} */ response) {
   return response.status === 200 && /^text\/event-stream\s*(;|$)/i.test(response.headers.get("Content-Type") ?? "");
 }
 
-/** What an answer that is no stream says: the hub's problem details, or nothing but a status. */
+/**
+ * What an answer that is no stream says: the hub's problem details, or nothing but a status.
+ *
+ * @returns {Promise<Ending>}
+ */
 async function explain(/** @type {Response} */ response) {
   const { status, headers } = response;
-  const isProblem = headers.get("Content-Type")?.startsWith("application/problem+json");
-  const { code, detail } = isProblem ? await response.json() : { code: undefined, detail: undefined };
-  return { status, code, detail: detail ?? `The answer was no stream (status ${status}).` };
+  const isProblem = /^application\/problem\+json\s*(;|$)/i.test(headers.get("Content-Type") ?? "");
+  const problem = isProblem ? await response.json().catch(() => null) : null;
+  const detail = problem?.detail ?? `The answer was no stream (status ${status}).`;
+  return { why: { status, code: problem?.code, detail }, after: retryAfter(headers) };
+}
+
+/** The ms that Retry-After asks to wait: seconds, or a date by the clock of who sent it (RFC 9110 10.2.3). */
+function retryAfter(/** @type {Headers} */ headers) {
+  const asked = headers.get("Retry-After") ?? "";
+  const sent = Date.parse(headers.get("Date") ?? "") || Date.now(); // another origin's Date is not to be seen
+  const wait = /^[0-9]+$/.test(asked) ? Number(asked) * 1_000 : / GMT$/.test(asked) ? Date.parse(asked) - sent : 0;
+  return Math.min(wait || 0, RETRY_MAX);
 }
 
 /**
