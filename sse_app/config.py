@@ -11,7 +11,7 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from sse_app.errors import ConfigError
 from sse_app.quantities import duration, size, truth, whole
 
 ENV_PREFIX = "SSE_APP_"
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")  # RFC 6761, 6.3
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,10 @@ class Config:
                     "cors_origins holds origins such as https://example.com: scheme and host, no path, or *."
                 )
         for host in self.allowed_hosts:
-            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]", host):
-                raise ConfigError("allowed_hosts holds names without a port: example.com, *.example.com or *.")
+            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host) and not _is_ipv6_in_brackets(host):
+                raise ConfigError(
+                    "allowed_hosts holds names without a port: example.com, *.example.com, [2001:db8::1] or *."
+                )
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -242,6 +244,13 @@ def _is_any(host: str) -> bool:
     """Whether it is ``::``, however it is written."""
     try:
         return ip_address(host) == ip_address("::")
+    except ValueError:
+        return False
+
+
+def _is_ipv6_in_brackets(text: str) -> bool:
+    try:
+        return text == f"[{text[1:-1]}]" and IPv6Address(text[1:-1]).scope_id is None
     except ValueError:
         return False
 

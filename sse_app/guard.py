@@ -5,6 +5,7 @@ after the fact (DNS rebinding) makes them look same-origin. So every request is 
 streams included.
 """
 
+import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ ONCE: Mapping[bytes, type[BadInput]] = {
     b"idempotency-key": InvalidIdempotencyKey,
 }
 
-_HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\])(:(?P<port>[0-9]{0,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _WHITE = b" \t"
 
@@ -50,7 +51,7 @@ class Guard:
         refuse: Callable[[BadInput], ASGIApp],
     ) -> None:
         self._app, self._refuse = app, refuse
-        self._hosts = None if hosts is None or "*" in hosts else frozenset(host.lower() for host in hosts)
+        self._hosts = None if hosts is None or "*" in hosts else frozenset(map(_canonical, hosts))
         self._origins = frozenset(origins)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -81,9 +82,9 @@ class Guard:
             return ""  # HTTP/1.0 knows no Host, and no browser speaks it
         given = "" if raw is None else raw.decode("latin-1")
         match = _HOST.fullmatch(given)
-        if match is None:
+        if match is None or (given.startswith("[") and _address(match["name"]) is None):
             raise BadHost("A request has exactly one Host header, a name or address with or without a port.")
-        if self._hosts is not None and not self._answers_to(match["name"].lower()):
+        if self._hosts is not None and not self._answers_to(_canonical(match["name"])):
             raise UnknownHost("This server does not answer to that Host; its operator can add it with allowed_hosts.")
         return given
 
@@ -114,6 +115,20 @@ def _once(scope: Scope) -> dict[bytes, bytes]:
                 raise ONCE[name](f"A request has at most one {name.decode().title()} header.")
             found[name] = value
     return found
+
+
+def _canonical(name: str) -> str:
+    """One spelling for each host: lower case, without the dot of the root, IPv6 as short as it gets."""
+    address = _address(name) if name.startswith("[") else None
+    return name.lower().removesuffix(".") if address is None else f"[{address}]"
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a Host (in brackets if it has colons) or a server says it is, None for anything else."""
+    try:
+        return ipaddress.ip_address(text.removeprefix("[").removesuffix("]").partition("%")[0])
+    except ValueError:
+        return None
 
 
 def _same_origin(origin: str, host: str, site: bytes | None) -> bool:

@@ -148,6 +148,8 @@ BAD = [
     ("cors_origins", "example.com"), ("cors_origins", "https://example.com/path"), ("cors_origins", "null"),
     ("cors_origins", "https://user@example.com"), ("cors_origins", "https://["), ("cors_origins", "https://a.example/"),
     ("allowed_hosts", "https://example.com"), ("allowed_hosts", "example.com:8000"), ("allowed_hosts", "a b"),
+    ("allowed_hosts", "::1"), ("allowed_hosts", "[::::]"), ("allowed_hosts", "[127.0.0.1]"),
+    ("allowed_hosts", "[fe80::1%eth0]"),
     ("allowed_hosts", "*.*"), ("host", ""), ("host", ","), ("host", "0.0.0.0"), ("host", "example.com"), ("host", "::"),
     ("publish_key", ""), ("publish_key", "short"), ("publish_key", "x" * 257), ("publish_key", "ключ" * 8),
     ("publish_key", "a key\nwith a line break"),
@@ -219,7 +221,7 @@ def test_on_loopback_it_takes_none(host: str) -> None:
 
 
 def test_the_hosts_answered_to_are_loopback_the_own_address_and_those_allowed() -> None:
-    loopback = ("localhost", "127.0.0.1", "[::1]")
+    loopback = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
     assert Config().hosts == loopback
     assert Config(host="::1").hosts == loopback
     assert Config(host="192.0.2.1", publish_key=KEY).hosts == (*loopback, "192.0.2.1")

@@ -6,8 +6,9 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sse_app import Hub
+from sse_app import Config, Hub
 from sse_app.app import ANSWERS, problem
+from sse_app.config import LOOPBACK_NAMES
 from sse_app.guard import ONCE, Guard
 from sse_app.protocol import Protocol
 from sse_app.pytest_plugin import HubServer
@@ -15,7 +16,7 @@ from tests.paths import reading, served
 from tests.peers import PATIENCE
 from tests.web import Answer, LiveHub, call, code_of, live_hub, web
 
-HOSTS = ("localhost", "127.0.0.1", "[::1]", "hub.example", "*.wild.example")
+HOSTS = (*LOOPBACK_NAMES, "hub.example", "*.wild.example")
 ALLOWED = ("https://app.example", "http://localhost:3000")
 
 
@@ -39,7 +40,10 @@ async def ask(
 @pytest.mark.parametrize(
     "host",
     ["localhost", "LOCALHOST", "localhost:8000", "127.0.0.1:1", "[::1]", "[::1]:8000", "hub.example", "Hub.Example:443",
-     "a.wild.example", "a.b.wild.example"],
+     "a.wild.example", "a.b.wild.example", "localhost:", "localhost.", "LocalHost.:80", "app.localhost",
+     "a.b.localhost:", "127.0.0.1.", "app.localhost.:8000", "hub.example.", "a.wild.example.", "127.0.0.1:", "[::1]:",
+     "[0:0:0:0:0:0:0:1]",
+     "[0000::0001]:8000", "[::0.0.0.1]"],
 )  # fmt: skip
 async def test_a_host_of_ours_is_answered(host: str) -> None:
     assert await ask([("Host", host)]) == 200
@@ -48,7 +52,8 @@ async def test_a_host_of_ours_is_answered(host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     ["evil.example", "localhost.evil.example", "evillocalhost", "wild.example", "evilwild.example", "127.0.0.2",
-     "0.0.0.0", "[::2]", "rebind.127.0.0.1.nip.example", "localhost.", "."],
+     "0.0.0.0", "[::2]", "rebind.127.0.0.1.nip.example", "localhost..", ".", "xlocalhost", "localhost.com",
+     "app.localhost.evil.example", "wild.example.", "[::ffff:127.0.0.1]", "0:", "2130706433"],
 )  # fmt: skip
 async def test_another_host_is_misdirected(host: str) -> None:
     assert await ask([("Host", host)]) == 421
@@ -56,11 +61,30 @@ async def test_another_host_is_misdirected(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["", " ", "a/b?c", "localhost/", "localhost#", "user@localhost", "localhost:", "localhost:port", "localhost:123456",
-     "localhost:80:80", "::1", "[::1", "[localhost]", "localhost, localhost", "localhost\\", "lo calhost", "löcalhost"],
+    ["", " ", "a/b?c", "localhost/", "localhost#", "user@localhost", ":", ":80", "localhost:port", "localhost:123456",
+     "localhost:80:80", "::1", "[::1", "[localhost]",
+     "[127.0.0.1]", "[:::1]", "[::1]x", "[1:2]", "[]", "localhost, localhost", "localhost\\", "lo calhost",
+     "löcalhost"],
 )  # fmt: skip
 async def test_a_malformed_host_is_a_400(host: str) -> None:
     assert await ask([("Host", host)]) == 400
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host"),
+    [
+        ("Hub.Example", "hub.example"),
+        ("hub.example.", "hub.example"),
+        ("hub.example.", "HUB.example."),
+        ("*.Hub.Example.", "a.hub.example"),
+        ("[2001:DB8::1]", "[2001:db8:0:0::1]"),
+        ("[2001:db8:0:0:0:0:0:1]", "[2001:db8::1]:443"),
+    ],
+)
+async def test_a_host_is_allowed_however_it_is_spelt(allowed: str, host: str) -> None:
+    assert Config(allowed_hosts=(allowed,)).allowed_hosts == (allowed,)
+    assert await ask([("Host", host)], hosts=(allowed,)) == 200
+    assert await ask([("Host", f"x{host}")], hosts=(allowed.removeprefix("*."),)) != 200
 
 
 async def test_a_missing_host_is_a_400() -> None:
@@ -102,7 +126,8 @@ async def test_the_own_page_is_let_in(origin: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "origin"), [("hub.example", "https://hub.example"), ("hub.example:443", "https://hub.example"),
-                         ("hub.example:80", "http://hub.example"), ("[::1]:8000", "http://[::1]:8000")]
+                         ("hub.example:80", "http://hub.example"), ("hub.example:", "http://hub.example:80"),
+                         ("[::1]:8000", "http://[::1]:8000")]
 )  # fmt: skip
 async def test_the_default_port_may_be_named_or_not(host: str, origin: str) -> None:
     assert await ask([("Host", host), ("Origin", origin)]) == 200
