@@ -19,6 +19,7 @@ from sse_app.subscriber import Batch, CloseReason, Subscriber
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
+FAREWELL = 1.0  # seconds for what a closed connection has to flush; over TLS asyncio allows its peer 30 s to answer
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -118,8 +119,11 @@ class DirectStream(asyncio.Protocol):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """Called by a uvicorn server that stops: with ours every stream has ended by then."""
+        """Called by a uvicorn server that stops: with ours every stream has ended by then. Another one waits for the
+        connection, which a client that does not read would keep open for ever.
+        """
         self._hub.begin_drain()
+        asyncio.get_running_loop().call_later(self._hub.drain_window + FAREWELL, self.transport.abort)
 
     def pause_writing(self) -> None:
         self._paused = True

@@ -64,7 +64,16 @@ class Server(uvicorn.Server):
             cycle = getattr(connection, "cycle", None)
             if isinstance(connection, DirectStream) or (cycle is not None and not cycle.response_complete):
                 connection.transport.abort()  # it had its time; closing would wait for a flush that may never come
+        late = asyncio.get_running_loop().call_later(GRACE / 2, self._abort_all)
         await super().shutdown(sockets)
+        late.cancel()
+
+    def _abort_all(self) -> None:
+        """End the connections that uvicorn has closed and that are not gone: one that has bytes to flush, or is over
+        TLS and waits for its peer to say goodbye too, 30 s.
+        """
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def _drain(self) -> None:
         window = self._hub.drain_window

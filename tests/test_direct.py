@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import ssl
-import subprocess
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -96,16 +95,6 @@ async def test_an_http_1_0_stream_is_handed_over_and_has_no_chunks(hub: Hub) -> 
     assert body.startswith(b"retry: ")
     assert data_of(body) == ["1", "2"]
     assert body.count(b"\n\n") == 4  # welcome, two events, bye: and nothing between them
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    command += ["-addext", f"subjectAltName=IP:{HOST}", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
-    return key, certificate
 
 
 async def test_a_stream_over_tls_is_handed_over(hub: Hub, certificate: tuple[Path, Path]) -> None:

@@ -1,17 +1,25 @@
 """A planned stop loses nothing acknowledged and ends in time; after an unplanned one all come back, spread out."""
 
 import asyncio
+import re
 import signal
+import socket
+import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from time import perf_counter
 
+import httpx
 import pytest
 
 from sse_app.events import MEDIA_TYPE
+from tests.chaos import tls
 from tests.chaos.client import (
+    HOST,
+    PATIENCE,
     SMALL,
     Answer,
     Connection,
@@ -206,6 +214,64 @@ def until_loaded(process: subprocess.Popen[str], file: str) -> None:
     maps = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and file not in maps.read_text():
         pass
+
+
+# Over TLS, where a connection that is closed waits for its peer to say goodbye too
+
+
+@contextmanager
+def over_tls(*module: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server in a process of its own, with all that it says in one pipe, and its port."""
+    command = [sys.executable, "-m", *module]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = ""
+            while (found := re.search(r"https?://127\.0\.0\.1:(\d+)", said)) is None:
+                line = process.stdout.readline()
+                assert line, f"the server did not start: {said}"
+                said += line
+            yield process, int(found[1])
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("server", ["ours", "uvicorn"])
+def test_over_tls_too_clients_that_do_not_read_are_cut_off_in_time(server: str, certificate: tuple[Path, Path]) -> None:
+    key, chain = map(str, certificate)
+    encrypted = ["--ssl-keyfile", key, "--ssl-certfile", chain, "--http", "sse_app.server:Protocol"]
+    module = {
+        "ours": ["tests.chaos.tls", key, chain, "serve", "--port", "0", "--drain", str(tls.DRAIN)],
+        "uvicorn": ["uvicorn", "--factory", "tests.chaos.tls:app", "--port", "0", "--no-access-log", *encrypted],
+    }[server]
+    trusting = ssl.create_default_context(cafile=chain)
+
+    def subscribe(port: int, buffer: int | None) -> ssl.SSLSocket:
+        plain = stack.enter_context(socket.socket())
+        if buffer is not None:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        plain.settimeout(PATIENCE)
+        plain.connect((HOST, port))
+        connection = stack.enter_context(trusting.wrap_socket(plain, server_hostname=HOST))
+        connection.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = b""
+        while b"event: welcome" not in received:
+            received += connection.recv(1_000)
+        return connection
+
+    with ExitStack() as stack:
+        process, port = stack.enter_context(over_tls(*module))
+        subscribe(port, SMALL)  # its buffers will be full
+        with httpx.Client(base_url=f"https://{HOST}:{port}", verify=trusting, timeout=PATIENCE) as client:
+            for _ in range(40):  # 8 MB: the kernel takes up to 5
+                assert client.post("/broadcast", content=b"x" * 200_000).status_code == 200
+            subscribe(port, None)  # there is room for its end, which it does not answer
+            process.terminate()
+            begun = perf_counter()
+            assert process.wait(PATIENCE) in ENDED
+        assert_in_time("ended", perf_counter() - begun, tls.DRAIN + GRACE)
+        assert process.stdout is not None
+        assert "ERROR" not in process.stdout.read()
 
 
 async def test_a_replay_that_is_being_read_is_finished_before_the_end(serve: Serve) -> None:
