@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Mapping
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_app import errors, hub
 from sse_app.brokers import Broker, open_broker
-from sse_app.config import Config
+from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.endpoints import Endpoints
 from sse_app.guard import Guard
 from sse_app.stream import drain_on_shutdown
@@ -106,25 +106,20 @@ class Hub(hub.Hub):
         app = FastAPI(lifespan=hub.lifespan)
         app.mount("/hub", hub.app)
 
-    ``broker`` is a URL or a Broker; ``settings`` are those of Config that concern a hub or its endpoints. The app
-    around it answers for its own Host names: only with ``allowed_hosts`` are they checked here too. Raises
-    ConfigError.
+    ``broker`` is a URL (``memory://`` when none is given) or a Broker; ``settings`` are those of Config that concern a
+    hub or its endpoints. Or all of it is in a ``config``. The app around it answers for its own Host names: only with
+    ``allowed_hosts``, or a config, are they checked here too. Raises ConfigError, also for what would have no effect.
     """
 
-    def __init__(self, broker: str | Broker = "memory://", *, config: Config | None = None, **settings: Any) -> None:
-        if config is None:
-            if isinstance(broker, str):
-                settings["broker"] = broker
-            config = Config(**settings)
-            self._hosts = config.hosts if config.allowed_hosts else None
-        else:
-            self._hosts = config.hosts
-            broker = config.broker
-        if isinstance(broker, str):
-            broker = broker_of(config)
+    def __init__(
+        self, broker: str | Broker | None = None, *, config: Config | None = None, **settings: Unpack[HubOptions]
+    ) -> None:
+        own_hosts = config is not None or bool(settings.get("allowed_hosts"))
+        config = _config(broker, settings) if config is None else _alone(config, broker, settings)
+        self._hosts = config.hosts if own_hosts else None
         assert config.max_subscribers is not None  # Config works out the default
         super().__init__(
-            broker,
+            broker_of(config) if broker is None or isinstance(broker, str) else broker,
             queue_size=config.queue,
             queue_bytes=config.queue_bytes,
             heartbeat=config.heartbeat,
@@ -190,6 +185,36 @@ class Hub(hub.Hub):
         app.router.redirect_slashes = False  # a redirect would repeat the query
         app.state.hub = self
         return app
+
+
+def _config(broker: str | Broker | None, settings: HubOptions) -> Config:
+    """The configuration that a hub's arguments make."""
+    check_names("hub", settings, HubOptions.__annotations__)
+    given: dict[str, Any] = dict(settings)
+    if broker is None or isinstance(broker, str):
+        return Config(**given) if broker is None else Config(broker=broker, **given)
+    if not hasattr(broker, "tail"):
+        raise errors.ConfigError("broker is a URL such as sqlite:///hub.db, or a Broker.")
+    if of_log := [name for name in settings if name in (*LogOptions.__annotations__, "recover")]:
+        raise errors.ConfigError(f"{of_log[0]} is a setting of the log; give it to the broker when you make it.")
+    return Config(**given)
+
+
+def _alone(config: Config, broker: str | Broker | None, settings: HubOptions) -> Config:
+    """The configuration, once nothing contradicts it."""
+    if not isinstance(config, Config):
+        raise errors.ConfigError("config is a Config.")
+    if broker is not None:
+        raise errors.ConfigError(
+            "broker and config: a Config names its broker, as in Config(broker='sqlite:///hub.db'); "
+            "a Broker goes with the settings as keywords."
+        )
+    if settings:
+        raise errors.ConfigError(
+            f"{next(iter(settings))} and config: a Config holds all settings, so put it in there, "
+            "as with dataclasses.replace()."
+        )
+    return config
 
 
 def broker_of(config: Config) -> Broker:

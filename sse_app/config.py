@@ -5,14 +5,15 @@ A setting has one name: keyword, ``--flag`` and ``SSE_APP_`` variable. Durations
 as well as the value that it stands for.
 """
 
+import difflib
 import math
 import re
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv6Address, ip_address
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
 from sse_app.errors import ConfigError
@@ -202,6 +203,51 @@ class Config:
     @classmethod
     def settings(cls) -> dict[str, Setting]:
         return {item.name: item.metadata["setting"] for item in fields(cls)}
+
+
+class LogOptions(TypedDict, total=False):
+    """The settings of a log, as keywords; a text stands for what it does as a flag (``"24h"``, ``"64MiB"``)."""
+
+    history: int | str
+    history_age: float | str
+    history_bytes: int | str
+    idempotency_window: float | str
+
+
+class PublisherOptions(LogOptions, total=False):
+    """Those of a publisher without a hub."""
+
+    body_max: int | str
+
+
+class HubOptions(LogOptions, total=False):
+    """Those of a hub and its endpoints."""
+
+    recover: bool
+    queue: int | str
+    queue_bytes: int | str
+    heartbeat: float | str
+    retry_min: float | str
+    retry_max: float | str
+    max_subscribers: int | str | None
+    drain: float | str
+    body_max: int | str
+    head_deadline: float | str
+    publish_key: str | None
+    allowed_hosts: Sequence[str]
+    cors_origins: Sequence[str]
+
+
+def check_names(whose: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raises ConfigError for a keyword that ``whose`` has not, as Python does for one that a function has not."""
+    for name in given:
+        if name in known:
+            continue
+        if name in Config.settings():
+            raise ConfigError(f"{name} is a setting of a whole server, as `sse-app serve` is; a {whose} has none.")
+        meant = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {meant[0]}?" if meant else f"there are {', '.join(known)}."
+        raise ConfigError(f"{name} is not a setting of a {whose}; {hint}")
 
 
 def _read(name: str, setting: Setting, given: Any) -> Any:

@@ -1,8 +1,8 @@
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, get_type_hints
 
 import fastapi
 import httpx
@@ -13,11 +13,24 @@ from starlette.routing import Mount
 from sse_app import Config, Hub, create_app, errors
 from sse_app.app import ANSWERS, RETRY_AFTER, problem, static_directory
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.config import HubOptions, LogOptions, PublisherOptions
 from sse_app.testing import StreamingASGITransport, events
 from tests.peers import PATIENCE
 from tests.web import code_of, web
 
 PAGE = "https://app.example"
+OF_A_SERVER = {
+    *("host", "port", "broker", "workers", "allow_open_publish", "so_sndbuf", "tcp_user_timeout", "head_max"),
+    "access_log",
+}  # as docs/embedding.md says; the broker is an argument of its own
+TAKEN: dict[Any, Any] = {
+    int: int | str,
+    float: float | str,
+    int | None: int | str | None,
+    bool: bool,
+    str | None: str | None,
+    tuple[str, ...]: Sequence[str],
+}
 
 
 def every(kind: type[Exception]) -> Iterator[type[Exception]]:
@@ -263,6 +276,47 @@ def test_the_settings_of_a_hub_are_those_of_the_server() -> None:
     assert (hub.config.history, hub.config.queue, hub.drain_window, hub.config.max_subscribers) == (5, 7, 1, 9)
     with pytest.raises(errors.ConfigError, match=r"^queue is a whole number from 1 to "):
         Hub(queue=0)
+
+
+CONTRADICTIONS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
+    (("sqlite:///hub.db",), {"config": Config()}, r"^broker and config: .*Config\(broker="),
+    ((MemoryBroker(),), {"config": Config()}, "^broker and config: .* as keywords"),
+    ((), {"config": Config(), "publish_key": "s3cret-0123456789"}, "^publish_key and config: "),
+    ((), {"config": Config(), "hartbeat": 5}, "^hartbeat and config: "),
+    ((), {"config": {"history": 5}}, "^config is a Config"),
+    ((MemoryBroker(),), {"history": 5}, "^history is a setting of the log; give it to the broker"),
+    ((MemoryBroker(),), {"recover": True}, "^recover is a setting of the log; give it to the broker"),
+    ((), {"recover": True}, "^recover is for a log in a file"),
+    ((), {"hartbeat": 5}, r"^hartbeat is not a setting of a hub; did you mean heartbeat\?$"),
+    ((), {"colour": "red"}, "^colour is not a setting of a hub; there are history, "),
+    ((), {"port": 9000}, "^port is a setting of a whole server, .*; a hub has none"),
+    ((), {"workers": 2}, "^workers is a setting of a whole server"),
+    ((5,), {}, "^broker is a URL such as"),
+    ((b"memory://",), {}, "^broker is a URL such as"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "settings", "text"), CONTRADICTIONS, ids=[text for _, _, text in CONTRADICTIONS])
+def test_a_hub_refuses_what_would_have_no_effect(arguments: Any, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(errors.ConfigError, match=text) as refused:
+        Hub(*arguments, **settings)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_hub_takes_a_broker_a_url_or_a_config() -> None:
+    broker = MemoryBroker(history=3)
+    assert Hub(broker, queue=7).broker is broker
+    assert Hub("sqlite:///hub.db", history="5").config.broker == "sqlite:///hub.db"
+    config = Config(history=5)
+    assert Hub(config=config).config is config
+
+
+def test_the_keywords_of_a_hub_are_the_settings_that_concern_one() -> None:
+    """Each takes what its setting is, and the text that stands for that."""
+    hints, options = get_type_hints(Config), get_type_hints(HubOptions)
+    assert options.keys() == hints.keys() - OF_A_SERVER
+    assert {name: TAKEN[hints[name]] for name in options} == options
+    assert get_type_hints(LogOptions).items() < get_type_hints(PublisherOptions).items() < options.items()
 
 
 @pytest.mark.parametrize("url", ["nosuch://", "http://[", "", "memory", "kafka://localhost"])
