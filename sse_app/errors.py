@@ -36,6 +36,7 @@
     │       ├── LogFull                there is no room for it; nothing was published
     │       └── OutcomeUnknown         it may be published or not: the answer of the log was lost
     ├── ConfigError (ValueError)       a setting with a wrong value: stops the start
+    ├── Closed (RuntimeError)          a client or publisher that was used after its end
     ├── ClientError                    of ``sse_app.client``, where it is raised; no HTTP status
     │   ├── InvalidURL (ValueError)    no address that a hub can be at
     │   ├── Refused                    the hub said no, and would again
@@ -196,6 +197,10 @@ class OutcomeUnknown(BrokerError):
 
 class ConfigError(SSEAppError, ValueError):
     """A setting with a wrong value; the text names the setting and its range, never the value of a secret."""
+
+
+class Closed(SSEAppError, RuntimeError):
+    """A client or publisher was used after its end; nothing was sent."""
 
 
 class ClientError(SSEAppError):

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -364,27 +365,56 @@ def test_retry_after_may_be_a_date() -> None:
 # Dead connections
 
 
-async def silent(scope: Any, receive: Any, send: Any) -> None:
+async def silent(scope: Any, receive: Any, send: Any, welcome: bytes = WELCOME) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
-    await send({"type": "http.response.body", "body": WELCOME, "more_body": True})
+    await send({"type": "http.response.body", "body": welcome, "more_body": True})
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-@virtual_time
-@pytest.mark.parametrize(("options", "patience"), [({}, 45), ({"heartbeat": 2.0}, 6)])
-async def test_a_stream_without_heartbeats_is_dead(options: dict[str, float], patience: float) -> None:
+async def losses(app: Any, until: float, **options: Any) -> list[tuple[Any, type]]:
+    """When a stream was lost, and why."""
     lost: list[tuple[Any, type]] = []
 
     def note(stream: Stream) -> None:
         if stream.state is State.WAITING:
             lost.append((asyncio.get_running_loop().time(), type(stream.error)))
 
-    async with client_of(StreamingASGITransport(silent), **options) as client:
+    async with client_of(StreamingASGITransport(app), **options) as client:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(patience + 0.5):
+            async with asyncio.timeout(until):
                 await anext(client.listen(on_state=note))
+    return lost
+
+
+@virtual_time
+@pytest.mark.parametrize(("options", "patience"), [({}, 45), ({"heartbeat": 2.0}, 6)])
+async def test_a_stream_without_heartbeats_is_dead(options: dict[str, float], patience: float) -> None:
+    assert await losses(silent, patience + 0.5, **options) == [(pytest.approx(patience), httpx.ReadTimeout)]
+
+
+@virtual_time
+@pytest.mark.parametrize(
+    ("said", "options", "patience"),
+    [
+        *[("120.0", {}, 360), ("1", {}, 3), ("0.5", {"heartbeat": 2.0}, 6), ("1e9", {}, 3 * WAIT_MAX)],
+        *[(junk, {}, 45) for junk in ("0", "-1", "null", '"15s"', "[]", "1e-999", "NaN")],
+    ],
+)
+async def test_a_hub_says_how_often_it_is_heard(said: str, options: dict[str, float], patience: float) -> None:
+    welcome = WELCOME.replace(b"}", f',"heartbeat":{said}}}'.encode())
+    lost = await losses(partial(silent, welcome=welcome), patience + 0.5, **options)
     assert lost == [(pytest.approx(patience), httpx.ReadTimeout)]
+
+
+@virtual_time
+async def test_a_hub_with_few_heartbeats_keeps_its_streams() -> None:
+    async with client_and_hub(heartbeat=120.0) as (client, hub):
+        _, first = await opened(client)
+        await asyncio.sleep(1_000)  # virtual seconds
+        await hub.publish("at last")
+        assert (await first).data == "at last"
+        assert hub.totals.connected == 1
 
 
 @virtual_time
@@ -735,7 +765,7 @@ async def test_publishing_is_tried_for_a_bounded_time() -> None:
     failure = httpx.ConnectError("refused")
     transport = Scripted(failure)
     async with client_of(transport) as client:
-        with pytest.raises(Unreachable, match=r"within 60 s: refused\. It may have been published") as unreachable:
+        with pytest.raises(Unreachable, match=r"within 60 s: refused\. It was not sent\.") as unreachable:
             await client.publish("x")
         assert unreachable.value.__cause__ is failure
         assert {request.headers["idempotency-key"] for request in transport.requests} == {unreachable.value.key}

@@ -79,7 +79,8 @@ ALONE = {
     "bench.naive": {"starlette", "sse_starlette"},
     **{f"doctor.{name}": {"httpx"} for name in ("stream", "visit", "opening", "answers")},
     "doctor.report": {"rich"},
-    **{name: {"httpx", "anyio"} for name in CLIENT},
+    **{name: {"anyio"} for name in CLIENT},
+    "client.http": {"httpx2", "httpx", "anyio"},
 }
 
 

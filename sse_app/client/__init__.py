@@ -4,34 +4,48 @@
         async for event in client.listen("orders/*"):
             print(event.type, event.data)
 
-It needs httpx and nothing of the hub. ``SyncClient`` is the same for programs without an event loop.
+It needs httpx2, or httpx, and nothing of the hub. ``SyncClient`` is the same for programs without an event loop.
 """
 
 import math
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from functools import lru_cache
 from itertools import count
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakSet
 
 import anyio
-import httpx
 
-from sse_app.client.answers import TIMEOUT, TRANSIENT, backoff, fields, reason, refused, retry_after
+from sse_app.client.answers import backoff, fields, reason, refused, retry_after
+from sse_app.client.http import TIMEOUT, Http
 from sse_app.client.stream import State as State
 from sse_app.client.stream import Stream as Stream
-from sse_app.errors import Gap, InvalidClient, InvalidTopic, InvalidURL, Refused, Unreachable
+from sse_app.errors import (
+    Closed,
+    ConfigError,
+    Gap,
+    InvalidClient,
+    InvalidSince,
+    InvalidTopic,
+    InvalidURL,
+    Refused,
+    Unreachable,
+)
 from sse_app.events import check_type
 from sse_app.payload import encode_data
 from sse_app.publication import Names, check_key, names, recipients
 
-HEARTBEAT = 15.0  # seconds, the hub's own default
+if TYPE_CHECKING:
+    from sse_app.client.http import AsyncClient, Response
+
 RETRY_FOR = 60.0  # seconds; well within the 5 min for which a hub remembers an Idempotency-Key
 # Overloaded, stopping, or what proxies answer while the hub restarts. With the key it is safe to send again.
 NOT_NOW = (429, 502, 503, 504)
+# What became of a publication, from what is certain to what is not: with each attempt it can only get worse.
+FATES = ("It was not sent.", "It was not published.", "It may have been published.")
 
 
 class Published(NamedTuple):
@@ -47,12 +61,16 @@ class Published(NamedTuple):
 class Client:
     """A client of the hub at ``url``, with the path where it is mounted if there is one.
 
+    url: its user and password, if any, are sent as Basic authentication and shown nowhere.
     name: its name to the hub, for ``to`` and ``exclude``, kept over reconnects; one is made when none is given.
-    publish_key: what the hub asks publishers for.
-    heartbeat: seconds, that of the hub. A stream that is silent for three of them is dead, and resumed.
-    http: an httpx.AsyncClient to use instead of one of its own, for TLS, proxies, other headers; it is not closed.
+    publish_key: what the hub asks publishers for; white space around it, as of a file's last line, is left out.
+    heartbeat: seconds, that of the hub, which says it itself when it lets a stream in. A stream that is silent for
+        three of them is dead, and resumed.
+    http: an AsyncClient of httpx2 or httpx to use instead of one of its own, for TLS, proxies, other headers; it is
+        not closed.
 
-    Leaving the ``async with``, or ``aclose``, ends its streams. Raises InvalidURL.
+    It belongs to the event loop where it is first used. Leaving the ``async with``, or ``aclose``, ends its streams.
+    Raises InvalidURL, and ConfigError for a key that cannot be sent and proxies that cannot be used.
     """
 
     def __init__(
@@ -61,17 +79,21 @@ class Client:
         *,
         name: str | None = None,
         publish_key: str | None = None,
-        heartbeat: float = HEARTBEAT,
-        http: httpx.AsyncClient | None = None,
+        heartbeat: float | None = None,
+        http: "AsyncClient | None" = None,
     ) -> None:
-        self.url = _checked(url)
+        self._http = Http(http)
+        self.url, self._headers = self._http.address(url)
         self.name = name or f"c-{secrets.token_hex(6)}"
         self._heartbeat = heartbeat
-        self._headers = {"Authorization": f"Bearer {publish_key}"} if publish_key else {}
-        self._own_http = http is None
-        # As many streams as are asked for: a limit would make the next one wait for ever.
-        self._http = http or httpx.AsyncClient(limits=httpx.Limits(max_connections=None))
+        self._publisher = _bearer(publish_key) or self._headers
+        if self._headers and self._publisher is not self._headers:
+            raise InvalidURL("A user in the URL and a publish key cannot go together: a request has one Authorization.")
         self._streams: WeakSet[Stream] = WeakSet()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Client {self.name} of {self.url}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,10 +104,10 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
+        self._closed = True
         for stream in list(self._streams):
             await stream.aclose()
-        if self._own_http:
-            await self._http.aclose()
+        await self._http.aclose()
 
     def listen(
         self,
@@ -106,8 +128,9 @@ class Client:
         ``last`` first gives the newest that many, ``since`` what was published since a time (``15m`` is 15 minutes
         ago); ``last_event_id`` goes on behind a position that was stored. ``retry_for`` is how many seconds to try
         without success until iterating raises Unreachable; None is for ever. It raises Refused for an answer that
-        another attempt would not change, and ends on a 204.
+        another attempt would not change, and ends on a 204. Raises BadInput for what cannot be asked.
         """
+        self._check_open()
         parameters = [("topic", topic) for topic in names("topic", topics, InvalidTopic)] + [("client", self.name)]
         if last is not None:
             parameters.append(("last", str(last)))
@@ -116,8 +139,9 @@ class Client:
             parameters.append(("since", moment))
         stream = Stream(
             self._http,
-            httpx.URL(f"{self.url}/events", params=tuple(parameters)),
-            last_event_id=last_event_id,
+            self._http.target(f"{self.url}/events", tuple(parameters)),
+            self._headers,
+            last_event_id=_position(last_event_id),
             heartbeat=self._heartbeat,
             retry_for=math.inf if retry_for is None else retry_for,
             on_gap=on_gap,
@@ -143,63 +167,83 @@ class Client:
         clients.
         A hub that cannot be reached, or says that it cannot now, is tried again for ``retry_for`` seconds. Each attempt
         has the same Idempotency-Key, ``key`` or one that is made, so that an answer which was lost doubles nothing.
-        Returns when the log has it. Raises BadInput, Refused, and Unreachable, after which it may have been published
-        or not.
+        0 is one attempt. Returns when the log has it. Raises BadInput and Refused, after which it is not published, and
+        Unreachable, which says whether it may be.
         """
+        self._check_open()
         key = secrets.token_hex(16) if key is None else check_key(key)
-        url = _target(
-            f"{self.url}/broadcast",
-            recipients("topic", topic, InvalidTopic),
-            check_type(event),
-            recipients("to", to, InvalidClient),
-            names("exclude", exclude, InvalidClient),
+        target = self._http.target(f"{self.url}/broadcast", _parameters(topic, event, to, exclude))
+        request = self._http.request(
+            "POST", target, {"Idempotency-Key": key, **self._publisher}, timeout=TIMEOUT, **_body(data)
         )
-        request = self._http.build_request("POST", url, timeout=TIMEOUT, **_body(data))
-        request.headers.update({"Idempotency-Key": key, **self._headers})
         failure: Exception = TimeoutError("no answer came")
-        with anyio.move_on_after(retry_for) as allowed:
+        fate, over = 0, anyio.current_time() + retry_for
+        with anyio.move_on_after(retry_for or TIMEOUT) as allowed:
             for failures in count():
                 wait = backoff(failures)
                 try:
-                    response = await self._http.send(request)
+                    response = await self._http.attempt(request, allowed.deadline - anyio.current_time())
                     return _published(response)
-                except TRANSIENT as error:
+                except self._http.transient as error:
                     failure = error
                 except Refused as error:
                     if error.status not in NOT_NOW:
                         raise
                     failure, wait = error, max(wait, retry_after(response.headers))
-                if anyio.current_time() + wait > allowed.deadline:
+                fate = max(fate, self._fate(failure))
+                if anyio.current_time() + wait > over:
                     break
                 await anyio.sleep(wait)
-        text = f"Not acknowledged within {retry_for:g} s: {reason(failure)}. It may have been published."
-        raise Unreachable(text, key) from failure
+        if allowed.cancelled_caught:
+            fate = len(FATES) - 1
+        why = f"Not acknowledged within {retry_for:g} s: {reason(failure)}."
+        raise Unreachable(f"{why} {FATES[fate]}", key) from failure
 
     async def stats(self) -> dict[str, Any]:
         """What the hub counts; the fields are in ``docs/http-api.md``. Raises Refused, Unreachable."""
+        self._check_open()
+        target = self._http.target(f"{self.url}/stats", ())
+        request = self._http.request("GET", target, self._headers, timeout=TIMEOUT)
         try:
-            response = await self._http.get(f"{self.url}/stats", timeout=TIMEOUT)
-        except TRANSIENT as error:
+            response = await self._http.send(request)
+        except self._http.transient as error:
             raise Unreachable(f"No answer: {reason(error)}.") from error
         return _answer(response)
 
+    def _fate(self, failure: Exception) -> int:
+        """What may have become of an attempt that failed so; an index of FATES."""
+        if isinstance(failure, Refused):
+            # A proxy's no says nothing of what is behind it.
+            return 2 if failure.code in ("http_error", "outcome_unknown") else 1
+        return 2 if self._http.is_sent(failure) else 0
 
-def _checked(text: str) -> str:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise InvalidURL(f"This is no URL: {error}.") from None
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise InvalidURL("The URL of a hub begins with http:// or https:// and has a host, and no ? or #.")
-    return str(url).rstrip("/")
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("This client is closed: make another one.")
 
 
-@lru_cache(maxsize=1024)  # httpx takes 0.1 ms to parse one, and who publishes much publishes to few
-def _target(url: str, topics: tuple[str, ...], event: str, to: tuple[str, ...], exclude: tuple[str, ...]) -> httpx.URL:
-    parameters = [("topic", topic) for topic in topics]
-    parameters += [("event", event)] if event != "message" else []
-    parameters += [("to", name) for name in to] + [("exclude", name) for name in exclude]
-    return httpx.URL(url, params=tuple(parameters))
+def _bearer(publish_key: str | None) -> dict[str, str]:
+    key = (publish_key or "").strip()
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        raise ConfigError("publish_key is visible ASCII characters, without white space between them.")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _position(last_event_id: str) -> str:
+    position = last_event_id.strip()
+    if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", position):
+        raise InvalidSince("last_event_id is the id of an event: no control characters, no lone surrogates.")
+    return position
+
+
+def _parameters(topic: Names, event: str, to: Names, exclude: Names) -> tuple[tuple[str, str], ...]:
+    event = check_type(event)
+    return (
+        *(("topic", name) for name in recipients("topic", topic, InvalidTopic)),
+        *((("event", event),) if event != "message" else ()),
+        *(("to", name) for name in recipients("to", to, InvalidClient)),
+        *(("exclude", name) for name in names("exclude", exclude, InvalidClient)),
+    )
 
 
 def _body(data: object) -> dict[str, Any]:
@@ -208,7 +252,7 @@ def _body(data: object) -> dict[str, Any]:
     return {"content": encode_data(data).encode(), "headers": {"Content-Type": kind}}
 
 
-def _answer(response: httpx.Response) -> dict[str, Any]:
+def _answer(response: "Response") -> dict[str, Any]:
     if response.status_code != 200:
         raise refused(response, response.content)
     if said := fields(response.content):
@@ -216,7 +260,7 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
     raise Refused(200, "http_error", "What is at this address is no hub.")
 
 
-def _published(response: httpx.Response) -> Published:
+def _published(response: "Response") -> Published:
     said = _answer(response)
     if not isinstance(said.get("id"), str):
         raise Refused(200, "http_error", "What is at this address is no hub.")

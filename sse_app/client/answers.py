@@ -5,21 +5,13 @@ import random
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from sse_app.errors import Refused
 
-# No answer, or half of one. Our own mistakes (an unknown scheme, a header that cannot be) are not among them.
-TRANSIENT = (
-    httpx.TimeoutException,
-    httpx.NetworkError,
-    httpx.RemoteProtocolError,
-    httpx.ProxyError,
-    httpx.DecodingError,
-)
-TIMEOUT = 10.0  # seconds, for an answer other than a stream
+if TYPE_CHECKING:
+    from sse_app.client.http import Response
+
 BACKOFF = (0.5, 30.0)  # seconds, of our own, from the first failure to the cap; a server may ask for more
 WAIT_MAX = 3600.0  # seconds: no server may put its clients to sleep for ever
 BODY_MAX = 65_536  # bytes of an error's body that are looked at
@@ -43,7 +35,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
     return min(max(0.0, wait), WAIT_MAX)
 
 
-def refused(response: httpx.Response, body: bytes) -> Refused:
+def refused(response: "Response", body: bytes) -> Refused:
     """An answer that says no, as the error that it is: in the hub's words when it has problem details (RFC 9457)."""
     problem = fields(body)
     code, detail = problem.get("code"), problem.get("detail")
@@ -55,7 +47,7 @@ def refused(response: httpx.Response, body: bytes) -> Refused:
     return Refused(response.status_code, "http_error", f"{reason}.")
 
 
-async def beginning(response: httpx.Response) -> bytes:
+async def beginning(response: "Response") -> bytes:
     """The first of a body that may have no end."""
     body = bytearray()
     async for piece in response.aiter_bytes():
@@ -78,6 +70,4 @@ def reason(error: Exception | None) -> str:
     """Why there is no answer, in words; None when the server ended its own in good order."""
     if error is None:
         return "the server ended the stream"
-    if isinstance(error, httpx.ReadTimeout):
-        return "nothing was heard in time"
     return str(error).rstrip(".") or type(error).__name__

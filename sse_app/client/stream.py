@@ -5,28 +5,22 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
-import httpx
 
-from sse_app.client.answers import (
-    TIMEOUT,
-    TRANSIENT,
-    WAIT_MAX,
-    backoff,
-    beginning,
-    fields,
-    reason,
-    refused,
-    retry_after,
-)
+from sse_app.client.answers import WAIT_MAX, backoff, beginning, fields, reason, refused, retry_after
+from sse_app.client.http import TIMEOUT, Http
 from sse_app.errors import Gap, Refused, Unreachable
 from sse_app.events import MEDIA_TYPE, Event, EventDecoder
 
+if TYPE_CHECKING:
+    from sse_app.client.http import Response
+
+HEARTBEAT = 15.0  # seconds, the hub's own default, until a welcome says otherwise
 RETRY = (2.0, 5.0)  # seconds until the next attempt where no server has said it
 HEARTBEATS = 3  # missed in a row: the connection is dead
 REFUSED_FOR_NOW = (408, 425, 429)  # and 5xx, where who listens has nothing to lose by trying again
@@ -54,11 +48,12 @@ class Stream:
 
     def __init__(
         self,
-        http: httpx.AsyncClient,
-        url: httpx.URL,
+        http: Http,
+        target: Any,
+        headers: Mapping[str, str],
         *,
         last_event_id: str,
-        heartbeat: float,
+        heartbeat: float | None,
         retry_for: float,
         on_gap: "Callable[[Gap], Awaitable[None] | None] | None",
         on_state: "Callable[[Stream], None] | None",
@@ -68,10 +63,17 @@ class Stream:
         self.last_event_id = last_event_id
         self.welcome: dict[str, Any] = {}
         self.error: Exception | None = None
-        self._http, self._url = http, url
-        self._timeout = httpx.Timeout(TIMEOUT, read=HEARTBEATS * heartbeat, pool=None)
+        self._http, self._target = http, target
+        self._headers = {
+            **headers,
+            "Accept": MEDIA_TYPE,
+            "Accept-Encoding": "identity",
+            "Cache-Control": "no-store",
+        }
+        self._timeout = http.library.Timeout(TIMEOUT, read=None, pool=None)
+        self._heartbeat = heartbeat  # None: what the hub says
         self._retry_for, self._on_gap, self._on_state = retry_for, on_gap, on_state
-        self._response: httpx.Response | None = None
+        self._response: Response | None = None
         self._body: AsyncIterator[bytes] | None = None
         self._decoder = EventDecoder()
         self._arrived: deque[Event] = deque()
@@ -80,6 +82,7 @@ class Stream:
         self._failures = 0
         self._wake = 0.0  # when the next attempt is due, by anyio's clock
         self._give_up = math.inf  # when to, by the same; infinite with a connection
+        self._silence = HEARTBEATS * (heartbeat or HEARTBEAT)  # seconds, after which a connection is dead
 
     def __aiter__(self) -> Self:
         return self
@@ -118,6 +121,7 @@ class Stream:
         self.last_event_id = event.id or self.last_event_id
         if event.type == "welcome":
             self.welcome = fields(event.data)
+            self._silence = HEARTBEATS * (self._heartbeat or _heartbeat(self.welcome))
         if self.state is not State.OPEN:
             self._failures, self._give_up = 0, math.inf
             self._enter(State.OPEN)
@@ -134,14 +138,17 @@ class Stream:
 
     async def _read(self, body: AsyncIterator[bytes]) -> None:
         try:
-            self._arrived.extend(self._decoder.feed(await anext(body)))
-        except StopAsyncIteration:
-            await self._lost(None)
-        except TRANSIENT as error:
+            piece = await self._http.read(body, self._silence)
+        except self._http.transient as error:
             await self._lost(error)
         except BaseException:  # cancelled: the connection goes, the position stays
             await self._abandon()
             raise
+        else:
+            if piece is None:
+                await self._lost(None)
+            else:
+                self._arrived.extend(self._decoder.feed(piece))
 
     async def _connect(self) -> None:
         if self._give_up == math.inf:
@@ -150,20 +157,19 @@ class Stream:
             await self._closed.wait()
             return
         self._enter(State.CONNECTING)
-        headers = [(b"Accept", MEDIA_TYPE.encode()), (b"Accept-Encoding", b"identity"), (b"Cache-Control", b"no-store")]
-        if self.last_event_id:
-            headers.append((b"Last-Event-ID", self.last_event_id.encode()))  # UTF-8, as browsers send it
-        request = self._http.build_request("GET", self._url, headers=headers, timeout=self._timeout)
+        # The position in UTF-8, as browsers send it.
+        behind = {"Last-Event-ID": self.last_event_id.encode()} if self.last_event_id else {}
+        request = self._http.request("GET", self._target, {**self._headers, **behind}, timeout=self._timeout)
         try:
-            self._response = await self._http.send(request, stream=True)
+            self._response = await self._http.open(request, self._silence)
             await self._begin(self._response)
-        except TRANSIENT as error:
+        except self._http.transient as error:
             await self._lost(error)
         except BaseException:
             await self._abandon()
             raise
 
-    async def _begin(self, response: httpx.Response) -> None:
+    async def _begin(self, response: "Response") -> None:
         status, media_type = response.status_code, response.headers.get("content-type", "").partition(";")[0].strip()
         if status == 200 and media_type.lower() == MEDIA_TYPE:
             self._decoder, self._body = EventDecoder(), response.aiter_bytes()
@@ -172,7 +178,7 @@ class Stream:
         else:
             await self._end(response)
 
-    async def _end(self, response: httpx.Response) -> None:
+    async def _end(self, response: "Response") -> None:
         """An answer after which it makes no sense to come back (WHATWG 9.2.3); 204 is no error."""
         match response.status_code:
             case 204:
@@ -219,6 +225,12 @@ class Stream:
             self.state = state
             if self._on_state is not None:
                 self._on_state(self)
+
+
+def _heartbeat(welcome: dict[str, Any]) -> float:
+    """The seconds between two heartbeats that a hub says it keeps; one that says nothing keeps the default."""
+    said = welcome.get("heartbeat")
+    return min(said, WAIT_MAX) if isinstance(said, int | float) and said > 0 else HEARTBEAT
 
 
 def _gap(event: Event) -> Gap:

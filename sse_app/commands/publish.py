@@ -26,13 +26,18 @@ CHUNK = 65_536  # bytes
 REFRESH = 0.1  # seconds
 
 
+def _or_none(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    """None for an option that is not given, which click makes an empty list: that would be nobody."""
+    return values or None
+
+
 @click.command()
 @click.argument("data", required=False, metavar="[DATA|-]")
 @url_option
-@click.option("--topic", multiple=True, help="Where; repeatable. Without one: to every subscriber.")
+@click.option("--topic", multiple=True, callback=_or_none, help="Where; repeatable. Without one: to every subscriber.")
 @click.option("--event", default="message", show_default=True, metavar="TYPE", help="The type of the event.")
-@click.option("--to", multiple=True, metavar="NAME", help="Only this client; repeatable.")
-@click.option("--exclude", multiple=True, metavar="NAME", help="Not this client; repeatable.")
+@click.option("--to", multiple=True, callback=_or_none, metavar="NAME", help="Only this client; repeatable.")
+@click.option("--exclude", multiple=True, callback=_or_none, metavar="NAME", help="Not this client; repeatable.")
 @click.option(
     "--idempotency-key",
     "key",
