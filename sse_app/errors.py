@@ -8,7 +8,7 @@
     │   ├── InvalidTopic               a topic or topic filter against the rules
     │   │   └── TooManyTopics
     │   ├── InvalidClient              a client name against the rules
-    │   ├── InvalidSince               ``last`` or ``since`` not as described
+    │   ├── InvalidSince               ``last``, ``since`` or ``after`` not as described
     │   ├── InvalidIdempotencyKey
     │   ├── KeyReused                  an Idempotency-Key seen with another publication
     │   ├── UnknownParameter           a parameter that looks like a misspelt one
@@ -29,7 +29,7 @@
     ├── Unavailable                    ours: an HTTP 503, try again later
     │   ├── Draining
     │   ├── Overloaded
-    │   ├── HubNotStarted              the hub was never started: a missing line in the app
+    │   ├── HubNotStarted              the hub was never started (a missing line in the app), or has stopped
     │   └── BrokerError                the log cannot take or give publications just now
     │       ├── BrokerUnavailable      its server cannot be reached; nothing was published
     │       ├── LogUnavailable         its file cannot be read or written; nothing was published

@@ -5,6 +5,7 @@ subscribe -> register -> look where the log ends -> welcome -> read the log -> r
 """
 
 import asyncio
+import math
 import random
 import secrets
 import threading
@@ -14,14 +15,14 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from sse_app import notices
 from sse_app.brokers import Broker, Durability, Tail
-from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidTopic, Overloaded
+from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
-from sse_app.publication import Names, Position, Publication, check_client, check_key, names
+from sse_app.publication import Names, Position, Publication, PublishOptions, check_client, check_key, names
 from sse_app.publisher import compose
 from sse_app.stack import Alone, leave
 from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
@@ -40,6 +41,13 @@ NOT_STARTED = (
     "The hub was never started. Give it to your app as Starlette(lifespan=hub.lifespan) or "
     "FastAPI(lifespan=hub.lifespan) (a mounted app gets no lifespan events of its own), "
     "or run it inside `async with hub:`."
+)
+
+STOPPED = "The hub has stopped: its app has shut down, or its `async with` has ended. It can be started again."
+
+ELSEWHERE = (
+    "The hub runs in another event loop. From another thread use publish_threadsafe(), "
+    "from another loop `await asyncio.to_thread(hub.publish_threadsafe, ...)`."
 )
 
 RUNNING = (
@@ -144,6 +152,7 @@ class Hub:
         self._open_calls = 0
         self._quiet = asyncio.Event()  # set when something ended that a drain may wait for
         self._started_at: float | None = None
+        self._has_stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._spawner = self.spawn  # one bound method for all subscribers
@@ -176,6 +185,7 @@ class Hub:
         for subscriber in list(self._everyone()):
             subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN, self.retry()))
         self._started_at = self._loop = None
+        self._has_stopped = True
         try:
             await leave(self._stack, kind, error, trace)
         finally:
@@ -200,9 +210,20 @@ class Hub:
             yield
 
     def check_started(self) -> None:
-        """Raises HubNotStarted, which names the missing line."""
+        """Raises HubNotStarted, which names the missing line, or says that the hub has stopped."""
         if self._started_at is None:
-            raise HubNotStarted(NOT_STARTED)
+            raise self._not_started()
+
+    def _not_started(self) -> HubNotStarted:
+        return HubNotStarted(STOPPED if self._has_stopped else NOT_STARTED)
+
+    def _check_here(self) -> None:
+        """Raises HubNotStarted, and RuntimeError in another loop than the hub's, which would hear of nothing until it
+        turns for another reason.
+        """
+        self.check_started()
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(ELSEWHERE)
 
     # Publishing
 
@@ -223,7 +244,7 @@ class Hub:
         ``key`` and publication again within the idempotency window nothing is published, and the answer is the same.
         Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
         """
-        self.check_started()
+        self._check_here()
         draft = compose(data, topic, event, to, exclude, body_max=self._body_max)
         key = None if key is None else check_key(key)
         before = self._delivered
@@ -237,7 +258,9 @@ class Hub:
             self._remember(key, receipt)
         return receipt
 
-    def publish_threadsafe(self, data: object, *, timeout: float | None = 10.0, **options: Any) -> Receipt:
+    def publish_threadsafe(
+        self, data: object, *, timeout: float | None = 10.0, **options: Unpack[PublishOptions]
+    ) -> Receipt:
         """``publish`` for code in another thread (a sync view, a worker): blocks until the log has it.
 
         Takes what ``publish`` takes. Raises what it raises, TimeoutError after ``timeout`` seconds, and RuntimeError
@@ -245,7 +268,7 @@ class Hub:
         """
         loop = self._loop
         if loop is None:
-            raise HubNotStarted(NOT_STARTED)
+            raise self._not_started()
         if self._thread == threading.get_ident():
             raise RuntimeError(
                 "publish_threadsafe() was called in the hub's own event loop; use `await hub.publish(...)`."
@@ -332,7 +355,7 @@ class Hub:
 
         ``after`` resumes behind an SSE id; without it, ``last`` first gives the newest that many, ``since`` what was
         published since that Unix time. ``client`` is the subscriber's stable name, else one is made.
-        Raises InvalidTopic, InvalidClient, Draining, Overloaded.
+        Raises InvalidTopic, InvalidClient, InvalidSince, Draining, Overloaded.
         """
         subscriber = await self.join(topics, after=after, last=last, since=since, client=client)
         reason = CloseReason.GONE
@@ -354,7 +377,8 @@ class Hub:
         client: str | None = None,
     ) -> Subscriber:
         """``subscribe`` for a stream that outlives the call: whoever has the subscriber must see to its ``leave``."""
-        self.check_started()
+        self._check_here()
+        _check_start(after, last, since)
         filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
         self._check_room()
@@ -503,7 +527,7 @@ class Hub:
         with its queue, a ``bye`` and a clean close, spread over the window so that the clients do not all come back
         at once.
         """
-        self.check_started()
+        self._check_here()
         self._drain_begun = True
         self.stop_accepting()
         window = self.drain_window if window is None else window
@@ -555,7 +579,7 @@ class Hub:
         """What ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
         ``recent``.
         """
-        self.check_started()
+        self._check_here()
         recent, trouble = await self._recent()
         totals = self.totals + self.siblings
         groups = sorted(self._groups.values(), key=lambda group: len(group.members), reverse=True)
@@ -603,6 +627,18 @@ class _Start:
     position: Position
     gap: GapReason | None = None
     requested: Position | None = None
+
+
+def _check_start(after: object, last: object, since: object) -> None:
+    """Raises InvalidSince for what says nothing about where a subscriber starts."""
+    if not isinstance(after, Position | str | bytes | None):
+        raise InvalidSince("after is a Position, or the id of an event.")
+    if last is not None and (not isinstance(last, int) or last < 0):
+        raise InvalidSince("last is a whole number, 0 or more.")
+    if since is not None and not (isinstance(since, int | float) and math.isfinite(since)):
+        raise InvalidSince("since is Unix time in seconds, such as datetime.timestamp() gives.")
+    if last is not None and since is not None:
+        raise InvalidSince("Give last or since, not both.")
 
 
 def _resume(after: Position | str | bytes, oldest: Position, top: Position) -> _Start:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from sse_app.errors import BadInput, InvalidClient, InvalidIdempotencyKey
 from sse_app.events import Event, EventDecoder
@@ -15,6 +15,16 @@ _CLIENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 Names = str | Iterable[str] | None  # of topics or clients: one, several, or not given
+
+
+class PublishOptions(TypedDict, total=False):
+    """What everyone who publishes takes beside the data."""
+
+    topic: Names
+    event: str
+    to: Names
+    exclude: Names
+    key: str | None
 
 
 class Position(NamedTuple):

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -659,8 +661,52 @@ async def test_a_hub_that_was_never_started_names_the_missing_line(use: Callable
     hub.begin_drain()
     async with hub:
         await hub.publish("x")
-    with pytest.raises(HubNotStarted):
+    with pytest.raises(HubNotStarted, match=r"has stopped.*started again"):
         await use(hub)
+    with pytest.raises(HubNotStarted, match="has stopped"):
+        hub.publish_threadsafe("x")
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+async def test_another_loop_is_told_how_to_publish(hub: Hub, use: Callable[[Hub], Awaitable[object]]) -> None:
+    """What it did would be heard of when the hub's loop turns for another reason, half a second later."""
+
+    async def elsewhere() -> None:
+        await use(hub)
+
+    with pytest.raises(RuntimeError, match=r"publish_threadsafe.*asyncio\.to_thread"):
+        await asyncio.to_thread(asyncio.run, elsewhere())
+    assert not hub.draining
+    assert (await hub.broker.top()).offset == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"last": "5"}, "^last is a whole number"),
+        ({"last": -1}, "^last is a whole number"),
+        ({"last": 1.5}, "^last is a whole number"),
+        ({"since": "15m"}, "^since is Unix time"),
+        ({"since": math.nan}, "^since is Unix time"),
+        ({"since": datetime(2026, 1, 31, tzinfo=UTC)}, "^since is Unix time"),
+        ({"last": 5, "since": 1.0}, "not both"),
+        ({"after": 5}, "^after is a Position"),
+        ({"client": 5}, "^A client name"),
+        ({"client": b"ann"}, "^A client name"),
+    ],
+    ids=str,
+)
+async def test_what_says_nothing_about_where_to_start_is_refused(hub: Hub, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        await hub.subscribe(**options).__aenter__()
+    assert state(hub) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("topic", [5, None, b"a", ["a", "b"]], ids=str)
+async def test_a_topic_filter_is_a_text(hub: Hub, topic: Any) -> None:
+    with pytest.raises(InvalidTopic, match=r"^topic is a str"):
+        await hub.subscribe(topic).__aenter__()
+    assert state(hub) == (0, 0, 0, 0)
 
 
 async def test_the_lifespan_runs_the_hub(hub: Hub) -> None:
