@@ -10,14 +10,16 @@ processes can share.
         await publisher.publish({"number": 42}, topic="orders/42")
 """
 
+import asyncio
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from sse_app.brokers import open_broker
+from sse_app.config import Config, PublisherOptions, check_names
 from sse_app.errors import ConfigError, InvalidClient, InvalidTopic
 from sse_app.events import Event, check_type
 from sse_app.payload import encode_data
@@ -53,25 +55,38 @@ def compose(
 
 
 class AsyncPublisher:
-    """Publishes to the log at a broker URL. ``settings`` are those of its broker, and ``body_max`` bytes is how much
-    data a publication may have; give the same as to the hub.
+    """Publishes to the log at a broker URL. ``settings`` are those of the log, and ``body_max``; give the same as to
+    the hub.
 
-    Raises ConfigError for a URL of no broker, or of a log that lives in one process.
+    A file that is not there is not made: it would be a log that no hub delivers from, in the wrong directory. With
+    ``create`` it is, for who publishes before the first start of the hub.
+
+    Raises ConfigError for a URL of no broker, or of a log that lives in one process, and entering it a BrokerError for
+    a log that cannot be opened.
     """
 
-    def __init__(self, url: str, *, body_max: int = 256 * 1024, **settings: Any) -> None:
-        if url.lower().startswith("memory:"):
+    def __init__(self, url: str, *, create: bool = False, **settings: Unpack[PublisherOptions]) -> None:
+        check_names("publisher", settings, PublisherOptions.__annotations__)
+        config = Config(**{"broker": url, **settings})  # type: ignore[arg-type]  # it reads texts as well
+        if config.broker.lower().startswith("memory:"):
             raise ConfigError("memory:// lives in the hub's own process; publish with its hub.publish() or over HTTP.")
-        self._broker = open_broker(url, **settings)
-        self._body_max = body_max
+        of_log = {name: getattr(config, name) for name in settings if name != "body_max"}
+        if config.broker.lower().startswith("sqlite:"):
+            of_log["create"] = create
+        self._broker = open_broker(config.broker, **of_log)
+        self._body_max = config.body_max
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = False
 
     async def __aenter__(self) -> Self:
         await self._broker.__aenter__()
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._loop, self._ended = None, True
         await self._broker.__aexit__(kind, error, trace)
 
     async def publish(
@@ -86,11 +101,19 @@ class AsyncPublisher:
     ) -> Position:
         """Publish as ``Hub.publish`` does. Returns once the log has it: ``str(position)`` is the event's id.
 
-        Raises BadInput, BrokerError.
+        Raises BadInput, BrokerError, and RuntimeError outside its ``async with`` or in another event loop.
         """
+        self._check_open()
         draft = compose(data, topic, event, to, exclude, body_max=self._body_max)
         key = None if key is None else check_key(key)
         return await self._broker.publish(draft.event, draft.topics, to=draft.to, exclude=draft.exclude, key=key)
+
+    def _check_open(self) -> None:
+        if self._loop is None:
+            how = "its own has ended" if self._ended else "it was not entered"
+            raise RuntimeError(f"An AsyncPublisher publishes inside its `async with`; {how}.")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("This AsyncPublisher was entered in another event loop; enter one in each.")
 
 
 class Publisher:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[BadInput]]] = [
 async def test_what_is_not_right_is_refused_and_in_no_log(
     sqlite_world: World, given: dict[str, Any], error: type[BadInput]
 ) -> None:
-    async with AsyncPublisher(sqlite_world.url) as publisher:
+    async with AsyncPublisher(sqlite_world.url, create=True) as publisher:
         given = {key: list(value) if isinstance(value, map) else value for key, value in given.items()}
         with pytest.raises(error):
             await publisher.publish(**{"data": "x", **given})
@@ -103,10 +104,46 @@ def test_a_url_of_no_log_is_refused(kind: Callable[[str], object], url: str) -> 
 
 def test_a_log_that_cannot_be_opened_says_so_and_leaves_no_thread(sqlite_world: World) -> None:
     threads = set(threading.enumerate())
-    publisher = Publisher(sqlite_world.url.replace("hub.db", "nowhere/hub.db"))
+    publisher = Publisher(sqlite_world.url.replace("hub.db", "nowhere/hub.db"), create=True)
     with pytest.raises(LogUnavailable, match="directory"), publisher:
         pass
     assert set(threading.enumerate()) <= threads
+
+
+@pytest.mark.parametrize("found", [None, b""])
+def test_a_publisher_makes_no_log_in_the_wrong_directory(
+    found: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if found is not None:
+        (tmp_path / "hub.db").write_bytes(found)
+    before = list(tmp_path.iterdir())
+    with pytest.raises(LogUnavailable, match=r"A hub makes its log when it starts.* create=True") as refused:
+        Publisher("sqlite:///hub.db").__enter__()
+    assert str(refused.value).startswith(f"{tmp_path}/hub.db is no log.")
+    assert list(tmp_path.iterdir()) == before
+    with Publisher("sqlite:///hub.db", create=True) as publisher:
+        publisher.publish("a")
+    with Publisher("sqlite:///hub.db") as publisher:
+        assert publisher.publish("b").offset == 2
+
+
+REFUSED_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"histroy": 5}, r"^histroy is not a setting of a publisher; did you mean history\?$"),
+    ({"heartbeat": 5}, "^heartbeat is a setting of .*; a publisher has none"),
+    ({"recover": True}, "^recover is a setting of .*; a publisher has none"),
+    ({"history": "many"}, "^history is a whole number"),
+    ({"body_max": 0}, "^body_max is a size"),
+]
+
+
+@pytest.mark.parametrize("kind", [Publisher, AsyncPublisher])
+@pytest.mark.parametrize(("settings", "text"), REFUSED_SETTINGS, ids=str)
+def test_a_setting_that_a_publisher_has_not_is_refused(
+    kind: Callable[..., object], settings: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        kind("sqlite:///hub.db", **settings)
 
 
 # --- to a hub ---
@@ -150,7 +187,7 @@ async def test_a_publisher_is_no_node_with_subscribers(sqlite_world: World) -> N
 
 
 async def test_settings_are_those_of_the_log(sqlite_world: World) -> None:
-    async with AsyncPublisher(sqlite_world.url, history=2) as publisher:
+    async with AsyncPublisher(sqlite_world.url, history="2", create=True) as publisher:
         for text in "abc":
             await publisher.publish(text)
     async with sqlite_world.open() as broker:
@@ -178,7 +215,7 @@ async def test_threads_share_a_publisher_and_a_hub_hears_all_of_it(sqlite_world:
 
 
 def test_without_a_loop_it_publishes_and_raises_as_the_other_does(sqlite_world: World) -> None:
-    with Publisher(sqlite_world.url, history=100) as publisher:
+    with Publisher(sqlite_world.url, history=100, create=True) as publisher:
         assert publisher.publish("a", topic="t", event="tick", to="ann", exclude=["bob"], key="k").offset == 1
         with pytest.raises(KeyReused):
             publisher.publish("b", key="k")
@@ -192,22 +229,34 @@ def test_without_a_loop_it_publishes_and_raises_as_the_other_does(sqlite_world: 
 
 
 def test_after_its_end_a_publisher_refuses(sqlite_world: World) -> None:
-    with Publisher(sqlite_world.url) as publisher:
+    with Publisher(sqlite_world.url, create=True) as publisher:
         publisher.publish("a")
     with pytest.raises(RuntimeError):
         publisher.publish("b")
 
 
-async def test_after_its_end_an_async_publisher_refuses_and_does_not_wait(sqlite_world: World) -> None:
-    async with AsyncPublisher(sqlite_world.url) as publisher:
+async def test_outside_its_block_an_async_publisher_refuses_and_does_not_wait(sqlite_world: World) -> None:
+    publisher = AsyncPublisher(sqlite_world.url, create=True)
+    with pytest.raises(RuntimeError, match=r"inside its `async with`; it was not entered\.$"):
+        await publisher.publish("a")
+    async with publisher:
         await publisher.publish("a")
     async with asyncio.timeout(PATIENCE):
-        with pytest.raises(LogUnavailable):
+        with pytest.raises(RuntimeError, match=r"inside its `async with`; its own has ended\.$"):
             await publisher.publish("b")
+    async with publisher:
+        assert (await publisher.publish("b")).offset == 2
+
+
+async def test_an_async_publisher_is_of_one_loop(sqlite_world: World) -> None:
+    async with AsyncPublisher(sqlite_world.url, create=True) as publisher:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, publisher.publish("a"))
+        assert (await publisher.publish("b")).offset == 1
 
 
 def test_an_error_within_the_block_comes_out_as_it_is(sqlite_world: World) -> None:
     threads = set(threading.enumerate())
-    with pytest.raises(KeyReused), Publisher(sqlite_world.url) as publisher:
+    with pytest.raises(KeyReused), Publisher(sqlite_world.url, create=True) as publisher:
         list(map(partial(publisher.publish, key="k"), "ab"))
     assert set(threading.enumerate()) <= threads

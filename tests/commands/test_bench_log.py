@@ -55,7 +55,7 @@ def test_what_was_published_is_in_the_log(tmp_path: Path) -> None:
 
 def test_a_log_in_use_is_left_alone(tmp_path: Path) -> None:
     file = f"sqlite:///{tmp_path}/hub.db"
-    with Publisher(file) as publisher:
+    with Publisher(file, create=True) as publisher:
         publisher.publish("of somebody")
     refused = sse_app("bench-log", *QUICK, file)
     assert (refused.returncode, refused.stdout) == (2, "")

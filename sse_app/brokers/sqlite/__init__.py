@@ -67,6 +67,7 @@ def open_url(url: str, **settings: Any) -> "SQLiteBroker":
 class SQLiteBroker:
     """Keywords as for the log in memory; ``sync`` is ``full`` (a commit is on the disk before it is acknowledged) or
     ``normal`` (it survives the process, not the machine). ``recover`` sets a damaged file aside and begins a new log.
+    Without ``create`` a file that is not there is not made.
 
     The limits stay in the file: who opens it with any sets them for everyone, who gives none leaves them.
     """
@@ -80,6 +81,7 @@ class SQLiteBroker:
         *,
         sync: str = "full",
         recover: bool = False,
+        create: bool = True,
         history: int | None = None,
         history_bytes: int | None = None,
         history_age: float | None = None,
@@ -94,7 +96,8 @@ class SQLiteBroker:
             default if value is None else value for value, default in zip(given, Limits(), strict=True)
         )
         self._path = path.absolute()
-        self._asked = Asked(self._path, sync, limits if any(value is not None for value in given) else None, recover)
+        limited = any(value is not None for value in given)
+        self._asked = Asked(self._path, sync, limits if limited else None, recover, create=create)
         self._clock, self._wall = clock, wall
         self._born = wall() - clock()
         self._tails: list[QueuedTail] = []

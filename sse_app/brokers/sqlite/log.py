@@ -143,10 +143,10 @@ def only(rows: sqlite3.Cursor) -> tuple[Any, ...]:
 class Log:
     """The connection that writes. Raises sqlite3.Error, and BrokerError from a commit."""
 
-    def __init__(self, path: Path, synchronous: str) -> None:
+    def __init__(self, path: Path, synchronous: str, *, create: bool = True) -> None:
         """Raises ConfigError for a database of something else."""
         self._path = path
-        self._connection = connect(path, create=True)
+        self._connection = connect(path, create=create)
         try:
             if not self._is_empty():
                 self._check_schema()  # before anything is changed in somebody else's database

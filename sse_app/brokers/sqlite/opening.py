@@ -24,6 +24,10 @@ PATIENCE = 5.0  # seconds for other processes that keep the file locked
 CHECK_PATIENCE = 60.0  # seconds for one that opens it too: it may be reading all of it, some 0.5 GB a second
 CLOSE_PATIENCE = 1.0  # seconds for others that close it too
 PLACE = "It has to be a file in a directory, and this user has to be allowed to write to both."
+ABSENT = (
+    "A hub makes its log when it starts: start it first, and give the path that it has. sqlite:///hub.db is relative "
+    "to the directory of this process, sqlite:////var/lib/hub.db is not. Or say create=True."
+)
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -36,6 +40,7 @@ class Asked:
     limits: Limits | None
     recover: bool
     boot: str = field(default_factory=boot_id)
+    create: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class LogFile:
 def opened(asked: Asked) -> LogFile:
     """Waits for the disk. Raises LogUnavailable, which names the file and what to do, and ConfigError."""
     path = asked.path
+    if not (asked.create or _holds_something(path)):
+        raise LogUnavailable(f"{path} is no log. {ABSENT}")
     try:
         with ExitStack() as stack:
             watermark = stack.enter_context(closing(WatermarkFile(path)))
@@ -87,6 +94,13 @@ def opened(asked: Asked) -> LogFile:
         raise LogUnavailable(f"{path} cannot be opened: {error.strerror}. {PLACE}") from None
 
 
+def _holds_something(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def _open_or_recover(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
     try:
         return _open(asked, watermark, nodes)
@@ -98,7 +112,7 @@ def _open_or_recover(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> Lo
 
 
 def _open(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
-    log = _patiently(lambda: Log(asked.path, asked.sync))
+    log = _patiently(lambda: Log(asked.path, asked.sync, create=asked.create))
     try:
         if not nodes.others():  # else somebody has it open already and has looked
             _patiently(log.check)
