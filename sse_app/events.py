@@ -21,12 +21,11 @@ BOM = b"\xef\xbb\xbf"
 class Event:
     """One event.
 
-    ``data`` is text of any number of lines; None makes a block that moves the cursor but that no browser dispatches.
-    ``type`` is what the standard calls the event type, ``id`` the last event ID, ``retry`` the reconnection time in
+    ``data`` is text of any number of lines. ``type`` is what the standard calls the event type, ``id`` the last event ID, ``retry`` the reconnection time in
     milliseconds. Raises InvalidEvent for what would break out of its field (9.2.6: CR, LF; NUL in an id).
     """
 
-    data: str | None
+    data: str
     type: str = "message"
     id: str | None = None
     retry: int | None = None
@@ -63,12 +62,10 @@ def encode(event: Event) -> bytes:
             lines += [b"id: ", event.id.encode(), b"\n"]
         if event.type != "message":
             lines += [b"event: ", event.type.encode(), b"\n"]
-        if event.data is not None:
-            data = event.data.encode().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-            lines += [b"data: ", data.replace(b"\n", b"\ndata: "), b"\n"]
+        data = event.data.encode().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines += [b"data: ", data.replace(b"\n", b"\ndata: "), b"\n\n"]
     except UnicodeEncodeError:
         raise InvalidEvent("The event holds a lone surrogate, which UTF-8 cannot carry.") from None
-    lines.append(b"\n")
     return b"".join(lines)
 
 

@@ -51,7 +51,7 @@ def welcome(
 
 def describe(publication: Publication) -> dict[str, object]:
     """A publication as ``last`` in ``/stats``; data of more than 1,024 characters is cut and says so."""
-    data = publication.event.data or ""
+    data = publication.event.data
     described = {**publication.summary(), "data": data[:LAST_DATA_MAX]}
     return described if len(data) <= LAST_DATA_MAX else {**described, "truncated": True}
 
@@ -67,7 +67,7 @@ def gap(reason: GapReason, requested: str | None, *, start: Position, oldest: Po
 
 def cursor(position: Position) -> bytes:
     """Moves the client's cursor: a block with an id and no data, which browsers do not dispatch."""
-    return encode(Event(None, "cursor", str(position)))
+    return f"id: {position}\nevent: cursor\n\n".encode()
 
 
 def bye(reason: str, retry: int) -> bytes:

@@ -109,7 +109,7 @@ def _as_line() -> Show:
     console = Console()
 
     def show(event: Event) -> None:
-        first, *rest = (event.data or "").split("\n")
+        first, *rest = event.data.split("\n")
         line = Text()
         line.append(f"{time.strftime('%H:%M:%S')} {printable(event.id or '-')} ", "dim")
         if event.type != "message":

@@ -55,7 +55,7 @@ class Stream:
         if first is None or first.type != "welcome":
             return None
         with suppress(ValueError):
-            said = json.loads(first.data or "")
+            said = json.loads(first.data)
             return said if isinstance(said, dict) and Position.parse(str(said.get("top")).encode()) else None
         return None
 

@@ -24,7 +24,7 @@ class Message(NamedTuple):
 
 class _Envelope(msgspec.Struct, omit_defaults=True):
     v: Literal[1]
-    data: str | None
+    data: str
     event: str = "message"
     topics: tuple[str, ...] = ()
     to: tuple[str, ...] = ()

@@ -1,0 +1,81 @@
+"""What a type checker says to an app that uses sse-app: ``mypy --strict`` with the types that we ship (PEP 561)."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(300)  # it reads all that we import
+
+# Each line that is wrong names the error at its end.
+APP = """
+import json
+
+import httpx
+from sse_app import AsyncPublisher, Client, Config, Event, Hub, SyncClient, create_app
+from sse_app.config import HubOptions
+from sse_app.testing import events
+
+hub = Hub("sqlite:///hub.db", history="1000", heartbeat="15s", publish_key=None, cors_origins=["https://a.example"])
+options: HubOptions = {"queue": 5}
+other = Hub(**options)
+whole = create_app(Config(history=1_000))
+Hub(histroy=1)  # error: call-arg
+Hub(history=None)  # error: arg-type
+Hub(heartbeat=b"15s")  # error: arg-type
+Hub(port=8000)  # error: call-arg
+options["histroy"] = 1  # error: typeddict-unknown-key
+
+
+async def listens(client: Client) -> list[str]:
+    stream = client.listen("orders/*")
+    number: int = json.loads((await anext(stream)).data)["number"]
+    return [event.data.upper() async for event in stream if number]
+
+
+def listens_in_a_thread(client: SyncClient) -> str:
+    for event in client.listen("orders/*"):
+        return event.data
+    return ""
+
+
+async def subscribes(hub: Hub) -> str:
+    async with hub.subscribe("orders/*", last=5) as subscriber:
+        async for event in subscriber:
+            return event.data
+    return ""
+
+
+async def tests(response: httpx.Response) -> list[Event]:
+    return [event async for event in events(response) if event.data.startswith("{")]
+
+
+async def publishes(hub: Hub) -> None:
+    await hub.publish({"number": 42}, topic=["a", "b"], to={"ann"}, exclude=None, key="k")
+    await hub.publish("x", topics="a")  # error: call-arg
+    await hub.publish("x", to=[1])  # error: list-item
+    hub.publish_threadsafe("x", topic="a", timeout=None)
+    hub.publish_threadsafe("x", topics="a")  # error: call-arg
+    async with AsyncPublisher("sqlite:///hub.db", history_age="1d", create=True) as publisher:
+        await publisher.publish("x", topic="a")
+        await publisher.publish("x", event=None)  # error: arg-type
+    AsyncPublisher("sqlite:///hub.db", histroy=1)  # error: call-arg
+    AsyncPublisher("sqlite:///hub.db", heartbeat=1)  # error: call-arg
+"""
+
+
+def test_mypy_finds_what_is_wrong_in_an_app_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file", "", "app.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.stderr
+    found = re.findall(r"^app\.py:(\d+): error: .*\[([a-z-]+)\]$", done.stdout, re.MULTILINE)
+    assert len(found) == done.stdout.count(" error: "), done.stdout
+    wanted = [
+        (str(number), line.partition("# error: ")[2])
+        for number, line in enumerate(APP.splitlines(), 1)
+        if "# error: " in line
+    ]
+    assert found == wanted, done.stdout
