@@ -36,7 +36,8 @@ const composer = new Composer({
 function showState(state) {
   status.show(state);
   poll.active = state.name === "live";
-  showText(byId("topics-error"), state.refused && connection.topics.length ? state.detail : "");
+  const topics = ["invalid_topic", "too_many_topics"].includes(state.code);
+  showText(byId("topics-error"), topics ? state.detail : "");
 }
 
 function showWelcome(welcome) {

@@ -43,8 +43,9 @@ export class Connection {
 
   /** Tries again now instead of waiting, or opens it anew. */
   hurry() {
-    if (this.#stream) this.#stream.reconnect();
-    else this.open();
+    if (!this.#stream) return this.open();
+    this.#set("connecting");
+    this.#stream.reconnect();
   }
 
   /** Closes the stream on the user's wish; open() resumes it. */
@@ -78,11 +79,9 @@ export class Connection {
     this.on.bye(JSON.parse(event.data));
   }
 
-  #failed({ until, status = 0, detail }) {
-    const ours = status >= 400 && status < 500 && status !== 408 && status !== 429; // a mistake: no try can help
-    if (ours) this.#drop();
-    if (ours) this.#set("closed", { detail, refused: true });
-    else if (status) this.#set("closed", { detail, until });
+  /** An answer that is no stream has a status; until when to wait, unless no other try can help. */
+  #failed({ until, status, code, detail }) {
+    if (status) this.#set("refused", { until, code, detail });
     else this.#set(this.#draining ? "draining" : "reconnecting", { until });
     this.#draining = false;
   }

@@ -1,6 +1,6 @@
 /**
  * A hub's events in the browser. What takes an EventSource takes a Stream; beyond that it shares one connection with
- * the other tabs that ask for the same, tries again after any failure, and hears every type of event.
+ * the other tabs that ask for the same, tries again after any failure that may pass, and hears every type of event.
  *
  *     import { connect } from "/static/sse-app.js";
  *     const stream = connect("/events", { topics: ["orders/*"] });
@@ -32,9 +32,10 @@
  *   or not at all. "auto", the default, is the first of these that the browser has; what it does not have is "none"
  *
  * @typedef {object} State
- * @property {"connecting" | "open" | "waiting" | "closed"} name
+ * @property {"connecting" | "open" | "waiting" | "stopped" | "closed"} name `stopped`: the same request would be
+ *   answered the same, so it tries again only when it is told to; `closed`: by the page, for good
  * @property {number} [until] when it tries again, as Date.now() counts
- * @property {string} [detail] why it waits, in words
+ * @property {string} [detail] why it waits or has stopped, in words
  * @property {number} [status] of an answer that was no stream
  * @property {string} [code] of its problem, as in the hub's table of errors
  *
@@ -43,17 +44,20 @@
  * @typedef {{ after: string, events: Told[], cursor: string }} Batch all that is for us between two positions
  * @typedef {{ state: State, at: string, welcome: Told | null, opened?: boolean }} Here where who reads has got to.
  *   `opened`: it began where this tab asked it to
- * @typedef {{ why: Partial<State>, after?: number }} Ending why a connection ended; ms that the next one is not to come before
+ * @typedef {{ why: Partial<State>, after?: number }} Ending why a connection ended, and the ms to let pass before the next
+ * @typedef {{ ask?: boolean, retry?: boolean, join?: boolean }} Question from a tab to who reads: whether it is there, to
+ *   try again now, what to do about a tab that is new
  * @typedef {{ here?: Here, state?: State, batch?: Batch }} News from who reads to the tabs
  */
 
-const PROTOCOL = "sse-app 1"; // between tabs; another number for another version of it, and they do not share
+const PROTOCOL = "sse-app 2"; // between tabs; another number for another version of it, and they do not share
 const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters that say where one stream begins
 const OF_A_CONNECTION = new Set(["welcome", "bye"]); // not in the log
 const RETRY = 3_000; // ms; the wait before the next try until the hub has named one
 const RETRY_MIN = 100; // ms; a hub that says 0, or a wrong one, is not to be asked without a pause
 const RETRY_MAX = 3_600_000; // ms; the longest that a hub can be set to
 const BACKOFF_MAX = 60_000; // ms
+const TIMELY = new Set([408, 425, 429]); // of the 4xx those that another time may change
 const SILENCE = 45_000; // ms; a connection is dead after three heartbeats that did not come, but not sooner
 const TIMER_MAX = 2 ** 31 - 1; // ms; a browser's timer of more than that is over at once
 const ASK = 10_000; // ms between questions whether who reads is alive, from tabs that are looked at
@@ -85,7 +89,7 @@ export function addressOf(url) {
 /**
  * What `connect` returns. Its events are those of an EventSource, of every type, and those of the hub itself: `welcome`
  * at the begin of every connection, `gap` where something was missed, `bye` before a planned end. `open` is dispatched
- * when it is connected, `error` when it lost that or could not be; then `state` says when it tries again.
+ * when it is connected, `error` when it lost that or could not be; then `state` says why, and when it tries again.
  */
 export class Stream extends EventTarget {
   /** @type {((event: Event) => void) | null} */
@@ -152,9 +156,9 @@ export class Stream extends EventTarget {
     return this.#state;
   }
 
-  /** As an EventSource has it: 0 connecting or waiting, 1 open, 2 closed. */
+  /** As an EventSource has it: 0 connecting or waiting, 1 open, 2 stopped or closed. */
   get readyState() {
-    return this.#state.name === "open" ? 1 : this.#state.name === "closed" ? 2 : 0;
+    return { connecting: 0, waiting: 0, open: 1, stopped: 2, closed: 2 }[this.#state.name];
   }
 
   /** The position to resume after: `connect(url, { lastEventId })` goes on from here. */
@@ -167,7 +171,7 @@ export class Stream extends EventTarget {
     return this.#ways[0] ?? "none";
   }
 
-  /** Tries again now instead of waiting, for all that share the connection. */
+  /** Tries again now instead of waiting, or once more after it has stopped, for all that share the connection. */
   reconnect() {
     this.#own?.retry();
     this.#link?.send({ retry: true });
@@ -272,6 +276,7 @@ export class Stream extends EventTarget {
     this.#unanswered = undefined;
     if (here) this.#placeAmong(here);
     if (state) this.#groupState = state;
+    if (state?.name === "stopped" && !this.#position) this.#met = false; // who reads next may begin elsewhere
     if (state && !this.#own && (this.#met || state.name !== "open")) this.#show(state);
     if (batch) this.#follow(batch);
     this.#stepOver();
@@ -353,7 +358,8 @@ export class Stream extends EventTarget {
     if (before.name === "closed") return;
     this.#state = state;
     if (state.name === "open" && before.name !== "open") this.dispatchEvent(new Event("open"));
-    if (state.name === "waiting" && before.until !== state.until) this.dispatchEvent(new Event("error"));
+    const news = state.name === "waiting" ? before.until !== state.until : before.name !== state.name;
+    if (news && (state.name === "waiting" || state.name === "stopped")) this.dispatchEvent(new Event("error"));
   }
 }
 
@@ -397,7 +403,7 @@ class WorkerLink {
     });
   }
 
-  /** @param {{ ask?: boolean, retry?: boolean }} question */
+  /** @param {Question} question */
   send(question) {
     this.#port?.postMessage(question);
   }
@@ -424,6 +430,7 @@ function serve(/** @type {string} */ address) {
   };
   const answer = (/** @type {MessagePort} */ port, /** @type {any} */ { join, life, ask, retry, leave: goes }) => {
     if (join) {
+      if (source?.state.name === "stopped" && !source.tryAnew()) source = null;
       const opened = !source;
       source ??= new Source(address, join, tell);
       ports.add(port);
@@ -462,7 +469,7 @@ class LockLink {
     this.channel = new BroadcastChannel(this.name);
     this.channel.onmessage = ({ data }) => this.#heard(data);
     this.#queue({ signal: this.#queued.signal });
-    this.send({ ask: true });
+    this.send({ ask: true, join: true });
   }
 
   /** Whoever holds the lock does not answer: takes it away. */
@@ -472,7 +479,7 @@ class LockLink {
     this.#queue({ steal: true });
   }
 
-  /** @param {{ ask?: boolean, retry?: boolean }} question */
+  /** @param {Question} question */
   send(question) {
     if (this.#source) this.#answer(question, this.told);
     else this.channel.postMessage(question);
@@ -505,7 +512,11 @@ class LockLink {
 
   /** Another tab took the lock from this one, which had not answered. */
   #stolen() {
-    if (!this.#source) return; // it only waited for it
+    if (this.#source) this.#standBack(); // else it only waited for it
+  }
+
+  /** Lets another tab read for all. */
+  #standBack() {
     this.#resign();
     this.#queue({ signal: this.#queued.signal });
     this.send({ ask: true });
@@ -517,19 +528,20 @@ class LockLink {
     this.#release();
   }
 
-  /** @param {News & { ask?: boolean, retry?: boolean }} message */
+  /** @param {News & Question} message */
   #heard(message) {
     if (this.#source) this.#answer(message, (news) => this.channel.postMessage(news));
     else if (!message.ask && !message.retry) this.told(message);
   }
 
   /**
-   * @param {{ ask?: boolean, retry?: boolean }} question
+   * @param {Question} question
    * @param {(news: News) => void} tell
    */
-  #answer({ ask, retry }, tell) {
+  #answer({ ask, retry, join }, tell) {
     if (ask && this.#source) tell({ here: this.#source.here() });
     if (retry) this.#source?.retry();
+    if (join && this.#source?.state.name === "stopped" && !this.#source.tryAnew()) this.#standBack();
   }
 }
 
@@ -559,7 +571,7 @@ class Source {
     this.tell = tell;
     /** Everything up to here has come. */
     this.cursor = query.last_event_id ?? "";
-    this.online = () => this.retry();
+    this.online = () => this.state.name === "waiting" && this.#wake();
     addEventListener("online", this.online);
     this.#run();
   }
@@ -570,7 +582,17 @@ class Source {
   }
 
   retry() {
-    if (this.state.name === "waiting") this.#wake();
+    if (this.state.name === "waiting" || this.state.name === "stopped") this.#wake();
+  }
+
+  /**
+   * Tries again after it has stopped, for a tab that comes new: perhaps somebody has logged in. Returns false when it
+   * has ended instead, because it was never connected: where it was to begin may be what was refused.
+   */
+  tryAnew() {
+    if (this.welcome) this.retry();
+    else this.close();
+    return this.welcome !== null;
   }
 
   close() {
@@ -599,6 +621,11 @@ class Source {
    */
   async #pause({ why, after = 0 }) {
     const woken = new Promise((resolve) => (this.#wake = () => resolve(null)));
+    if (isFinal(why.status)) {
+      this.#failures = 0;
+      this.#set({ name: "stopped", ...why });
+      return woken;
+    }
     const backoff = Math.min(BACKOFF_MAX, this.#retry * 2 ** this.#failures);
     const wait = Math.max(backoff, this.#retry, after) * (1 + Math.random() / 2);
     this.#failures += 1;
@@ -697,6 +724,11 @@ function detailOf(/** @type {unknown} */ error, /** @type {State} */ state) {
 /** As EventSource takes it (WHATWG HTML 9.2.3). */
 function isStream(/** @type {Response} */ response) {
   return response.status === 200 && /^text\/event-stream\s*(;|$)/i.test(response.headers.get("Content-Type") ?? "");
+}
+
+/** Whether the same request would be answered the same. With 204 a server ends it (WHATWG HTML 9.2.3). */
+function isFinal(/** @type {number | undefined} */ status = 0) {
+  return status === 204 || (status >= 400 && status < 500 && !TIMELY.has(status));
 }
 
 /**

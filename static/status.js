@@ -17,7 +17,7 @@ export class Status {
     byId("state").dataset.state = document.body.dataset.state = state.name;
     byId("connect").textContent = ACTIONS[state.name];
     document.title = state.name === "live" ? "sse-app console" : `${NAMES[state.name]} · sse-app console`;
-    showText(byId("notice"), state.name === "closed" ? state.detail : "");
+    showText(byId("notice"), state.detail);
     clearTimeout(this.#slow);
     if (state.name === "connecting") this.#slow = setTimeout(() => showText(byId("notice"), SLOW_HINT), SLOW);
     clearInterval(this.#ticking);
@@ -34,7 +34,7 @@ export class Status {
 
   #settled() {
     const { name, detail } = this.#state;
-    const text = name === "closed" ? `${NAMES.closed}. ${detail}` : NAMES[name];
+    const text = detail ? `${NAMES[name]}. ${detail}` : NAMES[name];
     if (text !== this.#said) this.announce((this.#said = text));
   }
 
@@ -45,12 +45,13 @@ export class Status {
   }
 }
 
-const NAMES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", draining: "Server draining", closed: "Closed" };
-const ACTIONS = { connecting: "Disconnect", live: "Disconnect", reconnecting: "Reconnect now", draining: "Reconnect now", closed: "Connect again" };
+const NAMES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", draining: "Server draining", refused: "Refused", closed: "Closed" };
+const ACTIONS = { connecting: "Disconnect", live: "Disconnect", reconnecting: "Reconnect now", draining: "Reconnect now", refused: "Try again", closed: "Connect again" };
 const WORDS = {
   connecting: () => "Connecting…",
   live: () => "Live",
   reconnecting: (seconds) => (seconds > 0 ? `Reconnecting in ${seconds} s` : "Reconnecting…"),
   draining: (seconds) => (seconds > 0 ? `Server draining, back in ${seconds} s` : "Server draining"),
-  closed: (seconds) => (seconds > 0 ? `Closed, next try in ${seconds} s` : "Closed"),
+  refused: (seconds) => (seconds > 0 ? `Refused, next try in ${seconds} s` : "Refused"),
+  closed: () => "Closed",
 };

@@ -227,7 +227,7 @@ def test_wrong_topic_filter_is_explained_and_can_be_corrected(tab: Page, tabs: T
     tab.locator("#topics").fill("a**")
     tab.locator("#topics").press("Enter")
     expect(tab.locator("#topics-error")).to_contain_text("topic filter")
-    expect(tab.locator("#state")).to_have_text("Closed")
+    expect(tab.locator("#state")).to_have_text("Refused")
     tab.locator("#topics").fill("a/**")
     tab.locator("#topics").press("Enter")
     connected(tab)

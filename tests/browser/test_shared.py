@@ -434,38 +434,124 @@ def test_a_worker_that_died_is_replaced(site: Site, tabs: Tabs) -> None:
     assert len(site.hub) == 1
 
 
-def refusals() -> dict[str, Response]:
-    problem = '{"code":"too_bad","detail":"That is too bad."}'
-    return {
-        "400": Response(problem, 400, media_type="application/problem+json"),
-        "401": Response("who?", 401),
-        "500": Response("oh", 500),
-        "204": Response(status_code=204),
-        "a page": Response(BLANK, media_type="text/html"),
-    }
+PROBLEM = "application/problem+json"
+PASSING = {
+    "408": Response("late", 408),
+    "425": Response("early", 425),
+    "429": Response('{"code":"too_bad","detail":"That is too bad."}', 429, media_type=PROBLEM),
+    "500": Response("oh", 500),
+    "501": Response("{", 501, media_type=PROBLEM),
+    "503": Response("null", 503, media_type=PROBLEM),
+    "a page": Response(BLANK, media_type="text/html"),
+}
 
 
-@pytest.mark.parametrize("refusal", refusals())
-def test_what_an_eventsource_gives_up_on_is_tried_again(
-    site: Site, tabs: Tabs, shared: str, open_tab: Open, refusal: str
-) -> None:
+@pytest.mark.parametrize("refusal", PASSING)
+def test_what_may_pass_is_tried_again(site: Site, tabs: Tabs, shared: str, open_tab: Open, refusal: str) -> None:
     tabs.expected.append("status of|net::ERR_")
     page = open_tab(shared=shared)
     published = site.publish("1")
     ids(page, published[0])
-    site.refusal = refusals()[refusal]
+    site.refusal = PASSING[refusal]
     end_streams(site)
     while len(site.asked) < 4:
         page.wait_for_function("n => told.filter(state => state.name == 'waiting').length > n", arg=len(site.asked) - 1)
-    state = until_error(page)
+    state = page.evaluate("told.findLast(state => state.status)")
     assert state["status"] == site.refusal.status_code
-    if refusal == "400":
+    if refusal == "429":
         assert (state["code"], state["detail"]) == ("too_bad", "That is too bad.")
+    else:
+        assert state["detail"] == f"The answer was no stream (status {site.refusal.status_code})."
     published += site.publish("2")
     site.refusal = None
     assert ids(page, published[-1]) == published
     assert site.asked[-1]["last_event_id"] == published[0]
     assert page.evaluate("stream.readyState") == 1
+
+
+FINAL = [204, 400, 401, 403, 404, 421]
+
+
+def until_stopped(page: Page) -> dict[str, Any]:
+    page.wait_for_function("stream.state.name == 'stopped'")
+    state: dict[str, Any] = page.evaluate("stream.state")
+    return state
+
+
+@pytest.mark.parametrize("status", FINAL)
+def test_what_another_try_cannot_change_stops_all_tabs_until_one_tries_again(
+    site: Site, tabs: Tabs, shared: str, open_tab: Open, status: int
+) -> None:
+    tabs.expected.append("status of")
+    pages = [open_tab(shared=shared) for _ in range(2)]
+    published = site.publish("1")
+    for page in pages:
+        ids(page, published[0])
+    problem = b"" if status == 204 else b'{"code":"too_bad","detail":"That is too bad."}'
+    site.refusal = Response(problem, status, media_type=None if status == 204 else PROBLEM)
+    end_streams(site)
+    for page in pages:
+        state = until_stopped(page)
+        assert state["status"] == status
+        if status != 204:
+            assert (state["code"], state["detail"]) == ("too_bad", "That is too bad.")
+        page.wait_for_function("told.at(-1).name == 'stopped'")  # it is told, as an error
+        assert page.evaluate("[stream.readyState, stream.state.until ?? null]") == [2, None]
+        page.evaluate("dispatchEvent(new Event('online'))")  # which is a reason to try what may pass
+    published += site.publish("2")
+    site.refusal = None
+    pages[1].evaluate("stream.reconnect()")
+    for page in pages:
+        assert ids(page, published[-1]) == published
+        assert page.evaluate("told.filter(({ name }) => name == 'stopped').length") == 1
+    if status != 421:  # after which Chromium itself asks once more
+        assert [query.get("last_event_id") for query in site.asked] == [None, *[published[0]] * 2]  # none in between
+
+
+def test_a_tab_that_comes_tries_again_for_those_that_have_stopped(
+    site: Site, tabs: Tabs, shared: str, open_tab: Open
+) -> None:
+    """As after somebody has logged in, in whichever tab."""
+    tabs.expected.append("status of")
+    page = open_tab(shared=shared)
+    published = site.publish("1")
+    ids(page, published[0])
+    site.refusal = Response("who?", 401)
+    end_streams(site)
+    until_stopped(page)
+    until_stopped(open_tab(shared=shared, wait=False))
+    site.refusal = None
+    published += site.publish("2")
+    other = open_tab(shared=shared)
+    published += site.publish("3")
+    assert ids(page, published[-1]) == published
+    assert ids(other, published[-1]) == published[1:]  # it joins the others where they are
+    until_open(site.hub, 1)
+
+
+def test_a_tab_that_asks_for_nonsense_stops_no_other(site: Site, tabs: Tabs, shared: str, open_tab: Open) -> None:
+    tabs.expected.append("status of 400")
+    published = site.publish("1")
+    wrong = open_tab(shared=shared, since="yesterday", wait=False)
+    assert until_stopped(wrong)["code"] == "invalid_since"
+    others = [open_tab(shared=shared, last=1) for _ in range(2)]
+    published += site.publish("2")
+    for page in others:
+        assert ids(page, published[-1]) == published
+    assert until_stopped(wrong)["code"] == "invalid_since"
+    assert ids(wrong) == []
+    until_open(site.hub, 1)
+
+
+def test_a_handler_may_reconnect_at_once(site: Site, tabs: Tabs, open_tab: Open) -> None:
+    tabs.expected.append("status of")
+    page = open_tab(shared="none")
+    site.refusal = Response("who?", 401)
+    page.evaluate("window.tries = 0; stream.onerror = () => { tries += 1; stream.reconnect(); }")
+    end_streams(site)
+    page.wait_for_function("tries > 3")
+    site.refusal = None
+    page.wait_for_function("stream.state.name == 'open'")
 
 
 # What it waits with is noted instead of waited for, but for the end of a silence.
