@@ -1,7 +1,8 @@
 """Our HTTP protocol: uvicorn's over httptools, with the holes closed that it leaves on the open internet.
 
-A request's head is bounded in bytes and seconds, its framing has one meaning only, an upgrade changes nothing about
-that, and HTTP/1.0 gets no chunks. A GET's connection is offered to the app as an ASGI extension, so that a stream can do without its request (``direct.py``).
+A request's head is bounded in bytes and seconds, its framing has one meaning only, whatever upgrade it offers, and
+HTTP/1.0 gets no chunks. A GET's connection is offered to the app as an ASGI extension, so that a stream can do without
+its request (``direct.py``).
 """
 
 import asyncio
