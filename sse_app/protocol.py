@@ -6,7 +6,7 @@ its request (``direct.py``).
 """
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 import msgspec
@@ -15,12 +15,19 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from sse_app.direct import FAREWELL, Outlet
 from sse_app.stream import EXTENSION
 
-REFUSALS = {
-    400: ("bad_request", "This is not a valid HTTP request."),
-    408: ("too_slow", "The request's head did not arrive in time (head_deadline)."),
-    431: ("head_too_large", "The request's head is larger than head_max."),
-}
 
+class Refusal(NamedTuple):
+    """What is answered to what is no request, or to one that does not get as far as the app."""
+
+    status: int
+    code: str
+    detail: str
+
+
+BAD_REQUEST = Refusal(400, "bad_request", "This is not a valid HTTP request.")
+TOO_SLOW = Refusal(408, "too_slow", "The request's head did not arrive in time (head_deadline).")
+HEAD_TOO_LARGE = Refusal(431, "head_too_large", "The request's head is larger than head_max.")
+REFUSALS = (BAD_REQUEST, TOO_SLOW, HEAD_TOO_LARGE)
 
 # What offers an upgrade, and means nothing when it is not taken (RFC 9110, 7.8; RFC 7540, 3.2.1).
 OFFERS = (b"upgrade", b"http2-settings")
@@ -28,6 +35,9 @@ OFFERS = (b"upgrade", b"http2-settings")
 
 class _Refused(Exception):
     """Ends the parsing of a request; raised through the parser."""
+
+    def __init__(self, refusal: Refusal = BAD_REQUEST) -> None:
+        self.refusal = refusal
 
 
 class Protocol(HttpToolsProtocol):
@@ -43,7 +53,7 @@ class Protocol(HttpToolsProtocol):
         self._unseen = 0  # bytes since the parser last came to something: an unfinished head, trailer or chunk size
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._refusal = 400
+        self._refusal: Refusal | None = None  # waits until all before it are answered; nothing behind it is looked at
         self._declining = False  # an upgrade: from the end of the head that offers it to that head's second parsing
         self._begin_parsing()
 
@@ -74,18 +84,18 @@ class Protocol(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._refusal is not None or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
         self._unseen += len(data)
         try:
             self._parse(data)
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("")
+            self._refuse(_refusal_of(error))
             return
         if self._unseen > self._head_max:
-            self._refuse(431)
+            self._refuse(HEAD_TOO_LARGE)
 
     def _parse(self, data: bytes | memoryview) -> None:
         """Feed the parser. It takes a request that offers an upgrade for the last one, whose body is not HTTP's any
@@ -142,8 +152,7 @@ class Protocol(HttpToolsProtocol):
         self._unseen = 0
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self._head_max:
-            self._refusal = 431
-            raise _Refused
+            raise _Refused(HEAD_TOO_LARGE)
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
             raise _Refused  # a coding that nobody here undoes would pass for the data (RFC 9112, 6.1)
         if not self.url.startswith(b"/") and self.url != b"*":
@@ -167,8 +176,11 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        was_last = not self.pipeline
         super().on_response_complete()
-        if self.cycle.response_complete and self.cycle.more_body:
+        if was_last and self._refusal is not None:
+            self._answer(self._refusal)
+        elif self.cycle.response_complete and self.cycle.more_body:
             # Answered before its body's end. Closing now could take the answer from its client, and going on to read
             # would keep the connection as long as it sends a byte now and then.
             self._linger_timer = self.loop.call_later(self._head_deadline, self.transport.close)
@@ -180,43 +192,53 @@ class Protocol(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._head_deadline, self._refuse, 408)
+            self._head_timer = self.loop.call_later(self._head_deadline, self._refuse, TOO_SLOW)
 
     def _head_arrived(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _refuse(self, status: int) -> None:
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer what cannot be taken, once all that came before it is answered, and close."""
         self._head_arrived()
-        self._refusal = status
-        self.send_400_response("")
-
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what it cannot parse, as problem details."""
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
             return  # it is over, or a stream's now
-        if self._drop_unanswered():
-            self.transport.close()
+        self._refusal = refusal
+        last = self.cycle
+        if last is None or last.response_complete:
+            self._answer(refusal)
+        elif last.more_body or (not self.pipeline and last.body):
+            self._take_back(last)
+
+    def _take_back(self, last: RequestResponseCycle) -> None:
+        """End the request whose body is not what was meant: it breaks off, or more came than its length says. It must
+        not be published, and the refusal is its answer. Behind others a body is believed to have its length: so had
+        those before.
+        """
+        if self.pipeline:
+            self.pipeline.popleft()  # the newest
             return
-        line = STATUS_LINE[self._refusal]
-        code, detail = REFUSALS[self._refusal]
-        title = line.split(b" ", 2)[2].strip().decode()
-        body = msgspec.json.encode(
-            {"type": "about:blank", "title": title, "status": self._refusal, "code": code, "detail": detail}
-        )
+        last.disconnected = True
+        last.message_event.set()
+        if last.response_started:
+            self.transport.close()  # a refusal would be taken for the rest of it
+        else:
+            assert self._refusal is not None
+            self._answer(self._refusal)
+
+    def _answer(self, refusal: Refusal) -> None:
+        if self.transport.is_closing():
+            return
+        line = STATUS_LINE[refusal.status]
+        problem = {"type": "about:blank", "title": line.split(b" ", 2)[2].strip().decode(), **refusal._asdict()}
+        body = msgspec.json.encode(problem)
         head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(line + head + body)
         self.transport.close()
 
-    def _drop_unanswered(self) -> bool:
-        """End the request before the one that is refused. More than its length says means that its body is not what
-        was meant, so it must not be published. True when it is too late for that: then a refusal would be taken for
-        its answer, or in a stream for data.
-        """
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete:
-            return False
-        cycle.disconnected = True
-        cycle.message_event.set()
-        return bool(self.pipeline) or cycle.response_started or not (cycle.more_body or cycle.body)
+
+def _refusal_of(error: httptools.HttpParserError) -> Refusal:
+    """What the parser, or a callback of ours in it, has against a request."""
+    cause = error.__context__
+    return cause.refusal if isinstance(cause, _Refused) else BAD_REQUEST

@@ -696,7 +696,7 @@ def test_settings_of_a_hub_are_named_in_full() -> None:
 
 def test_errors_are_those_of_the_table_in_app() -> None:
     documented = {(int(row[0]), row[1]) for row in table(API, "status", "code", "when")}
-    ours = set(ANSWERS.values()) | {(status, code) for status, (code, _) in REFUSALS.items()}
+    ours = set(ANSWERS.values()) | {(refusal.status, refusal.code) for refusal in REFUSALS}
     assert documented == ours | {(404, "not_found"), (405, "method_not_allowed"), (500, "internal_error")}
 
 

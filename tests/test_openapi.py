@@ -103,7 +103,7 @@ def test_no_other_operation_has_parameters() -> None:
 
 def test_the_error_codes_are_those_that_the_app_and_the_server_answer() -> None:
     ours = {answer for error, answer in ANSWERS.items() if error not in NEVER_RAISED}
-    servers = {(status, code) for status, (code, _) in REFUSALS.items()}
+    servers = {(refusal.status, refusal.code) for refusal in REFUSALS}
     assert documented() == ours | servers | ERRORS_OF_STARLETTE
 
 

@@ -1,4 +1,5 @@
 import logging
+import re
 import select
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,7 @@ from sse_app.errors import ConfigError
 from sse_app.server import listen
 from tests.peers import PATIENCE
 from tests.virtual_time import virtual_time
-from tests.web import HastyHub, LiveHub, code_of, hasty_hub, live_hub, read_until
+from tests.web import Answer, HastyHub, LiveHub, code_of, hasty_hub, live_hub, read_until
 
 HOST = b"Host: localhost\r\n"
 CLOSE = HOST + b"Connection: close\r\n"
@@ -137,6 +138,41 @@ def test_a_line_end_after_a_body_is_forgiven(server: LiveHub) -> None:
     assert server.answer(post(b"Content-Length: 5", body=b"hello\r\n")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\0", b"BREW / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nX : y\r\n", b"GET /" + b"x" * HEAD_MAX + b" HTTP/1.1\r\n\r\n",
+     b"POST /broadcast HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZ\r\n"],
+    ids=["no HTTP", "no method", "a bad field", "a large head", "a body that breaks off"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "good",
+    [[b"POST /broadcast"] * 2, [b"GET /healthz"], [b"GET /healthz", b"POST /broadcast", b"GET /readyz"],
+     [b"POST /broadcast", b"GET /healthz"], [b"HEAD /healthz"] * 50],
+    ids=["two POSTs", "a GET", "three", "a GET behind a POST", "fifty"],
+)  # fmt: skip
+def test_good_requests_before_a_bad_one_are_answered_in_order_then_it_is(
+    server: LiveHub, good: list[bytes], garbage: bytes
+) -> None:
+    before = server.hub.totals.published
+    requests = [
+        line + b" HTTP/1.1\r\n" + HOST + (b"Content-Length: 5\r\n\r\nhello" if line.startswith(b"POST") else b"\r\n")
+        for line in good
+    ]
+    received = server.ask(b"".join(requests) + garbage)
+    statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
+    assert statuses == [200] * len(good) + [431 if len(garbage) > HEAD_MAX else 400]
+    assert code_of(Answer.parse(received[received.rindex(b"HTTP/1.1 ") :]))[0] == statuses[-1]
+    assert server.hub.totals.published == before + good.count(b"POST /broadcast")
+
+
+@virtual_time
+async def test_a_head_that_comes_too_slowly_behind_a_slow_request_is_a_408_after_its_answer(hasty: HastyHub) -> None:
+    async with hasty.connect() as (incoming, outgoing):
+        outgoing.write(b"POST /broadcast HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhelloGET /heal")
+        received = await incoming.read()
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", received) == [b"200", b"408"]
+
+
 def test_what_follows_an_answered_request_is_a_400_of_its_own(server: LiveHub) -> None:
     with server.connect() as connection:
         connection.sendall(b"POST /broadcast HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello")
@@ -215,8 +251,9 @@ async def test_a_stream_outlives_the_deadline_of_heads(hasty: HastyHub) -> None:
 @pytest.mark.parametrize(
     ("after", "garbage"),
     [
-        *((b"", garbage) for garbage in (b"G", b"GET /events HTTP/1.1\r\n" + HOST)),
-        *((b"event: welcome", garbage) for garbage in (b"G", b"\0garbage\r\n\r\n", b"GET /events HTTP/1.1\r\n" + HOST)),
+        (after, garbage)
+        for after in (b"", b"event: welcome")
+        for garbage in (b"G", b"\0garbage\r\n\r\n", b"GET /events HTTP/1.1\r\n" + HOST)
     ],
 )
 async def test_what_a_client_sends_after_its_subscription_gets_into_no_stream(
@@ -225,22 +262,13 @@ async def test_what_a_client_sends_after_its_subscription_gets_into_no_stream(
     async with hasty.connect() as (incoming, outgoing):
         outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
         received = await incoming.readuntil(after) if after else b""
-        outgoing.write(garbage)
+        outgoing.write(garbage)  # in one segment with the request when nothing is waited for
         assert (await hasty.answer(b"G")).status_code == 408  # the deadline has passed
         await hasty.hub.publish("the end")
         await hasty.hub.drain()
         received += await incoming.read()
     assert b"data: the end" in received
     assert b"HTTP/1.1 4" not in received.partition(b"\r\n\r\n")[2]
-
-
-@virtual_time
-async def test_a_subscription_that_comes_with_what_is_no_http_is_ended_without_a_word(hasty: HastyHub) -> None:
-    """It is too late for a refusal, which would be taken for the stream."""
-    async with hasty.connect() as (incoming, outgoing):
-        outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n" + b"\0garbage\r\n\r\n")
-        assert await incoming.read() == b""
-    assert len(hasty.hub) == 0
 
 
 def test_refusals_are_logged_without_what_was_sent(server: LiveHub, caplog: pytest.LogCaptureFixture) -> None:
