@@ -137,7 +137,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_timer is not None:  # what comes after the body, a trailer, is no header (RFC 9110, 6.5.1)
-            super().on_header(name, value)
+            super().on_header(name, value.strip(b" \t"))  # white space around it is not the value (RFC 9110, 5.5)
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():

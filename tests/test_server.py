@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from sse_app import Config, EventDecoder, hub
@@ -85,6 +86,25 @@ def test_what_is_no_valid_request_is_a_400_and_the_end_of_the_connection(server:
     assert answer.headers["connection"] == "close"
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert server.hub.totals.published == before
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t  "])
+def test_white_space_around_a_value_is_not_the_value(server: LiveHub, space: bytes) -> None:
+    def around(value: bytes) -> bytes:
+        return space + value + space
+
+    fields = b"Host:" + around(b"localhost") + b"\r\nConnection:" + around(b"close") + b"\r\n"
+    body = (
+        b"Idempotency-Key:" + around(b"k" + space.hex().encode()) + b"\r\nContent-Type:" + around(b"application/json")
+    )
+    expect = b"\r\nExpect:" + around(b"100-continue") + b"\r\nContent-Length: 2\r\n\r\n{}"
+    received = server.ask(b"POST /broadcast HTTP/1.1\r\n" + fields + body + expect)
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", received)[-1] == b"200"
+    top = msgspec.json.decode(received.rpartition(b"\r\n\r\n")[2])["id"].encode()
+    with server.connect() as connection:
+        cursor = b"Last-Event-ID:" + around(top) + b"\r\nOrigin:" + around(b"http://localhost")
+        connection.sendall(b"GET /events HTTP/1.1\r\nHost:" + around(b"localhost") + b"\r\n" + cursor + b"\r\n\r\n")
+        assert b'"recovered":true' in read_until(connection, b'"heartbeat"')
 
 
 BAD_HOSTS = [
