@@ -22,6 +22,7 @@ from sse_app.brokers import Broker, open_broker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.endpoints import Endpoints
 from sse_app.guard import Guard
+from sse_app.prefix import hint, route_path, with_prefix
 from sse_app.stream import drain_on_shutdown
 
 # The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
@@ -77,15 +78,17 @@ class _App(Starlette):
 
     def build_middleware_stack(self) -> ASGIApp:
         rest = super().build_middleware_stack()
-        if self.user_middleware != self._ours:
-            return rest
-        events: ASGIApp = self._events
-        for cls, args, kwargs in reversed(self._ours):
-            events = cls(events, *args, **kwargs)
+        events = rest
+        if self.user_middleware == self._ours:
+            events = self._events
+            for cls, args, kwargs in reversed(self._ours):
+                events = cls(events, *args, **kwargs)
 
         def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
-            return (events if path == "/events" else rest)(scope, receive, send)
+            if scope["type"] != "http":
+                return rest(scope, receive, send)
+            scope = with_prefix(scope)
+            return (events if route_path(scope) == "/events" else rest)(scope, receive, send)
 
         return dispatch
 
@@ -271,8 +274,15 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         return _method_not_allowed(error.headers or {})
     if error.status_code == 404:
-        return _problem(404, "not_found", "There is nothing at this path; /openapi.json lists what there is.")
+        return _not_found(request)
     return _problem(error.status_code, "http_error", "The request cannot be answered.", error.headers or {})
+
+
+def _not_found(request: Request) -> Response:
+    detail = "There is nothing at this path; /openapi.json lists what there is."
+    if not isinstance(request.scope.get("endpoint"), StaticFiles):  # it is below a prefix of its own
+        detail += hint(request.scope, [route.path for route in request.app.routes if isinstance(route, Route)])
+    return _problem(404, "not_found", detail)
 
 
 def _method_not_allowed(headers: Mapping[str, str]) -> Response:

@@ -1,6 +1,6 @@
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, get_type_hints
 
@@ -9,6 +9,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import ASGIApp, Message
 
 from sse_app import Config, Hub, create_app, errors
 from sse_app.app import ANSWERS, RETRY_AFTER, problem, static_directory
@@ -16,9 +17,10 @@ from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import HubOptions, LogOptions, PublisherOptions
 from sse_app.testing import StreamingASGITransport, events
 from tests.peers import PATIENCE
-from tests.web import code_of, web
+from tests.web import call, code_of, web
 
 PAGE = "https://app.example"
+HOST = (b"host", b"localhost")
 OF_A_SERVER = {
     *("host", "port", "broker", "workers", "allow_open_publish", "so_sndbuf", "tcp_user_timeout", "head_max"),
     "access_log",
@@ -269,6 +271,99 @@ async def test_a_whole_server_starts_and_stops_its_hub_with_itself() -> None:
 async def test_a_whole_server_answers_only_to_the_hosts_it_knows() -> None:
     async with client_of(create_app()) as client:
         assert code_of(await client.get("/healthz")) == (421, "bad_host")
+
+
+# Below a prefix
+
+PREFIX = "/api"
+
+
+def in_fastapi(hub: Hub, mount: str) -> ASGIApp:
+    app = fastapi.FastAPI()
+    app.mount(mount, hub.app)
+    return app
+
+
+def in_fastapi_with_root_path(hub: Hub, mount: str) -> ASGIApp:
+    app = fastapi.FastAPI()
+    app.root_path = PREFIX  # what FastAPI(root_path=PREFIX) does, which warns of a later version
+    app.mount(mount, hub.app)
+    return app
+
+
+def in_starlette(hub: Hub, mount: str) -> ASGIApp:
+    return Starlette(routes=[Mount(mount, hub.app)])
+
+
+def alone(hub: Hub, mount: str) -> ASGIApp:
+    return hub.app
+
+
+@pytest.mark.parametrize(
+    ("within", "mount", "path", "root_path"),
+    [
+        # what the server makes of it: the proxy strips the prefix or passes it on; `--root-path` is put before the path
+        (alone, "", "/{}", ""),
+        (alone, "", "/api/{}", "/api"),
+        (alone, "", "/{}", "/api"),
+        (in_starlette, "/hub", "/hub/{}", ""),
+        (in_starlette, "/hub", "/api/hub/{}", "/api"),
+        (in_starlette, "/api/hub", "/api/hub/{}", ""),
+        (in_fastapi, "/hub", "/hub/{}", ""),
+        (in_fastapi, "/hub", "/api/hub/{}", "/api"),
+        (in_fastapi, "/api/hub", "/api/hub/{}", ""),
+        (in_fastapi, "", "/{}", ""),
+        (in_fastapi, "", "/api/{}", "/api"),
+        (in_fastapi_with_root_path, "/hub", "/hub/{}", ""),
+        (in_fastapi_with_root_path, "/hub", "/api/hub/{}", ""),
+        (in_fastapi_with_root_path, "/hub", "/api/hub/{}", "/api"),
+        (in_fastapi_with_root_path, "/events", "/events/{}", ""),
+        (in_fastapi_with_root_path, "/static", "/static/{}", ""),
+        (in_fastapi_with_root_path, "", "/{}", ""),
+        (in_fastapi_with_root_path, "", "/api/{}", ""),
+    ],
+)
+async def test_the_whole_hub_answers_below_a_prefix(
+    within: Callable[[Hub, str], ASGIApp], mount: str, path: str, root_path: str
+) -> None:
+    hub = Hub()
+    app = within(hub, mount)
+    async with hub:
+        for name in ("", "stats", "healthz", "openapi.json", "static/app.js", "static/sse-app.js"):
+            answer = await call(app, "HEAD", path.format(name), [HOST], root_path=root_path)
+            assert answer.status_code == 200, name
+        stream = await call(app, "HEAD", path.format("events"), [HOST], root_path=root_path)
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        body: Message = {"type": "http.request", "body": b"x", "more_body": False}
+        published = await call(app, "POST", path.format("broadcast"), [HOST], [body], root_path=root_path)
+        assert published.status_code == 200
+        assert code_of(await call(app, "POST", path.format("stats"), [HOST], root_path=root_path))[0] == 405
+
+
+@pytest.mark.parametrize("name", ["", "events", "broadcast", "stats", "openapi.json"])
+@pytest.mark.parametrize(
+    ("path", "root_path", "cause"),
+    [
+        ("/api/{}", "", "has to strip"),
+        ("/a/b/{}", "", "has to strip"),
+        ("/api/api/{}", "/api", "it has that twice"),
+        ("/other/{}", "/api", "has to strip"),
+    ],
+)
+async def test_a_404_below_a_prefix_that_was_not_stripped_names_the_cause(
+    path: str, root_path: str, cause: str, name: str
+) -> None:
+    answer = await call(Hub().app, path=path.format(name), headers=[HOST], root_path=root_path)
+    assert code_of(answer) == (404, "not_found")
+    assert cause in answer.content.decode()
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/events/", "/broadcast/", "/xevents", "/static/", "/static/events", "/api"]
+)
+async def test_any_other_404_names_none(path: str) -> None:
+    answer = await call(Hub().app, path=path, headers=[HOST])
+    assert answer.content.endswith(b'lists what there is."}')
 
 
 def test_the_settings_of_a_hub_are_those_of_the_server() -> None:

@@ -30,7 +30,7 @@ FLOORS = (
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
     ("brokers.sqlite",),
     ("subscriber", "publisher"),
-    ("hub",),
+    ("hub", "prefix"),
     ("guard", "stream"),
     ("endpoints",),
     ("app", "direct"),
@@ -48,7 +48,7 @@ ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
 STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
 KNOWS = {
     "starlette": {
-        *("stream", "direct", "endpoints", "guard", "app", "server", "testing", "pytest_plugin"),
+        *("stream", "direct", "endpoints", "guard", "prefix", "app", "server", "testing", "pytest_plugin"),
         "bench.naive",
     },
     "sse_starlette": {"stream", "server", "bench.naive"},  # the server for AppStatus alone

@@ -83,8 +83,9 @@ async def call(
     path: str = "/",
     headers: Iterable[tuple[bytes, bytes]] = (),
     messages: Iterable[Message] = (),
+    **scope_options: Any,
 ) -> Answer:
-    """What an ASGI app answers to what servers that are less strict than ours would let through."""
+    """What an ASGI app answers to what servers that are less strict than ours, or set otherwise, would let through."""
     scope = {
         "type": "http",
         "http_version": "1.1",
@@ -93,6 +94,7 @@ async def call(
         "query_string": b"",
         "root_path": "",
         "headers": list(headers),
+        **scope_options,
     }
     incoming, sent = iter(messages), list[Message]()
 
