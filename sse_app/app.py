@@ -23,7 +23,7 @@ from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.endpoints import Endpoints
 from sse_app.guard import Guard
 from sse_app.prefix import hint, route_path, with_prefix
-from sse_app.stream import drain_on_shutdown
+from sse_app.stream import drain_after, signs_of_a_stop
 
 # The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
 ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
@@ -135,7 +135,8 @@ class Hub(hub.Hub):
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
-        self.spawn(drain_on_shutdown(self))
+        for sign in signs_of_a_stop(self):
+            self.spawn(drain_after(sign, self))
         return self
 
     @cached_property

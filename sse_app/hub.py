@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar, Unpack
 from sse_app import notices
 from sse_app.brokers import Broker, Durability, Tail
 from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
+from sse_app.listening import Door
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
 from sse_app.publication import Names, Position, Publication, PublishOptions, check_client, check_key, names
@@ -151,6 +152,7 @@ class Hub:
         self._receipts: dict[str, tuple[Position, int]] = {}  # of keyed publications: a retry gets the same answer
         self._open_calls = 0
         self._quiet = asyncio.Event()  # set when something ended that a drain may wait for
+        self.door = Door()  # of a foreign server, if there is one
         self._started_at: float | None = None
         self._has_stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -174,6 +176,7 @@ class Hub:
             self.spawn(self._keep_alive())
             self._stack = stack.pop_all()
         self.draining = self._drain_begun = False
+        self.door = Door()
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._started_at = time.monotonic()
         return self

@@ -133,6 +133,7 @@ async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, 
     if connection is not None and (direct := connection.hand_over(hub, subscriber)):
         subscriber.attach(direct)
         return False
+    hub.door.entered(scope.get("server"))
     if not await _goes_by_steps(send):
         return await _write_in_tasks(subscriber, receive, send)
     writer = SteppedWriter(subscriber, send)
@@ -294,9 +295,15 @@ class _Suspended:
                 return
 
 
-async def drain_on_shutdown(hub: Hub) -> None:
-    """Drain when a foreign server is being stopped. uvicorn waits for open streams before it says so to the app, so
-    that the signal itself has to be seen, in the ways that sse-starlette knows.
+def signs_of_a_stop(hub: Hub) -> Iterable[Callable[[], Awaitable[None]]]:
+    """What returns when the foreign server that streams come through is being stopped.
+
+    Servers wait for open streams before they say so to the app, so that the stop itself has to be seen. They all close
+    the sockets that they listen on first; where that comes late, there is the signal, in the ways sse-starlette knows.
     """
-    await EventSourceResponse._listen_for_exit_signal()
+    return hub.door.closed, EventSourceResponse._listen_for_exit_signal
+
+
+async def drain_after(sign: Callable[[], Awaitable[None]], hub: Hub) -> None:
+    await sign()
     hub.begin_drain()

@@ -14,7 +14,7 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
 FLOORS = (
-    ("errors", "characters", "quantities", "stack"),
+    ("errors", "characters", "quantities", "stack", "listening"),
     ("events", "topics", "content_type"),
     ("publication",),
     ("config", "metrics", "notices", "payload", "brokers"),
