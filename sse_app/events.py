@@ -21,8 +21,9 @@ BOM = b"\xef\xbb\xbf"
 class Event:
     """One event.
 
-    ``data`` is text of any number of lines. ``type`` is what the standard calls the event type, ``id`` the last event ID, ``retry`` the reconnection time in
-    milliseconds. Raises InvalidEvent for what would break out of its field (9.2.6: CR, LF; NUL in an id).
+    ``data`` is text of any number of lines. ``type`` is what the standard calls the event type, ``id`` the last event
+    ID, ``retry`` the reconnection time in milliseconds. Raises InvalidEvent for what would break out of its field
+    (9.2.6: CR, LF; NUL in an id).
     """
 
     data: str

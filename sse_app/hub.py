@@ -11,7 +11,14 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
@@ -42,6 +49,13 @@ NOT_STARTED = (
     "The hub was never started. Give it to your app as Starlette(lifespan=hub.lifespan) or "
     "FastAPI(lifespan=hub.lifespan) (a mounted app gets no lifespan events of its own), "
     "or run it inside `async with hub:`."
+)
+
+NO_LIFESPAN = (
+    "The hub was given to an app as its lifespan, and no lifespan event came. Either the server sends none: daphne "
+    "never does, others can be told not to (uvicorn --lifespan off, granian's asginl). Then use uvicorn, gunicorn, "
+    "hypercorn or granian with it. Or that app is mounted in another, which alone gets them: give hub.lifespan to the "
+    "outermost app."
 )
 
 STOPPED = "The hub has stopped: its app has shut down, or its `async with` has ended. It can be started again."
@@ -151,6 +165,7 @@ class Hub:
         self._sweep_step = CURSOR_STEP
         self._receipts: dict[str, tuple[Position, int]] = {}  # of keyed publications: a retry gets the same answer
         self._open_calls = 0
+        self._lifespan_awaited = False  # it was given to an app, and nothing has started it since
         self._quiet = asyncio.Event()  # set when something ended that a drain may wait for
         self.door = Door()  # of a foreign server, if there is one
         self._started_at: float | None = None
@@ -175,7 +190,7 @@ class Hub:
             self.spawn(self._follow(tail))
             self.spawn(self._keep_alive())
             self._stack = stack.pop_all()
-        self.draining = self._drain_begun = False
+        self.draining = self._drain_begun = self._lifespan_awaited = False
         self.door = Door()
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._started_at = time.monotonic()
@@ -206,19 +221,28 @@ class Hub:
         for task in self._running:
             task.cancel()
 
-    @asynccontextmanager
-    async def lifespan(self, app: object) -> AsyncIterator[None]:
+    @property
+    def lifespan(self) -> Callable[[object], AbstractAsyncContextManager[None]]:
         """For ``Starlette(lifespan=hub.lifespan)``: the hub runs as long as the app."""
+        self._lifespan_awaited = True  # so that a server that sends no lifespan events is not taken for a missing line
+        return self._live
+
+    @asynccontextmanager
+    async def _live(self, app: object) -> AsyncIterator[None]:
         async with self:
             yield
 
     def check_started(self) -> None:
-        """Raises HubNotStarted, which names the missing line, or says that the hub has stopped."""
+        """Raises HubNotStarted, which names the missing line, the server that does not start it, or that it has
+        stopped.
+        """
         if self._started_at is None:
             raise self._not_started()
 
     def _not_started(self) -> HubNotStarted:
-        return HubNotStarted(STOPPED if self._has_stopped else NOT_STARTED)
+        if self._has_stopped:
+            return HubNotStarted(STOPPED)
+        return HubNotStarted(NO_LIFESPAN if self._lifespan_awaited else NOT_STARTED)
 
     def _check_here(self) -> None:
         """Raises HubNotStarted, and RuntimeError in another loop than the hub's, which would hear of nothing until it

@@ -15,6 +15,7 @@ from sse_app import Config, Hub, create_app, errors
 from sse_app.app import ANSWERS, RETRY_AFTER, problem, static_directory
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import HubOptions, LogOptions, PublisherOptions
+from sse_app.hub import NO_LIFESPAN
 from sse_app.testing import StreamingASGITransport, events
 from tests.peers import PATIENCE
 from tests.web import call, code_of, web
@@ -248,6 +249,38 @@ async def test_a_hub_that_was_never_started_names_the_missing_line() -> None:
             assert "FastAPI(lifespan=hub.lifespan)" in answer.json()["detail"]
             assert answer.headers["retry-after"] == str(RETRY_AFTER)
         assert (await client.get("/hub/healthz")).status_code == 200
+
+
+def app_of_its_lifespan() -> fastapi.FastAPI:
+    hub = Hub()
+    app = fastapi.FastAPI(lifespan=hub.lifespan)
+    app.mount("/hub", hub.app)
+    return app
+
+
+def app_in_another() -> fastapi.FastAPI:
+    outer = fastapi.FastAPI()
+    outer.mount("/inner", app_of_its_lifespan())
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("make_app", "lifespan", "path"),
+    [
+        pytest.param(app_of_its_lifespan, False, "/hub/stats", id="a server without lifespan"),
+        pytest.param(
+            lambda: create_app(Config(allowed_hosts=("service.example",))), False, "/stats", id="the whole server on it"
+        ),
+        pytest.param(app_in_another, True, "/inner/hub/stats", id="an app that is mounted"),
+    ],
+)
+async def test_a_lifespan_that_nobody_called_names_the_server_and_the_mount(
+    make_app: Callable[[], Any], lifespan: bool, path: str
+) -> None:
+    async with client_of(make_app(), lifespan) as client:
+        answer = await client.get(path)
+        assert code_of(answer) == (503, "hub_not_started")
+        assert answer.json()["detail"] == NO_LIFESPAN
 
 
 async def test_a_hub_that_was_stopped_says_so() -> None:
