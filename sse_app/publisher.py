@@ -3,27 +3,25 @@
 It appends to the log that a hub delivers from, so it takes the broker URL that the hub was given, and a log that
 processes can share.
 
-    with Publisher("sqlite:///hub.db") as publisher:
-        publisher.publish({"number": 42}, topic="orders/42")
+    publisher = Publisher("sqlite:///hub.db")
+    publisher.publish({"number": 42}, topic="orders/42")
 
     async with AsyncPublisher("sqlite:///hub.db") as publisher:
         await publisher.publish({"number": 42}, topic="orders/42")
 """
 
 import asyncio
-from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self, Unpack
-
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from typing import NamedTuple, Self, Unpack
 
 from sse_app.brokers import open_broker
 from sse_app.config import Config, PublisherOptions, check_names
 from sse_app.errors import ConfigError, InvalidClient, InvalidTopic
 from sse_app.events import Event, check_type
+from sse_app.loop_thread import LoopThread
 from sse_app.payload import encode_data
-from sse_app.publication import Names, Position, check_clients, check_key, names, recipients
+from sse_app.publication import Names, Position, PublishOptions, check_clients, check_key, names, recipients
 from sse_app.topics import check_topics
 
 
@@ -117,25 +115,32 @@ class AsyncPublisher:
 
 
 class Publisher:
-    """``AsyncPublisher`` for code that is not async. It may be shared by threads."""
+    """``AsyncPublisher`` for code that is not async. It may be shared by threads.
 
-    def __init__(self, url: str, **settings: Any) -> None:
-        self._publisher = AsyncPublisher(url, **settings)
-        self._stack = ExitStack()
-        self._portal: BlockingPortal
+    It opens its log when it is used; ``close``, the end of its ``with`` or that of the interpreter closes it. What has
+    been used before a fork refuses to in the child: no log but that of the parent's may be open there.
+    """
+
+    def __init__(self, url: str, *, create: bool = False, **settings: Unpack[PublisherOptions]) -> None:
+        make = partial(AsyncPublisher, url, create=create, **settings)
+        self._thread = LoopThread("Publisher", make, reopens=False)
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._portal = stack.enter_context(start_blocking_portal())
-            stack.enter_context(self._portal.wrap_async_context_manager(self._publisher))
-            self._stack = stack.pop_all()
+        self._thread.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        self.close()
 
-    def publish(self, data: object, **options: Any) -> Position:
-        """Publish, and return once the log has it. Takes and raises what ``AsyncPublisher.publish`` does."""
-        return self._portal.call(partial(self._publisher.publish, data, **options))
+    def close(self) -> None:
+        """Close the log and end the thread."""
+        self._thread.close()
+
+    def publish(self, data: object, **options: Unpack[PublishOptions]) -> Position:
+        """Publish, and return once the log has it. Takes what ``AsyncPublisher.publish`` does, raises that and Closed.
+
+        An exception of a signal meanwhile gives it up: it may have been published.
+        """
+        return self._thread.call(lambda publisher: publisher.publish(data, **options))

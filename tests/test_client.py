@@ -886,16 +886,6 @@ def test_a_script_sees_the_errors(hub_and_sync: tuple[Hub, SyncClient]) -> None:
         next(client.listen("a//b"))
 
 
-def test_a_sync_client_works_inside_its_block_alone() -> None:
-    client = SyncClient("http://localhost")
-    with pytest.raises(RuntimeError, match="inside its `with`"):
-        client.publish("x")
-    with client:
-        pass
-    with pytest.raises(RuntimeError, match="inside its `with`"):
-        client.listen()
-
-
 def test_an_error_in_a_scripts_block_ends_its_thread() -> None:
     before = set(threading.enumerate())
     with pytest.raises(ZeroDivisionError), SyncClient("http://localhost") as client:

@@ -15,7 +15,7 @@ PACKAGE = Path(sse_app.__file__).parent
 # From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
 FLOORS = (
     ("errors", "characters", "quantities", "stack", "listening"),
-    ("events", "topics", "content_type"),
+    ("events", "topics", "content_type", "loop_thread"),
     ("publication",),
     ("config", "metrics", "notices", "payload", "brokers"),
     ("brokers.tail", "brokers.recent"),
@@ -73,7 +73,7 @@ APART = {
     "bootstrap": set[str](),
     **dict.fromkeys(BENCH, {"errors", *BENCH} - {"bench.naive"}),
     **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
-    **{name: {"errors", "events", "payload", "publication", *CLIENT} for name in CLIENT},
+    **{name: {"errors", "events", "loop_thread", "payload", "publication", *CLIENT} for name in CLIENT},
 }
 ALONE = {
     "bench.naive": {"starlette", "sse_starlette"},

@@ -13,6 +13,7 @@ import pytest
 
 from sse_app.errors import (
     BadInput,
+    Closed,
     ConfigError,
     InvalidClient,
     InvalidEvent,
@@ -222,7 +223,7 @@ def test_without_a_loop_it_publishes_and_raises_as_the_other_does(sqlite_world: 
         with pytest.raises(InvalidTopic):
             publisher.publish("b", topic="a//b")
         with pytest.raises(TypeError):
-            publisher.publish("b", topics="t")
+            publisher.publish("b", topics="t")  # type: ignore[call-arg]
         assert publisher.publish({"b": 1}).offset == 2
     with Publisher(sqlite_world.url) as publisher:
         assert publisher.publish("c").offset == 3
@@ -231,8 +232,22 @@ def test_without_a_loop_it_publishes_and_raises_as_the_other_does(sqlite_world: 
 def test_after_its_end_a_publisher_refuses(sqlite_world: World) -> None:
     with Publisher(sqlite_world.url, create=True) as publisher:
         publisher.publish("a")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(Closed, match="This Publisher is closed"):
         publisher.publish("b")
+
+
+def test_a_publisher_needs_no_block(sqlite_world: World) -> None:
+    threads = set(threading.enumerate())
+    publisher = Publisher(sqlite_world.url, create=True)
+    assert set(threading.enumerate()) <= threads  # it opens its log when it is used
+    assert [publisher.publish(text).offset for text in "ab"] == [1, 2]
+    publisher.close()
+    publisher.close()
+    assert set(threading.enumerate()) <= threads
+    with pytest.raises(Closed):
+        publisher.publish("c")
+    with publisher:
+        assert publisher.publish("d").offset == 3
 
 
 async def test_outside_its_block_an_async_publisher_refuses_and_does_not_wait(sqlite_world: World) -> None:
