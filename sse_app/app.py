@@ -64,6 +64,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
 }
 
 RETRY_AFTER = 5  # seconds, with every 503
+HEALTH = ("/healthz", "/readyz")  # asked by probes, which know an address at most, and telling nothing
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
@@ -149,7 +150,9 @@ class Hub(hub.Hub):
         endpoints = Endpoints(
             self, static, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
         )
-        ours = [Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem)]
+        ours = [
+            Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem, any_host=HEALTH),
+        ]
         if config.cors_origins:
             ours.append(
                 Middleware(

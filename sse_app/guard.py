@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_app.errors import BadHost, BadInput, BadOrigin, InvalidIdempotencyKey, RepeatedHeader, UnknownHost
+from sse_app.prefix import route_path
 
 # The headers that mean something here and may come once. Of two, servers and proxies would take one or the other.
 # Last-Event-ID is none of them: two make a bad cursor, which is never an HTTP error.
@@ -37,7 +38,7 @@ _WHITE = b" \t"
 class Guard:
     """ASGI middleware. ``hosts`` are the names this server answers to (``*.example.com`` for all below), None or
     ``*`` for any; ``origins`` are the foreign origins whose pages may ask, ``*`` for any. ``refuse`` makes an error a
-    response.
+    response. ``any_host`` are paths that tell nothing, and answer whatever the Host is.
 
     What it passes on has no white space around a header's value, and none twice that may come once.
     """
@@ -49,10 +50,12 @@ class Guard:
         hosts: Collection[str] | None,
         origins: Collection[str],
         refuse: Callable[[BadInput], ASGIApp],
+        any_host: Collection[str] = (),
     ) -> None:
         self._app, self._refuse = app, refuse
         self._hosts = None if hosts is None or "*" in hosts else frozenset(map(_canonical, hosts))
         self._origins = frozenset(origins)
+        self._any_host = frozenset(any_host)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         app = self._app
@@ -65,7 +68,7 @@ class Guard:
         return app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        host = self._checked_host(headers.get(b"host"), scope["http_version"])
+        host = self._checked_host(headers.get(b"host"), scope)
         origin = headers.get(b"origin")
         if origin is None:
             foreign = headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate"
@@ -77,20 +80,23 @@ class Guard:
     def _may_ask(self, origin: str, host: str, site: bytes | None) -> bool:
         return "*" in self._origins or origin in self._origins or _same_origin(origin, host, site)
 
-    def _checked_host(self, raw: bytes | None, http_version: str) -> str:
-        if raw is None and http_version == "1.0":
+    def _checked_host(self, raw: bytes | None, scope: Scope) -> str:
+        if raw is None and scope["http_version"] == "1.0":
             return ""  # HTTP/1.0 knows no Host, and no browser speaks it
         given = "" if raw is None else raw.decode("latin-1")
         match = _HOST.fullmatch(given)
         if match is None or (given.startswith("[") and _address(match["name"]) is None):
             raise BadHost("A request has exactly one Host header, a name or address with or without a port.")
-        if self._hosts is not None and not self._answers_to(_canonical(match["name"])):
+        if not (
+            self._answers_to(_canonical(match["name"]))
+            or _is_where_it_came_in(match["name"], match["port"], scope)
+            or route_path(scope) in self._any_host
+        ):
             raise UnknownHost("This server does not answer to that Host; its operator can add it with allowed_hosts.")
         return given
 
     def _answers_to(self, name: str) -> bool:
-        assert self._hosts is not None
-        if name in self._hosts:
+        if self._hosts is None or name in self._hosts:
             return True
         parents = (name[index:] for index, char in enumerate(name) if char == ".")
         return any(f"*{parent}" in self._hosts for parent in parents)
@@ -129,6 +135,24 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(text.removeprefix("[").removesuffix("]").partition("%")[0])
     except ValueError:
         return None
+
+
+def _is_where_it_came_in(name: str, port: str | None, scope: Scope) -> bool:
+    """Whether a Host is the address and port of our end of the connection, as it is for probes of a server that listens
+    on all addresses. No page of another site can say so: for DNS rebinding the Host is its own name, never an address.
+    """
+    server = scope.get("server")
+    if not server or server[1] is None or (asked := _address(name)) is None:
+        return False
+    default = _DEFAULT_PORTS.get(scope.get("scheme", "http"))
+    return _unmapped(asked) == _unmapped(_address(str(server[0]))) and (port or default) == str(server[1])
+
+
+def _unmapped(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address | None,
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """IPv4 that came in on a socket for IPv6, as IPv4 (RFC 4291, 2.5.5.2)."""
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _same_origin(origin: str, host: str, site: bytes | None) -> bool:

@@ -91,7 +91,11 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    app: ASGIApp, http: Callable[..., asyncio.Protocol] = Protocol, *, tls: ssl.SSLContext | None = None
+    app: ASGIApp,
+    http: Callable[..., asyncio.Protocol] = Protocol,
+    *,
+    tls: ssl.SSLContext | None = None,
+    host: str = HOST,
 ) -> AsyncIterator[Served]:
     """An app behind one of uvicorn's protocols or ours, on a real socket."""
     loop = asyncio.get_running_loop()
@@ -99,7 +103,7 @@ async def served(
     config.load()
     state = ServerState()
     make: Any = partial(http, config=config, server_state=state, app_state={}, _loop=loop)
-    listening = socket.create_server((HOST, 0))
+    listening = socket.create_server((host, 0))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     server = await loop.create_server(make, sock=listening, ssl=tls)
     try:

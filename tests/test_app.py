@@ -303,7 +303,8 @@ async def test_a_whole_server_starts_and_stops_its_hub_with_itself() -> None:
 
 async def test_a_whole_server_answers_only_to_the_hosts_it_knows() -> None:
     async with client_of(create_app()) as client:
-        assert code_of(await client.get("/healthz")) == (421, "bad_host")
+        assert code_of(await client.get("/stats")) == (421, "bad_host")
+        assert (await client.get("/healthz")).status_code == 200
 
 
 # Below a prefix

@@ -34,6 +34,7 @@ import click
 import httpx
 import playwright
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from sse_app import Config, EventDecoder, Hub, errors, events, notices, publication, topics
 from sse_app.app import ANSWERS
@@ -217,6 +218,7 @@ class Session:
             "json": self._json,
             "toml": self._toml,
             "nginx": self._nginx,
+            "yaml": self._yaml,
             "text": self._text,
         }
         assert block.language in rules, f"{block.where}: no rule for a block of {block.language or 'no language'}"
@@ -262,6 +264,9 @@ class Session:
 
     def _toml(self, block: Block) -> None:
         tomllib.loads(block.text)
+
+    def _yaml(self, block: Block) -> None:
+        assert yaml.safe_load(block.text), block.where  # test_probes.py asks what they tell to ask
 
     def _html(self, block: Block) -> None:
         page = _Scripts()

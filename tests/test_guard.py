@@ -1,4 +1,5 @@
 import asyncio
+from typing import Any
 
 import pytest
 from starlette.responses import PlainTextResponse
@@ -7,7 +8,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sse_app import Config, Hub
-from sse_app.app import ANSWERS, problem
+from sse_app.app import ANSWERS, HEALTH, problem
 from sse_app.config import LOOPBACK_NAMES
 from sse_app.guard import ONCE, Guard
 from sse_app.protocol import Protocol
@@ -21,11 +22,15 @@ ALLOWED = ("https://app.example", "http://localhost:3000")
 
 
 async def ask(
-    headers: list[tuple[str, str]], origins: tuple[str, ...] = (), hosts: tuple[str, ...] | None = HOSTS
+    headers: list[tuple[str, str]],
+    origins: tuple[str, ...] = (),
+    hosts: tuple[str, ...] | None = HOSTS,
+    **scope: Any,
 ) -> int:
     """The status of a request with these headers; those of servers are in UTF-8 here."""
     guard = Guard(PlainTextResponse("let in"), hosts=hosts, origins=origins, refuse=problem)
-    answer = await call(guard, headers=[(name.lower().encode(), value.encode()) for name, value in headers])
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+    answer = await call(guard, headers=raw, **scope)
     if answer.status_code == 200:
         assert answer.content == b"let in"
         return 200
@@ -101,6 +106,68 @@ async def test_any_host_is_answered_where_the_app_around_it_checks_but_it_must_b
 ) -> None:
     assert await ask([("Host", "any.example")], hosts=hosts) == 200
     assert await ask([("Host", "a/b?c")], hosts=hosts) == 400
+
+
+# The address that a connection came in by
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "server"),
+    [
+        ("10.244.0.5:8000", "http", ("10.244.0.5", 8000)),
+        ("10.244.0.5", "http", ("10.244.0.5", 80)),
+        ("10.244.0.5:", "http", ("10.244.0.5", 80)),
+        ("10.244.0.5", "https", ("10.244.0.5", 443)),
+        ("10.244.0.5:8000", "http", ("::ffff:10.244.0.5", 8000)),
+        ("[::ffff:10.244.0.5]:8000", "http", ("10.244.0.5", 8000)),
+        ("[2001:DB8:0:0::5]:8000", "http", ("2001:db8::5", 8000)),
+        ("[fe80::5]:8000", "http", ("fe80::5%eth0", 8000)),
+    ],
+)
+async def test_the_address_that_it_came_in_by_is_ours(host: str, scheme: str, server: tuple[str, int]) -> None:
+    assert await ask([("Host", host)], server=server, scheme=scheme) == 200
+    assert await ask([("Host", host), ("Origin", f"{scheme}://{host}")], server=server, scheme=scheme) == 200
+    foreign = ("Origin", "https://evil.example")
+    assert await ask([("Host", host), foreign], server=server, scheme=scheme) == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "server"),
+    [
+        ("10.244.0.5:8001", ("10.244.0.5", 8000)),
+        ("10.244.0.5", ("10.244.0.5", 8000)),
+        ("10.244.0.6:8000", ("10.244.0.5", 8000)),
+        ("[2001:db8::6]:8000", ("2001:db8::5", 8000)),
+        ("rebind.example:8000", ("rebind.example", 8000)),  # a server that says a name had it from the Host
+        ("hub.internal:8000", ("10.244.0.5", 8000)),
+        ("10.244.0.5:8000", ("/run/hub.sock", None)),
+        ("10.244.0.5:8000", None),
+    ],
+)
+async def test_no_other_address_and_no_name_is(host: str, server: tuple[str, int | None] | None) -> None:
+    assert await ask([("Host", host)], server=server) == 421
+
+
+@pytest.mark.parametrize("path", HEALTH)
+@pytest.mark.parametrize("host", ["10.244.0.5:8000", "hub", "hub.default.svc.cluster.local", "192.0.2.1:30080"])
+async def test_the_health_of_a_hub_may_be_asked_by_any_host(path: str, host: str) -> None:
+    async with web(allowed_hosts=["hub.example"]) as hub_web:
+        for root_path in ("", "/api"):
+            for method in ("GET", "HEAD"):
+                headers = [(b"host", host.encode())]
+                answer = await call(hub_web.hub.app, method, f"{root_path}{path}", headers, root_path=root_path)
+                assert answer.status_code == 200
+        refused = await call(hub_web.hub.app, "GET", path, [(b"host", b"a/b?c")])
+        assert code_of(refused) == (400, "bad_host")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/events", "/stats", "/metrics", "/openapi.json", "/healthz/", "/x/healthz", "//healthz"]
+)
+async def test_nothing_else_may(path: str) -> None:
+    async with web(allowed_hosts=["hub.example"]) as hub_web:
+        answer = await call(hub_web.hub.app, "GET", path, [(b"host", b"10.244.0.5:8000")])
+        assert code_of(answer) == (421, "bad_host")
 
 
 # Origin
@@ -274,15 +341,31 @@ def test_what_a_client_says_of_a_proxy_is_not_believed(forwarded: str) -> None:
 every_server = pytest.mark.parametrize("http", [Protocol, HttpToolsProtocol, H11Protocol])
 
 
-async def answer_of(port: int, request: str) -> Answer:
+async def answer_of(port: int, request: str, address: str = "127.0.0.1") -> Answer:
     """What a server answers to a request that asks it to close the connection."""
-    incoming, outgoing = await asyncio.open_connection("127.0.0.1", port)
+    incoming, outgoing = await asyncio.open_connection(address, port)
     async with asyncio.timeout(PATIENCE):
         outgoing.write(request.encode())
         raw = await incoming.read()
         outgoing.close()
         await outgoing.wait_closed()
     return Answer.parse(raw)
+
+
+@every_server
+async def test_a_server_on_all_addresses_is_asked_by_the_one_that_reaches_it(http: type[asyncio.Protocol]) -> None:
+    """As Prometheus and the probes of Kubernetes do. 127.0.0.2 is an address of this machine, and no loopback name."""
+    async with Hub(allowed_hosts=HOSTS) as hub, served(hub.app, http, host="0.0.0.0") as server:
+
+        async def ask_for(host: str, path: str) -> int:
+            request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+            return (await answer_of(server.port, request, "127.0.0.2")).status_code
+
+        assert await ask_for(f"127.0.0.2:{server.port}", "/metrics") == 200
+        assert await ask_for(f"127.0.0.3:{server.port}", "/metrics") == 421
+        assert await ask_for("127.0.0.2", "/metrics") == 421
+        assert await ask_for(f"rebind.example:{server.port}", "/metrics") == 421
+        assert await ask_for("pod-7", "/readyz") == 200
 
 
 @every_server
