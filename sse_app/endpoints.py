@@ -224,14 +224,17 @@ def _only(given: Parameters, name: str, error: type[Exception]) -> str | None:
 
 
 def _cursor(request: Request, given: Parameters) -> bytes | None:
-    """The cursor to resume behind, as it came. The header wins; an empty one is none; two are no cursor at all."""
+    """The cursor to resume behind, as it came: of the strongest kind that is there. An empty one is none; two of a kind
+    are no cursor at all.
+    """
     # Raw bytes: Starlette decodes headers as latin-1.
-    sent = [value for name, value in request.scope["headers"] if name == b"last-event-id" and value]
-    if not sent:
-        sent = [value.encode() for name in ("last_event_id", "lastEventId") for value in given.get(name, ()) if value]
-    if not sent:
-        return None
-    return sent[0] if len(sent) == 1 else b"more than one"
+    header = [value for name, value in request.scope["headers"] if name == b"last-event-id"]
+    # A polyfill adds lastEventId, of its newest event, to the URL it was given, which may hold an old last_event_id.
+    kinds = (header, *([value.encode() for value in given.get(name, ())] for name in ("lastEventId", "last_event_id")))
+    for kind in kinds:
+        if sent := [value for value in kind if value]:
+            return sent[0] if len(sent) == 1 else b"more than one"
+    return None
 
 
 def _count(text: str) -> int:

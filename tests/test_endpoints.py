@@ -603,6 +603,33 @@ async def test_the_header_wins_over_the_parameter(hub_web: Web) -> None:
     assert [event.id for event in events] == [ids[1], ids[2]]
 
 
+async def test_what_a_polyfill_adds_wins_over_what_the_url_held(hub_web: Web) -> None:
+    """event-source-polyfill keeps the URL it was given, and adds lastEventId on each reconnect."""
+    ids = await publish_numbers(hub_web, 3)
+    for query in (f"last_event_id={ids[0]}&lastEventId={ids[1]}", f"lastEventId={ids[1]}&last_event_id={ids[0]}"):
+        welcome, event = await read(hub_web, 2, f"/events?{query}")
+        assert (payload(welcome)["recovered"], event.id) == (True, ids[2])
+    events = await read(hub_web, 2, f"/events?last_event_id=x&lastEventId={ids[0]}", headers={"Last-Event-ID": ids[1]})
+    assert events[1].id == ids[2]
+
+
+@pytest.mark.parametrize("name", ["last_event_id", "lastEventId"])
+async def test_two_of_a_kind_are_none_and_so_a_gap_though_a_weaker_one_is_right(hub_web: Web, name: str) -> None:
+    ids = await publish_numbers(hub_web, 2)
+    _, gap = await read(hub_web, 2, f"/events?{name}={ids[0]}&{name}={ids[0]}")
+    assert payload(gap)["reason"] == "malformed"
+    headers = [("Last-Event-ID", ids[0]), ("Last-Event-ID", ids[0])]
+    _, gap = await read(hub_web, 2, f"/events?{name}={ids[0]}", headers=headers)
+    assert payload(gap)["reason"] == "malformed"
+
+
+@pytest.mark.parametrize("stronger", ["lastEventId=", "lastEventId=&lastEventId="])
+async def test_an_empty_parameter_leaves_the_word_to_the_weaker_one(hub_web: Web, stronger: str) -> None:
+    ids = await publish_numbers(hub_web, 2)
+    events = await read(hub_web, 2, f"/events?{stronger}&last_event_id={ids[0]}")
+    assert [event.id for event in events] == ids
+
+
 @pytest.mark.parametrize("headers", [{}, {"Last-Event-ID": ""}])
 async def test_an_empty_cursor_is_none(hub_web: Web, headers: dict[str, str]) -> None:
     await publish_numbers(hub_web, 1)
