@@ -5,18 +5,21 @@ uvicorn waits for open streams before lifespan shutdown, so the drain hangs on `
 
 import asyncio
 import gc
+import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_app.app import create_app
 from sse_app.config import Config
@@ -24,6 +27,8 @@ from sse_app.direct import DirectStream
 from sse_app.errors import ConfigError
 from sse_app.hub import Hub
 from sse_app.protocol import Protocol as Protocol  # also for `uvicorn --http sse_app.server:Protocol`
+
+logger = logging.getLogger("sse_app")
 
 BACKLOG = 4096  # connections that may wait to be accepted: a hub's clients come back all at once
 GRACE = 1  # seconds after the drain for what is left
@@ -36,12 +41,14 @@ QUICK_DRAIN = 1.0  # seconds, for a stop that somebody waits for at a terminal (
 class Server(uvicorn.Server):
     """A uvicorn server that drains ``hub`` when it is told to stop.
 
-    SIGTERM takes the whole drain window, SIGINT a second at most, and a second signal ends it at once. Listening goes
-    on while it drains, so that whoever comes back is told when to try again. ``on_ready`` is called once it listens.
+    SIGTERM and SIGHUP take the whole drain window, SIGINT a second at most, and a second signal ends it at once.
+    Listening goes on while it drains, so that whoever comes back is told when to try again. ``on_ready`` is called once
+    it listens.
     """
 
     def __init__(self, config: uvicorn.Config, hub: Hub, on_ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(config)
+        config.app = _ending_in_order(cast(ASGIApp, config.app), hub)
         config.timeout_graceful_shutdown = GRACE
         self._hub = hub
         self._on_ready = on_ready
@@ -50,6 +57,15 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's signals, and those of ours that are not ignored: SIGHUP is, under nohup."""
+        with super().capture_signals(), ExitStack() as stack:
+            if threading.current_thread() is threading.main_thread():
+                for number in stop_signals():
+                    stack.callback(signal.signal, number, signal.signal(number, self.handle_exit))
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._hub.stop_accepting()
@@ -64,16 +80,24 @@ class Server(uvicorn.Server):
             cycle = getattr(connection, "cycle", None)
             if isinstance(connection, DirectStream) or (cycle is not None and not cycle.response_complete):
                 connection.transport.abort()  # it had its time; closing would wait for a flush that may never come
-        late = asyncio.get_running_loop().call_later(GRACE / 2, self._abort_all)
+        late = asyncio.get_running_loop().call_later(GRACE / 2, self._cut_off)
         await super().shutdown(sockets)
         late.cancel()
+        if self.force_exit:  # then uvicorn leaves the hub to its fate
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    await self.lifespan.shutdown()
 
-    def _abort_all(self) -> None:
-        """End the connections that uvicorn has closed and that are not gone: one that has bytes to flush, or is over
-        TLS and waits for its peer to say goodbye too, 30 s.
+    def _cut_off(self) -> None:
+        """End what is not over yet: connections that uvicorn has closed and that have bytes to flush, or are over TLS
+        and wait for their peer to say goodbye too, 30 s; requests that wait for a log that does not answer.
         """
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+        if tasks := list(self.server_state.tasks):
+            logger.warning("the time to stop is over; %d requests end without an answer", len(tasks))
+            for task in tasks:
+                task.cancel()
 
     async def _drain(self) -> None:
         window = self._hub.drain_window
@@ -84,6 +108,35 @@ class Server(uvicorn.Server):
             while not drain.done() and not self.force_exit:
                 await asyncio.wait([drain], timeout=0.1)
             drain.cancel()
+
+
+def stop_signals() -> list[signal.Signals]:
+    """What tells a server to stop: SIGHUP too, when its terminal is closed, unless it was started to outlive that."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
+
+
+def _ending_in_order(app: ASGIApp, hub: Hub) -> ASGIApp:
+    """The app, whose calls just end when they are cancelled in a stop. Of each that fails so, streams, requests and the
+    lifespan, uvicorn would log a traceback, or Starlette send it one.
+    """
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            task = asyncio.current_task()
+            if message["type"] == "lifespan.shutdown.failed" and task is not None and task.cancelling():
+                message = {**message, "message": "The stop was cut short: the log could not be closed in time."}
+            await send(message)
+
+        try:
+            await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+        except asyncio.CancelledError:
+            if not hub.draining:
+                raise
+
+    return call
 
 
 def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[Hub], object]) -> None:

@@ -23,7 +23,7 @@ from sse_app.app import broker_of
 from sse_app.config import Config
 from sse_app.hub import Hub
 from sse_app.metrics import Totals
-from sse_app.server import NOT_STARTED, listen, url_of
+from sse_app.server import NOT_STARTED, listen, stop_signals, url_of
 from sse_app.server import serve as serve_alone
 
 logger = logging.getLogger("sse_app")
@@ -74,7 +74,7 @@ class Workers:
         self._signalled, self._signals = Pipe(duplex=False)
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals():
             signal.signal(number, self._signal)
         self._workers = [self._start(index) for index in range(len(self._each))]
         while any(worker.process.is_alive() for worker in self._workers):

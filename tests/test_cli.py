@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -48,9 +49,14 @@ def in_process(*arguments: str) -> int:
 def serving(
     *arguments: str, command: Sequence[str] = COMMAND, **variables: str
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A running server, and what it said when it was ready: up to its line about the log."""
+    """A running server, and what it said when it was ready: up to its line about the log, or how to broadcast."""
+    last = "curl -d" if "--broker" in arguments else "log is in memory"
     process = subprocess.Popen(
-        [*command, *arguments], env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, *arguments],
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with process:
         try:
@@ -58,7 +64,7 @@ def serving(
             lines = []
             for line in process.stdout:
                 lines.append(line.rstrip("\n"))
-                if "log is in memory" in line:
+                if last in line:
                     break
             yield process, lines
         finally:
@@ -198,16 +204,31 @@ def test_a_started_server_tells_its_links_and_the_two_curl_commands_and_they_wor
         assert (process.returncode, out, err) == (0, "", "")
 
 
-def test_sigterm_ends_the_streams_with_bye_and_then_the_process() -> None:
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_streams_with_bye_and_then_the_process(sign: signal.Signals) -> None:
     with serving("--port", "0", "--drain", "500ms") as (process, lines):
         with subscribe("GET", f"{url_in(lines)}events") as stream:
             received = stream.iter_raw()
             next(received)
-            process.terminate()
+            process.send_signal(sign)
             rest = b"".join(received)
         _, err = process.communicate(timeout=PATIENCE)
     assert b"event: bye\n" in rest
-    assert (process.returncode, err) == (-signal.SIGTERM, "")
+    assert (process.returncode, err) == (-sign, "")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_under_nohup_goes_on_when_its_terminal_is_closed(workers: int, tmp_path: Path) -> None:
+    flags = ["--port", "0", "--workers", str(workers), "--broker", f"sqlite:///{tmp_path}/hub.db"]
+    with serving(*flags, command=("nohup", *COMMAND)) as (process, lines):
+        ignored = re.search(r"SigIgn:\s*([0-9a-f]+)", Path(f"/proc/{process.pid}/status").read_text())
+        assert ignored is not None
+        assert int(ignored[1], 16) & 1 << signal.SIGHUP - 1
+        process.send_signal(signal.SIGHUP)
+        assert get(f"{url_in(lines)}readyz").status_code == 200
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode in (0, -signal.SIGTERM)
 
 
 def test_a_publish_key_is_needed_and_nowhere_said() -> None:

@@ -1,17 +1,27 @@
+import asyncio
 import logging
 import re
 import select
+import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
 import pytest
+import uvicorn
+from sse_starlette.sse import AppStatus
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from sse_app import Config, EventDecoder, hub
+from sse_app import Config, EventDecoder, Hub, hub
+from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import ConfigError
-from sse_app.server import listen
+from sse_app.publication import Position
+from sse_app.server import Protocol, Server, listen
+from sse_app.testing import live
 from tests.peers import PATIENCE
 from tests.virtual_time import virtual_time
 from tests.web import Answer, HastyHub, LiveHub, code_of, hasty_hub, live_hub, read_until
@@ -517,3 +527,75 @@ def test_a_server_that_stops_ends_its_streams_with_bye_and_the_final_chunk(monke
             received = read_until(stream, b"")
             assert received.index(b"data: the last") < received.index(b"event: bye")
             assert received.endswith(b"\r\n0\r\n\r\n")
+
+
+class SilentBroker(MemoryBroker):
+    """A log that is not heard of again: who publishes waits for ever, and so does who closes it, if it says so."""
+
+    def __init__(self, *, closes: bool = True) -> None:
+        super().__init__()
+        self.asked, self._closes = threading.Event(), closes
+
+    async def publish(self, *args: Any, **named: Any) -> Position:
+        self.asked.set()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async def __aexit__(self, *error: Any) -> None:
+        try:
+            if not self._closes:
+                await asyncio.get_running_loop().create_future()
+        finally:
+            await super().__aexit__(*error)
+
+
+@contextmanager
+def stopped_in_the_middle(
+    broker: SilentBroker, signals: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[socket.socket]:
+    """A stream is open and a publication under way, and the server has been told to stop so many times; when this is
+    left it has. Yields the connection of the stream."""
+    hub, servers = Hub(broker, drain=0), list[Server]()
+    monkeypatch.setattr(AppStatus, "should_exit", False)  # a signal sets it for the rest of the process
+
+    def server_of(config: uvicorn.Config) -> Server:
+        servers.append(Server(config, hub))
+        return servers[0]
+
+    app = Starlette(lifespan=hub.lifespan, routes=[Mount("/", hub.app)])
+    options = {"http": Protocol, "ws": "none", "log_config": None, "access_log": False}
+    with ExitStack() as stack:
+        running = stack.enter_context(live(app, server_class=server_of, **options))
+        address = "127.0.0.1", running.port
+        stream, publisher = (stack.enter_context(socket.create_connection(address, PATIENCE)) for _ in range(2))
+        stream.sendall(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
+        read_until(stream, b"event: welcome")
+        publisher.sendall(post(b"Content-Length: 5", body=b"hello"))
+        assert broker.asked.wait(PATIENCE)
+        for _ in range(signals):
+            servers[0].handle_exit(signal.SIGINT, None)
+        yield stream
+
+
+def test_a_stop_says_in_one_line_that_requests_waited_for_a_log_that_is_away(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stopped_in_the_middle(SilentBroker(), 1, monkeypatch):
+        pass
+    assert caplog.messages == ["the time to stop is over; 1 requests end without an answer"]
+
+
+def test_a_second_signal_ends_streams_and_requests_without_a_word(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stopped_in_the_middle(SilentBroker(), 2, monkeypatch):
+        pass
+    assert caplog.messages == []
+
+
+def test_a_log_that_does_not_close_after_a_second_signal_is_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stopped_in_the_middle(SilentBroker(closes=False), 2, monkeypatch):
+        pass
+    assert caplog.messages == ["The stop was cut short: the log could not be closed in time."]

@@ -197,6 +197,30 @@ async def test_a_second_signal_ends_the_drain_at_once(serve: Serve, again: Calla
     assert taken < window
 
 
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_given_twice_is_no_reason_to_log_anything(serve: Serve, sign: signal.Signals) -> None:
+    """Streams are open, one of them full, and a publication is under way; what is logged fails in ``spawn``."""
+    server = serve("--drain", "30")
+
+    async def stopping() -> bool:
+        try:
+            return (await ask(server, "GET", "/readyz")).status == 503
+        except ConnectionError:
+            return True  # SIGINT takes a second at most: it may be over by now
+
+    async with (
+        streams(server.port, 5),
+        stalled(server.port),
+        await Connection.open(server.port) as publisher,
+    ):
+        await publisher.send_head("POST", "/broadcast", content_length=6, expect="100-continue")
+        assert (await publisher.receive_head()).status == 100
+        server.process.send_signal(sign)
+        await until(stopping, "it has been told to stop")
+        server.process.send_signal(sign)
+        assert await server.exit_code() in (0, -sign)
+
+
 @pytest.mark.parametrize("loaded", ["", "/libc.so", "/uvloop/", "listening"])
 async def test_sigterm_at_any_moment_of_the_start_ends_it(spawn: Spawn, loaded: str) -> None:
     process = spawn()

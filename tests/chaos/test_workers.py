@@ -111,7 +111,7 @@ async def test_a_worker_that_dies_is_replaced_and_its_clients_come_back_without_
     assert log.read_text().splitlines() == ["a worker ended with status -9; another one takes its place"]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_planned_stop_drains_every_worker(database: str, tmp_path: Path, sign: signal.Signals) -> None:
     with launched(tmp_path / "log", "--workers", "2", "--drain", "5", "--broker", database) as server:
         async with streams(server.port, 8) as readers:  # few: SIGINT leaves a second for all of them
