@@ -16,6 +16,7 @@ from sse_app.bootstrap import OPT_OUT, bootstrap, say
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DEBIAN_PACKAGES = (
+    "apache2-bin",
     "caddy",
     "chromium",
     "curl",

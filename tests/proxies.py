@@ -1,12 +1,14 @@
-"""Real proxies before a hub, each with a configuration of its test: nginx, Caddy, HAProxy.
+"""Real proxies before a hub, each with a configuration of its test: nginx, Caddy, HAProxy, Apache.
 
 Each is a context manager: configuration in, URL out. It listens on a free port of 127.0.0.1, as plain HTTP.
+``documented`` runs a configuration that the docs show.
 """
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,11 +32,7 @@ http {{
   fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
-  {http}
-  server {{
-    listen 127.0.0.1:{port} reuseport;
-    {server}
-  }}
+  {shown}
 }}
 """
 
@@ -46,10 +44,7 @@ CADDY = """\
     level ERROR
   }}
 }}
-http://:{port} {{ # for any Host
-  bind 127.0.0.1
-{site}
-}}
+{shown}
 """
 
 HAPROXY = """\
@@ -58,46 +53,124 @@ defaults
   timeout connect 20s
   timeout client 60s
   timeout server 60s
-frontend here
-  bind 127.0.0.1:{port}
-{frontend}
-{rest}
+{shown}
 """
+
+# Without a share of the cores (ListenCoresBucketsRatio) Apache does not share its port (SO_REUSEPORT).
+APACHE = """\
+ServerRoot {directory}
+ServerName localhost
+PidFile {directory}/pid
+ErrorLog /dev/stderr
+LogLevel crit
+Mutex pthread
+User nobody
+ListenCoresBucketsRatio 4096
+LoadModule mpm_event_module {modules}/mod_mpm_event.so
+LoadModule authz_core_module {modules}/mod_authz_core.so
+LoadModule alias_module {modules}/mod_alias.so
+LoadModule proxy_module {modules}/mod_proxy.so
+LoadModule proxy_http_module {modules}/mod_proxy_http.so
+{shown}
+"""
+APACHE_MODULES = Path("/usr/lib/apache2/modules")  # where Debian has them
+
+SHOWN_HUB = re.compile(r"(?<=127\.0\.0\.1:)80\d\d")
+# Where a proxy of the docs listens: as it is shown, and as it is run.
+LISTENS = {
+    "nginx": ("listen 8080;", "listen 127.0.0.1:{port} reuseport;"),
+    "caddy": (":8080 {{", ":{port} {{\n    bind 127.0.0.1"),
+    "haproxy": ("bind :8080\n", "bind 127.0.0.1:{port}\n"),
+    "apache": ("Listen 8080\n<VirtualHost *:8080>", "Listen 127.0.0.1:{port}\n<VirtualHost *:{port}>"),
+}
 
 
 @contextmanager
 def nginx(server: str, *, http: str = "") -> Iterator[str]:
     """An nginx with these directives in its ``server`` and ``http`` blocks."""
-    command = needed("nginx", "nginx")
-    with _directory() as directory, reserved_port() as port:
-        file = directory / "nginx.conf"
-        file.write_text(NGINX.format(directory=directory, port=port, server=server, http=http))
-        with started((command, "-e", "stderr", "-c", str(file)), _url(port)):
-            yield _url(port)
+    with reserved_port() as port:
+        listen = f"listen 127.0.0.1:{port} reuseport;"
+        with _nginx(f"{http}\nserver {{ {listen}\n{server}\n}}", port) as url:
+            yield url
 
 
 @contextmanager
 def caddy(site: str) -> Iterator[str]:
-    """A Caddy with these lines in its site block."""
-    command = needed("caddy", "caddy")
-    with _directory() as directory, reserved_port() as port:
-        file = directory / "Caddyfile"
-        file.write_text(CADDY.format(port=port, site=site))
-        homes = [f"{name}={directory}" for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")]
-        run = (command, "run", "--adapter", "caddyfile", "--config", str(file))
-        with started(("env", *homes, *run), _url(port)):
-            yield _url(port)
+    """A Caddy with these lines in its site block, for any Host."""
+    with reserved_port() as port, _caddy(f"http://:{port} {{\nbind 127.0.0.1\n{site}\n}}", port) as url:
+        yield url
 
 
 @contextmanager
 def haproxy(frontend: str, *, rest: str = "") -> Iterator[str]:
     """An HAProxy with these lines in its frontend; ``rest`` are whole sections, such as its backends."""
-    command = needed("haproxy", "haproxy")
-    with _directory() as directory, reserved_port() as port:
-        file = directory / "haproxy.cfg"
-        file.write_text(HAPROXY.format(port=port, frontend=frontend, rest=rest))
-        with started((command, "-db", "-f", str(file)), _url(port)):
+    with reserved_port() as port:
+        sections = f"frontend here\n  bind 127.0.0.1:{port}\n{frontend}\n{rest}"
+        with _haproxy(sections, port) as url:
+            yield url
+
+
+def shown_hubs(shown: str) -> list[str]:
+    """The ports of the hubs behind a proxy of the docs."""
+    return sorted(set(SHOWN_HUB.findall(shown)))
+
+
+@contextmanager
+def documented(language: str, shown: str, hubs: Sequence[int]) -> Iterator[str]:
+    """The proxy of a fenced block of the docs, run as it is shown but for where it listens and where its hubs do.
+
+    A block of nginx's without a ``server`` is what goes into one.
+    """
+    if language == "nginx" and "server {" not in shown:
+        shown = f"server {{\nlisten 8080;\n{shown}\n}}"
+    ports = dict(zip(shown_hubs(shown), hubs, strict=True))
+    shown = SHOWN_HUB.sub(lambda match: str(ports[match[0]]), shown)
+    run = {"nginx": _nginx, "caddy": _caddy, "haproxy": _haproxy, "apache": _apache}[language]
+    with reserved_port() as port:
+        before, after = (listens.format(port=port) for listens in LISTENS[language])
+        assert shown.count(before) == 1, f"{before!r} is not in\n{shown}"
+        with run(shown.replace(before, after), port) as url:
+            yield url
+
+
+@contextmanager
+def _nginx(shown: str, port: int) -> Iterator[str]:
+    command = needed("nginx", "nginx")
+    with _file(NGINX, shown) as file, started((command, "-e", "stderr", "-c", file), _url(port)):
+        yield _url(port)
+
+
+@contextmanager
+def _caddy(shown: str, port: int) -> Iterator[str]:
+    command = needed("caddy", "caddy")
+    with _file(CADDY, shown) as file:
+        homes = [f"{name}={Path(file).parent}" for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")]
+        run = (command, "run", "--adapter", "caddyfile", "--config", file)
+        with started(("env", *homes, *run), _url(port)):
             yield _url(port)
+
+
+@contextmanager
+def _haproxy(shown: str, port: int) -> Iterator[str]:
+    command = needed("haproxy", "haproxy")
+    with _file(HAPROXY, shown) as file, started((command, "-db", "-f", file), _url(port)):
+        yield _url(port)
+
+
+@contextmanager
+def _apache(shown: str, port: int) -> Iterator[str]:
+    command = needed("apache2", "apache2-bin")
+    with _file(APACHE, shown) as file, started((command, "-f", file, "-D", "FOREGROUND"), _url(port)):
+        yield _url(port)
+
+
+@contextmanager
+def _file(whole: str, shown: str) -> Iterator[str]:
+    """A configuration in a directory of its own: what is shown, with what a test needs around it."""
+    with tempfile.TemporaryDirectory(prefix="sse-app-tests-") as directory:
+        file = Path(directory, "configuration")
+        file.write_text(whole.format(directory=directory, modules=APACHE_MODULES, shown=shown))
+        yield str(file)
 
 
 def needed(command: str, package: str) -> str:
@@ -106,12 +179,6 @@ def needed(command: str, package: str) -> str:
     if found is None:
         pytest.skip(f"No {command} here: what needs it is NOT TESTED. On Debian: apt-get install {package}")
     return found
-
-
-@contextmanager
-def _directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="sse-app-tests-") as name:
-        yield Path(name)
 
 
 def _url(port: int) -> str:

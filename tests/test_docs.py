@@ -51,6 +51,7 @@ from sse_app.payload import JSON_DEPTH
 from sse_app.protocol import REFUSALS
 from sse_app.pytest_plugin import HubServer
 from sse_app.subscriber import CloseReason
+from tests.proxies import LISTENS
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
@@ -217,7 +218,7 @@ class Session:
             "js": self._js,
             "json": self._json,
             "toml": self._toml,
-            "nginx": self._nginx,
+            **dict.fromkeys(LISTENS, self._proxy),
             "yaml": self._yaml,
             "text": self._text,
         }
@@ -283,15 +284,8 @@ class Session:
         file.write_text(script)
         self._run([str(NODE), "--check", str(file)], where)
 
-    def _nginx(self, block: Block) -> None:
-        for line in block.text.strip().splitlines():
-            assert line.endswith((";", "{", "}")), f"{block.where}: {line}"
-        assert block.text.count("{") == block.text.count("}"), block.where
-        if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
-            file = self._directory / "nginx.conf"
-            http = block.text if "server {" in block.text else f"server {{ {block.text} }}"
-            file.write_text(f"pid {self._directory}/pid; events {{}} http {{ {http} }}")
-            self._run([nginx, "-t", "-q", "-c", str(file), "-e", str(self._directory / "log")], block.where)
+    def _proxy(self, block: Block) -> None:
+        """Run before real hubs by tests/test_recipes.py, as all in these languages are."""
 
     def _text(self, block: Block) -> None:
         """A drawing: the files that it names exist."""

@@ -1,8 +1,22 @@
-"""The doctor on proxies without TLS."""
+"""The doctor on the proxies that its page shows, without TLS."""
+
+import pytest
 
 from sse_app.doctor import Verdict, examine
-from tests.proxies import nginx
+from tests.proxies import LISTENS, documented, nginx
+from tests.test_docs import CHECKOUT, Block, blocks
 from tests.web import live_hub
+
+SHOWN = [block for block in blocks(CHECKOUT / "docs" / "doctor.md") if block.language in LISTENS]
+
+
+@pytest.mark.parametrize("block", SHOWN, ids=lambda block: block.language)
+async def test_a_good_proxy_lacks_tls_alone(block: Block) -> None:
+    # With the second heartbeat Apache notices that a client left; within 5 s it is a finding.
+    with live_hub(heartbeat=1) as hub, documented(block.language, block.text, [hub.port]) as url:
+        findings = await examine(url, origin=url)
+    left = {finding.check: finding.verdict for finding in findings if finding.verdict != Verdict.OK}
+    assert left == {"http": Verdict.WARNING, "idle": Verdict.NOT_CHECKED}
 
 
 async def test_a_host_that_lost_its_port_is_a_problem_without_tls() -> None:

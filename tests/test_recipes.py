@@ -1,0 +1,167 @@
+"""The proxies that the docs show, each run as it stands there, before real hubs and on a port of its own.
+
+Clients ask as browsers do that have nothing but Host and Origin to be known by (no TLS): by a public name, with a port.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sse_app import Event, EventDecoder
+from sse_app.bench.peers import Server, started
+from sse_app.client import Client
+from tests.peers import PATIENCE
+from tests.proxies import LISTENS, documented, shown_hubs
+from tests.test_docs import PAGES, Block, blocks
+
+NAME = "events.example.com"
+# Heartbeats would push on what a proxy holds back.
+SERVE = ("-m", "sse_app", "serve", "--port", "0", "--allowed-hosts", NAME, "--heartbeat", "1h", "--drain", "500ms")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A proxy of the docs, and what its section says of the hub behind it."""
+
+    block: Block
+    path: str  # of the hub, as browsers see it
+    app: str  # the file with the hub behind it, or nothing: then it is `sse-app serve`
+
+    def __str__(self) -> str:
+        return f"{self.block.where}-{self.block.language}"
+
+
+def recipes(page: Path) -> Iterator[Recipe]:
+    """The proxies of a page. Their sections name the address of the console, if it is not the root."""
+    text, found = page.read_text(), iter(blocks(page))
+    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
+        shown = [next(found) for _ in re.findall(r"^ *```\w+$", section, re.MULTILINE)]
+        path = re.search(r"localhost:8080(/[\w/]*)", section)
+        apps = [block.text for block in shown if block.text.startswith("# app.py\n")]
+        for block in shown:
+            if block.language in LISTENS:
+                yield Recipe(block, path[1] if path else "/", apps[0] if apps else "")
+
+
+RECIPES = [recipe for page in PAGES for recipe in recipes(page)]
+every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
+
+
+@contextmanager
+def hubs(recipe: Recipe, directory: Path) -> Iterator[list[Server]]:
+    """As many as the recipe passes on to; several have one log."""
+    if recipe.app:
+        (directory / "app.py").write_text(recipe.app)
+        command: Sequence[str] = ("-m", "uvicorn", "--app-dir", str(directory), "--port", "0", "app:app")
+    else:
+        command = (*SERVE, "--broker", f"sqlite:///{directory}/hub.db")
+    with ExitStack() as stack:
+        yield [stack.enter_context(started((sys.executable, *command))) for _ in shown_hubs(recipe.block.text)]
+
+
+@contextmanager
+def proxied(recipe: Recipe, directory: Path) -> Iterator[tuple[str, list[Server]]]:
+    """The hub's public URL, at the proxy, and the hubs behind it."""
+    with hubs(recipe, directory) as nodes:
+        ports = [httpx.URL(node.url).port or 0 for node in nodes]
+        with documented(recipe.block.language, recipe.block.text, ports) as url:
+            yield f"{url}{recipe.path}", nodes
+
+
+@dataclass
+class Listener:
+    """An open stream of a client."""
+
+    pieces: AsyncIterator[bytes]
+    decoder: EventDecoder
+
+    async def until(self, kind: str) -> list[Event]:
+        """The events up to the first of this type."""
+        events: list[Event] = []
+        async with asyncio.timeout(PATIENCE):
+            while not any(event.type == kind for event in events):
+                events += self.decoder.feed(await anext(self.pieces))
+        return events
+
+    async def to_the_end(self) -> list[Event]:
+        async with asyncio.timeout(PATIENCE):
+            return [event async for piece in self.pieces for event in self.decoder.feed(piece)]
+
+
+@asynccontextmanager
+async def listening(client: httpx.AsyncClient, **headers: str) -> AsyncIterator[Listener]:
+    async with client.stream("GET", "events", headers=headers) as response:
+        assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        yield Listener(response.aiter_raw(), EventDecoder())
+
+
+def browser(url: str) -> httpx.AsyncClient:
+    """It asks by the public name, as a page of that origin."""
+    host = f"{NAME}:{httpx.URL(url).port}"
+    return httpx.AsyncClient(base_url=url, headers={"Host": host, "Origin": f"http://{host}"}, timeout=PATIENCE)
+
+
+async def publish(client: httpx.AsyncClient, data: str) -> str:
+    """By the client that repeats what a stopping node did not answer."""
+    async with Client(str(client.base_url), http=client) as publisher:
+        return (await publisher.publish(data)).id
+
+
+@every_recipe
+async def test_a_hub_is_whole_behind_a_proxy_of_the_docs(recipe: Recipe, tmp_path: Path) -> None:
+    with proxied(recipe, tmp_path) as (url, nodes):
+        async with browser(url) as client:
+            await the_console_loads(client)
+            async with listening(client) as stream:
+                [welcome] = await stream.until("welcome")
+                assert welcome.id is not None
+                first = await publish(client, "first")
+                assert [event.id for event in await stream.until("message")] == [first]
+                second = await publish(client, "second")
+                assert [event.id for event in await stream.until("message")] == [second]
+            async with listening(client, **{"Last-Event-ID": first}) as stream:
+                assert [event.id for event in await stream.until("message")][1:] == [second]
+                await the_stopping_hub_says_bye(client, stream, nodes)
+
+
+async def the_console_loads(client: httpx.AsyncClient) -> None:
+    """The page, and whatever it and its modules name."""
+    page = (await client.get("")).raise_for_status()
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    names = set(re.findall(r'(?:src|href)="(static/[^"]+)"', page.text))
+    assert "static/app.js" in names
+    modules = re.findall(r'from "\./([^"]+)"', (await client.get("static/app.js")).raise_for_status().text)
+    for name in sorted(names | {f"static/{module}" for module in modules}):
+        (await client.get(name)).raise_for_status()
+
+
+async def the_stopping_hub_says_bye(client: httpx.AsyncClient, stream: Listener, nodes: list[Server]) -> None:
+    """SIGTERM to the hub that has the stream; where there is another one, its client goes on there."""
+    node = nodes[0] if len(nodes) == 1 else await node_with_the_stream(nodes)
+    assert node.pid is not None
+    os.kill(node.pid, signal.SIGTERM)
+    *_, bye = await stream.to_the_end()
+    assert bye.type == "bye"
+    if len(nodes) > 1:
+        async with listening(client, **{"Last-Event-ID": str(bye.id)}) as elsewhere:
+            await elsewhere.until("welcome")
+            third = await publish(client, "third")
+            assert [event.id for event in await elsewhere.until("message")] == [third]
+
+
+async def node_with_the_stream(nodes: list[Server]) -> Server:
+    """It is asked until streams that were closed are gone."""
+    async with asyncio.timeout(PATIENCE), httpx.AsyncClient(timeout=PATIENCE) as client:
+        while True:
+            here = [(await client.get(f"{node.url}/stats")).json()["here"] for node in nodes]
+            if sum(here) == 1:
+                return nodes[here.index(1)]
