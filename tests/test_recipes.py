@@ -165,3 +165,13 @@ async def node_with_the_stream(nodes: list[Server]) -> Server:
             here = [(await client.get(f"{node.url}/stats")).json()["here"] for node in nodes]
             if sum(here) == 1:
                 return nodes[here.index(1)]
+
+
+@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.path != "/" and not one.app], ids=str)
+async def test_the_console_is_found_without_its_last_slash(recipe: Recipe, tmp_path: Path) -> None:
+    with proxied(recipe, tmp_path) as (url, _):
+        async with browser(url) as client:
+            answer = await client.get(url.removesuffix("/"))
+    assert answer.is_redirect
+    there = httpx.URL(url).join(answer.headers["location"])
+    assert (there.port, there.path) == (httpx.URL(url).port, recipe.path)
