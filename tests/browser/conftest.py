@@ -11,7 +11,9 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
+NAME = "events.example.com"  # is this machine, and unlike localhost no origin that browsers trust without TLS
 ARGUMENTS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
+ARGUMENTS.append(f"--host-resolver-rules=MAP {NAME} 127.0.0.1")
 
 
 # For one module: Playwright's event loop would otherwise be in the way of the async tests that follow.
