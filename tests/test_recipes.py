@@ -9,8 +9,8 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -57,11 +57,11 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
 
 
 @contextmanager
-def hubs(recipe: Recipe, directory: Path) -> Iterator[list[Server]]:
-    """As many as the recipe passes on to; several have one log."""
+def hubs(recipe: Recipe, directory: Path, *flags: str) -> Iterator[list[Server]]:
+    """As many as the recipe passes on to; several have one log. ``flags`` are uvicorn's."""
     if recipe.app:
         (directory / "app.py").write_text(recipe.app)
-        command: Sequence[str] = ("-m", "uvicorn", "--app-dir", str(directory), "--port", "0", "app:app")
+        command: Sequence[str] = ("-m", "uvicorn", "--app-dir", str(directory), "--port", "0", *flags, "app:app")
     else:
         command = (*SERVE, "--broker", f"sqlite:///{directory}/hub.db")
     with ExitStack() as stack:
@@ -69,9 +69,9 @@ def hubs(recipe: Recipe, directory: Path) -> Iterator[list[Server]]:
 
 
 @contextmanager
-def proxied(recipe: Recipe, directory: Path) -> Iterator[tuple[str, list[Server]]]:
+def proxied(recipe: Recipe, directory: Path, *flags: str) -> Iterator[tuple[str, list[Server]]]:
     """The hub's public URL, at the proxy, and the hubs behind it."""
-    with hubs(recipe, directory) as nodes:
+    with hubs(recipe, directory, *flags) as nodes:
         ports = [httpx.URL(node.url).port or 0 for node in nodes]
         with documented(recipe.block.language, recipe.block.text, ports) as url:
             yield f"{url}{recipe.path}", nodes
@@ -99,7 +99,7 @@ class Listener:
 
 @asynccontextmanager
 async def listening(client: httpx.AsyncClient, **headers: str) -> AsyncIterator[Listener]:
-    async with client.stream("GET", "events", headers=headers) as response:
+    async with client.stream("GET", "events", headers={"Accept": "text/event-stream", **headers}) as response:
         assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         yield Listener(response.aiter_raw(), EventDecoder())
 
@@ -152,10 +152,19 @@ async def the_stopping_hub_says_bye(client: httpx.AsyncClient, stream: Listener,
     *_, bye = await stream.to_the_end()
     assert bye.type == "bye"
     if len(nodes) > 1:
+        await until_gone(node)
         async with listening(client, **{"Last-Event-ID": str(bye.id)}) as elsewhere:
             await elsewhere.until("welcome")
             third = await publish(client, "third")
             assert [event.id for event in await elsewhere.until("message")] == [third]
+
+
+async def until_gone(node: Server) -> None:
+    """A node that still stops would refuse who comes; each asking is a request, which is the wait."""
+    async with asyncio.timeout(PATIENCE), httpx.AsyncClient(timeout=PATIENCE) as client:
+        with suppress(httpx.TransportError):
+            while True:
+                await client.get(f"{node.url}/healthz")
 
 
 async def node_with_the_stream(nodes: list[Server]) -> Server:
@@ -175,3 +184,13 @@ async def test_the_console_is_found_without_its_last_slash(recipe: Recipe, tmp_p
     assert answer.is_redirect
     there = httpx.URL(url).join(answer.headers["location"])
     assert (there.port, there.path) == (httpx.URL(url).port, recipe.path)
+
+
+async def test_a_prefix_that_is_taken_off_can_be_told_from_outside(tmp_path: Path) -> None:
+    told = next(one for one in RECIPES if "root_path" in one.app)
+    untold = replace(told, app=told.app.replace(', root_path="/api"', ""))
+    assert "root_path" not in untold.app
+    with proxied(untold, tmp_path, "--root-path", "/api") as (url, _):
+        async with browser(url) as client, listening(client) as stream:
+            await the_console_loads(client)
+            await stream.until("welcome")
