@@ -65,6 +65,7 @@ ErrorLog /dev/stderr
 LogLevel crit
 Mutex pthread
 User nobody
+Group nogroup
 ListenCoresBucketsRatio 4096
 LoadModule mpm_event_module {modules}/mod_mpm_event.so
 LoadModule authz_core_module {modules}/mod_authz_core.so

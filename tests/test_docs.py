@@ -201,6 +201,7 @@ class Session:
         self._default_server = default_server
         self._address = ""
         self._server: Output | None = None
+        self._beside: dict[str, tuple[str, Output]] = {}  # by the address that is shown: its own, and the app
         self._streams: list[Stream] = []
         self._likeness = Likeness()
         self._files: dict[str, str] = {}
@@ -238,6 +239,8 @@ class Session:
         for stream in self._streams:
             stream.output.end(signal.SIGTERM)
         self._streams = []
+        for _, app in self._beside.values():
+            app.end(signal.SIGTERM)
         self._stop_server()
 
     # Blocks of a language
@@ -323,6 +326,9 @@ class Session:
                 self._serve(flags, shown, where)
             case ["python3", "-m", "uvicorn", *options, app]:
                 self._start([sys.executable, "-m", "uvicorn", *options, app, "--port", "0"], where)
+                self._unused.discard(f"{app.partition(':')[0]}.py")
+            case ["python3", "-m", "gunicorn", "--bind", shown_address, *options, app]:
+                self._start_beside(shown_address, ["gunicorn", "--bind", "127.0.0.1:0", *options, app], where)
                 self._unused.discard(f"{app.partition(':')[0]}.py")
             case ["python3", "-m", "tests", *arguments]:
                 assert find_spec("tests.__main__"), where
@@ -436,6 +442,16 @@ class Session:
         self._move_to(f"127.0.0.1:{port[1]}")
         return self._server
 
+    def _start_beside(self, shown_address: str, module: list[str], where: str) -> None:
+        """Start an app that has no hub, and is a publisher of the one that runs."""
+        self._write_files()
+        app = self._open([sys.executable, "-m", *module], stderr=subprocess.STDOUT)
+        listening = partial(re.search, r"Listening at: http://(\S+) ")
+        ready = app.until(lambda text: listening(text) is not None)
+        found = listening(app.text)
+        self._beside[shown_address] = (found[1] if found else "", app)
+        assert ready, f"{where}: {app.text}"
+
     def _move_to(self, address: str) -> None:
         self._address = address
         self._environment["SSE_APP_URL"] = f"http://{address}"
@@ -483,6 +499,8 @@ class Session:
 
     def _real(self, text: str) -> str:
         self._find_hub()
+        for shown_address, (address, _) in self._beside.items():
+            text = text.replace(shown_address, address)
         return SHOWN_ADDRESS.sub(self._address, self._likeness.real(text))
 
     def _write_files(self) -> None:
