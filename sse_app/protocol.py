@@ -27,7 +27,8 @@ class Refusal(NamedTuple):
 BAD_REQUEST = Refusal(400, "bad_request", "This is not a valid HTTP request.")
 TOO_SLOW = Refusal(408, "too_slow", "The request's head did not arrive in time (head_deadline).")
 HEAD_TOO_LARGE = Refusal(431, "head_too_large", "The request's head is larger than head_max.")
-REFUSALS = (BAD_REQUEST, TOO_SLOW, HEAD_TOO_LARGE)
+UNKNOWN_VERSION = Refusal(505, "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0 only.")
+REFUSALS = (BAD_REQUEST, TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
 
 # What offers an upgrade, and means nothing when it is not taken (RFC 9110, 7.8; RFC 7540, 3.2.1).
 OFFERS = (b"upgrade", b"http2-settings")
@@ -60,7 +61,8 @@ class Protocol(HttpToolsProtocol):
     def _begin_parsing(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
         # uvicorn forgives what follows the last request; after a body it means that its length was wrong.
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
+        # It refuses most versions that nobody knows; here all of them get the answer that says so.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=False, lenient_version=True)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -92,7 +94,7 @@ class Protocol(HttpToolsProtocol):
             self._parse(data)
         except httptools.HttpParserError as error:
             self.logger.warning("Invalid HTTP request received.")
-            self._refuse(_refusal_of(error))
+            self._refuse(self._refusal_of(error))
             return
         if self._unseen > self._head_max:
             self._refuse(HEAD_TOO_LARGE)
@@ -140,6 +142,8 @@ class Protocol(HttpToolsProtocol):
             super().on_header(name, value.strip(b" \t"))  # white space around it is not the value (RFC 9110, 5.5)
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() not in ("1.1", "1.0"):
+            raise _Refused(UNKNOWN_VERSION)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise _Refused  # a tunnel is nothing that can be declined
@@ -199,6 +203,12 @@ class Protocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _refusal_of(self, error: httptools.HttpParserError) -> Refusal:
+        """What the parser, or a callback of ours in it, has against a request."""
+        if isinstance(error.__context__, _Refused):
+            return error.__context__.refusal
+        return UNKNOWN_VERSION if self.parser.get_method() == b"PRI" else BAD_REQUEST  # as HTTP/2 begins
+
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what cannot be taken, once all that came before it is answered, and close."""
         self._head_arrived()
@@ -236,9 +246,3 @@ class Protocol(HttpToolsProtocol):
         head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(line + head + body)
         self.transport.close()
-
-
-def _refusal_of(error: httptools.HttpParserError) -> Refusal:
-    """What the parser, or a callback of ours in it, has against a request."""
-    cause = error.__context__
-    return cause.refusal if isinstance(cause, _Refused) else BAD_REQUEST

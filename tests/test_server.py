@@ -81,8 +81,7 @@ NOT_HTTP = [
     ("raw UTF-8 in the target", "GET /é HTTP/1.1\r\n".encode() + HOST + b"\r\n"),
     ("a blank in the target", b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("an unknown method", b"BREW /events HTTP/1.1\r\n" + HOST + b"\r\n"),
-    ("a version of the future", b"GET / HTTP/9.9\r\n" + HOST + b"\r\n"),
-    ("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    ("a version that is none", b"GET / HTTP/1\r\n" + HOST + b"\r\n"),
     ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
     ("NUL", b"\0\r\n\r\n"),
 ]  # fmt: skip
@@ -96,6 +95,19 @@ def test_what_is_no_valid_request_is_a_400_and_the_end_of_the_connection(server:
     assert answer.headers["connection"] == "close"
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert server.hub.totals.published == before
+
+
+@pytest.mark.parametrize("version", [b"2.0", b"3.0", b"0.9", b"1.2", b"9.9"])
+@pytest.mark.parametrize("rest", [b"", HOST, HOST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
+def test_another_version_is_a_505_and_the_end_of_the_connection(server: LiveHub, version: bytes, rest: bytes) -> None:
+    answer = server.answer(b"GET /healthz HTTP/" + version + b"\r\n" + rest + b"\r\n")
+    assert code_of(answer) == (505, "unsupported_version")
+    assert answer.headers["connection"] == "close"
+
+
+def test_http_2_without_asking_is_a_505(server: LiveHub) -> None:
+    assert code_of(server.answer(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")) == (505, "unsupported_version")
+    assert code_of(server.answer(b"GET /healthz\r\n\r\n")) == (505, "unsupported_version")  # HTTP/0.9
 
 
 @pytest.mark.parametrize("space", [b" ", b"\t", b" \t  "])
