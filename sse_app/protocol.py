@@ -25,10 +25,15 @@ class Refusal(NamedTuple):
 
 
 BAD_REQUEST = Refusal(400, "bad_request", "This is not a valid HTTP request.")
+BAD_TARGET = Refusal(
+    400,
+    "bad_request",
+    "The request's target is no path with a query: percent-encode what is not ASCII, in curl with -G --data-urlencode.",
+)
 TOO_SLOW = Refusal(408, "too_slow", "The request's head did not arrive in time (head_deadline).")
 HEAD_TOO_LARGE = Refusal(431, "head_too_large", "The request's head is larger than head_max.")
 UNKNOWN_VERSION = Refusal(505, "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0 only.")
-REFUSALS = (BAD_REQUEST, TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
+REFUSALS = (BAD_REQUEST, BAD_TARGET, TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
 
 # What offers an upgrade, and means nothing when it is not taken (RFC 9110, 7.8; RFC 7540, 3.2.1).
 OFFERS = (b"upgrade", b"http2-settings")
@@ -207,6 +212,8 @@ class Protocol(HttpToolsProtocol):
         """What the parser, or a callback of ours in it, has against a request."""
         if isinstance(error.__context__, _Refused):
             return error.__context__.refusal
+        if isinstance(error, httptools.HttpParserInvalidURLError):
+            return BAD_TARGET
         return UNKNOWN_VERSION if self.parser.get_method() == b"PRI" else BAD_REQUEST  # as HTTP/2 begins
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -97,6 +97,21 @@ def test_what_is_no_valid_request_is_a_400_and_the_end_of_the_connection(server:
     assert server.hub.totals.published == before
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["/broadcast?topic=café", "/café", "/broadcast?topic=a\x7f", "/broadcast?topic=\u200b", "caf\u00e9"],
+    ids=["query", "path", "a control", "invisible", "no path"],
+)
+def test_a_target_that_is_not_encoded_is_told_how_to_be(server: LiveHub, target: str) -> None:
+    before = server.hub.totals.published
+    raw = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi".encode()
+    answer = server.answer(raw)
+    assert code_of(answer) == (400, "bad_request")
+    assert "percent-encode" in answer.content.decode()
+    assert "curl with -G --data-urlencode" in answer.content.decode()
+    assert server.hub.totals.published == before
+
+
 @pytest.mark.parametrize("version", [b"2.0", b"3.0", b"0.9", b"1.2", b"9.9"])
 @pytest.mark.parametrize("rest", [b"", HOST, HOST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
 def test_another_version_is_a_505_and_the_end_of_the_connection(server: LiveHub, version: bytes, rest: bytes) -> None:
