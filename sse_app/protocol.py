@@ -6,6 +6,7 @@ its request (``direct.py``).
 """
 
 import asyncio
+import re
 from typing import Any, NamedTuple
 
 import httptools
@@ -34,6 +35,9 @@ TOO_SLOW = Refusal(408, "too_slow", "The request's head did not arrive in time (
 HEAD_TOO_LARGE = Refusal(431, "head_too_large", "The request's head is larger than head_max.")
 UNKNOWN_VERSION = Refusal(505, "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0 only.")
 REFUSALS = (BAD_REQUEST, BAD_TARGET, TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
+
+# A target in absolute form (RFC 9112, 3.2.2), without what has no place in one: a user (RFC 9110, 4.2.4), a fragment.
+ABSOLUTE = re.compile(rb"https?://(?P<authority>[^/?#@]+)(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?", re.IGNORECASE)
 
 # What offers an upgrade, and means nothing when it is not taken (RFC 9110, 7.8; RFC 7540, 3.2.1).
 OFFERS = (b"upgrade", b"http2-settings")
@@ -164,14 +168,28 @@ class Protocol(HttpToolsProtocol):
             raise _Refused(HEAD_TOO_LARGE)
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
             raise _Refused  # a coding that nobody here undoes would pass for the data (RFC 9112, 6.1)
-        if not self.url.startswith(b"/") and self.url != b"*":
-            raise _Refused  # an absolute target would override the Host that was checked (RFC 9112, 3.2.2)
+        if not self.url.startswith(b"/") and (self.url != b"*" or self.parser.get_method() != b"OPTIONS"):
+            self._take_authority()
         super().on_headers_complete()
         self._unanswered = [cycle for cycle in (*self._unanswered, self.cycle) if not cycle.response_complete]
         if self.scope["method"] == "GET":
             outlet = Outlet(self, self.cycle)
             self.cycle.send = outlet  # type: ignore[method-assign, assignment]  # before its task starts
             self.scope["extensions"] = {EXTENSION: outlet}  # type: ignore[dict-item]
+
+    def _take_authority(self) -> None:
+        """Take the Host from a target in absolute form, and leave its path and query (RFC 9112, 3.2.2). Which requests
+        must have a Host, and one only, is left to who checks it.
+        """
+        target = ABSOLUTE.fullmatch(self.url)
+        if target is None:
+            raise _Refused(BAD_TARGET)
+        self.url = (target["path"] or b"/") + (target["query"] or b"")
+        hosts = [index for index, (name, _) in enumerate(self.headers) if name == b"host"]
+        if len(hosts) == 1:
+            self.headers[hosts[0]] = (b"host", target["authority"])
+        elif not hosts and self.parser.get_http_version() == "1.0":  # which knows no Host, but this one is asked for
+            self.headers.append((b"host", target["authority"]))
 
     def on_body(self, body: bytes) -> None:
         self._unseen = 0

@@ -74,8 +74,12 @@ NOT_HTTP = [
     ("a blank before the colon", b"GET /healthz HTTP/1.1\r\nHost : localhost\r\n\r\n"),
     ("NUL in a field", b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: \0\r\n\r\n"),
     ("a field without a name", b"GET /healthz HTTP/1.1\r\n" + HOST + b": x\r\n\r\n"),
-    ("an absolute target", b"GET http://evil.example/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
-    ("an absolute target of ours", b"GET http://localhost/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a user in the target", b"GET http://user@localhost/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a user and a password", b"GET http://localhost:80@evil.example/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a fragment in the target", b"GET http://localhost/stats#x HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a target without a host", b"GET http:///stats HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a target of another scheme", b"GET ftp://localhost/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a star for a method that takes none", b"GET * HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("a target without a slash", b"GET @evil HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("a tunnel", b"CONNECT evil.example:443 HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("raw UTF-8 in the target", "GET /é HTTP/1.1\r\n".encode() + HOST + b"\r\n"),
@@ -142,6 +146,55 @@ def test_white_space_around_a_value_is_not_the_value(server: LiveHub, space: byt
         cursor = b"Last-Event-ID:" + around(top) + b"\r\nOrigin:" + around(b"http://localhost")
         connection.sendall(b"GET /events HTTP/1.1\r\nHost:" + around(b"localhost") + b"\r\n" + cursor + b"\r\n\r\n")
         assert b'"recovered":true' in read_until(connection, b'"heartbeat"')
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://localhost/healthz", 200),
+        ("https://localhost:8443/healthz", 200),
+        ("HTTP://LOCALHOST/healthz", 200),
+        ("http://[::1]:8000/healthz", 200),
+        ("http://localhost", 200),  # the console
+        ("http://localhost?x=y", 200),
+        ("http://localhost/events?topi=x", 400),  # its query is read
+        ("http://localhost/none", 404),
+        ("http://localhost//healthz", 404),
+        ("http://evil.example/healthz", 421),
+        ("http://localhost.evil.example/healthz", 421),
+        ("http://lo%63alhost/healthz", 400),
+        ("http://localhost:port/healthz", 400),
+    ],
+)
+@pytest.mark.parametrize(
+    ("version", "host"),
+    [("1.1", "Host: localhost"), ("1.1", "Host: evil.example"), ("1.1", "Host: a/b"), ("1.0", "X: y")],
+)
+def test_an_absolute_target_names_the_host_whatever_the_header_says(
+    server: LiveHub, target: str, status: int, version: str, host: str
+) -> None:
+    raw = f"GET {target} HTTP/{version}\r\n{host}\r\nConnection: close\r\n\r\n"
+    assert server.answer(raw.encode()).status_code == status
+
+
+@pytest.mark.parametrize("hosts", [b"", HOST * 2], ids=["none", "two"])
+def test_an_absolute_target_makes_up_for_no_host_header(server: LiveHub, hosts: bytes) -> None:
+    raw = b"GET http://localhost/healthz HTTP/1.1\r\n" + hosts + b"Connection: close\r\n\r\n"
+    assert code_of(server.answer(raw)) == (400, "bad_host")
+
+
+def test_an_absolute_target_publishes_and_subscribes(server: LiveHub) -> None:
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.sendall(b"POST http://localhost/broadcast?topic=a HTTP/1.1\r\n" + HOST)
+            connection.sendall(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\nhello")
+            assert read_until(connection, b'"none"}').startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"GET http://localhost/events HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert b"event: welcome" in read_until(connection, b'"heartbeat"')
+
+
+def test_the_options_of_the_server_as_a_whole_are_no_bad_request(server: LiveHub) -> None:
+    assert server.answer(b"OPTIONS * HTTP/1.1\r\n" + CLOSE + b"\r\n").status_code == 404
 
 
 BAD_HOSTS = [
