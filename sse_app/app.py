@@ -10,7 +10,6 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sse_app import errors, hub
 from sse_app.brokers import Broker, open_broker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
+from sse_app.cors import Cors
 from sse_app.endpoints import Endpoints
 from sse_app.guard import Guard
 from sse_app.prefix import hint, route_path, with_prefix
@@ -51,6 +51,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.BadHost: (400, "bad_host"),
     errors.UnknownHost: (421, "bad_host"),
     errors.BadOrigin: (403, "bad_origin"),
+    errors.PreflightRefused: (403, "cors_refused"),
     errors.Unauthorized: (401, "unauthorized"),
     errors.Unavailable: (503, "unavailable"),
     errors.Draining: (503, "draining"),
@@ -154,20 +155,7 @@ class Hub(hub.Hub):
             Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem, any_host=HEALTH),
         ]
         if config.cors_origins:
-            ours.append(
-                Middleware(
-                    CORSMiddleware,
-                    allow_origins=config.cors_origins,
-                    allow_methods=["GET", "POST"],
-                    allow_headers=[
-                        "Authorization",
-                        "Cache-Control",
-                        "Content-Type",
-                        "Idempotency-Key",
-                        "Last-Event-ID",
-                    ],
-                )
-            )
+            ours.append(Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem))
         app = _App(
             endpoints,
             routes=[

@@ -95,6 +95,10 @@ class Config:
         "Origins whose pages may subscribe and publish.",
         "origins such as https://example.com separated by commas, or *",
     )
+    cors_headers: tuple[str, ...] = _list(
+        "Headers that those pages may send, beside the hub's own and those of tracing.",
+        "header names separated by commas, or * for any",
+    )
     publish_key: str | None = _text(
         None,
         "Secret that publishers send as `Authorization: Bearer ...`.",
@@ -159,6 +163,11 @@ class Config:
                 raise ConfigError(
                     "cors_origins holds origins such as https://example.com: scheme and host, no path, or *."
                 )
+        for header in self.cors_headers:
+            if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", header):
+                raise ConfigError("cors_headers holds names of headers such as X-Request-ID, or *.")
+        if self.cors_headers and not self.cors_origins:
+            raise ConfigError("cors_headers is for pages of other origins, and cors_origins names none.")
         for host in self.allowed_hosts:
             if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host) and not _is_ipv6_in_brackets(host):
                 raise ConfigError(
@@ -236,6 +245,7 @@ class HubOptions(LogOptions, total=False):
     publish_key: str | None
     allowed_hosts: Sequence[str]
     cors_origins: Sequence[str]
+    cors_headers: Sequence[str]
 
 
 def check_names(whose: str, given: Collection[str], known: Collection[str]) -> None:

@@ -25,6 +25,7 @@
     │   ├── BadHost                    Host missing, doubled or malformed
     │   │   └── UnknownHost            a Host that this server does not answer to
     │   ├── BadOrigin                  a page of another origin
+    │   ├── PreflightRefused           a page of an allowed origin that asks for more than it may send
     │   └── Unauthorized               no publish key, or not the right one
     ├── Unavailable                    ours: an HTTP 503, try again later
     │   ├── Draining
@@ -152,6 +153,10 @@ class UnknownHost(BadHost):
 
 
 class BadOrigin(BadInput):
+    pass
+
+
+class PreflightRefused(BadInput):
     pass
 
 

@@ -147,6 +147,70 @@ async def test_a_page_of_an_allowed_origin_publishes_after_a_preflight() -> None
         assert (published.status_code, published.headers["access-control-allow-origin"]) == (200, PAGE)
 
 
+def asking(headers: str | None, method: str = "POST") -> dict[str, str]:
+    """A preflight for a request with these headers."""
+    asked = {} if headers is None else {"Access-Control-Request-Headers": headers}
+    return {"Origin": PAGE, "Access-Control-Request-Method": method, **asked}
+
+
+@pytest.mark.parametrize("path", ["/broadcast", "/events"])
+@pytest.mark.parametrize("origins", [(PAGE,), ("*",)])
+@pytest.mark.parametrize(
+    ("headers", "asked"),
+    [
+        ((), "x-requested-with"),
+        ((), "sentry-trace,baggage,content-type"),
+        ((), "traceparent,tracestate"),
+        (("X-Request-ID", "newrelic"), "newrelic,x-request-id,baggage"),
+        (("*",), "x-any,authorization"),
+    ],
+)
+async def test_a_page_may_send_what_libraries_add_and_what_is_allowed(
+    headers: tuple[str, ...], asked: str, origins: tuple[str, ...], path: str
+) -> None:
+    async with web(cors_origins=origins, cors_headers=headers) as hub_web:
+        answer = await hub_web.client.options(path, headers=asking(asked))
+    assert answer.status_code == 200
+    assert set(asked.split(",")) <= set(re.split(", ?", answer.headers["access-control-allow-headers"].lower()))
+
+
+@pytest.mark.parametrize(
+    ("headers", "asked", "method"),
+    [
+        ((), "x-secret-name", "POST"),
+        ((), "content-type,x-secret-name", "GET"),
+        (("X-Request-ID",), "x-secret-name", "POST"),
+        ((), None, "DELETE"),
+        (("*",), "x-secret-name", "PUT"),
+    ],
+)
+async def test_a_refused_preflight_is_a_problem_that_repeats_nothing(
+    headers: tuple[str, ...], asked: str | None, method: str
+) -> None:
+    async with web(cors_origins=(PAGE,), cors_headers=headers) as hub_web:
+        answer = await hub_web.client.options("/broadcast", headers=asking(asked, method))
+    assert code_of(answer) == (403, "cors_refused")
+    assert answer.headers["access-control-allow-origin"] == PAGE
+    assert "cors_headers" in answer.json()["detail"]
+    assert "secret" not in f"{answer.headers}{answer.text}"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+async def test_a_page_may_ask_by_every_method_that_there_is(method: str) -> None:
+    async with web(cors_origins=(PAGE,)) as hub_web:
+        answer = await hub_web.client.options("/stats", headers=asking("authorization", method))
+    assert answer.status_code == 200
+
+
+async def test_a_page_may_read_when_to_come_back() -> None:
+    async with web(cors_origins=(PAGE,)) as hub_web:
+        hub_web.hub.stop_accepting()
+        for method, path in (("POST", "/broadcast"), ("GET", "/readyz"), ("GET", "/events")):
+            answer = await hub_web.client.request(method, path, content="x", headers={"Origin": PAGE})
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, str(RETRY_AFTER))
+            assert answer.headers["access-control-expose-headers"] == "Retry-After"
+
+
 async def test_a_page_of_an_allowed_origin_reads_the_errors_too() -> None:
     async with web(cors_origins=(PAGE,), publish_key="k" * 16) as hub_web:
         for path, status in (("/broadcast", 401), ("/nothing", 404), ("/events", 405)):

@@ -19,6 +19,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "workers": (1, "1", 1),
     "allowed_hosts": ((), "a.example, *.b.example", ("a.example", "*.b.example")),
     "cors_origins": ((), "https://a.example,http://localhost:3000", ("https://a.example", "http://localhost:3000")),
+    "cors_headers": ((), "X-Request-ID, newrelic", ("X-Request-ID", "newrelic")),
     "publish_key": (None, KEY, KEY),
     "allow_open_publish": (False, "yes", True),
     "heartbeat": (15.0, "500ms", 0.5),
@@ -39,6 +40,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "idempotency_window": (300.0, "1h", 3600.0),
     "access_log": (False, "on", True),
 }
+NEEDED: dict[str, dict[str, Any]] = {"cors_headers": {"cors_origins": ("*",)}}  # beside a setting
 NUMBERS = [name for name, setting in Config.settings().items() if setting.low != -math.inf]
 NAMES = pytest.mark.parametrize("name", SETTINGS)
 
@@ -78,17 +80,18 @@ def test_where_files_are_not_limited_subscribers_are_not(monkeypatch: pytest.Mon
 @NAMES
 def test_a_setting_has_one_name_as_keyword_flag_and_variable(name: str) -> None:
     _, text, value = SETTINGS[name]
-    assert getattr(Config(**{name: value}), name) == value
+    needed = NEEDED.get(name, {})
+    assert getattr(Config(**{name: value}, **needed), name) == value
     as_text: dict[str, Any] = {name: text}
-    assert getattr(Config(**as_text), name) == value
-    assert getattr(Config.load({name: text}, {}), name) == value
-    assert getattr(Config.load({}, {variable(name): text}), name) == value
+    assert getattr(Config(**as_text, **needed), name) == value
+    assert getattr(Config.load({name: text, **needed}, {}), name) == value
+    assert getattr(Config.load(needed, {variable(name): text}), name) == value
 
 
 @NAMES
 def test_a_flag_wins_over_its_variable(name: str) -> None:
     _, text, value = SETTINGS[name]
-    assert getattr(Config.load({name: text}, {variable(name): "?"}), name) == value
+    assert getattr(Config.load({name: text, **NEEDED.get(name, {})}, {variable(name): "?"}), name) == value
 
 
 def test_a_flag_that_was_not_given_leaves_the_word_to_the_variable() -> None:
@@ -147,6 +150,7 @@ BAD = [
     ("queue_bytes", "1.5.5MiB"), ("max_subscribers", "0"), ("allow_open_publish", "maybe"), ("access_log", ""),
     ("cors_origins", "example.com"), ("cors_origins", "https://example.com/path"), ("cors_origins", "null"),
     ("cors_origins", "https://user@example.com"), ("cors_origins", "https://["), ("cors_origins", "https://a.example/"),
+    ("cors_headers", "X Request"), ("cors_headers", "X-Request-ID:"), ("cors_headers", "X-Ключ"),
     ("allowed_hosts", "https://example.com"), ("allowed_hosts", "example.com:8000"), ("allowed_hosts", "a b"),
     ("allowed_hosts", "::1"), ("allowed_hosts", "[::::]"), ("allowed_hosts", "[127.0.0.1]"),
     ("allowed_hosts", "[fe80::1%eth0]"),
@@ -195,6 +199,11 @@ def test_other_variables_are_nobodys_business() -> None:
 def test_the_shortest_time_to_come_back_is_no_longer_than_the_longest() -> None:
     assert "retry_min" in refusal({"retry_min": "10"})
     assert Config(retry_min=10, retry_max=10).retry_min == 10
+
+
+def test_headers_of_pages_need_pages_that_may_ask() -> None:
+    assert "cors_origins" in refusal({"cors_headers": "X-Request-ID"})
+    assert Config(cors_origins=("https://a.example",), cors_headers=("*",)).cors_headers == ("*",)
 
 
 def test_several_workers_need_a_log_that_they_can_share() -> None:

@@ -31,7 +31,7 @@ FLOORS = (
     ("brokers.sqlite",),
     ("subscriber", "publisher"),
     ("hub", "prefix"),
-    ("guard", "stream"),
+    ("guard", "cors", "stream"),
     ("endpoints",),
     ("app", "direct"),
     ("protocol",),
@@ -48,7 +48,7 @@ ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
 STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
 KNOWS = {
     "starlette": {
-        *("stream", "direct", "endpoints", "guard", "prefix", "app", "server", "testing", "pytest_plugin"),
+        *("stream", "direct", "endpoints", "guard", "prefix", "cors", "app", "server", "testing", "pytest_plugin"),
         "bench.naive",
     },
     "sse_starlette": {"stream", "server", "bench.naive"},  # the server for AppStatus alone
