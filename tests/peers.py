@@ -120,7 +120,7 @@ def reserved_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-def datas(events: list[Event]) -> list[str | None]:
+def datas(events: list[Event]) -> list[str]:
     """The data of the publications among these events: what is not a notice of the hub."""
     return [event.data for event in events if event.type not in ("welcome", "gap", "bye")]
 

@@ -51,7 +51,7 @@ async def hub() -> AsyncIterator[Hub]:
 
 
 def data_of(body: bytes | bytearray) -> list[str]:
-    return [event.data or "" for event in EventDecoder().feed(bytes(body)) if event.type == "message"]
+    return [event.data for event in EventDecoder().feed(bytes(body)) if event.type == "message"]
 
 
 async def publish(hub: Hub, *data: str) -> None:

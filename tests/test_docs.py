@@ -738,7 +738,7 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
         position, client="c", subscribers=1, topics=(), recovered=False, last=None, top=position, retry=1, heartbeat=1.0
     )
     gap = notices.gap(notices.GapReason.EPOCH, None, start=position, oldest=position, top=position)
-    said = [json.loads(event.data or "") for event in EventDecoder().feed(welcome + gap)]
+    said = [json.loads(event.data) for event in EventDecoder().feed(welcome + gap)]
     assert named == {*stats, "versions", *said[0], *said[1], "id", "subscribers", "durable"}
 
 

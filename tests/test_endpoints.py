@@ -36,7 +36,7 @@ async def hub_web() -> AsyncIterator[Web]:
 
 
 def payload(event: Event) -> Any:
-    return msgspec.json.decode(event.data or "")
+    return msgspec.json.decode(event.data)
 
 
 def url_of(path: str, query: dict[str, Any] | bytes) -> httpx.URL:

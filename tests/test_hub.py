@@ -52,7 +52,7 @@ async def publish(hub: Hub, *texts: str, **options: Any) -> list[Position]:
     return positions
 
 
-async def texts(subscriber: Subscriber) -> list[str | None]:
+async def texts(subscriber: Subscriber) -> list[str]:
     return datas(await received(subscriber))
 
 
@@ -63,7 +63,7 @@ async def replay(hub: Hub, *topics: str, **options: Any) -> list[Event]:
 
 
 def told(event: Event) -> dict[str, Any]:
-    data = json.loads(event.data or "")
+    data = json.loads(event.data)
     assert isinstance(data, dict)
     return data
 
@@ -312,8 +312,8 @@ async def test_all_subscribers_see_one_order_of_many_publishers() -> None:  # C7
                 await hub.publish(f"{name}:{number}")
                 await asyncio.sleep(0)
 
-        async def read(subscriber: Subscriber) -> list[str | None]:
-            decoder, found = EventDecoder(), list[str | None]()
+        async def read(subscriber: Subscriber) -> list[str]:
+            decoder, found = EventDecoder(), list[str]()
             while len(found) < 10_000:
                 found += datas(decoder.feed(await subscriber.read()))
             return found
@@ -1059,7 +1059,7 @@ async def test_a_burst_of_one_turn_is_cut_into_pieces_that_a_queue_can_bound(hub
         await asyncio.sleep(MOMENT)
         assert hub.totals.overflows == 1
         events = await received(subscriber)
-    assert [len(data or "") for data in datas(events)] == [256 * 1024] * 40
+    assert [len(data) for data in datas(events)] == [256 * 1024] * 40
 
 
 async def test_small_publications_of_one_turn_are_one_batch() -> None:

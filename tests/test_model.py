@@ -471,7 +471,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
         client.cursor = id
 
     def _gap(self, client: Client, event: Event) -> None:
-        told = json.loads(event.data or "")
+        told = json.loads(event.data)
         requested = Position.parse(told["requested"].encode())
         start = Position.parse((event.id or "").encode())
         assert requested is not None

@@ -87,7 +87,7 @@ async def subject_of(js: JetStreamContext, broker: NatsBroker) -> str:
 
 def reason_of(gap: Event) -> str:
     assert gap.type == "gap"
-    return str(json.loads(gap.data or "")["reason"])
+    return str(json.loads(gap.data)["reason"])
 
 
 # --- URLs ---

@@ -172,7 +172,7 @@ async def test_what_the_hub_says_on_a_stream_is_as_described() -> None:
             said.append(await anext(events))
     for event, name in zip(said, ("Welcome", "Gap", None, "Bye"), strict=True):
         if name:
-            check(schemas()[name], msgspec.json.decode(event.data or ""))
+            check(schemas()[name], msgspec.json.decode(event.data))
 
 
 async def test_it_is_served_as_it_is() -> None:

@@ -68,7 +68,7 @@ async def test_a_log_that_begins_anew_is_told_to_every_open_stream_at_once(
         old = await broker.top()
         broker.begin_anew()
         (gap,) = await reading.events()
-        told = json.loads(gap.data or "")
+        told = json.loads(gap.data)
         assert (gap.type, told["reason"], told["requested"]) == ("gap", "epoch", str(old))
         assert gap.id == str(await broker.top()) != str(old)
         await hub.publish("a")
@@ -106,7 +106,7 @@ async def test_what_the_tail_did_not_hear_of_and_the_log_no_longer_holds_is_a_ga
         broker.deaf = False
         await hub.publish("d")
         gap, *rest = await reading.events()
-        assert (gap.type, json.loads(gap.data or "")["reason"]) == ("gap", "trimmed")
+        assert (gap.type, json.loads(gap.data)["reason"]) == ("gap", "trimmed")
         assert datas(rest) == ["c", "d"]
 
 
@@ -164,7 +164,7 @@ async def test_new_streams_are_welcomed_while_the_log_is_away_when_nothing_has_t
         for after in (None, top):
             async with hub.subscribe(after=after) as subscriber:
                 (welcome,) = await Reading(subscriber, written=True).events()
-                assert json.loads(welcome.data or "")["last"]["id"] == str(top)
+                assert json.loads(welcome.data)["last"]["id"] == str(top)
 
 
 async def test_stats_tell_of_a_log_that_is_away(hub: Hub, broker: TroubledBroker) -> None:
@@ -187,17 +187,17 @@ async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(hub: Hub,
         position = (await slow.publish("x")).position
         async with slow.subscribe(after=position) as subscriber:
             (welcome,) = await Reading(subscriber, written=True).events()
-        assert json.loads(welcome.data or "")["recovered"] is True
+        assert json.loads(welcome.data)["recovered"] is True
         async with slow.subscribe(after=position.next()) as subscriber:
             _, gap = await Reading(subscriber, written=True).events()
-        assert json.loads(gap.data or "")["reason"] == "ahead"
+        assert json.loads(gap.data)["reason"] == "ahead"
 
 
 async def test_subscribers_of_other_nodes_are_counted(hub: Hub, broker: TroubledBroker) -> None:
     broker.subscribers_elsewhere = 5
     async with hub.subscribe() as subscriber:
         (welcome,) = await Reading(subscriber, written=True).events()
-        assert json.loads(welcome.data or "")["subscribers"] == 6
+        assert json.loads(welcome.data)["subscribers"] == 6
         stats = await hub.stats()
         assert (stats["subscribers"], stats["here"], broker.subscribers_here) == (6, 1, 1)
     assert broker.subscribers_here == 0

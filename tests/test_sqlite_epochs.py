@@ -74,7 +74,7 @@ def contents(path: Path) -> dict[Position, str]:
         position, top = Position("", 0), reader.state().position
         while position != top:
             page = reader.replay(position, END, TopicFilter())
-            found |= {item.position: item.event.data or "" for item in page.publications}
+            found |= {item.position: item.event.data for item in page.publications}
             position = page.end
     return found
 

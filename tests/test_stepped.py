@@ -49,7 +49,7 @@ class Peer:
     @property
     def data(self) -> list[str]:
         body = b"".join(message.get("body", b"") for message in self.sent)
-        return [event.data or "" if event.type == "message" else event.type for event in EventDecoder().feed(body)]
+        return [event.data if event.type == "message" else event.type for event in EventDecoder().feed(body)]
 
     @property
     def complete(self) -> bool:

@@ -77,7 +77,7 @@ async def test_the_first_block_is_the_welcome_with_a_reconnection_time(hub_web: 
     async with hub_web.client.stream("GET", "/events") as response:
         decoder = EventDecoder()
         (welcome,) = decoder.feed(await anext(response.aiter_raw()))
-    data = msgspec.json.decode(welcome.data or "")
+    data = msgspec.json.decode(welcome.data)
     assert (welcome.type, data["message"], data["subscribers"]) == ("welcome", "Welcome!", 1)
     assert welcome.id == data["top"] == data["last"]["id"] == str(await hub_web.hub.broker.top())
     assert welcome.retry == data["retry"]
@@ -221,7 +221,7 @@ async def test_a_drained_stream_ends_with_bye_after_what_was_queued(hub_web: Web
         await hub_web.hub.drain()
         last, bye = [event async for event in received]
     assert (last.data, bye.type, bye.id) == ("the last", "bye", last.id)
-    assert msgspec.json.decode(bye.data or "") == {"reason": "drain", "retry": bye.retry}
+    assert msgspec.json.decode(bye.data) == {"reason": "drain", "retry": bye.retry}
     assert hub_web.hub.totals.closed == {"drain": 1}
 
 

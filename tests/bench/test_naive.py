@@ -21,4 +21,4 @@ async def test_every_client_hears_what_is_broadcast() -> None:
         for stream in (events(first), events(second)):
             for number in (1, 2):
                 event = await anext(stream)
-                assert (event.id, json.loads(event.data or "")) == (str(number), {"n": number})
+                assert (event.id, json.loads(event.data)) == (str(number), {"n": number})

@@ -249,7 +249,7 @@ def told_missing(events: Iterable[Event]) -> set[int]:
     missing: set[int] = set()
     for event in events:
         if event.type == "gap":
-            gap = json.loads(event.data or "")
+            gap = json.loads(event.data)
             missing.update(range(offset_of(gap["requested"]) + 1, offset_of(gap["oldest"])))
     return missing
 
@@ -276,7 +276,7 @@ async def replayed(port: int, cursor: str) -> Stream:
 
 def texts_of(stream: Stream) -> list[str]:
     """The data of the publications that came, in order."""
-    return [event.data or "" for event in stream.events if event.type == "message"]
+    return [event.data for event in stream.events if event.type == "message"]
 
 
 def ids_of(stream: Stream) -> list[str]:

@@ -192,7 +192,7 @@ async def cut_off_from(broker: Broker, node: Start, *, missed: int, history: int
         assert len(stream.offsets) == missed + 2
     else:
         (gap,) = stream.of_type("gap")
-        notice = json.loads(gap.data or "")
+        notice = json.loads(gap.data)
         assert notice["reason"] == "trimmed"
         first = offset_of(notice["oldest"])
         assert stream.offsets == [1, *range(first, missed + 3)]

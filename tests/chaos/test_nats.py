@@ -240,7 +240,7 @@ async def test_a_stream_that_is_deleted_under_nodes_is_told_to_everyone(server: 
     assert old.partition("-")[0] != new.partition("-")[0]
     for stream in streams:
         (gap,) = stream.of_type("gap")
-        assert json.loads(gap.data or "")["reason"] == "epoch"
+        assert json.loads(gap.data)["reason"] == "epoch"
         assert [event.id for event in stream.events if event.type == "message"] == [old, new]
 
 

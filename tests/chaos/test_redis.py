@@ -179,7 +179,7 @@ async def test_a_failover_that_lacks_entries_is_told_to_everyone(
     assert_in_time("back", back, BACK)
     for stream in streams:
         (gap,) = stream.of_type("gap")
-        assert json.loads(gap.data or "")["reason"] == "epoch"
+        assert json.loads(gap.data)["reason"] == "epoch"
         before, after = split_at(stream, gap)
         assert before[:300] == list(range(1, 301))
         assert after == list(range(1, offset_of(last) + 1)), "all of the new log, from its first"

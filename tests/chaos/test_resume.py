@@ -34,7 +34,7 @@ async def test_the_welcome_is_first_and_nothing_is_missing_behind_it(server: Ser
             assert stream.events[0].type == "welcome"
             top = publishing.top
             await stream.until_offset(top + 5)
-            first = int(json.loads(stream.events[0].data or "")["top"].partition("-")[2]) + 1
+            first = int(json.loads(stream.events[0].data)["top"].partition("-")[2]) + 1
             assert stream.offsets == list(range(first, first + len(stream.offsets)))
 
     async with publishing(server.port) as load:
@@ -193,10 +193,10 @@ async def _is_told_of_the_new_epoch(server: Server, cursor: str) -> None:
     async with await Stream.open(server.port, cursor) as stream:
         await stream.until(lambda: len(stream.events) == 2)
     welcome, gap = stream.events
-    assert not json.loads(welcome.data or "")["recovered"]
+    assert not json.loads(welcome.data)["recovered"]
     assert gap.type == "gap"
-    assert json.loads(gap.data or "")["reason"] == "epoch"
-    assert json.loads(gap.data or "")["requested"] == cursor
+    assert json.loads(gap.data)["reason"] == "epoch"
+    assert json.loads(gap.data)["requested"] == cursor
 
 
 async def test_a_hundred_posts_with_one_key_at_once_are_one_publication(server: Server) -> None:

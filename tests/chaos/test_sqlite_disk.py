@@ -323,7 +323,7 @@ async def gap_of(server: Server, cursor: str) -> str:
     async with await Stream.open(server.port, cursor) as stream:
         await stream.until(lambda: len(stream.events) == 2)
     assert stream.events[1].type == "gap"
-    return str(json.loads(stream.events[1].data or "")["reason"])
+    return str(json.loads(stream.events[1].data)["reason"])
 
 
 @pytest.mark.parametrize("harm", [replace_by_another_database, replace_by_a_directory])
