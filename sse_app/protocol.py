@@ -32,7 +32,9 @@ BAD_TARGET = Refusal(
     "The request's target is no path with a query: percent-encode what is not ASCII, in curl with -G --data-urlencode.",
 )
 TOO_SLOW = Refusal(408, "too_slow", "The request's head did not arrive in time (head_deadline).")
-HEAD_TOO_LARGE = Refusal(431, "head_too_large", "The request's head is larger than head_max.")
+HEAD_TOO_LARGE = Refusal(
+    431, "head_too_large", "The request's head is larger than head_max. Name fewer topics or clients, or raise it."
+)
 UNKNOWN_VERSION = Refusal(505, "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0 only.")
 REFUSALS = (BAD_REQUEST, BAD_TARGET, TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
 

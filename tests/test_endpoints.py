@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from sse_app import Event, Hub
+from sse_app import Config, Event, Hub
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.endpoints import BROADCAST_PARAMETERS, CONTENT_SECURITY_POLICY, LAST_MAX
 from sse_app.events import RESERVED_TYPES
 from sse_app.pytest_plugin import HubServer
 from tests.peers import PATIENCE
 from tests.virtual_time import run_virtual, virtual_time
-from tests.web import Web, call, code_of, web
+from tests.web import Web, call, code_of, live_hub, web
 
 JSON = {"Content-Type": "application/json"}
 HOST = (b"host", b"localhost")
@@ -852,6 +852,21 @@ async def test_the_console_gets_its_files_from_the_hub_itself(hub_web: Web, path
 @pytest.mark.parametrize("path", ["..%2fsse_app%2fapp.py", "%2e%2e/pyproject.toml", "%00", "a" * 5000, "nothing.js"])
 async def test_what_is_no_file_of_the_console_is_a_404(hub_web: Web, path: str) -> None:
     assert code_of(await hub_web.client.get(f"/static/{path}")) == (404, "not_found")
+
+
+def test_limits_that_are_for_the_head_are_reached_with_a_larger_one_and_else_told() -> None:
+    """The figures stand in docs/http-api.md."""
+    names = "".join(f"&to={number:064}" for number in range(1_000))
+    filters = "".join(f"&topic={number:0256}" for number in range(100))
+    assert (len(names), len(filters)) == (68_000, 26_300)
+    head = b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx"
+    with live_hub(drain=0, head_max=70_000) as server:
+        assert server.answer(f"POST /broadcast?{names}".encode() + head).status_code == 200
+        assert server.answer(f"HEAD /events?{filters}".encode() + head).status_code == 200
+    with live_hub(drain=0) as server:
+        answer = server.answer(f"POST /broadcast?{names[: Config().head_max]}".encode() + head)
+        assert code_of(answer) == (431, "head_too_large")
+        assert b"Name fewer topics or clients, or raise it." in answer.content
 
 
 def test_every_endpoint_answers_over_a_real_socket_too(sse_server: HubServer) -> None:
