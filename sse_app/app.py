@@ -18,11 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_app import errors, hub
 from sse_app.brokers import Broker, open_broker
+from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.cors import Cors
 from sse_app.endpoints import Endpoints
 from sse_app.guard import Guard
 from sse_app.prefix import hint, route_path, with_prefix
+from sse_app.siblings import warn_of_siblings
 from sse_app.stream import drain_after, signs_of_a_stop
 
 # The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
@@ -139,6 +141,8 @@ class Hub(hub.Hub):
         await super().__aenter__()
         for sign in signs_of_a_stop(self):
             self.spawn(drain_after(sign, self))
+        if isinstance(self.broker, MemoryBroker):
+            self.spawn(warn_of_siblings(self))
         return self
 
     @cached_property

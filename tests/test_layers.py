@@ -31,7 +31,7 @@ FLOORS = (
     ("brokers.sqlite",),
     ("subscriber", "publisher"),
     ("hub", "prefix"),
-    ("guard", "cors", "stream"),
+    ("guard", "cors", "stream", "siblings"),
     ("endpoints",),
     ("app", "direct"),
     ("protocol",),
