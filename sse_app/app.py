@@ -52,6 +52,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.RepeatedHeader: (400, "repeated_header"),
     errors.BadHost: (400, "bad_host"),
     errors.UnknownHost: (421, "bad_host"),
+    errors.UnsafeUpgrade: (400, "unsafe_upgrade"),
     errors.BadOrigin: (403, "bad_origin"),
     errors.PreflightRefused: (403, "cors_refused"),
     errors.Unauthorized: (401, "unauthorized"),
@@ -250,6 +251,8 @@ def problem(error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.BadOrigin):
         headers["Vary"] = "Origin"
+    if isinstance(error, errors.UnsafeUpgrade):
+        headers["Connection"] = "close"
     return _problem(status, code, str(error), headers)
 
 

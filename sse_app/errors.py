@@ -24,6 +24,7 @@
     │   ├── RepeatedHeader             a header twice that may come once
     │   ├── BadHost                    Host missing, doubled or malformed
     │   │   └── UnknownHost            a Host that this server does not answer to
+    │   ├── UnsafeUpgrade              an upgrade offered with a body, on a server that may misread it
     │   ├── BadOrigin                  a page of another origin
     │   ├── PreflightRefused           a page of an allowed origin that asks for more than it may send
     │   └── Unauthorized               no publish key, or not the right one
@@ -149,6 +150,10 @@ class BadHost(BadInput):
 
 
 class UnknownHost(BadHost):
+    pass
+
+
+class UnsafeUpgrade(BadInput):
     pass
 
 

@@ -3,6 +3,9 @@
 A page of another site can make a visitor's browser send requests here, and a name that its owner points at 127.0.0.1
 after the fact (DNS rebinding) makes them look same-origin. So every request is looked at before anything else,
 streams included.
+
+And no upgrade comes with a body: uvicorn's own httptools protocol loses that, or runs it as the next request
+(Kludex/uvicorn#2722). An app cannot mend that, but refuse; what our own server declines does not get here.
 """
 
 import ipaddress
@@ -12,7 +15,15 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sse_app.errors import BadHost, BadInput, BadOrigin, InvalidIdempotencyKey, RepeatedHeader, UnknownHost
+from sse_app.errors import (
+    BadHost,
+    BadInput,
+    BadOrigin,
+    InvalidIdempotencyKey,
+    RepeatedHeader,
+    UnknownHost,
+    UnsafeUpgrade,
+)
 from sse_app.prefix import route_path
 
 # The headers that mean something here and may come once. Of two, servers and proxies would take one or the other.
@@ -68,6 +79,8 @@ class Guard:
         return app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        if _offers_upgrade_with_body(scope["headers"]):
+            raise UnsafeUpgrade("A request that offers an upgrade has no body here: leave the Upgrade header out.")
         host = self._checked_host(headers.get(b"host"), scope)
         origin = headers.get(b"origin")
         if origin is None:
@@ -121,6 +134,16 @@ def _once(scope: Scope) -> dict[bytes, bytes]:
                 raise ONCE[name](f"A request has at most one {name.decode().title()} header.")
             found[name] = value
     return found
+
+
+def _offers_upgrade_with_body(headers: Collection[tuple[bytes, bytes]]) -> bool:
+    """An upgrade is offered by two fields (RFC 9110, 7.8): one alone does nothing."""
+    names = {name for name, _ in headers}
+    if b"upgrade" not in names:
+        return False
+    has_body = any(name == b"content-length" and value != b"0" for name, value in headers)
+    offered = any(name == b"connection" and b"upgrade" in value.lower() for name, value in headers)
+    return offered and (has_body or b"transfer-encoding" in names)
 
 
 def _canonical(name: str) -> str:

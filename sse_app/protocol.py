@@ -110,25 +110,28 @@ class Protocol(HttpToolsProtocol):
         if self._unseen > self._head_max:
             self._refuse(HEAD_TOO_LARGE)
 
-    def _parse(self, data: bytes | memoryview) -> None:
+    def _parse(self, data: bytes) -> None:
         """Feed the parser. It takes a request that offers an upgrade for the last one, whose body is not HTTP's any
         more, and what follows its head for the next request (httptools#124). So a new parser gets that head without
         the offer, and then the rest.
         """
-        while True:
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                if not self._declining:
-                    self.handle_websocket_upgrade()
-                    return
-                data = memoryview(data)[upgrade.args[0] :]
-                head = self._head_without_offer()
-                self._begin_parsing()
-                self._declining = False
-                self.parser.feed_data(head)
-            else:
-                return
+        rest = self._feed(data)
+        while rest is not None:
+            head = self._head_without_offer()
+            self._begin_parsing()
+            self._declining = False
+            self.parser.feed_data(head)
+            rest = self._feed(rest)
+
+    def _feed(self, data: bytes | memoryview) -> memoryview | None:
+        """Returns what follows a head whose offer is declined."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._declining:
+                return memoryview(data)[upgrade.args[0] :]
+            self.handle_websocket_upgrade()
+        return None
 
     def _head_without_offer(self) -> bytes:
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]

@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sse_app.config import LOOPBACK_NAMES
 from sse_app.guard import ONCE, Guard
 from sse_app.protocol import Protocol
 from sse_app.pytest_plugin import HubServer
+from tests.chaos.client import Connection
 from tests.paths import reading, served
 from tests.peers import PATIENCE
 from tests.web import Answer, LiveHub, call, code_of, live_hub, web
@@ -288,6 +290,62 @@ async def test_a_header_that_may_come_once_is_refused_when_it_comes_twice(name: 
             assert (status, code) == (400, ANSWERS[ONCE[name]][1])
             assert name.decode().title() in answer.content.decode()
         assert hub_web.hub.totals.published == hub_web.hub.totals.connected == 0
+
+
+# Upgrades
+
+
+BODIES = [
+    ("Content-Length", "5"),
+    ("Content-Length", "00"),
+    ("Transfer-Encoding", "chunked"),
+    ("Transfer-Encoding", "x"),
+]
+
+
+@pytest.mark.parametrize("offer", [("Upgrade", "h2c"), ("UPGRADE", "foo"), ("Upgrade", "")])
+@pytest.mark.parametrize("connection", ["Upgrade", "keep-alive, upgrade", "HTTP2-Settings,\tUPGRADE"])
+@pytest.mark.parametrize("body", BODIES)
+async def test_an_upgrade_with_a_body_is_refused_and_its_connection_closed(
+    offer: tuple[str, str], connection: str, body: tuple[str, str]
+) -> None:
+    guard = Guard(PlainTextResponse("let in"), hosts=None, origins=(), refuse=problem)
+    fields = [OWN, ("Connection", "x"), ("Connection", connection), offer, body]
+    headers = [(name.lower().encode(), value.encode()) for name, value in fields]
+    answer = await call(guard, "POST", headers=headers)
+    assert code_of(answer) == (400, "unsafe_upgrade")
+    assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("Connection", "upgrade"), ("Upgrade", "websocket")],
+        [("Connection", "upgrade"), ("Upgrade", "h2c"), ("Content-Length", "0")],
+        [("Upgrade", "h2c"), ("Content-Length", "5")],
+        [("Connection", "close"), ("Upgrade", "h2c"), ("Content-Length", "5")],
+        [("Connection", "upgrade"), ("Content-Length", "5")],
+    ],
+    ids=["WebSocket", "a length of none", "no Connection", "another Connection", "no Upgrade"],
+)
+async def test_other_upgrades_are_let_in(fields: list[tuple[str, str]]) -> None:
+    assert await ask([OWN, *fields]) == 200
+
+
+async def test_on_a_server_that_would_run_the_body_as_a_request_nothing_of_it_runs() -> None:
+    smuggled = b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nevil"
+    head = b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: foo\r\n"
+    async with Hub() as hub, served(hub.app, HttpToolsProtocol) as server:
+        for together in (True, False):
+            async with await Connection.open(server.port) as connection:
+                await connection.send(head + b"Content-Length: %d\r\n\r\n" % len(smuggled) + smuggled * together)
+                answer = await connection.receive_answer()
+                assert (answer.status, answer.json["code"]) == (400, "unsafe_upgrade")
+                with suppress(ConnectionError):
+                    await connection.send(smuggled)
+                with suppress(ConnectionError):
+                    assert await connection.receive() == b""
+        assert hub.totals.published == 0
 
 
 # Over the whole hub

@@ -108,7 +108,8 @@ def test_the_error_codes_are_those_that_the_app_and_the_server_answer() -> None:
 
 
 def test_every_error_that_may_come_anywhere_stands_at_every_operation() -> None:
-    anywhere = {(400, "bad_host"), (400, "bad_request"), (400, "repeated_header"), (403, "bad_origin"),
+    anywhere = {(400, "bad_host"), (400, "bad_request"), (400, "repeated_header"), (400, "unsafe_upgrade"),
+                (403, "bad_origin"),
                 (408, "too_slow"), (421, "bad_host"), (431, "head_too_large"), (500, "internal_error"),
                 (505, "unsupported_version")}  # fmt: skip
     for path, method, operation in operations():
