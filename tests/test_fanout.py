@@ -178,7 +178,7 @@ async def interleave(actions: list[tuple[str, int]]) -> None:
             match name:
                 case "publish":
                     published.append("ab"[value % 2] if value < 3 else "")
-                    await hub.publish("x", topic=published[-1] or ())
+                    await hub.publish("x", topic=published[-1] or None)
                 case "turn":
                     await turns(value)
                 case "join":

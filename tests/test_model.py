@@ -289,7 +289,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     async def _publish(self, count: int, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> None:
         for _ in range(count):
             self.number += 1
-            await self.driver.hub.publish(str(self.number), topic=topics, to=to, exclude=exclude)
+            await self.driver.hub.publish(str(self.number), topic=topics or None, to=to or None, exclude=exclude)
 
     # Clients
 

@@ -273,7 +273,7 @@ cursors = st.sampled_from(["", "", "e-0", "e-3", "e-9", "f-1", "junk"])
 def told_by(steps: list[Step]) -> Work:
     async def work(hub: Hub) -> None:
         for step in steps:
-            await hub.publish(step.data, topic=step.topics, to=step.to, exclude=step.exclude)
+            await hub.publish(step.data, topic=step.topics or None, to=step.to or None, exclude=step.exclude)
             await turns(3 * step.alone)
         await turns(3)
 
