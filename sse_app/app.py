@@ -74,26 +74,27 @@ HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 class _App(Starlette):
     """Starlette, with the subscribe endpoint outside its routing and error handling, whose wrappers around every
-    ``send`` cost more than the sending. A middleware that its user adds puts that endpoint behind it like all others.
+    ``send`` cost more than the sending. ``ours`` stand before both, and are made once. A middleware that its user adds
+    comes before them, and puts that endpoint behind it like all others.
     """
 
-    def __init__(self, endpoints: Endpoints, middleware: list[Middleware], **options: Any) -> None:
-        super().__init__(middleware=middleware, **options)
-        self._endpoints, self._ours = endpoints, list(middleware)
+    def __init__(self, endpoints: Endpoints, ours: list[Middleware], **options: Any) -> None:
+        super().__init__(**options)
+        self._endpoints, self._ours = endpoints, ours
 
     def build_middleware_stack(self) -> ASGIApp:
-        rest = super().build_middleware_stack()
-        events = rest
-        if self.user_middleware == self._ours:
-            events = self._events
-            for cls, args, kwargs in reversed(self._ours):
-                events = cls(events, *args, **kwargs)
+        if added := [item for item in self.user_middleware if item not in self._ours]:
+            self.user_middleware = [*added, *self._ours]
+            return _prefixed(super().build_middleware_stack())
+        app = self._split(super().build_middleware_stack())
+        for cls, args, kwargs in reversed(self._ours):
+            app = cls(app, *args, **kwargs)
+        return _prefixed(app)
 
+    def _split(self, rest: ASGIApp) -> ASGIApp:
         def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            if scope["type"] != "http":
-                return rest(scope, receive, send)
-            scope = with_prefix(scope)
-            return (events if route_path(scope) == "/events" else rest)(scope, receive, send)
+            of_streams = scope["type"] == "http" and route_path(scope) == "/events"
+            return (self._events if of_streams else rest)(scope, receive, send)
 
         return dispatch
 
@@ -105,6 +106,13 @@ class _App(Starlette):
             await (await self._endpoints.events(Request(scope)))(scope, receive, send)
         except errors.SSEAppError as error:
             await problem(error)(scope, receive, send)
+
+
+def _prefixed(app: ASGIApp) -> ASGIApp:
+    def put_back(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return app(with_prefix(scope) if scope["type"] == "http" else scope, receive, send)
+
+    return put_back
 
 
 class Hub(hub.Hub):
@@ -163,6 +171,7 @@ class Hub(hub.Hub):
             ours.append(Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem))
         app = _App(
             endpoints,
+            ours,
             routes=[
                 Route("/", endpoints.console),
                 Route("/events", endpoints.events),
@@ -174,7 +183,6 @@ class Hub(hub.Hub):
                 Route("/openapi.json", endpoints.openapi),
                 Mount("/static", StaticFiles(directory=static)),
             ],
-            middleware=ours,
             exception_handlers={
                 errors.SSEAppError: _our_problem,
                 HTTPException: _http_problem,

@@ -9,12 +9,13 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_app import Config, Hub, create_app, errors
 from sse_app.app import ANSWERS, RETRY_AFTER, problem, static_directory
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import HubOptions, LogOptions, PublisherOptions
+from sse_app.guard import Guard
 from sse_app.hub import NO_LIFESPAN
 from sse_app.testing import StreamingASGITransport, events
 from tests.peers import PATIENCE
@@ -516,6 +517,46 @@ def test_the_keywords_of_a_hub_are_the_settings_that_concern_one() -> None:
 def test_a_broker_that_is_none_is_told_what_there_is(url: str) -> None:
     with pytest.raises(errors.ConfigError, match=r"^broker is a URL"):
         Hub(url)
+
+
+class Counting(Guard):
+    built = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        Counting.built += 1
+
+
+class Passing:
+    built = 0
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        Passing.built += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.parametrize("added", [[], [Passing]])
+async def test_a_middleware_is_made_once_for_streams_and_all_else(
+    added: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one of them counts is then the count of all requests."""
+    monkeypatch.setattr("sse_app.app.Guard", Counting)
+    monkeypatch.setattr(Counting, "built", 0)
+    monkeypatch.setattr(Passing, "built", 0)
+    async with web(hub := Hub(cors_origins=(PAGE,))) as hub_web:
+        for middleware in added:
+            hub.app.add_middleware(middleware)
+        async with hub_web.stream(headers={"Origin": PAGE}) as stream:
+            assert (await anext(stream)).type == "welcome"
+        answer = await hub_web.client.get("/healthz", headers={"Origin": PAGE})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+        for path in ("/events", "/healthz"):
+            refused = await hub_web.client.get(path, headers={"Origin": "https://evil.example"})
+            assert code_of(refused) == (403, "bad_origin")
+    assert (Counting.built, Passing.built) == (1, len(added))
 
 
 def test_the_files_of_the_console_are_found() -> None:
