@@ -465,11 +465,12 @@ class Hub:
             if start.gap is GapReason.AHEAD:  # or it was on a node that heard of more
                 top = await self.broker.top(fresh=True)
                 start = _resume(after, oldest, top)
-        elif last:
-            start = _Start(await self.broker.last(last, subscriber.filter, subscriber.client))
+        elif last is not None:
+            position, enough = await self.broker.last(last, subscriber.filter, subscriber.client)
+            start = _Start(position, complete=enough or oldest.offset == 0)
         elif since is not None:
             position, complete = await self.broker.since(since)
-            start = _Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0))
+            start = _Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0), complete)
         else:
             start = _Start(top)
         last_seen = await self._newest(subscriber, oldest)
@@ -481,6 +482,7 @@ class Hub:
             recovered=after is not None and start.gap is None,
             last=last_seen,
             top=top,
+            complete=start.complete,
             retry=self.retry(),
             heartbeat=self._heartbeat,
         )
@@ -649,11 +651,14 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """Where a subscriber starts to read; with a gap, what it had ``requested`` (None for what is no position)."""
+    """Where a subscriber starts to read; with a gap, what it had ``requested`` (None for what is no position). Of one
+    that starts in the past, ``complete`` says whether nothing that it asked for was trimmed.
+    """
 
     position: Position
     gap: GapReason | None = None
     requested: Position | None = None
+    complete: bool | None = None
 
 
 def _check_start(after: object, last: object, since: object) -> None:

@@ -29,11 +29,13 @@ def welcome(
     recovered: bool,
     last: Publication | None,
     top: Position,
+    complete: bool | None = None,
     retry: int,
     heartbeat: float,
 ) -> bytes:
-    """The first block of every stream. Without an id the client keeps the cursor it came with. ``retry`` is the
-    reconnection time, in milliseconds; ``heartbeat`` is in seconds.
+    """The first block of every stream. Without an id the client keeps the cursor it came with. ``complete`` says of a
+    stream that begins in the past whether the log still holds what was asked for. ``retry`` is the reconnection time,
+    in milliseconds; ``heartbeat`` is in seconds.
     """
     data = {
         "message": "Welcome!",
@@ -43,6 +45,7 @@ def welcome(
         "recovered": recovered,
         "last": last and last.summary(),  # named, not repeated: `last=1` replays it as the event that it is
         "top": str(top),
+        **({} if complete is None else {"complete": complete}),
         "retry": retry,
         "heartbeat": heartbeat,  # so that a client knows how long a silence is a dead connection
     }

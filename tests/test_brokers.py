@@ -325,29 +325,29 @@ async def test_newest_of_a_topic_are_found_after_its_newest_were_trimmed(world: 
 
 
 @pytest.mark.parametrize(
-    ("count", "client", "patterns", "offset"),
+    ("count", "client", "patterns", "offset", "enough"),
     [
-        (1, "me", [], 5),
-        (2, "me", [], 4),
-        (3, "me", [], 1),
-        (4, "me", [], 0),
-        (99, "me", [], 0),
-        (3, "you", [], 3),
-        (4, "you", [], 2),
-        (1, "me", ["b"], 4),
-        (2, "me", ["b"], 1),
-        (99, "me", ["b"], 1),
-        (1, "me", ["a/y", "a/z"], 4),
-        (2, "me", ["a/y", "a/z"], 4),
-        (2, "you", ["a/y", "a/z"], 3),
-        (3, "you", ["a/y", "a/z"], 2),
-        (2, "me", ["a/*"], 4),
-        (3, "me", ["a/**"], 0),
-        (99, "you", ["nowhere"], 4),
+        (1, "me", [], 5, True),
+        (2, "me", [], 4, True),
+        (3, "me", [], 1, True),
+        (4, "me", [], 0, True),
+        (99, "me", [], 0, False),
+        (3, "you", [], 3, True),
+        (4, "you", [], 2, True),
+        (1, "me", ["b"], 4, True),
+        (2, "me", ["b"], 1, True),
+        (99, "me", ["b"], 1, False),
+        (1, "me", ["a/y", "a/z"], 4, True),
+        (2, "me", ["a/y", "a/z"], 4, False),
+        (2, "you", ["a/y", "a/z"], 3, True),
+        (3, "you", ["a/y", "a/z"], 2, True),
+        (2, "me", ["a/*"], 4, True),
+        (3, "me", ["a/**"], 0, True),
+        (99, "you", ["nowhere"], 4, False),
     ],
 )
 async def test_last_is_the_position_before_the_newest_that_the_client_may_see(
-    broker: Broker, count: int, client: str, patterns: list[str], offset: int
+    broker: Broker, count: int, client: str, patterns: list[str], offset: int, enough: bool
 ) -> None:
     await publish(broker, "1", topic="a/x")
     await publish(broker, "2", topic="b")
@@ -355,19 +355,21 @@ async def test_last_is_the_position_before_the_newest_that_the_client_may_see(
     await publish(broker, "4", topic="a/z", to=frozenset(["you"]))
     await publish(broker, "5")
     top = (await publish(broker, "6", topic="a/x"))[0]
-    assert await broker.last(count, TopicFilter.parse(patterns), client) == top._replace(offset=offset)
+    assert await broker.last(count, TopicFilter.parse(patterns), client) == (top._replace(offset=offset), enough)
 
 
 async def test_last_of_nothing_is_the_top(world: World) -> None:
     async with world.open(history=3) as broker:
-        assert await broker.last(5, EVERYTHING, "me") == await broker.top()
+        assert await broker.last(5, EVERYTHING, "me") == (await broker.top(), False)
         await publish(broker, "mine", topic="t")
         top = (await publish(broker, "yours", topic="u", to=frozenset(["you"])))[0]
-        assert await broker.last(5, TopicFilter.parse(["u"]), "me") == top
-        assert await broker.last(5, TopicFilter.parse(["nowhere"]), "you") == top
+        assert await broker.last(5, TopicFilter.parse(["u"]), "me") == (top, False)
+        assert await broker.last(5, TopicFilter.parse(["nowhere"]), "you") == (top, False)
         top = (await publish(broker, *"abc", topic="v"))[-1]
-        assert await broker.last(5, TopicFilter.parse(["t"]), "me") == top, "all of them are trimmed"
-        assert await broker.last(5, EVERYTHING, "me") == await broker.oldest()
+        assert await broker.last(5, TopicFilter.parse(["t"]), "me") == (top, False), "all of them are trimmed"
+        assert await broker.last(5, EVERYTHING, "me") == (await broker.oldest(), False)
+        assert await broker.last(3, EVERYTHING, "me") == (await broker.oldest(), True)
+        assert await broker.last(0, EVERYTHING, "me") == (top, True)
 
 
 @clocked

@@ -133,6 +133,46 @@ async def test_last_is_what_this_subscriber_might_have_seen(hub: Hub) -> None:
     assert told((await replay(hub, "c"))[0])["last"] is None
 
 
+@pytest.mark.parametrize(
+    ("topics", "options", "complete"),
+    [
+        ([], {}, None),
+        ([], {"last": 0}, True),
+        ([], {"last": 2}, True),
+        ([], {"last": 3}, True),
+        ([], {"last": 4}, False),
+        (["a"], {"last": 1}, True),
+        (["a"], {"last": 2}, False),
+        (["nowhere"], {"last": 1}, False),
+        ([], {"since": 3.0}, True),
+        ([], {"since": 2.0}, False),
+        ([], {"after": "e-1", "last": 1}, None),
+    ],
+)
+async def test_the_welcome_tells_whether_the_log_still_holds_what_was_asked_for(
+    topics: list[str], options: dict[str, Any], complete: bool | None
+) -> None:
+    wall = Clock(1.0)
+    async with Hub(MemoryBroker(history=3, wall=wall)) as hub:
+        for topic in "aaabc":
+            await publish(hub, "x", topic=topic)
+            wall.now += 1.0
+        async with hub.subscribe(*topics, **options) as subscriber:
+            welcome = (await received(subscriber))[0]
+    said = told(welcome)
+    assert said.get("complete") is complete
+    if complete is not None:
+        assert list(said)[-3:] == ["complete", "retry", "heartbeat"]
+
+
+@pytest.mark.parametrize("options", [{"last": 5}, {"since": 0.0}], ids=str)
+async def test_a_log_that_never_held_more_is_complete(hub: Hub, options: dict[str, Any]) -> None:
+    await publish(hub, "all there is", topic="a")
+    for topics in ([], ["a"], ["nowhere"]):
+        async with hub.subscribe(*topics, **options) as subscriber:
+            assert told((await received(subscriber))[0])["complete"] is True
+
+
 async def test_a_name_is_made_for_who_has_none(hub: Hub) -> None:
     async with hub.subscribe() as one, hub.subscribe() as other:
         assert one.client != other.client

@@ -784,7 +784,7 @@ async def test_messages_that_are_not_ours_stop_nobody(url: str, js: JetStreamCon
         assert hub.totals.gaps == {}
         assert [item.position for item in await replayed(other)] == positions
         assert [item.position for item in await other.newest(99, EVERYTHING, None)] == positions
-        assert await other.last(99, EVERYTHING, "c") == await other.oldest()
+        assert await other.last(99, EVERYTHING, "c") == (await other.oldest(), False)
 
 
 async def test_strangers_are_logged_seldom(

@@ -693,7 +693,7 @@ async def test_what_the_tail_has_not_read_yet_is_found_in_the_log(url: str, read
         reads.flowing.clear()
         positions = await publish(broker, *"bc")
         assert texts(await broker.newest(2, EVERYTHING, "x")) == ["b", "c"]
-        assert await broker.last(1, EVERYTHING, "x") == positions[0]
+        assert await broker.last(1, EVERYTHING, "x") == (positions[0], True)
         reads.flowing.set()
 
 
@@ -731,7 +731,7 @@ async def test_the_newest_are_read_page_by_page_however_many_are_asked_for(
         return answer
 
     monkeypatch.setattr(broker, "_read", count)
-    assert (await broker.last(1_000_000, EVERYTHING, "c")).offset == 0
+    assert (await broker.last(1_000_000, EVERYTHING, "c"))[0].offset == 0
     assert max(looked_at) <= PAGE_COUNT
 
 

@@ -109,9 +109,9 @@ class Broker(Protocol):
         """The newest ``count`` publications that this client may see, oldest first; None: whoever they are for."""
         ...
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
+    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
         """The position before the newest ``count`` publications that this client may see, or ``top()`` if there are
-        none."""
+        none; False if the log holds fewer."""
         ...
 
     async def since(self, time: float) -> tuple[Position, bool]:

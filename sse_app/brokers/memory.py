@@ -191,9 +191,10 @@ class MemoryBroker:
             offset -= 1
         return found
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
+    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
         newest = await self.newest(count, filter, client)
-        return newest[0].position._replace(offset=newest[0].position.offset - 1) if newest else await self.top()
+        offset = newest[0].position.offset - 1 if newest else self._top
+        return Position(self._epoch, offset), len(newest) >= count
 
     def _newest_offset(self, filter: TopicFilter) -> int:
         """No publication above it matches: for plain topics known without a search."""

@@ -319,11 +319,12 @@ class NatsBroker:
     async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
         return [publication async for publication in self._backwards(count, filter, client)][::-1]
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
-        position = None
+    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
+        position, found = None, 0
         async for publication in self._backwards(count, filter, client):
-            position = publication.position
-        return position._replace(offset=position.offset - 1) if position else self._known
+            position, found = publication.position, found + 1
+        before = position._replace(offset=position.offset - 1) if position else self._known
+        return before, found >= count
 
     async def _backwards(self, count: int, filter: TopicFilter, client: str | None) -> AsyncIterator[Publication]:
         """At most ``count`` publications that this client may see, newest first."""

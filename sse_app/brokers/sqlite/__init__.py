@@ -241,7 +241,7 @@ class SQLiteBroker:
         await self._trim()
         return await self._read(lambda reader: reader.newest(count, filter, client))
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> Position:
+    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
         await self._trim()
         return await self._read(lambda reader: reader.last(count, filter, client))
 

@@ -71,11 +71,11 @@ class Reader:
                 found += self._load(state.epoch, offsets[len(found) : len(found) + PAGE_COUNT])[0]
             return found
 
-    def last(self, count: int, filter: TopicFilter, client: str) -> Position:
-        """The position before the newest so many that this client may see."""
+    def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
+        """The position before the newest so many that this client may see; False if there are fewer."""
         with self._snapshot() as state:
             offsets = self._newest(count, filter, client, state)
-            return Position(state.epoch, offsets[0] - 1 if offsets else state.top)
+            return Position(state.epoch, offsets[0] - 1 if offsets else state.top), len(offsets) >= count
 
     def since(self, time: float) -> tuple[Position, bool]:
         with self._snapshot() as state:
