@@ -356,6 +356,8 @@ class Session:
                 self._environment[name] = self._run(["sh", "-c", f'{command}; printf %s "${name}"'], where)
             case [".", "venv/bin/activate"]:
                 pass
+            case ["install", *_]:
+                self._run(["sh", "-c", command], where)
             case ["ulimit", "-n"]:
                 assert self._run(["sh", "-c", command], where).strip()
             case _:

@@ -242,7 +242,7 @@ async def test_a_file_that_stays_locked_refuses_in_time_and_is_sound_again_by_it
     assert await take(tail, 1) == ["b"]
 
 
-@pytest.mark.parametrize("hurt", ["open", "listdir", "stat"])
+@pytest.mark.parametrize("hurt", ["open", "scandir", "stat"])
 async def test_a_process_without_descriptors_follows_all_the_same(
     sqlite_world: World, monkeypatch: pytest.MonkeyPatch, hurt: str
 ) -> None:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from sse_app.brokers.sqlite.files import NODES, make_directory_beside, open_beside
+
 LOOPBACK = "127.0.0.1"
 KNOWN_FOR = 0.5  # seconds until the directory is looked at again
 
@@ -30,7 +32,7 @@ class Nodes:
     """
 
     def __init__(self, database: Path) -> None:
-        self._directory = Path(f"{database}-nodes")
+        self._database, self._directory = database, Path(f"{database}{NODES}")
         self._name = secrets.token_hex(8)
         self._file: int | None = None
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -39,9 +41,9 @@ class Nodes:
         self._looked = float("-inf")
 
     def join(self, port: int) -> None:
-        self._directory.mkdir(exist_ok=True)
+        make_directory_beside(self._database, self._directory)
         unlocked = self._directory / f".{self._name}"  # nobody takes it for a dead one's
-        self._file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = open_beside(self._database, unlocked)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.tell(Node(port, 0))
         unlocked.rename(self._directory / self._name)
@@ -67,7 +69,8 @@ class Nodes:
 
     def _paths(self) -> list[Path]:
         try:
-            names = os.listdir(self._directory)
+            with os.scandir(self._directory) as entries:
+                names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
         except FileNotFoundError:
             return []
         return [self._directory / name for name in names if not name.startswith(".") and name != self._name]

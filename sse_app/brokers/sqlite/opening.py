@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from sse_app.brokers.sqlite.files import check, make_database
 from sse_app.brokers.sqlite.log import GONE, Limits, Log, State
 from sse_app.brokers.sqlite.nodes import Nodes
 from sse_app.brokers.sqlite.watermark import SYNCED, WatermarkFile, boot_id
@@ -80,6 +81,9 @@ def opened(asked: Asked) -> LogFile:
         raise LogUnavailable(f"{path} is no log. {ABSENT}")
     try:
         with ExitStack() as stack:
+            check(path)
+            if asked.create:
+                make_database(path)  # before what lies beside it: an error names the database
             watermark = stack.enter_context(closing(WatermarkFile(path)))
             nodes = stack.enter_context(closing(Nodes(path)))
             with watermark.locked(CHECK_PATIENCE):
@@ -91,7 +95,7 @@ def opened(asked: Asked) -> LogFile:
     except BlockingIOError as error:
         raise LogUnavailable(f"{path} cannot be opened: {error.strerror}.") from None
     except OSError as error:
-        raise LogUnavailable(f"{path} cannot be opened: {error.strerror}. {PLACE}") from None
+        raise LogUnavailable(f"{error.filename or path} cannot be opened: {error.strerror}. {PLACE}") from None
 
 
 def _holds_something(path: Path) -> bool:
@@ -112,6 +116,8 @@ def _open_or_recover(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> Lo
 
 
 def _open(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
+    if asked.create:
+        make_database(asked.path)  # it may have been set aside, here or by another process
     log = _patiently(lambda: Log(asked.path, asked.sync, create=asked.create))
     try:
         if not nodes.others():  # else somebody has it open already and has looked

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from sse_app.brokers.sqlite.files import MARK, open_beside
 from sse_app.publication import Position
 
 SYNCED = "synced"  # in place of the boot: everything is on the disk
@@ -38,7 +39,7 @@ class WatermarkFile:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._file = os.open(f"{database}-top", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = open_beside(database, Path(f"{database}{MARK}"))
 
     def close(self) -> None:
         os.close(self._file)

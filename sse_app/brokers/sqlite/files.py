@@ -1,0 +1,79 @@
+"""The files of a log: made for this user alone, and looked at before they are opened.
+
+Who shares a log with a group makes the database first, empty, with the permissions it is to have: what is made beside
+it, by SQLite and here, gets the same.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from sse_app.errors import LogUnavailable
+
+MARK, NODES = "-top", "-nodes"
+FILES = ("", "-wal", "-shm", "-journal", MARK)  # by what stands behind the database's name
+PRIVATE = 0o600
+
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check(database: Path) -> None:
+    """Raises LogUnavailable, which names it, for what is there and cannot be the log's: to open a named pipe would wait
+    for ever, and to create what a link leads to would make it somewhere else."""
+    for suffix, needed in (*((suffix, "a file") for suffix in FILES), (NODES, "a directory")):
+        path = f"{database}{suffix}"
+        if os.path.lexists(path) and (found := _kind(path)) != needed:
+            raise LogUnavailable(f"{path} is {found}. It has to be {needed}, or not there; or name another database.")
+
+
+def _kind(path: str) -> str:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "a link to nothing"
+    return next((name for is_one, name in _KINDS if is_one(mode)), "nothing that is known")
+
+
+def make_database(database: Path) -> None:
+    """Make it, empty, unless it is there: SQLite would make it as the umask says."""
+    with suppress(FileExistsError):
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE))
+
+
+def open_beside(database: Path, path: Path) -> int:
+    """The descriptor of a file beside it, made as private as the database is unless it is there."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
+    except FileExistsError:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    if mode := _shared(database):
+        os.fchmod(file, mode)
+    return file
+
+
+def make_directory_beside(database: Path, path: Path) -> None:
+    """The same for a directory, which is searched by those who may read it."""
+    try:
+        path.mkdir(0o700)
+    except FileExistsError:
+        return
+    if mode := _shared(database):
+        path.chmod(mode | (mode & 0o444) >> 2)
+
+
+def _shared(database: Path) -> int:
+    """The permissions of a database that not only its owner may use, else 0."""
+    try:
+        mode = os.stat(database).st_mode & 0o666
+    except FileNotFoundError:
+        return 0
+    return mode if mode & 0o077 else 0
