@@ -31,12 +31,14 @@ def plain_surroundings() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def interruptible_children() -> Iterator[None]:
     """A shell without job control starts what it puts in the background with SIGINT ignored, and whatever that starts
-    inherits it. A handler that does nothing ignores it as well, and children begin with the default (execve(2))."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
+    inherits it. A handler that does nothing ignores it as well, and children begin with the default (execve(2)).
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
         signal.signal(signal.SIGINT, lambda number, frame: None)
     yield
-    signal.signal(signal.SIGINT, before)
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

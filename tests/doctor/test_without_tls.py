@@ -27,6 +27,13 @@ async def test_a_host_that_lost_its_port_is_a_problem_without_tls() -> None:
     assert findings["buffering"].verdict == Verdict.OK  # all else works, which is why it is overlooked
 
 
+async def test_a_host_with_the_port_of_nginx_is_as_good() -> None:
+    host = "proxy_set_header Host $host:$server_port;"
+    with live_hub() as hub, nginx(f"location / {{ proxy_pass {hub.url}; {host} }}") as url:
+        findings = {finding.check: finding for finding in await examine(url)}
+    assert findings["host"].verdict == Verdict.OK
+
+
 async def test_what_is_not_the_hubs_answer_says_nothing_of_the_host() -> None:
     guarded = "location = /stats { deny all; }"
     with live_hub() as hub, nginx(f"location / {{ proxy_pass {hub.url}; }} {guarded}") as url:
