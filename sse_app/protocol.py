@@ -38,6 +38,8 @@ HEAD_TOO_LARGE = Refusal(
 UNKNOWN_VERSION = Refusal(505, "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0 only.")
 REFUSALS = (BAD_REQUEST, BAD_TARGET, TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
 
+TARGET_MAX = 65_535  # bytes; httptools parses no longer one, and calls it invalid
+
 # A target in absolute form (RFC 9112, 3.2.2), without what has no place in one: a user (RFC 9110, 4.2.4), a fragment.
 ABSOLUTE = re.compile(rb"https?://(?P<authority>[^/?#@]+)(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?", re.IGNORECASE)
 
@@ -169,7 +171,7 @@ class Protocol(HttpToolsProtocol):
         self._head_arrived()
         self._unseen = 0
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self._head_max:
+        if size > self._head_max or len(self.url) > TARGET_MAX:
             raise _Refused(HEAD_TOO_LARGE)
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
             raise _Refused  # a coding that nobody here undoes would pass for the data (RFC 9112, 6.1)

@@ -19,6 +19,7 @@ from sse_app import Config, Event, Hub
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.endpoints import BROADCAST_PARAMETERS, CONTENT_SECURITY_POLICY, LAST_MAX
 from sse_app.events import RESERVED_TYPES
+from sse_app.protocol import TARGET_MAX
 from sse_app.pytest_plugin import HubServer
 from tests.peers import PATIENCE
 from tests.virtual_time import run_virtual, virtual_time
@@ -410,6 +411,17 @@ async def post_poison(hub_web: Web) -> list[str]:
         if expected == 200:
             taken.append(content.decode())
     return taken
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content-Type": ""}, {"Content-Type": "text/plain; charset="}, {"Content-Encoding": ""},
+     {"Content-Encoding": "Identity"}, {"Content-Type": "text/plain; charset=utf8"}],
+    ids=repr,
+)  # fmt: skip
+async def test_what_says_no_more_than_the_body_does_is_let_in(hub_web: Web, headers: dict[str, str]) -> None:
+    answer = await hub_web.client.post("/broadcast", content="{né", headers=headers)
+    assert answer.status_code == 200
 
 
 # Idempotency
@@ -860,9 +872,12 @@ def test_limits_that_are_for_the_head_are_reached_with_a_larger_one_and_else_tol
     filters = "".join(f"&topic={number:0256}" for number in range(100))
     assert (len(names), len(filters)) == (68_000, 26_300)
     head = b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx"
-    with live_hub(drain=0, head_max=70_000) as server:
-        assert server.answer(f"POST /broadcast?{names}".encode() + head).status_code == 200
+    with live_hub(drain=0, head_max=1024**2) as server:
         assert server.answer(f"HEAD /events?{filters}".encode() + head).status_code == 200
+        shorter = names.replace("to=0000", "to=")
+        assert len(shorter) < TARGET_MAX < len(names)
+        assert server.answer(f"POST /broadcast?{shorter}".encode() + head).status_code == 200
+        assert code_of(server.answer(f"POST /broadcast?{names}".encode() + head)) == (431, "head_too_large")
     with live_hub(drain=0) as server:
         answer = server.answer(f"POST /broadcast?{names[: Config().head_max]}".encode() + head)
         assert code_of(answer) == (431, "head_too_large")
