@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app import __version__
-from sse_app.commands import Number, Whole
+from sse_app.commands import Exit, Number, Whole, exits
 from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
 from sse_app.commands.listen import listen
 from sse_app.commands.publish import publish
 from sse_app.commands.stats import stats
 from sse_app.config import ENV_PREFIX, Config
-from sse_app.errors import BenchError, BrokerError, ConfigError, DoctorFailed, DoctorRefused
+from sse_app.errors import BenchRefused
 
 if TYPE_CHECKING:
     from sse_app.bench import Report
@@ -60,13 +60,11 @@ def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def serve(**flags: Any) -> None:
     """Run a hub. Every setting is also an environment variable; durations take 15s, 5m, 24h, sizes 64KiB, 1MiB."""
     _raise_descriptor_limit()
-    try:
+    with exits():
         config = Config.load(flags, os.environ)
         from sse_app import workers  # uvicorn and all below it: not needed to print a help text
 
         workers.serve(config, lambda urls: _greet(config, urls))
-    except (ConfigError, BrokerError) as error:
-        _fail(str(error))
 
 
 @commands.command()
@@ -107,28 +105,29 @@ def bench(
 
     from sse_app.bench import Load, compare, document
 
-    if url and flags:
-        _fail("flags of serve go without a URL.")
     _raise_descriptor_limit()
     servers = tuple(dict.fromkeys((url or "sse-app", *against)))
+    with exits():
+        if url and flags:
+            raise BenchRefused("flags of serve go without a URL.")
+        loads = [Load(name, **load) for name in workload.split(",")]  # type: ignore[arg-type]  # it looks for itself
     # an exit that runs what is left to do: the server that was started is stopped
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        loads = [Load(name, **load) for name in workload.split(",")]  # type: ignore[arg-type]  # it looks for itself
         with (
+            exits(),
             Console(stderr=True).status("") as status,
             asyncio.Runner(loop_factory=new_event_loop) as runner,
         ):
             reports = runner.run(compare(loads, servers, repeat, flags, status.update))
-    except BenchError as error:
-        _fail(str(error))
     finally:
         signal.signal(signal.SIGTERM, before)
     if as_json:
         click.echo(json.dumps(document(reports)))
     else:
         _print_tables(reports)
-    raise SystemExit(0 if all(report.clean for report in reports if report.server == servers[0]) else 1)
+    clean = all(report.clean for report in reports if report.server == servers[0])
+    raise SystemExit(Exit.DONE if clean else Exit.FLAWED)
 
 
 def _print_tables(reports: "Sequence[Report]") -> None:
@@ -162,20 +161,14 @@ def _print_tables(reports: "Sequence[Report]") -> None:
 def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, as_json: bool) -> None:
     """Examine the way to a hub through its public URL: what proxies do to streams, and the settings to change.
 
-    Ends with 0 when there is no problem, 1 when there are some, 2 for wrong usage, 3 when nothing answers.
+    Ends with 0 when there is no problem, 1 when there are some, 2 for wrong usage, 4 when nothing answers.
     """
     from rich.console import Console
 
     from sse_app.doctor import examine, report
 
-    try:
-        with Console(stderr=True).status("") as status:
-            findings = asyncio.run(examine(url, publish_key=publish_key, origin=origin, idle=idle, tell=status.update))
-    except DoctorRefused as error:
-        _fail(str(error))
-    except DoctorFailed as error:
-        click.echo(f"sse-app: {error}", err=True)
-        raise SystemExit(3) from None
+    with exits(), Console(stderr=True).status("") as status:
+        findings = asyncio.run(examine(url, publish_key=publish_key, origin=origin, idle=idle, tell=status.update))
     document = report.document(findings)
     if as_json:
         click.echo(json.dumps(document))
@@ -183,7 +176,7 @@ def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, a
         report.show(findings)
     else:
         click.echo("\n".join(report.lines(findings)))
-    raise SystemExit(1 if document["problems"] else 0)
+    raise SystemExit(Exit.FLAWED if document["problems"] else Exit.DONE)
 
 
 def _greet(config: Config, urls: Sequence[str]) -> None:
@@ -206,11 +199,6 @@ def _raise_descriptor_limit() -> None:
     if soft != hard:
         with suppress(ValueError, OSError):  # macOS refuses more than its own maximum
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _fail(text: str) -> None:
-    click.echo(f"sse-app: {text}", err=True)
-    raise SystemExit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

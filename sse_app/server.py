@@ -32,7 +32,7 @@ logger = logging.getLogger("sse_app")
 
 BACKLOG = 4096  # connections that may wait to be accepted: a hub's clients come back all at once
 GRACE = 1  # seconds after the drain for what is left
-NOT_STARTED = 3  # the exit status of a server that could not start; why stands in its log
+NOT_STARTED = 1  # the exit status of a server that could not start; why stands in its log
 PORT_TRIES = 10  # free ports that are tried until one is free at every address
 SPREADS = sys.platform == "linux"  # SO_REUSEPORT: macOS gives all connections to one socket
 QUICK_DRAIN = 1.0  # seconds, for a stop that somebody waits for at a terminal (SIGINT)

@@ -256,8 +256,8 @@ def test_the_settings_of_the_variables_are_in_force() -> None:
     with serving(**{f"SSE_APP_{name}": value for name, value in variables.items()}) as (_, lines):
         url = url_in(lines)
         assert post(f"{url}broadcast", content="four").status_code == 413
-        assert get(f"{url}healthz", headers={"Host": "hub.example"}).status_code == 200
-        assert get(f"{url}healthz", headers={"Host": "other.example"}).status_code == 421
+        assert get(f"{url}stats", headers={"Host": "hub.example"}).status_code == 200
+        assert get(f"{url}stats", headers={"Host": "other.example"}).status_code == 421
         assert get(f"{url}healthz", headers={"X": "x" * 1024}).status_code == 431
         with subscribe("GET", f"{url}events"):
             assert get(f"{url}events").status_code == 503

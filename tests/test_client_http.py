@@ -179,11 +179,11 @@ async def test_an_idempotency_key_is_checked_before_anything_is_sent(library: Mo
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        *[({name: "\ud800"}, BadInput) for name in ("topic", "event", "to", "exclude")],
-        *[({name: "x" * 70_000}, TooLarge) for name in ("topic", "event", "to", "exclude")],
+        *[({name: "\ud800"}, BadInput) for name in ("topic", "to", "exclude")],
+        *[({name: "x" * 70_000}, TooLarge) for name in ("topic", "to", "exclude")],
         ({"topic": ["x" * 2_000] * 40}, TooLarge),
     ],
-    ids=str,
+    ids=lambda given: str(given)[:40],
 )
 async def test_what_no_url_can_carry_is_bad_input(
     library: ModuleType, given: dict[str, Any], error: type[BadInput]

@@ -146,7 +146,7 @@ async def test_tls_is_spoken_with_whom_the_certificate_names(start_redis: StartR
 def test_serve_says_in_one_line_that_there_is_no_server() -> None:
     command = [sys.executable, "-m", "sse_app", "serve", "--port", "0", "--broker", "redis://:s3cret@127.0.0.1:1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.startswith("sse-app: broker: the Redis server cannot be used: ")
     assert done.stderr.count("\n") == 1
     assert "s3cret" not in done.stderr

@@ -28,6 +28,7 @@ NAMES = ("httpx2", "httpx")
 TRANSIENT = ("TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError", "DecodingError")
 NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")  # of a proxy: it refuses the tunnel
 TIMEOUT = 10.0  # seconds, for an answer other than a stream
+CERTIFICATES = "SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read."
 CONNECTING = 0.9  # of the time for an attempt
 PORTS = range(1, 65_536)
 
@@ -183,7 +184,7 @@ def _made(library: ModuleType) -> Any:
     except ImportError:
         failure = f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names a SOCKS proxy: pip install '{library.__name__}[socks]'"
     except OSError:  # ssl.SSLError is one
-        failure = "SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read."
+        failure = CERTIFICATES
     except (ValueError, library.InvalidURL):
         failure = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY holds what is no proxy of HTTP, or no list of hosts."
     raise ConfigError(failure)

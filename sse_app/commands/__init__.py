@@ -1,29 +1,42 @@
-"""The commands, each in a module of its own, and what those that are clients of a hub share."""
+"""The commands, each in a module of its own, and what they share: how they end, and where their hub is."""
 
 import asyncio
 import os
 import stat
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
 import click
 
-from sse_app.errors import BadInput, ClientError, InvalidURL, Refused, Unreachable
+from sse_app.errors import (
+    BadInput,
+    BenchFailed,
+    BenchRefused,
+    BrokerError,
+    ConfigError,
+    DoctorFailed,
+    DoctorRefused,
+    InvalidURL,
+    Refused,
+    SSEAppError,
+    Unreachable,
+)
 from sse_app.quantities import number, whole
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 class Exit(IntEnum):
-    """What scripts can go by; ``docs/cli.md``."""
+    """What scripts can go by, of every command; ``docs/cli.md``."""
 
     DONE = 0
-    GAP = 1
-    USAGE = 2
+    FLAWED = 1  # done, and not all is well: events were lost, a doctor found problems
+    USAGE = 2  # wrong options and settings, and what cannot be sent
     REFUSED = 3
-    UNREACHABLE = 4
+    UNREACHABLE = 4  # a hub, a server, a broker
     INTERRUPTED = 130  # as shells say it of SIGINT
 
 
@@ -69,31 +82,39 @@ url_option = click.option(
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Exit]]) -> None:
-    """Run a command to its exit status. An error is one line on stderr; that nobody reads any more is none."""
-    try:
-        status = asyncio.run(work())
-        sys.stdout.flush()
-    except BrokenPipeError:
-        status = Exit.DONE
-        # What is still buffered has nowhere to go, and the interpreter would complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        status = Exit.INTERRUPTED
-    except (ClientError, BadInput) as error:
-        click.echo(f"sse-app: {error}", err=True)
-        status = _status(error)
+    """Run a command to its exit status. That nobody reads any more is no error."""
+    with exits():
+        try:
+            status = asyncio.run(work())
+            sys.stdout.flush()
+        except BrokenPipeError:
+            status = Exit.DONE
+            # What is still buffered has nowhere to go, and the interpreter would complain of it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(status)
 
 
-def _status(error: ClientError | BadInput) -> Exit:
+@contextmanager
+def exits() -> Iterator[None]:
+    """Turn an error into one line on stderr and its exit status, and Ctrl+C into its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(Exit.INTERRUPTED) from None
+    except SSEAppError as error:
+        click.echo(f"sse-app: {printable(str(error))}", err=True)
+        raise SystemExit(status_of(error)) from None
+
+
+def status_of(error: SSEAppError) -> Exit:
     match error:
-        case InvalidURL() | BadInput():
+        case BadInput() | ConfigError() | InvalidURL() | BenchRefused() | DoctorRefused():
             return Exit.USAGE
         case Refused():
             return Exit.REFUSED
-        case Unreachable():
+        case Unreachable() | BrokerError() | BenchFailed() | DoctorFailed():
             return Exit.UNREACHABLE
-    return Exit.GAP
+    return Exit.FLAWED
 
 
 async def while_somebody_reads(work: Coroutine[Any, Any, Exit]) -> Exit:

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import click
 
 from sse_app.brokers import Broker, open_broker
-from sse_app.commands import Number, Whole
-from sse_app.errors import BenchRefused, BrokerError, ConfigError
+from sse_app.commands import Number, Whole, exits
+from sse_app.errors import BenchRefused
 from sse_app.events import Event
 
 LATENCIES = 300  # publications one after the other, each timed until the tail announces it
@@ -46,12 +46,8 @@ def bench_log(urls: tuple[str, ...], repeat: int, seconds: float, payload: int, 
     """
     from uvloop import new_event_loop
 
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        try:
-            found = runner.run(_compare(urls, repeat, seconds, "x" * payload, used))
-        except (BenchRefused, BrokerError, ConfigError) as error:
-            click.echo(f"sse-app: {error}", err=True)
-            raise SystemExit(2) from None
+    with exits(), asyncio.Runner(loop_factory=new_event_loop) as runner:
+        found = runner.run(_compare(urls, repeat, seconds, "x" * payload, used))
     if as_json:
         click.echo(json.dumps([asdict(figures) for figures in found]))
     else:

@@ -45,15 +45,16 @@ async def _listen(
 ) -> Exit:
     from sse_app.client import Client
 
-    notes, shown = _Notes(url, show), 0
+    shown = 0
     async with Client(url, name=name) as client:
+        notes = _Notes(client.url, show)
         stream = client.listen(*topics, on_gap=notes.gap, on_state=notes.state, **options)
         async for event in stream:
             show(event)
             shown += 1
             if shown == count:
                 break
-    return Exit.GAP if notes.gaps else Exit.DONE
+    return Exit.FLAWED if notes.gaps else Exit.DONE
 
 
 class _Notes:
@@ -80,7 +81,7 @@ class _Notes:
         if stream.state is State.WAITING and stream.waiting_until is not None:
             self._was_lost = True
             wait = stream.waiting_until - time.time()
-            self._say(f"{self._url}: {printable(reason(stream.error))}; again in {wait:.1f} s", "yellow")
+            self._say(f"{self._url}: {reason(stream.error)}; again in {wait:.1f} s", "yellow")
         elif stream.state is State.OPEN and (self._was_lost or self._console.is_terminal):
             said = stream.welcome
             name, others = said.get("client"), said.get("subscribers")
@@ -88,7 +89,7 @@ class _Notes:
 
     def _say(self, text: str, style: str) -> None:
         sys.stdout.flush()
-        self._console.print(text, style=style, soft_wrap=True)
+        self._console.print(printable(text), style=style, soft_wrap=True)
 
 
 def _as_sent(event: Event) -> None:

@@ -11,6 +11,9 @@ from typing import cast
 import httptools
 import httpx
 
+from sse_app.client.http import CERTIFICATES
+from sse_app.errors import ConfigError
+
 TIMEOUT = 10.0  # seconds, to connect and then for an answer
 
 
@@ -22,16 +25,18 @@ class PostingTransport(httpx.AsyncBaseTransport):
         self._tls: SSLContext | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        head = _head(request)
+        seconds = request.extensions.get("timeout", {}).get("connect") or TIMEOUT
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(seconds):
                 connection = self._kept() or await self._connect(request.url)
         except TimeoutError:
-            raise httpx.ConnectTimeout(f"no connection within {TIMEOUT:g} s") from None
-        except OSError as error:
+            raise httpx.ConnectTimeout(f"no connection within {seconds:g} s") from None
+        except (OSError, UnicodeError) as error:  # the latter of a name that is none
             raise httpx.ConnectError(str(error)) from error
         try:
             async with asyncio.timeout(TIMEOUT):
-                response = await connection.exchange(request)
+                response = await connection.exchange(head, await request.aread())
         except TimeoutError:
             connection.close()
             raise httpx.ReadTimeout(f"no answer within {TIMEOUT:g} s") from None
@@ -52,7 +57,7 @@ class PostingTransport(httpx.AsyncBaseTransport):
 
     async def _connect(self, url: httpx.URL) -> "_Connection":
         if url.scheme == "https" and self._tls is None:
-            self._tls = httpx.create_ssl_context()
+            self._tls = _certificates()
         loop, port = asyncio.get_running_loop(), url.port or (443 if self._tls else 80)
         _, connection = await loop.create_connection(_Connection, url.host, port, ssl=self._tls)
         return connection
@@ -60,6 +65,23 @@ class PostingTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         for connection in self._idle:
             connection.close()
+
+
+def _certificates() -> SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError:
+        raise ConfigError(CERTIFICATES) from None
+
+
+def _head(request: httpx.Request) -> bytes:
+    """The head of a POST. Whatever a header holds, it is one head: what would end a line in it is refused."""
+    fields = b"".join(b"%b: %b\r\n" % field for field in request.headers.raw)
+    head = b"POST %b HTTP/1.1\r\n%b\r\n" % (request.url.raw_path, fields)
+    lines = len(request.headers.raw) + 2
+    if head.count(b"\r") != lines or head.count(b"\n") != lines or b"\0" in head:
+        raise httpx.LocalProtocolError("a header holds a line end or NUL")
+    return head
 
 
 class _Connection(asyncio.Protocol):
@@ -75,14 +97,12 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses
         self._parser = httptools.HttpResponseParser(self)
 
-    async def exchange(self, request: httpx.Request) -> httpx.Response:
+    async def exchange(self, head: bytes, body: bytes) -> httpx.Response:
         """The answer. Raises OSError when there is none."""
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._body = [], []
         self._answer = asyncio.get_running_loop().create_future()
-        fields = b"".join(b"%b: %b\r\n" % field for field in request.headers.raw)
-        body = await request.aread()
-        self._transport.write(b"POST %b HTTP/1.1\r\n%b\r\n%b" % (request.url.raw_path, fields, body))
+        self._transport.write(head + body)
         return await self._answer
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app.commands import Exit, Number, printable, run, url_option
-from sse_app.errors import Unreachable
+from sse_app.errors import Refused, Unreachable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -46,7 +46,7 @@ async def _once(url: str, as_json: bool) -> Exit:
     if as_json:
         click.echo(json.dumps(said))
     else:
-        Console().print(_tables(url, said, said, 0.0))
+        Console().print(_tables(client.url, said, said, 0.0))
     return Exit.DONE
 
 
@@ -58,15 +58,16 @@ async def _watch(url: str, interval: float) -> Exit:
 
     async with Client(url) as client:
         before = await client.stats()
-        with Live(_tables(url, before, before, 0.0), auto_refresh=False) as live:
+        with Live(_tables(client.url, before, before, 0.0), auto_refresh=False) as live:
             while True:
                 await asyncio.sleep(interval)
                 try:
                     said = await client.stats()
                 except Unreachable as error:
-                    live.update(Text(f"{url}: {error}", style="yellow"), refresh=True)
+                    live.update(Text(printable(f"{client.url}: {error}"), style="yellow"), refresh=True)
                     continue
-                live.update(_tables(url, before, said, said["uptime"] - before["uptime"]), refresh=True)
+                seconds = said["uptime"] - before["uptime"] if "uptime" in said else 0.0
+                live.update(_tables(client.url, before, said, seconds), refresh=True)
                 before = said
 
 
@@ -74,21 +75,24 @@ def _tables(url: str, before: dict[str, Any], said: dict[str, Any], seconds: flo
     """What is said as tables, with rates when it was so many ``seconds`` after what was said ``before``."""
     from rich.console import Group
 
-    return Group(_counts(url, before, said, seconds), "", _filters(said), "", _recent(said))
+    try:
+        return Group(_counts(url, before, said, seconds), "", _filters(said), "", _recent(said))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise Refused(200, "http_error", "What is at this address is no hub.") from None
 
 
 def _counts(url: str, before: dict[str, Any], said: dict[str, Any], seconds: float) -> "Table":
     from rich.table import Column, Table
 
-    table = Table("", Column("", justify="right"), Column("", justify="right"), title=url, title_justify="left")
+    table = Table("", Column("", justify="right"), Column("", justify="right"), title=_name(url), title_justify="left")
     table.show_header, table.box = False, None
     table.add_row("subscribers", f"{said['subscribers']:,}", f"{said['lagging']:,} lagging" if said["lagging"] else "")
     for name in ("published", "delivered", "connected"):
         since = said["totals"][name] - before["totals"][name]
         table.add_row(name, f"{said['totals'][name]:,}", f"{since / seconds:,.0f}/s" if seconds > 0 else "")
     gaps = said["totals"]["gaps"]
-    table.add_row("gaps told", f"{sum(gaps.values()):,}", ", ".join(gaps))
-    table.add_row("log", said["oldest"], f"to {said['top']}")
+    table.add_row("gaps told", f"{sum(gaps.values()):,}", _name(", ".join(gaps)))
+    table.add_row("log", _name(said["oldest"]), _name(f"to {said['top']}"))
     table.add_row("up", f"{said['uptime']:,.0f} s", "draining" if said["draining"] else "")
     return table
 
@@ -108,7 +112,7 @@ def _recent(said: dict[str, Any]) -> "Table":
     table = Table("newest", "id", "topics", "event", box=None)
     for publication in reversed(said["recent"][-RECENT:]):
         names = _names(publication["topics"], "to all")
-        table.add_row(publication["time"][11:19], publication["id"], names, _name(publication["event"]))
+        table.add_row(_name(publication["time"][11:19]), _name(publication["id"]), names, _name(publication["event"]))
     return table
 
 

@@ -147,5 +147,5 @@ def test_a_log_that_cannot_be_opened_is_one_line_whatever_the_number_of_workers(
     log = f"sqlite:///{tmp_path}/hub.db"
     command = [sys.executable, "-m", "sse_app", "serve", "--port", "0", "--workers", "3", "--broker", log]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
     assert f"{tmp_path}/hub.db cannot be opened: file is not a database." in done.stderr

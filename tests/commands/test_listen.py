@@ -1,11 +1,15 @@
 import json
 import re
 import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.commands.process import lines_of, nobody, on_a_terminal, sse_app, started
-from tests.test_cli import serving, url_in
+from tests.test_cli import PATIENCE, serving, url_in
 from tests.web import LiveHub, live_hub
 
 
@@ -122,6 +126,53 @@ def test_a_hub_that_is_not_there_is_waited_for_as_long_as_was_said() -> None:
     again, gave_up = done.stderr.splitlines()
     assert re.fullmatch(rf"{url}: .+; again in \d\.\d s", again)
     assert gave_up.startswith("sse-app: No stream within 0 s: ")
+
+
+def test_a_password_in_the_url_is_not_shown() -> None:
+    with nobody() as url:
+        done = sse_app("listen", "--retry-for", "0", "--url", url.replace("://", "://user:s3cret@"))
+    assert done.returncode == 4
+    assert done.stderr.startswith(f"{url}: ")
+    assert "s3cret" not in done.stderr
+    assert "user" not in done.stderr
+
+
+def test_nothing_that_a_server_says_steers_the_terminal() -> None:
+    """Neither its reason, nor its name for us, nor a gap."""
+    welcome = 'data: {"client":"\\u001b[2J","subscribers":1}\n\n'
+    gap = 'data: {"reason":"\\u001b]0;x\\u0007","requested":"\\u202e","oldest":"","top":""}\n\n'
+    stream = f"retry: 1\n\nevent: welcome\n{welcome}event: gap\n{gap}data: x\n\n"
+    problem = json.dumps({"code": "\x1b[1m", "detail": "\x1b[2J\u202e"})
+    answers = [
+        ("503 Busy", "application/problem+json", problem),
+        ("200 OK", "text/event-stream", stream),
+        ("401 No", "application/problem+json", problem),
+    ]
+    with answering(answers) as url:
+        done = sse_app("listen", "--json", SSE_APP_URL=url)
+    assert done.returncode == 3
+    assert json.loads(done.stdout.splitlines()[-1])["data"] == "x"
+    assert all(line.isprintable() for line in done.stderr.splitlines()), done.stderr
+    assert "\\x1b[2J" in done.stderr
+
+
+@contextmanager
+def answering(answers: list[tuple[str, str, str]]) -> Iterator[str]:
+    """A server that answers one connection after the other."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for status, type, body in answers:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65_536)
+                    head = f"HTTP/1.1 {status}\r\nContent-Type: {type}\r\nConnection: close\r\n\r\n"
+                    connection.sendall(head.encode() + body.encode())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join(PATIENCE)
 
 
 def test_ctrl_c_ends_it_quietly(server: LiveHub, ids: list[str]) -> None:

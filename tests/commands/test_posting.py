@@ -8,6 +8,7 @@ import pytest
 
 from sse_app import Client
 from sse_app.commands.posting import PostingTransport
+from sse_app.errors import ConfigError, Unreachable
 from tests.peers import PATIENCE, listening
 from tests.virtual_time import virtual_time
 from tests.web import live_hub
@@ -118,6 +119,45 @@ async def test_a_server_that_says_nothing_is_not_waited_for_for_ever(monkeypatch
     async with serving(None) as (_, post):
         with pytest.raises(httpx.ReadTimeout):
             await post()
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "Authorization", "X"])
+@pytest.mark.parametrize("value", [b"k\r\nX: y", b"k\n", b"k\r", b"\r\n\r\nPOST /broadcast HTTP/1.1", b"k\0"])
+async def test_what_would_end_a_header_is_not_sent(name: str, value: bytes) -> None:
+    async with serving(GOOD) as (server, _), httpx.AsyncClient(transport=PostingTransport()) as http:
+        request = http.build_request("POST", "http://127.0.0.1:1/", headers=[(name.encode(), value)], content=b"x")
+        with pytest.raises(httpx.LocalProtocolError):
+            await http.send(request)
+        request = http.build_request("POST", "http://127.0.0.1:1/", headers=[(b"X" + value, b"y")], content=b"x")
+        with pytest.raises(httpx.LocalProtocolError):
+            await http.send(request)
+    assert server.connections == 0
+
+
+@virtual_time
+async def test_a_connection_has_the_time_that_its_request_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nowhere(*arguments: object, **options: object) -> None:
+        await asyncio.Event().wait()
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "create_connection", nowhere)
+    async with httpx.AsyncClient(transport=PostingTransport()) as http, Client("http://hub", http=http) as client:
+        with pytest.raises(Unreachable, match=r"no connection within 1\.8 s\. It was not sent\."):
+            await client.publish("x", retry_for=2)
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "a..b"])
+async def test_a_name_that_is_none_is_an_error_of_connecting(host: str) -> None:
+    async with httpx.AsyncClient(transport=PostingTransport()) as http:
+        with pytest.raises(httpx.ConnectError):
+            await http.post(f"http://{host}/", content=b"x")
+
+
+async def test_certificates_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    async with httpx.AsyncClient(transport=PostingTransport()) as http:
+        with pytest.raises(ConfigError, match="SSL_CERT_FILE"):
+            await http.post("https://127.0.0.1:1/", content=b"x")
 
 
 async def test_nobody_listening_is_an_error_that_can_be_tried_again() -> None:

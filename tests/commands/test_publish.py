@@ -148,12 +148,41 @@ def test_a_publish_key_comes_from_the_environment_or_a_flag() -> None:
         assert "401 unauthorized" in wrong.stderr
 
 
+def test_keys_read_from_a_file_have_no_line_end() -> None:
+    with live_hub(publish_key=KEY) as server:
+        done = sse_app(
+            *("publish", "x", "--idempotency-key", "k\n", "--publish-key", f" {KEY}\r\n"), SSE_APP_URL=server.url
+        )
+        again = sse_app(
+            "publish", "x", "--idempotency-key", "k", SSE_APP_URL=server.url, SSE_APP_PUBLISH_KEY=f"{KEY}\n"
+        )
+    assert (done.returncode, done.stderr) == (again.returncode, again.stderr) == (0, "")
+    assert done.stdout == again.stdout
+
+
+def test_a_line_that_ends_a_header_is_never_sent(server: LiveHub) -> None:
+    """What is after it would be a request of its own."""
+    smuggled = "k\r\nContent-Length: 0\r\n\r\nPOST /broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
+    for option in ("--idempotency-key", "--publish-key"):
+        done = sse_app("publish", "x", option, smuggled, SSE_APP_URL=server.url)
+        assert (done.returncode, done.stdout) == (2, "")
+    assert server.hub.totals.published == 0
+
+
+def test_an_argument_that_is_no_utf8_is_refused_before_it_is_sent(server: LiveHub) -> None:
+    before = server.hub.totals.published
+    done = sse_app("publish", "\udcff", SSE_APP_URL=server.url)
+    assert (done.returncode, "UTF-8" in done.stderr) == (2, True)
+    assert server.hub.totals.published == before
+
+
 def test_a_hub_that_is_away_is_waited_for_as_long_as_was_said() -> None:
     with nobody() as url:
         done = sse_app("publish", "--retry-for", "0.1", "x", SSE_APP_URL=url)
         lines = sse_app("publish", "--retry-for", "0.1", SSE_APP_URL=url, input="x\ny\n")
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.startswith("sse-app: Not acknowledged within 0.1 s: ")
+    assert done.stderr.endswith(" It was not sent.\n")
     assert (lines.returncode, lines.stdout) == (4, "")
     assert lines.stderr.startswith("sse-app: stopped at line 1; ")
 

@@ -113,10 +113,10 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
     assert (done.exit_code, done.stdout) == (2, "")
 
 
-def test_no_answer_is_3() -> None:
+def test_no_answer_is_4() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         done = CliRunner().invoke(commands, ["doctor", f"http://127.0.0.1:{taken.getsockname()[1]}"])
-    assert (done.exit_code, done.stdout) == (3, "")
+    assert (done.exit_code, done.stdout) == (4, "")
     assert done.stderr.startswith("sse-app: http://127.0.0.1:")
     assert done.stderr.count("\n") == 1
