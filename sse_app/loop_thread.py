@@ -107,8 +107,10 @@ class Running(Generic[Resource]):
 
     def close(self, patience: float | None = None) -> None:
         """End it, and wait so many seconds, or for as long as it takes. Raises what closing raised."""
-        with suppress(Exception):  # who opened it was told
+        try:
             self.wait_until_open()
+        except Exception:  # who opened it was told
+            return
         self.end()
         self._thread.join(patience)
         if self._error is not None:

@@ -490,6 +490,18 @@ async def test_an_error_page_without_an_end_is_not_read_to_it() -> None:
 
 
 @virtual_time
+async def test_an_error_page_that_never_comes_is_not_waited_for() -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    for status in (404, 503):
+        async with client_of(Scripted(httpx.Response(status, content=stalled()))) as client:
+            with pytest.raises((Refused, Unreachable)):
+                await anext(client.listen(retry_for=0))
+
+
+@virtual_time
 async def test_trying_ends_when_its_time_is_over_and_can_begin_again() -> None:
     refused = httpx.ConnectError("nobody listens")
     transport = Scripted(*[refused] * 3, stream_of(WELCOME, event(1)), httpx.Response(204))

@@ -120,6 +120,8 @@ def test_what_cannot_be_opened_says_why_each_time_and_leaves_no_thread() -> None
         with pytest.raises(OSError, match=text):
             thread.open()
         assert set(threading.enumerate()) <= before
+        thread.close()  # who opened it was told
+    thread.open()
     assert thread.call(Counter.name)
     thread.close()
 

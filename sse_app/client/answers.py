@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
+from sse_app.client.http import TIMEOUT
 from sse_app.errors import Refused
 
 if TYPE_CHECKING:
@@ -48,12 +51,13 @@ def refused(response: "Response", body: bytes) -> Refused:
 
 
 async def beginning(response: "Response") -> bytes:
-    """The first of a body that may have no end."""
+    """The first of a body that may have no end, or never come."""
     body = bytearray()
-    async for piece in response.aiter_bytes():
-        body += piece
-        if len(body) >= BODY_MAX:
-            break
+    with anyio.move_on_after(TIMEOUT):
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) >= BODY_MAX:
+                break
     return bytes(body)
 
 

@@ -101,7 +101,10 @@ class Http:
             return await self._http.send(request, stream=stream)
         except Exception as error:
             failure = self._meaning(error)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # else it and this frame would hold each other
 
     async def open(self, request: Any, silence: float) -> Any:
         """The head of an answer whose body is ``read``. Raises as ``send`` does."""
@@ -113,13 +116,16 @@ class Http:
         """The next piece of a body; None at its end. Raises one of ``transient``, also after so many seconds in which
         nothing came.
         """
-        failure = None
+        failure = self._silent()
         with anyio.move_on_after(silence):
             try:
                 return await anext(body, None)
             except Exception as error:
                 failure = self._meaning(error)
-        raise failure or self._silent()
+        try:
+            raise failure
+        finally:
+            del failure
 
     def _silent(self) -> Exception:
         error: Exception = self.library.ReadTimeout("nothing was heard in time")
