@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app import __version__
-from sse_app.commands import Exit, Number, Whole, exits
+from sse_app.commands import Exit, Number, Whole, exits, publish_key_option
 from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
 from sse_app.commands.listen import listen
@@ -87,7 +87,7 @@ def serve(**flags: Any) -> None:
 )
 @click.option("--payload", type=Whole(), help="Bytes of data in an event. Default: 100, for slow 2,000.")
 @click.option("--slow", type=Number(), default=0.1, show_default=True, help="Share that does not read, for slow.")
-@click.option("--publish-key", envvar=f"{ENV_PREFIX}PUBLISH_KEY", show_envvar=True, help="What publishing needs.")
+@publish_key_option
 @click.option("--json", "as_json", is_flag=True, help="Print all runs, the medians and the ratios as JSON.")
 @click.argument("flags", nargs=-1, metavar="[-- FLAGS OF SERVE]")
 def bench(
@@ -153,7 +153,7 @@ def _print_tables(reports: "Sequence[Report]") -> None:
 
 
 @commands.command()
-@click.option("--publish-key", envvar=f"{ENV_PREFIX}PUBLISH_KEY", show_envvar=True, help="What publishing needs.")
+@publish_key_option
 @click.option("--origin", help="Of a page that is to read the stream: https://app.example")
 @click.option("--idle", type=Number(0, 3600), default=0, help="Watch a silent stream for so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")

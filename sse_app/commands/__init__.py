@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -78,6 +79,23 @@ url_option = click.option(
     default=DEFAULT_URL,
     show_default=True,
     help="Where the hub is; with the path, if it is mounted below one.",
+)
+
+
+def _bare(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    """A key without what is around it in a file or a variable; the text of the error does not repeat it."""
+    key = (given or "").strip()
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        raise click.BadParameter("visible ASCII characters, without white space between them.")
+    return key or None
+
+
+publish_key_option = click.option(
+    "--publish-key",
+    envvar="SSE_APP_PUBLISH_KEY",
+    show_envvar=True,
+    callback=_bare,
+    help="What the hub asks publishers for.",
 )
 
 

@@ -15,7 +15,7 @@ from urllib.request import getproxies
 
 import click
 
-from sse_app.commands import Exit, Number, Whole, run, url_option
+from sse_app.commands import Exit, Number, Whole, publish_key_option, run, url_option
 from sse_app.errors import BadInput, ClientError, InvalidIdempotencyKey, InvalidUTF8
 from sse_app.publication import check_key
 
@@ -47,7 +47,7 @@ def _or_none(context: click.Context, option: click.Parameter, values: tuple[str,
     callback=lambda context, option, given: None if given is None else _key(given),
     help="Published once, however often it is run with this key. Of lines the keys are KEY-1, KEY-2 and so on.",
 )
-@click.option("--publish-key", envvar="SSE_APP_PUBLISH_KEY", show_envvar=True, help="What the hub asks publishers for.")
+@publish_key_option
 @click.option(
     "--inflight",
     type=Whole(1),

@@ -47,9 +47,14 @@ class Visit:
         self.cuts: list[Stream] = []
         self.epochs: set[str] = set()  # of the logs that answered so far
         self._bearer = {"Authorization": f"Bearer {publish_key}"} if publish_key else {}
-        self._http = httpx.AsyncClient(
-            base_url=f"{self.url}/", timeout=REQUEST_SECONDS, headers={"User-Agent": "sse-app-doctor"}
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=f"{self.url}/", timeout=REQUEST_SECONDS, headers={"User-Agent": "sse-app-doctor"}
+            )
+        except (ImportError, OSError, ValueError, httpx.InvalidURL):  # whose texts may hold a password
+            raise DoctorRefused(
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE or SSL_CERT_DIR cannot be followed."
+            ) from None
 
     @property
     def shown(self) -> str:
@@ -175,10 +180,11 @@ def base_url(text: str) -> httpx.URL:
     """The URL below which a hub has its paths; the one of its stream is taken for it. Raises DoctorRefused."""
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL:
-        url = httpx.URL("")
+        usable = url.port is None or 0 < url.port < 65_536
+    except (httpx.InvalidURL, UnicodeError):
+        url, usable = httpx.URL(""), False
     named = re.fullmatch(rb"[A-Za-z0-9._:-]+", url.raw_host)
-    if url.scheme not in ("http", "https") or not named or url.query or url.fragment:
+    if not usable or url.scheme not in ("http", "https") or not named or url.query or url.fragment:
         raise DoctorRefused("URL is the hub's public address, such as https://events.example.com, without a query.")
     return url.copy_with(path=url.path.rstrip("/").removesuffix("/events"))
 

@@ -63,6 +63,10 @@ def test_what_is_printable_is_printed(text: str) -> None:
         ["publish", "x", "--idempotency-key", "k" * 129],
         ["publish", "x", "--publish-key", f"{KEY}\r\nX-Smuggled: y"],
         ["publish", "x", "--publish-key", "schlüssel"],
+        ["bench", "--publish-key", f"{KEY}\r\nX-Smuggled: y"],
+        ["doctor", "http://127.0.0.1:1", "--publish-key", f"{KEY}\r\nX-Smuggled: y"],
+        ["doctor", "http://u:s3cret@127.0.0.1:99999"],
+        ["doctor", "http://u:s3cret\udcff@x"],
         ["publish", "x", "--topic", "t" * 70_000],
         ["publish", "x", "--topic", "\udcff"],
         ["publish", "x", "--to", "\udcff"],
@@ -84,7 +88,7 @@ def test_what_cannot_be_sent_is_wrong_usage_and_not_repeated(arguments: list[str
     assert len(done.stderr) < 400
 
 
-@pytest.mark.parametrize("command", [["listen"], ["publish", "x"], ["stats"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["listen"], ["publish", "x"], ["stats"], ["doctor", "http://x"]], ids=" ".join)
 def test_a_proxy_that_cannot_be_used_is_said_in_a_line(command: list[str]) -> None:
     done = sse_app(*command, HTTP_PROXY="socks5://u:s3cret@127.0.0.1:1")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Exit.USAGE, "", 1)

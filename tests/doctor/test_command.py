@@ -35,11 +35,11 @@ class Examined:
 
 def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     examined = Examined(monkeypatch, OK)
-    monkeypatch.setenv("SSE_APP_PUBLISH_KEY", "from the environment")
+    monkeypatch.setenv("SSE_APP_PUBLISH_KEY", "from-the-environment")
     CliRunner().invoke(commands, ["doctor", "https://a.example"])
     assert examined.asked == {
         "url": "https://a.example",
-        "publish_key": "from the environment",
+        "publish_key": "from-the-environment",
         "origin": None,
         "idle": 0,
     }
