@@ -1,4 +1,4 @@
-"""Tests of endless streams: an in-process transport for httpx, a live server, and a reader of events.
+"""Tests of endless streams: an in-process transport for httpx and httpx2, a live server, and a reader of events.
 
     transport = StreamingASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
+import httpx2
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,7 +34,7 @@ START_SECONDS = 30.0  # a server that takes longer to start is stuck
 STOP_SECONDS = 30.0  # the same for its end, on top of what its clients are granted
 
 
-async def events(response: httpx.Response) -> AsyncIterator[Event]:
+async def events(response: httpx.Response | httpx2.Response) -> AsyncIterator[Event]:
     """The events of a streaming response, as a browser's EventSource would dispatch them.
 
     Comments and blocks without data (heartbeats, moved cursors) are not events. The client's read timeout bounds the
@@ -49,8 +50,8 @@ async def events(response: httpx.Response) -> AsyncIterator[Event]:
             yield event
 
 
-class StreamingASGITransport(httpx.AsyncBaseTransport):
-    """Runs an ASGI app in this process and streams what it answers. For asyncio.
+class StreamingASGITransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
+    """Runs an ASGI app in this process and streams what it answers, to a client of httpx or of httpx2. For asyncio.
 
     ``httpx.ASGITransport`` collects the whole body before it returns, so an endless stream hangs it for ever, and its
     timeouts do nothing (encode/httpx#2186). Here a response is returned once the app has started it, the app waits
@@ -116,7 +117,7 @@ class StreamingASGITransport(httpx.AsyncBaseTransport):
                 raise
             logger.exception("Closing the transport failed, after another error")  # which must not be masked
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: Any) -> Any:
         if self._has_lifespan and self._lifespan is None:
             raise RuntimeError("lifespan=True needs `async with httpx.AsyncClient(transport=...)`: nothing started it")
         call = _Call(self, request)
@@ -127,7 +128,7 @@ class StreamingASGITransport(httpx.AsyncBaseTransport):
         except BaseException:
             await self._end(call)
             raise
-        return httpx.Response(status, headers=headers, stream=_Body(call, self._end))
+        return call.library.Response(status, headers=headers, stream=_Body(call, self._end))
 
     async def aclose(self) -> None:
         """End every call, then the lifespan. Raises the app's exceptions that no reader saw."""
@@ -175,7 +176,7 @@ async def _finish(tasks: Collection[asyncio.Task[None]], grace: float, *, cancel
         raise RuntimeError(f"{len(running)} call(s) of the app still ran {grace} s after they were cancelled")
 
 
-class _Body(httpx.AsyncByteStream):
+class _Body(httpx.AsyncByteStream, httpx2.AsyncByteStream):
     """What httpx reads a response from. Like a connection of httpcore, any error in reading closes it."""
 
     def __init__(self, call: "_Call", end: Callable[["_Call"], Awaitable[None]]) -> None:
@@ -202,7 +203,8 @@ class _Body(httpx.AsyncByteStream):
 class _Call:
     """One request: the app on one side, who reads its response on the other, plain state of one loop between them."""
 
-    def __init__(self, transport: StreamingASGITransport, request: httpx.Request) -> None:
+    def __init__(self, transport: StreamingASGITransport, request: httpx.Request | httpx2.Request) -> None:
+        self.library: Any = httpx2 if isinstance(request, httpx2.Request) else httpx  # whose errors it may raise
         self._transport = transport
         self._request = request
         self._read_timeout: float | None = request.extensions.get("timeout", {}).get("read")
@@ -245,7 +247,7 @@ class _Call:
             await _finish({self.task}, self._transport.grace, cancel=False)
         self._raise_app_error()
         if not self.complete:
-            raise httpx.RemoteProtocolError("the app ended without completing its response") from self._error
+            raise self.library.RemoteProtocolError("the app ended without completing its response") from self._error
         return None
 
     def leave(self) -> None:
@@ -261,13 +263,13 @@ class _Call:
                 await self._until(lambda: ready() or self._returned or self._left)
         except TimeoutError:
             message = f"the app sent nothing for {self._read_timeout} s"
-            raise httpx.ReadTimeout(message, request=self._request) from None
+            raise self.library.ReadTimeout(message, request=self._request) from None
 
     def _check_connected(self) -> None:
         if self._upload_error is not None:
             raise self._upload_error
         if self._left:
-            raise httpx.ReadError("the transport was closed", request=self._request)
+            raise self.library.ReadError("the transport was closed", request=self._request)
 
     def _raise_app_error(self) -> None:
         if self._error is not None and self._transport.raise_app_exceptions:
@@ -312,7 +314,7 @@ class _Call:
         return scope
 
     async def _upload(self) -> None:
-        assert isinstance(self._request.stream, httpx.AsyncByteStream)
+        assert isinstance(self._request.stream, httpx.AsyncByteStream | httpx2.AsyncByteStream)
         remaining = float(self._request.headers.get("content-length", "inf"))  # nobody knows how long a chunked body is
         more = True
         try:

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import fastapi
 import httpx
+import httpx2
 import pytest
 import uvicorn
 from hypothesis import given, settings
@@ -75,6 +76,31 @@ async def client_of(app: ASGIApp, timeout: float | None = PATIENCE, **options: A
 async def fetch(app: ASGIApp, method: str = "GET", url: str = "/", **options: Any) -> httpx.Response:
     async with client_of(app, **options) as client:
         return await client.request(method, url)
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+@virtual_time
+async def test_clients_of_both_libraries_stream_and_get_errors_of_their_own(library: Any) -> None:
+    app = Endless()
+    transport = StreamingASGITransport(app)
+    async with (
+        library.AsyncClient(transport=transport, base_url="http://testserver", timeout=5) as client,
+        client.stream("POST", "/", content=b"x") as response,
+    ):
+        assert isinstance(response, library.Response)
+        app.queue.put_nowait(b"data: x\n\n")
+        came = events(response)
+        assert (await anext(came)).data == "x"
+        with pytest.raises(library.ReadTimeout):
+            await anext(came)
+    assert (app.running, app.seen) == (0, ["http.disconnect"])
+
+    async def half(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+
+    async with library.AsyncClient(transport=StreamingASGITransport(half), base_url="http://testserver") as client:
+        with pytest.raises(library.RemoteProtocolError):
+            await client.get("/")
 
 
 async def settled() -> None:
