@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from sse_app.errors import Closed
 
-LOOK = 0.1  # seconds; how often a thread that waits for another looks whether that one still runs
+LOOK = 1.0  # seconds; how often a thread that waits for another looks whether that one still runs
 CLOSING = 5.0  # seconds that the end of the interpreter waits
 
 Resource = TypeVar("Resource", bound=AbstractAsyncContextManager[Any])
@@ -121,6 +121,8 @@ class Running(Generic[Resource]):
     def _run(self) -> None:
         try:
             asyncio.run(self._live())
+        except Exception as error:  # a loop ends in a thread, and the interpreter's end has no new ones
+            self._error = self._error or error
         finally:
             opened, self.state = self.state is State.OPEN, State.ENDED
             if not opened:

@@ -424,7 +424,8 @@ class Session:
         command = [sys.executable, "-m", "sse_app", *flags, "--port", "0"]
         if shown.startswith("sse-app: "):
             refused = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=PATIENCE)
-            assert (refused.returncode, refused.stderr) == (2, shown), where
+            assert refused.returncode in (Exit.USAGE, Exit.UNREACHABLE), where
+            assert refused.stderr == shown, where
             return
         output = self._start(command, where)
         if shown:
