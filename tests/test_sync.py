@@ -240,7 +240,8 @@ def interrupted_at(number: int) -> Iterator[Callable[[], bool]]:
         nonlocal seen, inside
         if frame.f_code is STEP and what in ("call", "return"):
             inside = what == "call"
-        if inside and what in ("call", "c_return", "return"):
+        swallows = frame.f_code.co_name in ("_remove", "remove", "__del__")  # of what is freed: it cannot raise
+        if inside and not swallows and what in ("call", "c_return", "return"):
             seen += 1
             if seen == number:
                 sys.setprofile(None)
