@@ -101,7 +101,7 @@ async def _respond(
     try:
         subscriber = await join()
     except (Draining, Overloaded, BrokerError):
-        if MEDIA_TYPE not in Headers(scope=scope).get("accept", ""):
+        if MEDIA_TYPE not in ",".join(Headers(scope=scope).getlist("accept")).lower():
             raise
         await _come_back_later(hub, scope, receive, send)
         return

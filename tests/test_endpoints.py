@@ -831,6 +831,15 @@ async def test_readyz_ends_when_the_hub_is_told_to_stop(hub_web: Web) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
+@pytest.mark.parametrize("accept", [["text/event-stream"], ["text/html", "Text/Event-Stream;q=0.9"], ["*/*"], []])
+async def test_a_stopping_hub_keeps_whoever_accepts_a_stream(hub_web: Web, accept: list[str]) -> None:
+    """Accept is a list, which may come in several headers."""
+    hub_web.hub.stop_accepting()
+    headers = [HOST, *((b"accept", value.encode()) for value in accept)]
+    answer = await call(hub_web.hub.app, "GET", "/events", headers)
+    assert answer.status_code == (200 if "stream" in "".join(accept).lower() else 503)
+
+
 async def test_a_draining_hub_takes_no_publication(hub_web: Web) -> None:
     hub_web.hub.stop_accepting()
     answer = await hub_web.post("x")
