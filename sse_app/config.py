@@ -8,14 +8,13 @@ as well as the value that it stands for.
 import difflib
 import math
 import re
-import resource
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv6Address, ip_address
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
+from sse_app.descriptors import ROOM, descriptor_limit
 from sse_app.errors import ConfigError
 from sse_app.quantities import duration, size, truth, whole
 
@@ -137,9 +136,7 @@ class Config:
             _check(item.name, item.metadata["setting"], value, item.default)
             object.__setattr__(self, item.name, value)
         if self.max_subscribers is None:
-            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            limit = sys.maxsize if limit == resource.RLIM_INFINITY else limit  # the constant is -1 on Linux
-            object.__setattr__(self, "max_subscribers", max(1, limit - 64))
+            object.__setattr__(self, "max_subscribers", max(1, descriptor_limit() - ROOM))
         self._check_together()
 
     def _check_together(self) -> None:

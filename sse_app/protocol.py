@@ -13,6 +13,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from sse_app.descriptors import Waiting
 from sse_app.direct import FAREWELL, Outlet
 from sse_app.stream import EXTENSION
 
@@ -57,11 +58,20 @@ class _Refused(Exception):
 class Protocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, with a limit on a request's head in bytes and seconds, and HTTP/1.0 without chunks.
 
-    For other servers: ``uvicorn --http sse_app.server:Protocol``.
+    For other servers: ``uvicorn --http sse_app.server:Protocol``. ``waiting`` is shared by all connections of a server;
+    without it none is closed for others.
     """
 
-    def __init__(self, *args: Any, head_max: int = 16 * 1024, head_deadline: float = 10.0, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        head_max: int = 16 * 1024,
+        head_deadline: float = 10.0,
+        waiting: Waiting | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
+        self._waiting = waiting
         self._head_max, self._head_deadline = head_max, head_deadline
         self._unanswered: list[RequestResponseCycle] = []  # more than one when requests are pipelined
         self._unseen = 0  # bytes since the parser last came to something: an unfinished head, trailer or chunk size
@@ -79,6 +89,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self._waiting is not None:
+            self._waiting.make_room(len(self.connections))
+            self._waiting.add(transport)
         self._await_head()
 
     def shutdown(self) -> None:
@@ -214,10 +227,14 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if was_last and self._refusal is not None:
             self._answer(self._refusal)
-        elif self.cycle.response_complete and self.cycle.more_body:
+        elif not self.cycle.response_complete:
+            pass  # the next of the pipeline is at work
+        elif self.cycle.more_body:
             # Answered before its body's end. Closing now could take the answer from its client, and going on to read
             # would keep the connection as long as it sends a byte now and then.
             self._linger_timer = self.loop.call_later(self._head_deadline, self.transport.close)
+        elif self._waiting is not None and not self.transport.is_closing():
+            self._waiting.add(self.transport)
 
     def _stop_lingering(self) -> None:
         if self._linger_timer is not None:
@@ -229,6 +246,8 @@ class Protocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(self._head_deadline, self._refuse, TOO_SLOW)
 
     def _head_arrived(self) -> None:
+        if self._waiting is not None:
+            self._waiting.remove(self.transport)
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_app.app import create_app
 from sse_app.config import Config
+from sse_app.descriptors import Waiting, descriptor_limit
 from sse_app.direct import DirectStream
 from sse_app.errors import ConfigError
 from sse_app.hub import Hub
@@ -165,9 +166,11 @@ def _calm_collector() -> None:
 
 
 def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:
+    waiting = Waiting.within(descriptor_limit())
+    protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline, waiting=waiting)
     return uvicorn.Config(
         app,
-        http=partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline),  # type: ignore[arg-type]
+        http=protocol,  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_level="info" if config.access_log else "warning",

@@ -14,7 +14,7 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
 FLOORS = (
-    ("errors", "characters", "quantities", "stack", "listening"),
+    ("errors", "characters", "quantities", "stack", "listening", "descriptors"),
     ("events", "topics", "content_type", "loop_thread"),
     ("publication",),
     ("config", "metrics", "notices", "payload", "brokers"),

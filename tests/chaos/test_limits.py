@@ -10,7 +10,7 @@ from time import perf_counter
 import pytest
 
 from tests.chaos.client import Answer, Connection, Stream, publish_all, stats, streams, together, until, until_stats
-from tests.chaos.conftest import Serve, Server, count
+from tests.chaos.conftest import Serve, Server, assert_in_time, count
 from tests.chaos.launch import cpu_seconds, launched
 
 MIB = 1024**2
@@ -141,13 +141,18 @@ async def answer_to(port: int, pieces: Iterator[bytes]) -> int | None:
 
 LIMIT = 256
 CLIENTS = 400
+CROWD = 600
+PING = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def limited(descriptors: int) -> list[str]:
+    return ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh"]
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Server]:
     """A server that may open 256 descriptors."""
-    limited = ["sh", "-c", f'ulimit -n {LIMIT} && exec "$@"', "sh"]
-    with launched(tmp_path / "log", "--head-deadline", "2", within=limited) as server:
+    with launched(tmp_path / "log", "--head-deadline", "2", within=limited(LIMIT)) as server:
         yield server
 
 
@@ -206,26 +211,46 @@ async def test_more_streams_than_descriptors_leave_room_for_everything_else(smal
     assert len((tmp_path / "log").read_text().splitlines()) <= 10
 
 
-async def test_connections_beyond_the_descriptors_cost_neither_cpu_nor_log_and_pass(
-    small: Server, tmp_path: Path
+@pytest.mark.parametrize("sent", [b"", b"GET /heal", PING], ids=["nothing", "a part of a head", "a whole request"])
+async def test_who_asks_is_answered_while_others_hold_connections_beyond_the_descriptors(
+    tmp_path: Path, sent: bytes
 ) -> None:
-    """Nothing can be accepted then, health checks neither, until the deadline of a request's head has passed."""
-    base = small.descriptors
-    idle = [await Connection.open(small.port) for _ in range(CLIENTS)]
-    cpu, begun = cpu_seconds(small), perf_counter()
+    """Its own deadlines would free them too, but those are an hour away here."""
+    with launched(tmp_path / "log", "--head-deadline", "1h", within=limited(LIMIT)) as small:
+        base, cpu, begun = small.descriptors, cpu_seconds(small), perf_counter()
+        held = [await Connection.open(small.port) for _ in range(CROWD)]
+        for connection in held:
+            with suppress(ConnectionError):  # it may have been closed for another
+                await connection.send(sent)
 
-    async def answers() -> bool:
-        answer = await healthy(small.port)
-        return answer is not None and answer.status == 200
+        async def answers() -> bool:
+            answer = await healthy(small.port)
+            return answer is not None and answer.status == 200
 
-    await until(answers, "it answers again")
-    seconds = perf_counter() - begun
-    print(f"answers after {seconds:.1f} s; CPU: {(cpu_seconds(small) - cpu) / seconds:.0%} of a core")
-    for connection in idle:
-        connection.close()
-    await until_descriptors(small, base + 2)
-    async with streams(small.port, 20):
-        pass
+        await until(answers, "it answers")
+        assert_in_time("answered", perf_counter() - begun, 1)
+        async with streams(small.port, 20):
+            assert await answers()
+        print(f"CPU: {(cpu_seconds(small) - cpu) / (perf_counter() - begun):.0%} of a core")
+        for connection in held:
+            connection.close()
+        await until_descriptors(small, base + 2)
     lines = (tmp_path / "log").read_text().splitlines()
     print(f"{len(lines)} lines of log")
-    assert len(lines) <= 10 * (seconds + 1)
+    assert len(lines) <= 10
+
+
+async def test_streams_are_never_closed_for_who_waits(small: Server) -> None:
+    async with streams(small.port, LIMIT - 64) as opened:
+        held = [await Connection.open(small.port) for _ in range(CROWD)]
+
+        async def answers() -> bool:
+            return await healthy(small.port) is not None
+
+        await until(answers, "all have been accepted or closed")
+        await publish_all(small.port, [b"to all"])
+        for stream in opened:
+            await stream.until_offset(1)
+        assert (await stats(small.port))["subscribers"] == LIMIT - 64
+        for connection in held:
+            connection.close()

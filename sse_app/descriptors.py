@@ -1,0 +1,44 @@
+"""File descriptors: how many a process may have open, and which connections go first when they run out."""
+
+import asyncio
+import resource
+import sys
+
+ROOM = 64  # descriptors for all but streams: other requests, the log, listening, the libraries
+SPARE = 48  # of these, what no connection without a request may take
+
+
+def descriptor_limit() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit  # the constant is -1 on Linux
+
+
+class Waiting:
+    """The connections of a server that have no request just now: nothing of one has come, or not all of its head, or
+    the last is answered. They make room for those that ask, the longest waiting first (so does nginx: its connections
+    are "reusable" then). Beyond the limit nothing is accepted any more, health checks neither.
+
+    ``most``: connections that may be open before one of them has to go.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._transports: dict[asyncio.Transport, None] = {}
+
+    @classmethod
+    def within(cls, limit: int) -> "Waiting":
+        """For a process that may open so many descriptors."""
+        return cls(max(limit - SPARE, limit // 2))
+
+    def add(self, transport: asyncio.Transport) -> None:
+        self._transports[transport] = None
+
+    def remove(self, transport: asyncio.Transport) -> None:
+        self._transports.pop(transport, None)
+
+    def make_room(self, connections: int) -> None:
+        """Called with the number of open ones for each that comes, before it is added."""
+        if connections > self._most and self._transports:
+            oldest = next(iter(self._transports))
+            self.remove(oldest)
+            oldest.close()
