@@ -71,6 +71,7 @@ class Protocol(HttpToolsProtocol):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        self.url = b""  # of the request that has begun, until its head is whole
         self._waiting = waiting
         self._head_max, self._head_deadline = head_max, head_deadline
         self._unanswered: list[RequestResponseCycle] = []  # more than one when requests are pipelined
@@ -196,6 +197,7 @@ class Protocol(HttpToolsProtocol):
             outlet = Outlet(self, self.cycle)
             self.cycle.send = outlet  # type: ignore[method-assign, assignment]  # before its task starts
             self.scope["extensions"] = {EXTENSION: outlet}  # type: ignore[dict-item]
+        self.url = b""
 
     def _take_authority(self) -> None:
         """Take the Host from a target in absolute form, and leave its path and query (RFC 9112, 3.2.2). Which requests
@@ -266,10 +268,11 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
             return  # it is over, or a stream's now
         self._refusal = refusal
+        is_request = bool(self.url) or refusal is BAD_TARGET  # by its first line; else it may be the rest of a body
         last = self.cycle
         if last is None or last.response_complete:
             self._answer(refusal)
-        elif last.more_body or (not self.pipeline and last.body):
+        elif last.more_body or (last.body and not self.pipeline and not is_request):
             self._take_back(last)
 
     def _take_back(self, last: RequestResponseCycle) -> None:

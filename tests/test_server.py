@@ -275,6 +275,20 @@ def test_good_requests_before_a_bad_one_are_answered_in_order_then_it_is(
     assert server.hub.totals.published == before + good.count(b"POST /broadcast")
 
 
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [("GET / HTTP/2.0\r\n\r\n", 505), ("GET /é HTTP/1.1\r\n\r\n", 400), ("GET / HTTP/1.1\r\nX : y\r\n\r\n", 400),
+     ("GET http://user@localhost/ HTTP/1.1\r\n\r\n", 400), (f"GET /{'x' * HEAD_MAX} HTTP/1.1\r\n\r\n", 431)],
+    ids=["a version", "a target", "a field", "a user", "a large head"],
+)  # fmt: skip
+def test_a_bad_request_shows_that_the_body_before_it_was_whole(server: LiveHub, bad: str, status: int) -> None:
+    before = server.hub.totals.published
+    good = b"POST /broadcast HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello"
+    received = server.ask(good + bad.encode())
+    assert [int(found) for found in re.findall(rb"HTTP/1\.1 (\d+) ", received)] == [200, status]
+    assert server.hub.totals.published == before + 1
+
+
 @virtual_time
 async def test_a_head_that_comes_too_slowly_behind_a_slow_request_is_a_408_after_its_answer(hasty: HastyHub) -> None:
     async with hasty.connect() as (incoming, outgoing):
