@@ -3,16 +3,14 @@
 import asyncio
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sse_app import __version__
+from sse_app import __version__, descriptors
 from sse_app.commands import Exit, Number, Whole, exits, publish_key_option
 from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
@@ -20,10 +18,12 @@ from sse_app.commands.listen import listen
 from sse_app.commands.publish import publish
 from sse_app.commands.stats import stats
 from sse_app.config import ENV_PREFIX, Config
-from sse_app.errors import BenchRefused
+from sse_app.errors import BenchRefused, ConfigError
 
 if TYPE_CHECKING:
     from sse_app.bench import Report
+
+ON_WINDOWS = "serve runs on Linux and macOS; on Windows use WSL (wsl --install), a hub in an app of your own runs here."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,8 +59,10 @@ def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_settings_as_options
 def serve(**flags: Any) -> None:
     """Run a hub. Every setting is also an environment variable; durations take 15s, 5m, 24h, sizes 64KiB, 1MiB."""
-    _raise_descriptor_limit()
     with exits():
+        if sys.platform == "win32":
+            raise ConfigError(ON_WINDOWS)
+        descriptors.raise_limit()
         config = Config.load(flags, os.environ)
         from sse_app import workers  # uvicorn and all below it: not needed to print a help text
 
@@ -105,7 +107,7 @@ def bench(
 
     from sse_app.bench import Load, compare, document
 
-    _raise_descriptor_limit()
+    descriptors.raise_limit()
     servers = tuple(dict.fromkeys((url or "sse-app", *against)))
     with exits():
         if url and flags:
@@ -191,14 +193,6 @@ def _greet(config: Config, urls: Sequence[str]) -> None:
     if not config.publish_key and not config.loopback_only:
         click.echo("  Anyone who reaches this address may publish (allow_open_publish).", err=True)
     sys.stdout.flush()
-
-
-def _raise_descriptor_limit() -> None:
-    """Every stream takes a file descriptor; the soft limit is there for programs that use select()."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(ValueError, OSError):  # macOS refuses more than its own maximum
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
-from sse_app.descriptors import ROOM, descriptor_limit
+from sse_app import descriptors
 from sse_app.errors import ConfigError
 from sse_app.quantities import duration, size, truth, whole
 
@@ -136,7 +136,7 @@ class Config:
             _check(item.name, item.metadata["setting"], value, item.default)
             object.__setattr__(self, item.name, value)
         if self.max_subscribers is None:
-            object.__setattr__(self, "max_subscribers", max(1, descriptor_limit() - ROOM))
+            object.__setattr__(self, "max_subscribers", max(1, descriptors.limit() - descriptors.ROOM))
         self._check_together()
 
     def _check_together(self) -> None:

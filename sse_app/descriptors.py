@@ -1,16 +1,32 @@
-"""File descriptors: how many a process may have open, and which connections go first when they run out."""
+"""File descriptors: how many a process may have open, and which connections go first when they run out. Windows knows
+no such limit.
+"""
 
 import asyncio
-import resource
 import sys
+from contextlib import suppress
+
+if sys.platform != "win32":
+    import resource
 
 ROOM = 64  # descriptors for all but streams: other requests, the log, listening, the libraries
 SPARE = 48  # of these, what no connection without a request may take
 
 
-def descriptor_limit() -> int:
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if limit == resource.RLIM_INFINITY else limit  # the constant is -1 on Linux
+def limit() -> int:
+    if sys.platform == "win32":
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft  # the constant is -1 on Linux
+
+
+def raise_limit() -> None:
+    """As far as this user may: the soft limit is there for programs that use select()."""
+    if sys.platform != "win32":
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            with suppress(ValueError, OSError):  # macOS refuses more than its own maximum
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Waiting:

@@ -21,9 +21,10 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sse_app import descriptors
 from sse_app.app import create_app
 from sse_app.config import Config
-from sse_app.descriptors import Waiting, descriptor_limit
+from sse_app.descriptors import Waiting
 from sse_app.direct import DirectStream
 from sse_app.errors import ConfigError
 from sse_app.hub import Hub
@@ -166,7 +167,7 @@ def _calm_collector() -> None:
 
 
 def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:
-    waiting = Waiting.within(descriptor_limit())
+    waiting = Waiting.within(descriptors.limit())
     protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline, waiting=waiting)
     return uvicorn.Config(
         app,

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from sse_app.config import Config
-from sse_app.descriptors import ROOM, SPARE, Waiting, descriptor_limit
+from sse_app.descriptors import ROOM, SPARE, Waiting, limit
 
 
 class Connection(asyncio.Transport):
@@ -52,5 +52,5 @@ def test_what_is_spared_is_at_most_half(limit: int, most: int) -> None:
 
 
 def test_streams_leave_more_than_is_spared() -> None:
-    assert Config().max_subscribers == descriptor_limit() - ROOM
+    assert Config().max_subscribers == limit() - ROOM
     assert ROOM > SPARE

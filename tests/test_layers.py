@@ -72,7 +72,7 @@ DOCTOR = {name for name in MODULES if name.split(".")[0] == "doctor"}
 CLIENT = {name for name in MODULES if name.split(".")[0] == "client"}
 APART = {
     "bootstrap": set[str](),
-    **dict.fromkeys(BENCH, {"errors", *BENCH} - {"bench.naive"}),
+    **dict.fromkeys(BENCH, {"descriptors", "errors", *BENCH} - {"bench.naive"}),
     **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
     **{name: {"errors", "events", "loop_thread", "payload", "publication", *CLIENT} for name in CLIENT},
 }

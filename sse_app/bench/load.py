@@ -1,11 +1,10 @@
 """What a run does, and how much of it this machine allows."""
 
 import math
-import resource
-import sys
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from sse_app import descriptors
 from sse_app.errors import BenchRefused
 
 Workload = Literal["connect", "closed", "burst", "rate", "slow"]
@@ -89,9 +88,7 @@ class Load:
 
     def check_descriptors(self) -> None:
         """Refuse more connections than this process may hold."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit == resource.RLIM_INFINITY:
-            limit = sys.maxsize
+        limit = descriptors.limit()
         room = limit - SPARE_DESCRIPTORS - self.inflight
         if self.subscribers > room:
             raise BenchRefused(

@@ -3,6 +3,7 @@
 A broker keeps one ordered sequence of publications. Whoever implements it inherits nothing: see ``memory.py``.
 """
 
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -140,6 +141,8 @@ def open_broker(url: str, **settings: Any) -> Broker:
     except ModuleNotFoundError as missing:
         if missing.name and missing.name.startswith("sse_app"):
             raise
+        if missing.name in sys.stdlib_module_names:
+            raise ConfigError(f"broker {scheme}:// runs on Linux and macOS; on Windows use WSL.") from None
         raise ConfigError(
             f"broker {scheme}:// needs a package that is not installed: pip install 'sse-app[{name}]'"
         ) from None
