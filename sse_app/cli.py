@@ -6,12 +6,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sse_app import __version__, descriptors
-from sse_app.commands import Exit, Number, Whole, exits, publish_key_option
+from sse_app.commands import (
+    Exit,
+    Number,
+    Whole,
+    exits,
+    forget_output,
+    open_closed_streams,
+    output_written,
+    publish_key_option,
+)
 from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
 from sse_app.commands.listen import listen
@@ -26,7 +36,15 @@ if TYPE_CHECKING:
 ON_WINDOWS = "serve runs on Linux and macOS; on Windows use WSL (wsl --install), a hub in an app of your own runs here."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """All that a command says is written, or its exit status tells: click would make 1 of a reader that is gone."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with output_written():
+            return super().invoke(ctx)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sse-app")
 def commands() -> None:
     """A Server-Sent Events hub. Without a command it serves."""
@@ -182,6 +200,18 @@ def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, a
 
 
 def _greet(config: Config, urls: Sequence[str]) -> None:
+    """Say where it listens, and serve all the same where that cannot be written."""
+    try:
+        _print_greeting(config, urls)
+        sys.stdout.flush()
+    except OSError:
+        forget_output()
+    if not config.publish_key and not config.loopback_only:
+        with suppress(OSError):
+            click.echo("  Anyone who reaches this address may publish (allow_open_publish).", err=True)
+
+
+def _print_greeting(config: Config, urls: Sequence[str]) -> None:
     url = urls[0].replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
     key = ' -H "Authorization: Bearer $SSE_APP_PUBLISH_KEY"' if config.publish_key else ""
     click.echo(f"sse-app {__version__} is listening on {' and '.join(urls)}")
@@ -190,9 +220,6 @@ def _greet(config: Config, urls: Sequence[str]) -> None:
     click.echo(f"  broadcast     curl -d 'hello' {url}broadcast{key}")
     if config.broker.startswith("memory:"):
         click.echo("  The log is in memory: it ends with this process. Ctrl+C stops it.")
-    if not config.publish_key and not config.loopback_only:
-        click.echo("  Anyone who reaches this address may publish (allow_open_publish).", err=True)
-    sys.stdout.flush()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,4 +227,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
         given.insert(0, "serve")
-    commands.main(given, prog_name="sse-app")
+    open_closed_streams()
+    with output_written():  # a help text, too
+        commands.main(given, prog_name="sse-app")

@@ -145,6 +145,7 @@ def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[
     """Serve on these sockets until a signal ends it. ``on_ready`` gets the hub once it listens."""
     # Its own way to end streams on SIGTERM would cut them before they are drained. The process is ours here.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+    logging.raiseExceptions = False  # a line that cannot be written is no reason to write thirty about it
     app = create_app(config)
 
     def ready() -> None:

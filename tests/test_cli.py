@@ -5,8 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -179,6 +180,73 @@ def test_a_port_in_use_ends_the_start_with_one_line() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"sse-app: host, port: cannot listen on 127.0.0.1 port {port}: ")
     assert done.stderr.count("\n") == 1
+
+
+# Where nothing can be written
+
+
+def redirected(redirect: str) -> tuple[str, ...]:
+    """Our command as a shell starts it with a redirection."""
+    return ("sh", "-c", f'exec "$@" {redirect}', "sh", *COMMAND)
+
+
+def listening_port(process: subprocess.Popen[str]) -> int:
+    """Where it listens, by the kernel: it cannot say it."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        held = set[str]()
+        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(OSError):  # it was closed meanwhile
+                held.add(os.readlink(entry))
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in held:
+                return int(fields[1].partition(":")[2], 16)
+    raise AssertionError(f"it does not listen: {process.poll()}")
+
+
+@pytest.mark.parametrize(
+    "redirect", [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>/dev/full"]
+)
+@pytest.mark.parametrize("access_log", ["--access-log", "--no-access-log"])
+def test_a_server_that_cannot_say_anything_serves(redirect: str, access_log: str) -> None:
+    with subprocess.Popen(
+        [*redirected(redirect), "--port", "0", access_log],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            url = f"http://127.0.0.1:{listening_port(process)}/"
+            assert get(f"{url}healthz").status_code == 200
+            assert get(f"{url}nothing").status_code == 404
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in out + err
+    assert "listening on" in out or redirect.startswith(">")
+
+
+@pytest.mark.parametrize("redirect", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"], ["completion", "bash"]])
+def test_what_cannot_be_written_is_one_line_and_status_5(arguments: list[str], redirect: str) -> None:
+    done = run(*arguments, command=redirected(redirect))
+    assert (done.returncode, done.stderr.count("\n")) == (5, 1), done.stderr
+    assert done.stderr.startswith("sse-app: what there is to say cannot be written: ")
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full"])
+def test_a_mistake_that_cannot_be_told_has_its_status_all_the_same(redirect: str) -> None:
+    done = run("--port", "x", command=redirected(redirect))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_reader_that_is_gone_is_no_failure() -> None:
+    done = run(command=("sh", "-c", '{ "$@"; echo $? >&2; } | :', "sh", *COMMAND, "completion", "bash"))
+    assert done.stderr == "0\n"
 
 
 # A running server

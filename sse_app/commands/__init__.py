@@ -1,12 +1,13 @@
 """The commands, each in a module of its own, and what they share: how they end, and where their hub is."""
 
 import asyncio
+import errno
 import os
 import re
 import stat
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import Any
 
@@ -27,6 +28,7 @@ from sse_app.errors import (
 )
 from sse_app.quantities import number, whole
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -38,6 +40,7 @@ class Exit(IntEnum):
     USAGE = 2  # wrong options and settings, and what cannot be sent
     REFUSED = 3
     UNREACHABLE = 4  # a hub, a server, a broker
+    UNWRITTEN = 5  # what there is to say: a full disk, a closed stdout
     INTERRUPTED = 130  # as shells say it of SIGINT
 
 
@@ -100,15 +103,9 @@ publish_key_option = click.option(
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Exit]]) -> None:
-    """Run a command to its exit status. That nobody reads any more is no error."""
+    """Run a command to its exit status."""
     with exits():
-        try:
-            status = asyncio.run(work())
-            sys.stdout.flush()
-        except BrokenPipeError:
-            status = Exit.DONE
-            # What is still buffered has nowhere to go, and the interpreter would complain of it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = asyncio.run(work())
     raise SystemExit(status)
 
 
@@ -120,8 +117,55 @@ def exits() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(Exit.INTERRUPTED) from None
     except SSEAppError as error:
-        click.echo(f"sse-app: {printable(str(error))}", err=True)
+        tell(str(error))
         raise SystemExit(status_of(error)) from None
+
+
+def tell(text: str) -> None:
+    """A line on stderr, if that can be written."""
+    with suppress(OSError):
+        click.echo(f"sse-app: {printable(text)}", err=True)
+
+
+def open_closed_streams() -> None:
+    """Put something where a standard stream was closed (``>&-``, some daemons): the next connection would be stdout.
+
+    What is written to a closed stdout fails, as on a full disk; nobody misses what is said on a closed stderr.
+    """
+    for standard, access in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(standard)
+        except OSError:
+            os.open(os.devnull, access)  # the lowest number that is free
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+@contextmanager
+def output_written() -> Iterator[None]:
+    """Around a command: all that it has said is written. If it cannot be, that is the exit status, and one line; that
+    nobody reads any more, as behind ``head``, is no failure.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        forget_output()
+        raise SystemExit(Exit.DONE) from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        forget_output()
+        tell(f"what there is to say cannot be written: {error.strerror}.")
+        raise SystemExit(Exit.UNWRITTEN) from None
+
+
+def forget_output() -> None:
+    """What is still buffered has nowhere to go, and the interpreter would complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def status_of(error: SSEAppError) -> Exit:
