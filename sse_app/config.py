@@ -128,7 +128,7 @@ class Config:
         None, "Streams open at a time (default: the file-descriptor limit - 64).", 1, 10**9
     )
     idempotency_window: float = _seconds(300.0, "How long an Idempotency-Key is remembered.", 1, 7 * 86400)
-    access_log: bool = _setting(False, "Log every request.", truth, "true or false")
+    access_log: bool = _setting(False, "Log every request, without its query.", truth, "true or false")
 
     def __post_init__(self) -> None:
         for item in fields(self):

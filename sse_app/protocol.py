@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sse_app.descriptors import Waiting
 from sse_app.direct import FAREWELL, Outlet
+from sse_app.logs import Refusals
 from sse_app.stream import EXTENSION
 
 
@@ -58,8 +59,9 @@ class _Refused(Exception):
 class Protocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, with a limit on a request's head in bytes and seconds, and HTTP/1.0 without chunks.
 
-    For other servers: ``uvicorn --http sse_app.server:Protocol``. ``waiting`` is shared by all connections of a server;
-    without it none is closed for others.
+    For other servers: ``uvicorn --http sse_app.server:Protocol``. ``waiting`` and
+    ``refusals`` are shared by all connections of a server; without the first none is closed for others, without the
+    second uvicorn's own line is logged of each.
     """
 
     def __init__(
@@ -68,11 +70,12 @@ class Protocol(HttpToolsProtocol):
         head_max: int = 16 * 1024,
         head_deadline: float = 10.0,
         waiting: Waiting | None = None,
+        refusals: Refusals | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self.url = b""  # of the request that has begun, until its head is whole
-        self._waiting = waiting
+        self._waiting, self._refusals = waiting, refusals
         self._head_max, self._head_deadline = head_max, head_deadline
         self._unanswered: list[RequestResponseCycle] = []  # more than one when requests are pipelined
         self._unseen = 0  # bytes since the parser last came to something: an unfinished head, trailer or chunk size
@@ -120,7 +123,6 @@ class Protocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
-            self.logger.warning("Invalid HTTP request received.")
             self._refuse(self._refusal_of(error))
             return
         if self._unseen > self._head_max:
@@ -267,6 +269,7 @@ class Protocol(HttpToolsProtocol):
         self._head_arrived()
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
             return  # it is over, or a stream's now
+        self._log(refusal)
         self._refusal = refusal
         is_request = bool(self.url) or refusal is BAD_TARGET  # by its first line; else it may be the rest of a body
         last = self.cycle
@@ -274,6 +277,14 @@ class Protocol(HttpToolsProtocol):
             self._answer(refusal)
         elif last.more_body or (last.body and not self.pipeline and not is_request):
             self._take_back(last)
+
+    def _log(self, refusal: Refusal) -> None:
+        if refusal is TOO_SLOW:
+            return  # browsers open connections that they may not need
+        if self._refusals is None:
+            self.logger.warning("Invalid HTTP request received.")
+        else:
+            self._refusals.note(refusal.code, self.client)
 
     def _take_back(self, last: RequestResponseCycle) -> None:
         """End the request whose body is not what was meant: it breaks off, or more came than its length says. It must

@@ -21,7 +21,7 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_app import descriptors
+from sse_app import descriptors, logs
 from sse_app.app import create_app
 from sse_app.config import Config
 from sse_app.descriptors import Waiting
@@ -168,11 +168,17 @@ def _calm_collector() -> None:
 
 
 def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:
-    waiting = Waiting.within(descriptors.limit())
-    protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline, waiting=waiting)
+    protocol = partial(
+        Protocol,
+        head_max=config.head_max,
+        head_deadline=config.head_deadline,
+        waiting=Waiting.within(descriptors.limit()),
+        refusals=logs.Refusals(),
+    )
     return uvicorn.Config(
         app,
         http=protocol,  # type: ignore[arg-type]
+        log_config=logs.config(),
         ws="none",
         lifespan="on",
         log_level="info" if config.access_log else "warning",

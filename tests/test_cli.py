@@ -313,6 +313,24 @@ def test_a_publish_key_is_needed_and_nowhere_said() -> None:
     assert KEY not in "".join(lines) + out + err + said
 
 
+def test_the_log_shows_no_query_and_one_line_for_many_that_are_no_requests() -> None:
+    with serving("--port", "0", "--access-log") as (process, lines):
+        url = httpx.URL(url_in(lines))
+        assert get(f"{url}stats?ticket=s3cret").status_code == 200
+        for _ in range(5):
+            with socket.create_connection((url.host, url.port), timeout=PATIENCE) as connection:
+                connection.sendall(b"GET /s3cret HTTP/9.9\r\n\r\n")
+                while connection.recv(1000):
+                    pass
+        process.terminate()
+        out, err = process.communicate(timeout=PATIENCE)
+    assert '"GET /stats?... HTTP/1.1" 200' in out
+    assert "s3cret" not in out + err
+    refusals = [line for line in err.splitlines() if "nvalid" in line or "refused" in line]
+    assert refusals[0].startswith(f"refused a request from {url.host}:")
+    assert len(refusals) < 5
+
+
 def test_the_settings_of_the_variables_are_in_force() -> None:
     variables = {
         "PORT": "0",

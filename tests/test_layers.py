@@ -34,7 +34,7 @@ FLOORS = (
     ("hub", "prefix"),
     ("guard", "cors", "stream", "siblings"),
     ("endpoints",),
-    ("app", "direct"),
+    ("app", "direct", "logs"),
     ("protocol",),
     ("server",),
     ("workers",),
@@ -53,7 +53,7 @@ KNOWS = {
         "bench.naive",
     },
     "sse_starlette": {"stream", "server", "bench.naive"},  # the server for AppStatus alone
-    "uvicorn": {"direct", "protocol", "server", "cli", "testing"},
+    "uvicorn": {"direct", "logs", "protocol", "server", "cli", "testing"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},
