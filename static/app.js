@@ -101,3 +101,4 @@ byId("topics").value = connection.topics.join(" ");
 remember(connection.topics);
 status.show(connection.state);
 connection.open();
+byId("not-started").remove();
