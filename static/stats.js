@@ -1,7 +1,7 @@
 /** The hub's statistics: fetched while someone looks, and shown. */
 import { PING } from "./connection.js";
 import { byId, element } from "./element.js";
-import { isAfter } from "./position.js";
+import { isAfter, parsePosition } from "./position.js";
 import { addressOf } from "./sse-app.js";
 
 const EVERY = 2000; // ms
@@ -84,6 +84,7 @@ export class Overview {
     this.clients(stats.subscribers);
     if (stats.lagging) byId("clients-note").textContent = `${stats.lagging.toLocaleString()} behind, reading on from the log`;
     this.message(stats.last);
+    this.#forgetWhatIsGone(stats);
     const { published, delivered } = stats.totals;
     byId("published").textContent = published.toLocaleString();
     byId("published-note").textContent = `${delivered.toLocaleString()} deliveries in ${duration(stats.uptime)}`;
@@ -92,11 +93,23 @@ export class Overview {
     byId("facts").textContent = [...versions, isAfter(stats.oldest, stats.top) ? "log empty" : `log ${stats.oldest} to ${stats.top}`].join(" · ");
   }
 
+  /** The log is empty, begun anew or expired: what was the last message is not in it. */
+  #forgetWhatIsGone({ oldest, top, totals }) {
+    if (!isAfter(oldest, top) || (this.#last && isLaterInTheSameLog(this.#last.id, top))) return;
+    this.#last = null;
+    byId("last-data").textContent = totals.published ? "The log is empty" : "Nothing published yet";
+    byId("last-note").textContent = totals.published ? "What was published is no longer held." : "The first message will show here at once.";
+  }
+
   #age() {
     if (!this.#last) return;
     const { event, topics, time } = this.#last;
     byId("last-note").textContent = [event, topics?.join(", "), time && ago(new Date(time))].filter(Boolean).join(" · ");
   }
+}
+
+function isLaterInTheSameLog(id, other) {
+  return parsePosition(id)?.epoch === parsePosition(other)?.epoch && isAfter(id, other);
 }
 
 function listeners(filters) {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -267,6 +267,25 @@ def test_log_is_bounded_and_follows_its_end_until_the_reader_scrolls(sse_server:
     tab.locator("#jump").click()
     expect(row(tab, "unread")).to_be_in_viewport()
     expect(tab.locator("#jump")).to_be_hidden()
+
+
+def test_last_message_is_none_when_the_log_is_empty(tabs: Tabs) -> None:
+    with live(create_app()) as server:
+        page = connected(tabs.open(server.url))
+        send(page, "soon gone")
+        expect(page.locator("#last-data")).to_have_text("soon gone")
+
+        def emptied(route: Route) -> None:
+            answer = route.fetch()
+            stats = answer.json()
+            epoch, _, offset = stats["top"].partition("-")
+            route.fulfill(response=answer, json={**stats, "last": None, "oldest": f"{epoch}-{int(offset) + 1}"})
+
+        page.route("**/stats", emptied)
+        expect(page.locator("#facts")).to_contain_text("log empty")
+        expect(page.locator("#last-data")).to_have_text("The log is empty")
+        page.unroute_all(behavior="ignoreErrors")
+        page.close()
 
 
 def test_log_can_be_filtered_paused_and_cleared(sse_server: HubServer, tab: Page) -> None:
