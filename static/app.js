@@ -22,7 +22,7 @@ const connection = new Connection({
   client: claimClientName(rename),
   topics: page.searchParams.getAll("topic"),
   cursor: page.searchParams.get("last_event_id"),
-  on: { state: showState, welcome: showWelcome, gap: (gap, start) => log.addRow(gapRow(gap, start)), bye: showBye, event: showEvent },
+  on: { state: showState, welcome: showWelcome, gap: (gap, start) => log.addRow(gapRow(gap, start), { gap: true }), bye: showBye, event: showEvent },
 });
 const composer = new Composer({
   client: () => connection.client,

@@ -1,5 +1,7 @@
 /** The event log: a bounded list of rows that follows its end until the reader scrolls up. */
+import { Cursor } from "./cursor.js";
 import { byId, showText } from "./element.js";
+import { UnseenGaps } from "./gaps.js";
 import { parsePosition } from "./position.js";
 import { eventRow, fillIn } from "./row.js";
 
@@ -14,6 +16,7 @@ export class Log {
   #facts = new Map(); // id -> facts
   #paused = false;
   #following = true;
+  #reading = false; // by keyboard, a row that is not the last
   #below = 0; // rows that came while the reader was further up
   #needle = "";
   #timer = 0;
@@ -22,7 +25,14 @@ export class Log {
     this.list = byId("rows");
     this.list.addEventListener("scroll", () => this.#scrolled());
     this.list.addEventListener("toggle", (event) => this.#toggled(event.target), true); // it does not bubble
-    byId("jump").addEventListener("click", () => this.#follow());
+    this.list.addEventListener("focusout", ({ relatedTarget }) => this.#read(this.#reading && this.list.contains(relatedTarget)));
+    this.cursor = new Cursor(this.list, (row, isLast) => this.#read(!isLast));
+    this.gaps = new UnseenGaps(this.list, () => this.#showJumps());
+    byId("jump").addEventListener("click", () => {
+      this.#follow();
+      this.cursor.focus();
+    });
+    byId("jump-gap").addEventListener("click", () => this.#goTo(this.gaps.elsewhere[0]));
     byId("search").addEventListener("input", (event) => this.#filter(event.target.value));
     byId("pause").addEventListener("click", () => this.#pause(!this.#paused));
     byId("clear").addEventListener("click", () => this.#clear());
@@ -37,9 +47,9 @@ export class Log {
     return true;
   }
 
-  /** Shows a row that is not an event. */
-  addRow(row) {
-    this.#wait({ row, words: row.textContent });
+  /** Shows a row that is not an event; a gap whatever the log is filtered by, for what is missing may match. */
+  addRow(row, { gap = false } = {}) {
+    this.#wait({ row, gap, words: row.textContent });
   }
 
   /** Whether the topics of this publication are known. */
@@ -69,7 +79,7 @@ export class Log {
 
   #wait(entry) {
     this.#waiting.push(entry);
-    if (this.#waiting.length > ROWS) this.#waiting.shift();
+    if (this.#waiting.length > ROWS) this.#waiting.splice(Math.max(0, this.#waiting.findIndex(({ gap }) => !gap)), 1);
     if (this.#paused) return this.#showPaused();
     this.#timer ||= setTimeout(() => this.#flush(), FLUSH);
   }
@@ -93,6 +103,7 @@ export class Log {
     const index = this.#placeOf(entry);
     this.list.insertBefore(entry.row, this.#entries[index]?.row ?? null);
     this.#entries.splice(index, 0, entry);
+    if (entry.gap) this.gaps.add(entry.row);
     this.#match(entry);
   }
 
@@ -110,12 +121,14 @@ export class Log {
   }
 
   #remove(entry) {
+    this.cursor.leave(entry.row);
+    this.gaps.delete(entry.row);
     entry.row.remove();
     if (entry.id) this.#factsOf(entry.id).entry = null;
   }
 
   #match(entry) {
-    entry.row.hidden = Boolean(this.#needle) && !this.#textOf(entry).includes(this.#needle);
+    entry.row.hidden = Boolean(this.#needle) && !entry.gap && !this.#textOf(entry).includes(this.#needle);
   }
 
   #textOf(entry) {
@@ -142,27 +155,41 @@ export class Log {
     this.#entries = [];
     this.#waiting = [];
     this.#below = 0;
+    this.#reading = false;
     this.#following = true;
     this.#show();
   }
 
   #scrolled() {
-    const following = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < AT_END;
-    if (following === this.#following) return;
+    const following = !this.#reading && this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < AT_END;
+    if (following === this.#following) return this.#showJumps();
     this.#following = following;
     if (following) this.#below = 0;
     this.#show();
   }
 
+  /** What is read by keyboard stays where it is, also at the end. */
+  #read(reading) {
+    this.#reading = reading;
+    this.#scrolled();
+  }
+
+  #goTo(row) {
+    row.scrollIntoView({ block: "center" });
+    this.cursor.focus(row);
+    this.#read(true);
+  }
+
   /** An opened row comes into view, and the next event must not scroll it away. */
   #toggled(details) {
     requestAnimationFrame(() => {
-      if (details.open) details.closest("li").scrollIntoView({ block: "nearest" });
+      if (details.open) details.closest(".row").scrollIntoView({ block: "nearest" });
       this.#scrolled();
     });
   }
 
   #follow() {
+    this.#reading = false;
     this.#following = true;
     this.#below = 0;
     this.#show();
@@ -170,7 +197,8 @@ export class Log {
 
   #showPaused() {
     const waiting = this.#waiting.length;
-    byId("pause").textContent = waiting ? `Resume (${waiting < ROWS ? waiting : `${ROWS}+`} new)` : "Resume";
+    const gap = this.#waiting.some(({ gap }) => gap) ? ", with a gap" : "";
+    byId("pause").textContent = waiting ? `Resume (${waiting < ROWS ? waiting : `${ROWS}+`} new${gap})` : "Resume";
   }
 
   #show() {
@@ -180,9 +208,15 @@ export class Log {
     byId("log-count").textContent = events.length ? (this.#needle ? `${matching} of ${events.length}` : String(events.length)) : "";
     byId("empty").hidden = events.length > 0 || Boolean(this.#needle) || this.list.querySelector(".gap") !== null;
     byId("no-match").hidden = !this.#needle || shown > 0;
-    showText(byId("jump"), this.#following || !this.#below ? "" : `↓ ${this.#below} new`);
     if (this.#paused) this.#showPaused();
     else byId("pause").textContent = "Pause";
     if (this.#following) this.list.scrollTop = this.list.scrollHeight;
+    this.cursor.update();
+    this.#showJumps();
+  }
+
+  #showJumps() {
+    showText(byId("jump"), this.#following || !this.#below ? "" : `↓ ${this.#below} new`);
+    showText(byId("jump-gap"), this.gaps.words);
   }
 }

@@ -13,14 +13,17 @@ const HUES = 6;
 /** The row of an event entry: { id, type, data, replayed, received, topics?, time?, own? }. */
 export function eventRow(entry) {
   const row = element(
-    "li",
-    { class: "row event", "data-replayed": entry.replayed },
-    element("time", { class: "cell time" }),
-    element("span", { class: "cell type", "data-hue": hueOf(entry.type), title: entry.type }, element("span", {}, entry.type)),
-    element("span", { class: "cell topic" }),
-    element("div", { class: "cell data" }, dataView(entry.data)),
-    element("span", { class: "cell id" }, element("code", { title: entry.id }, entry.id)),
+    "div",
+    { class: "row event", role: "row", tabindex: -1, "data-replayed": entry.replayed },
+    element("time", { class: "cell time", role: "gridcell" }),
+    element("span", { class: "cell type", role: "gridcell", "data-hue": hueOf(entry.type), title: entry.type }, element("span", {}, entry.type)),
+    element("span", { class: "cell topic", role: "gridcell" }),
+    element("div", { class: "cell data", role: "gridcell" }, dataView(entry.data)),
+    element("span", { class: "cell id", role: "gridcell" }, idView(entry.id)),
   );
+  const details = row.querySelector("details");
+  if (details) row.setAttribute("aria-expanded", "false");
+  details?.addEventListener("toggle", () => row.setAttribute("aria-expanded", String(details.open)));
   if (entry.replayed) row.lastChild.prepend(element("span", { class: "mark replayed", title: "From the hub's log, not live" }, "replayed"));
   fillIn(row, entry);
   return row;
@@ -42,25 +45,26 @@ export function fillIn(row, entry) {
 
 /** A quiet row in the hub's own words. */
 export function systemRow(label, text) {
+  return wordsRow("system", element("p", {}, element("strong", {}, label), " ", text));
+}
+
+function wordsRow(kind, ...words) {
   const now = new Date();
-  const time = element("time", { class: "cell time", datetime: now.toISOString() }, clock(now));
-  return element("li", { class: "row system" }, time, element("p", { class: "words" }, element("strong", {}, label), " ", text));
+  return element(
+    "div",
+    { class: `row ${kind}`, role: "row", tabindex: -1 },
+    element("time", { class: "cell time", role: "gridcell", datetime: now.toISOString() }, clock(now)),
+    element("div", { class: "words", role: "gridcell", "aria-colspan": 4 }, ...words),
+  );
 }
 
 /** The row that says that publications are missing up to the position `start`, and why. */
 export function gapRow(gap, start) {
-  const now = new Date();
-  return element(
-    "li",
-    { class: "row gap" },
-    element("time", { class: "cell time", datetime: now.toISOString() }, clock(now)),
-    element(
-      "div",
-      { class: "words" },
-      element("p", {}, element("strong", {}, `Gap: ${missing(gap.requested, start)}`), " ", element("code", { class: "mark" }, gap.reason)),
-      element("p", {}, REASONS[gap.reason] ?? "The log no longer holds what followed."),
-      element("p", { class: "range" }, "This tab had got to ", element("code", {}, gap.requested ?? "no known position"), ...held(gap)),
-    ),
+  return wordsRow(
+    "gap",
+    element("p", {}, element("strong", {}, `Gap: ${missing(gap.requested, start)}`), " ", element("code", { class: "mark" }, gap.reason)),
+    element("p", {}, REASONS[gap.reason] ?? "The log no longer holds what followed."),
+    element("p", { class: "range" }, "This tab had got to ", element("code", {}, gap.requested ?? "no known position"), ...held(gap)),
   );
 }
 
@@ -96,8 +100,15 @@ function dataView(data) {
   return folded(`${data.slice(0, PREVIEW)}…`, () => data, "text");
 }
 
+/** The id; where there is little room only its offset is shown. */
+function idView(id) {
+  const epoch = id.slice(0, id.lastIndexOf("-") + 1);
+  return element("code", { title: id }, element("span", { class: "epoch" }, epoch), id.slice(epoch.length));
+}
+
+/** Not a tab stop of its own: its row is one. */
 function folded(preview, full, kind) {
-  const details = element("details", { class: kind }, element("summary", {}, element("code", {}, preview)));
+  const details = element("details", { class: kind }, element("summary", { tabindex: -1 }, element("code", {}, preview)));
   const open = () => details.append(element("pre", {}, full()));
   details.addEventListener("toggle", open, { once: true }); // most rows are never opened
   return details;

@@ -136,7 +136,7 @@ def test_json_is_pretty_and_folded(tab: Page) -> None:
         '{"id": 12345678901234567890, "tags": ["a", {}], "text": "a \\" {b}"}'
     )
     expect(details.locator("pre")).to_have_count(0)
-    details.locator("summary").press("Enter")
+    row(tab, "tags").press("Enter")
     expect(details.locator("pre")).to_be_visible()
     pretty = '{\n  "id": 12345678901234567890,\n  "tags": [\n    "a",\n    {}\n  ],\n  "text": "a \\" {b}"\n}'
     assert details.locator("pre").text_content() == pretty
@@ -257,7 +257,7 @@ def test_log_is_bounded_and_follows_its_end_until_the_reader_scrolls(sse_server:
             f"event {number}."
         )  # a row's text goes on with its id, which may begin with 9
     expect(row(tab, "event 519.")).to_be_in_viewport()
-    expect(tab.locator("#rows > li")).to_have_count(500)
+    expect(tab.locator("#rows > .row")).to_have_count(500)
     tab.locator("#rows").evaluate("list => { list.scrollTop = 0; }")
     # The browser fires the scroll event before it draws the next frame.
     tab.locator("#rows").evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
@@ -267,6 +267,72 @@ def test_log_is_bounded_and_follows_its_end_until_the_reader_scrolls(sse_server:
     tab.locator("#jump").click()
     expect(row(tab, "unread")).to_be_in_viewport()
     expect(tab.locator("#jump")).to_be_hidden()
+
+
+def test_log_is_one_tab_stop_with_arrow_keys_inside(sse_server: HubServer, tab: Page) -> None:
+    for number in range(30):
+        sse_server.hub.publish_threadsafe(f'{{"number": {number}}}')
+    expect(row(tab, '"number": 29}')).to_be_visible()
+    tab.get_by_role("button", name="Clear").focus()
+    tab.keyboard.press("Tab")
+    expect(row(tab, '"number": 29}')).to_be_focused()
+    tab.keyboard.press("ArrowUp")
+    expect(row(tab, '"number": 28}')).to_be_focused()
+    tab.keyboard.press("Enter")
+    expect(row(tab, '"number": 28}')).to_have_attribute("aria-expanded", "true")
+    expect(row(tab, '"number": 28}').locator("details pre")).to_be_visible()
+    tab.keyboard.press("Space")
+    expect(row(tab, '"number": 28}')).to_have_attribute("aria-expanded", "false")
+    tab.keyboard.press("Home")
+    expect(tab.locator("#rows .row").first).to_be_focused()
+    expect(tab.locator("#rows .row").first).to_be_in_viewport()
+    tab.keyboard.press("ArrowDown")
+    expect(row(tab, '"number": 0}')).to_be_focused()
+    sse_server.hub.publish_threadsafe("unread")
+    expect(tab.locator("#jump")).to_have_text("↓ 1 new")
+    expect(row(tab, '"number": 0}')).to_be_focused()
+    tab.keyboard.press("End")
+    expect(row(tab, "unread")).to_be_focused()
+    expect(tab.locator("#jump")).to_be_hidden()
+    tab.keyboard.press("Tab")  # out of it at once, for all its rows
+    expect(tab.get_by_label("Topic", exact=True)).to_be_focused()
+
+
+def test_message_box_is_near_for_the_keyboard(sse_server: HubServer, tab: Page) -> None:
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Tab")
+    expect(tab.get_by_role("link", name="Skip to the message")).to_be_focused()
+    tab.keyboard.press("Enter")
+    expect(tab.get_by_label("Message")).to_be_focused()
+
+
+def test_gap_that_was_not_seen_has_a_badge_that_leads_to_it(sse_server: HubServer, tabs: Tabs) -> None:
+    for number in range(60):
+        sse_server.hub.publish_threadsafe(f"event {number}.")
+    page = connected(tabs.open(f"{sse_server.url}/?last_event_id=foreign-7"))
+    gap = page.locator("#rows .gap")
+    expect(gap).not_to_be_in_viewport()
+    expect(page.locator("#jump-gap")).to_have_text("↑ Gap not seen yet")
+    page.locator("#jump-gap").click()
+    expect(gap).to_be_in_viewport()
+    expect(gap).to_be_focused()
+    expect(page.locator("#jump-gap")).to_be_hidden()
+    sse_server.hub.publish_threadsafe("it stays")
+    expect(page.locator("#jump")).to_have_text("↓ 1 new")
+    expect(gap).to_be_in_viewport()
+
+
+def test_gap_is_shown_whatever_the_log_is_filtered_by(sse_server: HubServer, tabs: Tabs) -> None:
+    page = connected(tabs.open(f"{sse_server.url}/?last_event_id=foreign-7"))
+    page.get_by_label("Filter the log").fill("no such text")
+    expect(page.locator("#rows .gap")).to_be_visible()
+
+
+def test_data_has_the_room(sse_server: HubServer, tab: Page) -> None:
+    sse_server.hub.publish_threadsafe("x" * 200, event="order.created", topic="orders/42")
+    expect(row(tab, "xxx")).to_be_visible()
+    widths = row(tab, "xxx").locator(".cell").evaluate_all("cells => cells.map(cell => cell.offsetWidth)")
+    assert widths[3] > 400
 
 
 def test_last_message_is_none_when_the_log_is_empty(tabs: Tabs) -> None:
@@ -307,7 +373,7 @@ def test_log_can_be_filtered_paused_and_cleared(sse_server: HubServer, tab: Page
     tab.locator("#pause").click()
     expect(row(tab, "plums")).to_be_visible()
     tab.get_by_role("button", name="Clear").click()
-    expect(tab.locator("#rows > li")).to_have_count(0)
+    expect(tab.locator("#rows > .row")).to_have_count(0)
 
 
 def test_latency_is_measured_with_pings_that_stay_out_of_the_log(sse_server: HubServer, tabs: Tabs) -> None:
