@@ -31,7 +31,7 @@ from sse_app.errors import (
     UnknownParameter,
     UnsupportedEncoding,
 )
-from sse_app.hub import Hub
+from sse_app.hub import LAST_MAX, Hub
 from sse_app.payload import check_json, too_large
 from sse_app.publication import check_client, check_key
 from sse_app.stream import EventStream
@@ -39,7 +39,6 @@ from sse_app.topics import TopicFilter
 
 EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "client")
 BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
-LAST_MAX = 1_000_000
 VERSIONS = {name: version(name) for name in ("sse-app", "starlette", "sse-starlette", "uvicorn")}
 
 CONTENT_SECURITY_POLICY = (

@@ -161,8 +161,8 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _is_where_it_came_in(name: str, port: str | None, scope: Scope) -> bool:
-    """Whether a Host is the address and port of our end of the connection, as it is for probes of a server that listens
-    on all addresses. No page of another site can say so: for DNS rebinding the Host is its own name, never an address.
+    """Return True for a Host that is the address and port of our end of the connection, as it is for probes of a server
+    that listens on all addresses. A page that uses DNS rebinding cannot send one: its Host is its own name.
     """
     server = scope.get("server")
     if not server or server[1] is None or (asked := _address(name)) is None:

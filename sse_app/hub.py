@@ -5,7 +5,6 @@ subscribe -> register -> look where the log ends -> welcome -> read the log -> r
 """
 
 import asyncio
-import math
 import random
 import secrets
 import threading
@@ -43,6 +42,8 @@ SLICE = 1_000  # subscribers that are offered a batch between two turns of the l
 BATCH_BYTES = 256 * 1024  # of frames that are joined into one batch
 RECENT = 100  # publications that /stats lists
 CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
+LAST_MAX = 1_000_000  # publications that a new subscriber may ask for
+TIME_MAX = 1e14  # seconds: three million years, more than `since=999999999d` asks for
 SPREAD = 0.8  # of the drain's window: closes are spread over it, the rest is for the last to finish
 
 NOT_STARTED = (
@@ -665,9 +666,9 @@ def _check_start(after: object, last: object, since: object) -> None:
     """Raises InvalidSince for what says nothing about where a subscriber starts."""
     if not isinstance(after, Position | str | bytes | None):
         raise InvalidSince("after is a Position, or the id of an event.")
-    if last is not None and (not isinstance(last, int) or last < 0):
-        raise InvalidSince("last is a whole number, 0 or more.")
-    if since is not None and not (isinstance(since, int | float) and math.isfinite(since)):
+    if last is not None and not (isinstance(last, int) and 0 <= last <= LAST_MAX):
+        raise InvalidSince(f"last is a whole number from 0 to {LAST_MAX}.")
+    if since is not None and not (isinstance(since, int | float) and abs(since) <= TIME_MAX):
         raise InvalidSince("since is Unix time in seconds, such as datetime.timestamp() gives.")
     if last is not None and since is not None:
         raise InvalidSince("Give last or since, not both.")

@@ -62,7 +62,9 @@ def _plain(value: object, depth: int) -> object:
     if type(value) in _AS_IT_IS:
         return value
     if isinstance(value, float):
-        return _finite(float(value))
+        if not math.isfinite(value):
+            raise _not_finite()
+        return float(value)
     if isinstance(value, str):
         return str.__str__(value)  # str() of an enum is its name
     if isinstance(value, int):
@@ -85,7 +87,9 @@ def _of_class(value: Any, depth: int) -> object:
     if isinstance(value, date | UUID):
         return str(value)
     if isinstance(value, Decimal):
-        return str(_finite(value))
+        if not value.is_finite():
+            raise _not_finite()
+        return str(value)
     if isinstance(value, timedelta):
         return msgspec.to_builtins(value)
     if isinstance(value, type):
@@ -140,10 +144,8 @@ def _rank(plain: object) -> tuple[int, Any]:
     return (1, plain) if isinstance(plain, str) else (2, msgspec.json.encode(plain))
 
 
-def _finite(number: Any) -> Any:
-    if not math.isfinite(number):
-        raise InvalidData("The data holds NaN or Infinity, which JSON has not; give None or a str in its place.")
-    return number
+def _not_finite() -> InvalidData:
+    return InvalidData("The data holds NaN or Infinity, which JSON has not; give None or a str in its place.")
 
 
 def _too_deep() -> TooDeep:

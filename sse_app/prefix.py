@@ -37,7 +37,7 @@ def route_path(scope: Scope) -> str:
 
 
 def hint(scope: Scope, known: Collection[str]) -> str:
-    """Why there is nothing at this path, when it is one of those that are known but for what comes before it.
+    """The reason why there is nothing at this path, when only what comes before it keeps it from being a known one.
 
     It is not served all the same: a proxy that forbids ``/api/broadcast`` would let ``/api/api/broadcast`` through.
     """

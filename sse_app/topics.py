@@ -1,7 +1,7 @@
 """Topics and topic filters: where an event is published, and what a subscriber asks for.
 
-A topic is 1 to 256 acceptable characters in ``/``-separated segments, none of them empty: ``orders/42``. A topic
-filter is a topic, or has ``*`` in place of one segment, or a final ``**`` for the rest, which may be nothing:
+A topic is 1 to 256 characters (``characters.py``) in ``/``-separated segments, none of them empty: ``orders/42``. A
+topic filter is a topic, or has ``*`` in place of one segment, or a final ``**`` for the rest, which may be nothing:
 ``orders/**`` matches ``orders``, ``orders/42`` and ``orders/42/items``.
 """
 

@@ -17,8 +17,9 @@ from starlette.types import Message
 
 from sse_app import Config, Event, Hub
 from sse_app.brokers.memory import MemoryBroker
-from sse_app.endpoints import BROADCAST_PARAMETERS, CONTENT_SECURITY_POLICY, LAST_MAX
+from sse_app.endpoints import BROADCAST_PARAMETERS, CONTENT_SECURITY_POLICY
 from sse_app.events import RESERVED_TYPES
+from sse_app.hub import LAST_MAX
 from sse_app.protocol import TARGET_MAX
 from sse_app.pytest_plugin import HubServer
 from tests.peers import PATIENCE
@@ -364,6 +365,11 @@ async def test_no_poison_hurts_a_subscriber_and_the_next_event_reaches_all_100(h
         for events in streams:
             assert [(await anext(events)).data for _ in range(len(taken) + 1)] == [*taken, "next"]
     assert set(hub_web.hub.totals.closed) <= {"gone"}
+
+
+@pytest.mark.parametrize("deep", ["[" * 64 + "]" * 64, '{"[":' * 64 + '"\\"]]"' + "}" * 64, "[" + "[]," * 200 + "{}]"])
+async def test_json_64_deep_is_passed_on(hub_web: Web, deep: str) -> None:
+    assert (await hub_web.client.post("/broadcast", content=deep, headers=JSON)).status_code == 200
 
 
 # What RFC 8259 does not allow, some of which a lenient parser takes.

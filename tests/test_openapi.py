@@ -12,9 +12,10 @@ from starlette.routing import Mount, Route
 
 import sse_app
 from sse_app.app import ANSWERS, HEALTH, Hub
-from sse_app.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS, LAST_MAX
+from sse_app.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS
 from sse_app.errors import BadInput, InvalidData, Unavailable
 from sse_app.events import RESERVED_TYPES, TYPE_MAX
+from sse_app.hub import LAST_MAX
 from sse_app.notices import GapReason
 from sse_app.protocol import REFUSALS
 from sse_app.subscriber import CloseReason
