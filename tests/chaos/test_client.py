@@ -8,7 +8,7 @@ from functools import partial
 from itertools import count as numbers
 from random import Random
 
-import httpx
+import httpx2
 import pytest
 
 from sse_app import Client
@@ -124,7 +124,7 @@ async def test_a_server_that_stands_still_is_noticed_and_nothing_is_lost(serve: 
     stalled = asyncio.Event()
 
     def note(stream: Stream) -> None:
-        if isinstance(stream.error, httpx.ReadTimeout):
+        if isinstance(stream.error, httpx2.ReadTimeout):
             stalled.set()
 
     async with Client(f"http://127.0.0.1:{server.port}", heartbeat=0.3) as client:
