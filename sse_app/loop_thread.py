@@ -85,16 +85,14 @@ class Running(Generic[Resource]):
             self._thread.join()
             raise self._error or Closed("It was closed before it was open.")
 
-    def begin(self, work: Callable[[Resource], Awaitable[Result]]) -> Call[Result]:
+    def begin(self, call: Call[Any]) -> None:
         """Raises Closed after the end. Takes no lock, see Call."""
         if threading.current_thread() is self._thread:
             raise RuntimeError("This is called from its own event loop, which would wait for itself: from a callback.")
-        call = Call(work)
         try:
             self._loop.call_soon_threadsafe(self._start, call)
         except RuntimeError:  # the loop is closed
             raise Closed("It is closed.") from None
-        return call
 
     def give_up(self, call: Call[Any]) -> None:
         with suppress(RuntimeError):  # the loop is closed
@@ -195,9 +193,9 @@ class LoopThread(Generic[Resource]):
 
     def call(self, work: Callable[[Resource], Awaitable[Result]]) -> Result:
         """The result of a coroutine function of the resource. An exception of a signal cancels it."""
-        running = self.opened()
-        call = running.begin(work)
+        running, call = self.opened(), Call(work)
         try:
+            running.begin(call)  # a signal's exception may come when it is half begun, too
             return call.result(running)
         except BaseException:
             running.give_up(call)

@@ -17,7 +17,7 @@ import anyio
 from sse_app.client import RETRY_FOR, Client, Published, State, Stream
 from sse_app.errors import Closed, Gap
 from sse_app.events import Event
-from sse_app.loop_thread import LoopThread, Running
+from sse_app.loop_thread import Call, LoopThread, Running
 from sse_app.publication import PublishOptions
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ class SyncStream:
             raise Closed("This stream was begun before a fork, and is the parent's: listen(last_event_id=...) anew.")
         try:
             if not self._is_over():
-                self._running.begin(partial(self._ask, self._turn)).result(self._running)
+                self._running.begin(call := Call(partial(self._ask, self._turn)))
+                call.result(self._running)
         except Closed:
             if not self._is_over():
                 raise
@@ -182,7 +183,8 @@ class SyncStream:
             await self._stream.aclose()
 
         if not self._is_over():
-            self._running.begin(close).result(self._running)
+            self._running.begin(call := Call(close))
+            call.result(self._running)
         self._outcome = END
 
     @property
