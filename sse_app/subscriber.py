@@ -246,7 +246,7 @@ class Subscriber:
                 return
 
     def _end(self) -> None:
-        self._ended = self._behind = True  # takes nothing more
+        self._ready, self._ended, self._behind = False, True, True  # takes nothing more
 
     def _finish(self, writer: Writer) -> None:
         self._end()

@@ -530,6 +530,21 @@ async def test_a_writer_that_is_full_is_written_to_only_when_it_resumes(broker: 
     await stream.end()
 
 
+async def test_a_stream_that_was_cut_takes_nothing_more(broker: MemoryBroker) -> None:
+    stream = Stream(broker, 1_000)
+    await stream.begin()
+    await stream.publish("a")
+    stream.subscriber.cut()
+    await stream.stalled(*"bcdefghi")
+    stream.subscriber.beat()
+    stream.subscriber.offer_cursor(await broker.top())
+    events = await stream.read()
+    assert [event.type for event in events] == ["welcome", "message"]
+    assert stream.socket is not None
+    assert stream.socket.ended
+    await stream.end()
+
+
 @pytest.mark.parametrize("room", [1, 2, 1_000])
 async def test_a_log_that_fails_ends_the_stream_with_one_line_in_the_log(
     room: int, caplog: pytest.LogCaptureFixture
