@@ -98,7 +98,7 @@ REFUSED: list[tuple[dict[str, Any], type[BadInput], str]] = [
     ({"event": None}, InvalidEvent, "is a str"),
     ({"event": ["secret"]}, InvalidEvent, "is a str"),
     ({"event": b"secret"}, InvalidEvent, "is a str"),
-    ({"event": ""}, InvalidEvent, "printable"),
+    ({"event": ""}, InvalidEvent, "1 to 128 characters"),
     ({"event": "gap"}, ReservedEvent, "hub's own"),
     ({"key": ""}, InvalidIdempotencyKey, KEY),
     ({"key": "two words"}, InvalidIdempotencyKey, KEY),
