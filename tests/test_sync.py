@@ -96,7 +96,7 @@ def test_an_open_log_holds_up_no_end(sqlite_world: World, enter: str) -> None:
     text = f"""
 import sys
 from sse_app import Publisher
-publisher = Publisher(sys.argv[1])
+publisher = Publisher(sys.argv[1], create=True)
 {enter}
 print(publisher.publish("x").offset)
 """
@@ -146,7 +146,7 @@ client.close()
 
 def test_a_child_leaves_the_block_of_its_parent(server: LiveHub, sqlite_world: World) -> None:
     text = """
-with SyncClient(sys.argv[1]) as client, Publisher(sys.argv[2]) as publisher:
+with SyncClient(sys.argv[1]) as client, Publisher(sys.argv[2], create=True) as publisher:
     client.publish("x")
     publisher.publish("x")
     in_child(lambda: None)
@@ -158,7 +158,7 @@ with SyncClient(sys.argv[1]) as client, Publisher(sys.argv[2]) as publisher:
 
 def test_a_publisher_opens_its_log_in_each_process_that_uses_it(sqlite_world: World) -> None:
     text = """
-publisher = Publisher(sys.argv[1])
+publisher = Publisher(sys.argv[1], create=True)
 for _ in range(2):
     in_child(lambda: print(publisher.publish("x").offset))
 print(publisher.publish("y").offset)
@@ -168,7 +168,7 @@ print(publisher.publish("y").offset)
 
 def test_a_publisher_that_was_used_before_a_fork_refuses_in_the_child(sqlite_world: World) -> None:
     text = """
-publisher = Publisher(sys.argv[1])
+publisher = Publisher(sys.argv[1], create=True)
 publisher.publish("x")
 
 def child():
@@ -180,7 +180,7 @@ def child():
 in_child(child)
 print(publisher.publish("z").offset)
 publisher.close()
-in_child(lambda: print(Publisher(sys.argv[1]).publish("again").offset))
+in_child(lambda: print(Publisher(sys.argv[1], create=True).publish("again").offset))
 """
     refused, *offsets = script(FORKED + text, sqlite_world.url).splitlines()
     assert "Open it after the fork" in refused
