@@ -5,6 +5,7 @@ subscribe -> register -> look where the log ends -> welcome -> read the log -> r
 """
 
 import asyncio
+import os
 import random
 import secrets
 import threading
@@ -64,6 +65,11 @@ STOPPED = "The hub has stopped: its app has shut down, or its `async with` has e
 ELSEWHERE = (
     "The hub runs in another event loop. From another thread use publish_threadsafe(), "
     "from another loop `await asyncio.to_thread(hub.publish_threadsafe, ...)`."
+)
+
+FORKED = (
+    "The hub runs in the process that this one was forked from, and nothing of it runs here. Publish with a Publisher, "
+    "which opens the log of its URL, or over HTTP with a SyncClient."
 )
 
 RUNNING = (
@@ -172,7 +178,7 @@ class Hub:
         self._started_at: float | None = None
         self._has_stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
+        self._process = self._thread = 0
         self._spawner = self.spawn  # one bound method for all subscribers
         self._running: set[asyncio.Task[Any]] = set()
         self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
@@ -193,7 +199,7 @@ class Hub:
             self._stack = stack.pop_all()
         self.draining = self._drain_begun = self._lifespan_awaited = False
         self.door = Door()
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._loop, self._process, self._thread = asyncio.get_running_loop(), os.getpid(), threading.get_ident()
         self._started_at = time.monotonic()
         return self
 
@@ -251,7 +257,7 @@ class Hub:
         """
         self.check_started()
         if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError(ELSEWHERE)
+            raise RuntimeError(ELSEWHERE if os.getpid() == self._process else FORKED)
 
     # Publishing
 
@@ -292,11 +298,13 @@ class Hub:
         """``publish`` for code in another thread (a sync view, a worker): blocks until the log has it.
 
         Takes what ``publish`` takes. Raises what it raises, TimeoutError after ``timeout`` seconds, and RuntimeError
-        when called from the hub's own thread, which it would block for ever.
+        when called from the hub's own thread, which it would block for ever, or in a forked child, where no hub runs.
         """
         loop = self._loop
         if loop is None:
             raise self._not_started()
+        if os.getpid() != self._process:
+            raise RuntimeError(FORKED)
         if self._thread == threading.get_ident():
             raise RuntimeError(
                 "publish_threadsafe() was called in the hub's own event loop; use `await hub.publish(...)`."

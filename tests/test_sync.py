@@ -144,6 +144,46 @@ client.close()
     assert script(FORKED + text, server.url) == "child True\nTrue\nchild parent 2\n"
 
 
+def test_the_hub_of_the_parent_says_in_a_child_that_it_does_not_run_there() -> None:
+    text = """
+import asyncio, threading
+from sse_app import Hub
+hub = Hub()
+
+def publish():
+    try:
+        hub.publish_threadsafe("x", timeout=None)
+    except RuntimeError as error:
+        print(str(error))
+
+def publish_in_a_loop():
+    try:
+        asyncio.run(hub.publish("x"))
+    except RuntimeError as error:
+        print(str(error))
+
+def child():
+    publish()
+    for target in (publish, publish_in_a_loop):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    sys.stdout.flush()
+    os._exit(0)  # its end would close the loop, and with it what the parent's waits on
+
+async def main():
+    async with hub:
+        in_child(child)
+        print((await hub.publish("x")).position.offset)
+
+asyncio.run(main())
+"""
+    *refusals, offset = script(FORKED + text).splitlines()
+    assert len(refusals) == 3
+    assert all("forked from" in refusal and "Publisher" in refusal for refusal in refusals)
+    assert offset == "1"
+
+
 def test_a_child_leaves_the_block_of_its_parent(server: LiveHub, sqlite_world: World) -> None:
     text = """
 with SyncClient(sys.argv[1]) as client, Publisher(sys.argv[2], create=True) as publisher:
