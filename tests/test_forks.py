@@ -21,21 +21,7 @@ TASKS = 6  # more than each of two workers may do before it is replaced
 
 @contextmanager
 def worker(directory: Path) -> Iterator[Output]:
-    command = [
-        "-m",
-        "celery",
-        "-A",
-        "tasks",
-        "worker",
-        "-P",
-        "prefork",
-        "-c",
-        "2",
-        "-l",
-        "INFO",
-        "--max-tasks-per-child",
-        "2",
-    ]
+    command = ["-m", "celery", "-A", "tasks", "worker", "-P", "prefork", "-c", "2", "-l", "INFO"]
     output = Output(
         subprocess.Popen(
             [sys.executable, *command, "--max-tasks-per-child", "2"],
