@@ -11,10 +11,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -84,7 +84,8 @@ class Workers:
     def _start(self, index: int) -> _Worker:
         ours, theirs = Pipe()
         process = get_context("spawn").Process(target=_work, args=(self._config, self._each[index], theirs))
-        process.start()
+        with _interrupts_held():
+            process.start()
         theirs.close()
         return _Worker(process, ours, time.monotonic())
 
@@ -139,12 +140,25 @@ class Workers:
         self._workers[index] = self._start(index)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """For a child that inherits the mask: Ctrl+C in the middle of its imports would end it with a traceback."""
+    resource_tracker.ensure_running()  # multiprocessing's, at whose start Python 3.11 lets them through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 # In a worker
 
 
 def _work(config: Config, sockets: Sequence[socket.socket], pipe: Connection) -> None:
     os.setpgid(0, 0)  # Ctrl+C in a terminal goes to the parent alone, which passes it on
-    serve_alone(config, sockets, lambda hub: hub.spawn(_report(hub, pipe)))
+    with suppress(KeyboardInterrupt):  # by one that was held until now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        serve_alone(config, sockets, lambda hub: hub.spawn(_report(hub, pipe)))
 
 
 async def _report(hub: Hub, pipe: Connection) -> None:

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except ENDED:
         return False
+
+
+def imports(pid: int) -> bool:
+    """True as soon as asyncio is there, with which the imports of a worker begin."""
+    with suppress(*ENDED):
+        return "_asyncio" in Path(f"/proc/{pid}/maps").read_text()
+    return False
 
 
 def descriptors(pid: int) -> int:
@@ -126,6 +134,33 @@ async def test_a_planned_stop_drains_every_worker(database: str, tmp_path: Path,
                 assert reader.offsets == list(range(1, 11))
         assert await server.exit_code() == 0
     assert (tmp_path / "log").read_text() == ""
+
+
+@contextmanager
+def starting(log: Path, *flags: str) -> Iterator[Server]:
+    """A server that does not listen yet, in a group of its own as a shell starts it; what it logs goes into a file."""
+    command = [sys.executable, "-m", "sse_app", "serve", "--port", "0", *flags]
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, text=True, start_new_session=True) as process,
+    ):
+        try:
+            yield Server(process, port=0)
+        finally:
+            process.kill()
+
+
+async def test_ctrl_c_while_workers_start_ends_them_without_a_word(database: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with starting(log, "--workers", "2", "--broker", database) as server:
+
+        async def importing() -> bool:
+            return len(pids := workers_of(server)) == 2 and all(map(imports, pids))
+
+        await until(importing, "both workers are at their imports")
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does it
+        assert await server.exit_code() == 0
+    assert log.read_text() == ""
 
 
 async def test_workers_end_with_a_parent_that_was_killed(database: str, tmp_path: Path) -> None:
