@@ -59,9 +59,9 @@ class _Refused(Exception):
 class Protocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, with a limit on a request's head in bytes and seconds, and HTTP/1.0 without chunks.
 
-    For other servers: ``uvicorn --http sse_app.server:Protocol``. ``waiting`` and
-    ``refusals`` are shared by all connections of a server; without the first none is closed for others, without the
-    second uvicorn's own line is logged of each.
+    For other servers: ``uvicorn --http sse_app.server:Protocol``. ``waiting`` and ``refusals`` are shared by all
+    connections of a server; without the first none is closed for others, without the second uvicorn's own line is
+    logged of each.
     """
 
     def __init__(

@@ -126,19 +126,23 @@ def _ending_in_order(app: ASGIApp, hub: Hub) -> ASGIApp:
     """
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        async def tell(message: Message) -> None:
-            task = asyncio.current_task()
-            if message["type"] == "lifespan.shutdown.failed" and task is not None and task.cancelling():
-                message = {**message, "message": "The stop was cut short: the log could not be closed in time."}
-            await send(message)
-
         try:
-            await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+            await app(scope, receive, _without_traceback(send) if scope["type"] == "lifespan" else send)
         except asyncio.CancelledError:
             if not hub.draining:
                 raise
 
     return call
+
+
+def _without_traceback(send: Send) -> Send:
+    async def tell(message: Message) -> None:
+        task = asyncio.current_task()
+        if message["type"] == "lifespan.shutdown.failed" and task is not None and task.cancelling():
+            message = {**message, "message": "The stop was cut short: the log could not be closed in time."}
+        await send(message)
+
+    return tell
 
 
 def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[Hub], object]) -> None:
