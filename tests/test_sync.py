@@ -134,6 +134,8 @@ def child():
         next(stream)
     except Closed as closed:
         print("before a fork" in str(closed))
+    stream.close()
+    print(list(stream))
 
 name = client.name
 in_child(child)
@@ -141,7 +143,7 @@ client.publish("parent 2")
 print(next(stream).data, next(stream).data)
 client.close()
 """
-    assert script(FORKED + text, server.url) == "child True\nTrue\nchild parent 2\n"
+    assert script(FORKED + text, server.url) == "child True\nTrue\n[]\nchild parent 2\n"
 
 
 def test_the_hub_of_the_parent_says_in_a_child_that_it_does_not_run_there() -> None:

@@ -151,7 +151,7 @@ class SyncStream:
 
     def _wait(self) -> None:
         """Until there is an outcome. What was begun comes to its end, also when nobody waits for it any more."""
-        if os.getpid() != self._process:
+        if not self._is_here():
             raise Closed("This stream was begun before a fork, and is the parent's: listen(last_event_id=...) anew.")
         try:
             if not self._is_over():
@@ -162,6 +162,9 @@ class SyncStream:
                 raise
         if self._outcome is None and self._is_over():
             self._outcome = END
+
+    def _is_here(self) -> bool:
+        return os.getpid() == self._process
 
     def _is_over(self) -> bool:
         return self._stream.state is State.CLOSED
@@ -177,12 +180,12 @@ class SyncStream:
                 self._outcome = error
 
     def close(self) -> None:
-        """End it. Whoever iterates over it comes to its end."""
+        """End it. Whoever iterates over it comes to its end. In a forked child this leaves alone that of the parent."""
 
         async def close(client: Client) -> None:
             await self._stream.aclose()
 
-        if not self._is_over():
+        if self._is_here() and not self._is_over():
             self._running.begin(call := Call(close))
             call.result(self._running)
         self._outcome = END
