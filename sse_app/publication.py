@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, TypedDict
 
-from sse_app.errors import BadInput, InvalidClient, InvalidIdempotencyKey
+from sse_app.errors import BadInput, ConfigError, InvalidClient, InvalidIdempotencyKey
 from sse_app.events import Event, EventDecoder
 from sse_app.topics import TopicFilter
 
 _POSITION = re.compile(r"([0-9a-z]{1,32})-(0|[1-9][0-9]{0,17})")
 _CLIENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
+_SECRET = re.compile(r"[\x21-\x7e]+")
 
 Names = str | Iterable[str] | None  # of topics or clients: one, several, or not given
 
@@ -78,6 +79,18 @@ def check_key(key: str) -> str:
     if not (isinstance(key, str) and _KEY.fullmatch(key)):
         raise InvalidIdempotencyKey("An idempotency key has 1 to 128 visible ASCII characters.")
     return str.__str__(key)
+
+
+def check_publish_key(given: str | None) -> str | None:
+    """The secret of publishers as it is sent: without the white space around it in a file or a variable, None for none.
+    Raises ConfigError, which does not repeat it.
+    """
+    key = given.strip() if isinstance(given, str) else given
+    if not key:
+        return None
+    if not (isinstance(key, str) and _SECRET.fullmatch(key)):
+        raise ConfigError("publish_key is visible ASCII characters, without white space between them.")
+    return key
 
 
 def check_client(name: str) -> str:

@@ -155,6 +155,12 @@ def test_a_publish_key_that_is_none_is_refused_and_not_repeated(key: str) -> Non
     assert key not in str(refused.value)
 
 
+@pytest.mark.parametrize("key", [KEY.encode(), 5])
+def test_a_publish_key_is_a_text(key: Any) -> None:
+    with pytest.raises(ConfigError, match="publish_key is visible ASCII"):
+        Client("http://hub", publish_key=key)
+
+
 @BOTH
 @pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}\r\n", f"\t{KEY}"])
 async def test_white_space_around_a_publish_key_is_none_of_it(library: ModuleType, key: str) -> None:

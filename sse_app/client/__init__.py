@@ -25,7 +25,6 @@ from sse_app.client.stream import State as State
 from sse_app.client.stream import Stream as Stream
 from sse_app.errors import (
     Closed,
-    ConfigError,
     Gap,
     InvalidClient,
     InvalidSince,
@@ -36,7 +35,7 @@ from sse_app.errors import (
 )
 from sse_app.events import check_type
 from sse_app.payload import encode_data
-from sse_app.publication import Names, check_key, names, recipients
+from sse_app.publication import Names, check_key, check_publish_key, names, recipients
 
 if TYPE_CHECKING:
     from sse_app.client.http import AsyncClient, Response
@@ -223,9 +222,7 @@ class Client:
 
 
 def _bearer(publish_key: str | None) -> dict[str, str]:
-    key = (publish_key or "").strip()
-    if not re.fullmatch(r"[\x21-\x7e]*", key):
-        raise ConfigError("publish_key is visible ASCII characters, without white space between them.")
+    key = check_publish_key(publish_key)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

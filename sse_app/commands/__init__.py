@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -26,6 +25,7 @@ from sse_app.errors import (
     SSEAppError,
     Unreachable,
 )
+from sse_app.publication import check_publish_key
 from sse_app.quantities import number, whole
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -85,19 +85,18 @@ url_option = click.option(
 )
 
 
-def _bare(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
-    """A key without what is around it in a file or a variable; the text of the error does not repeat it."""
-    key = (given or "").strip()
-    if not re.fullmatch(r"[\x21-\x7e]*", key):
-        raise click.BadParameter("visible ASCII characters, without white space between them.")
-    return key or None
+def _publish_key(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    try:
+        return check_publish_key(given)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 publish_key_option = click.option(
     "--publish-key",
     envvar="SSE_APP_PUBLISH_KEY",
     show_envvar=True,
-    callback=_bare,
+    callback=_publish_key,
     help="What the hub asks publishers for.",
 )
 
