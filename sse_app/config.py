@@ -184,7 +184,7 @@ class Config:
 
     @property
     def loopback_only(self) -> bool:
-        """Whether only this machine reaches the server."""
+        """True when only this machine reaches the server."""
         return all(is_loopback(host) for host in self.host)
 
     @classmethod
@@ -221,13 +221,13 @@ class LogOptions(TypedDict, total=False):
 
 
 class PublisherOptions(LogOptions, total=False):
-    """Those of a publisher without a hub."""
+    """The settings of a publisher without a hub, as keywords."""
 
     body_max: int | str
 
 
 class HubOptions(LogOptions, total=False):
-    """Those of a hub and its endpoints."""
+    """The settings of a hub and its endpoints, as keywords."""
 
     recover: bool
     queue: int | str
@@ -294,7 +294,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_any(host: str) -> bool:
-    """Whether it is ``::``, however it is written."""
+    """Return True for ``::``, however it is written."""
     try:
         return ip_address(host) == ip_address("::")
     except ValueError:

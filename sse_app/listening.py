@@ -41,7 +41,7 @@ class Listener:
 
 
 def listeners() -> Iterator[Listener]:
-    """Those that servers on event loops have here; on Windows, which has no such descriptors, none."""
+    """The listening sockets that servers on event loops have here; none on Windows, which has no such descriptors."""
     if sys.platform == "win32":
         return
     for descriptor in range(DESCRIPTORS):

@@ -1,4 +1,4 @@
-"""What a server logs of requests: no query, which may hold what nobody else may read, and no line for each bad one."""
+"""The log of a server's requests: no query, which may hold what nobody else may read, and no line for each bad one."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What lives in an event loop, for code that has none: a thread of its own runs the loop."""
+"""A thread that runs an event loop, for code that has none and calls what lives in one."""
 
 import asyncio
 import os
@@ -167,11 +167,11 @@ class LoopThread(Generic[Resource]):
 
     @property
     def resource(self) -> Resource:
-        """What is called, opened or not yet."""
+        """The resource that is called, opened or not yet."""
         return self._here().resource
 
     def opened(self) -> Running[Resource]:
-        """What runs in this process, begun now if need be. Raises what opening does."""
+        """The thread of this process, begun now if need be. Raises what opening does."""
         if self._closed:
             raise Closed(f"This {self._name} is closed: make another one.")
         here = self._here()
@@ -226,7 +226,7 @@ class LoopThread(Generic[Resource]):
 
 
 class _Process(Generic[Resource]):
-    """What there is in one process."""
+    """The resource of one process, and its thread."""
 
     def __init__(self, resource: Resource) -> None:
         self.resource, self.used = resource, False

@@ -20,7 +20,7 @@ from sse_app.stream import EXTENSION
 
 
 class Refusal(NamedTuple):
-    """What is answered to what is no request, or to one that does not get as far as the app."""
+    """The answer to a request that does not get as far as the app, or to what is none."""
 
     status: int
     code: str
@@ -257,7 +257,7 @@ class Protocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _refusal_of(self, error: httptools.HttpParserError) -> Refusal:
-        """What the parser, or a callback of ours in it, has against a request."""
+        """The refusal for an error of the parser, or of a callback of ours in it."""
         if isinstance(error.__context__, _Refused):
             return error.__context__.refusal
         if isinstance(error, httptools.HttpParserInvalidURLError):

@@ -19,7 +19,7 @@ Names = str | Iterable[str] | None  # of topics or clients: one, several, or not
 
 
 class PublishOptions(TypedDict, total=False):
-    """What everyone who publishes takes beside the data."""
+    """The options of everyone who publishes, beside the data."""
 
     topic: Names
     event: str

@@ -113,7 +113,7 @@ class Server(uvicorn.Server):
 
 
 def stop_signals() -> list[signal.Signals]:
-    """What tells a server to stop: SIGHUP too, when its terminal is closed, unless it was started to outlive that."""
+    """The signals that tell a server to stop: SIGHUP too, when its terminal is closed, unless it is to outlive that."""
     found = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.append(signal.SIGHUP)

@@ -296,7 +296,7 @@ class _Suspended:
 
 
 def signs_of_a_stop(hub: Hub) -> Iterable[Callable[[], Awaitable[None]]]:
-    """What returns when the foreign server that streams come through is being stopped.
+    """Functions that wait until the foreign server that streams come through is being stopped.
 
     Servers wait for open streams before they say so to the app, so that the stop itself has to be seen. They all close
     the sockets that they listen on first; where that comes late, there is the signal, in the ways sse-starlette knows.

@@ -210,7 +210,7 @@ class Client:
         return _answer(response)
 
     def _fate(self, failure: Exception) -> int:
-        """What may have become of an attempt that failed so; an index of FATES."""
+        """The worst that may have become of an attempt that failed so; an index of FATES."""
         if isinstance(failure, Refused):
             # A proxy's no says nothing of what is behind it.
             return 2 if failure.code in ("http_error", "outcome_unknown") else 1

@@ -34,7 +34,7 @@ PORTS = range(1, 65_536)
 
 
 class Address(NamedTuple):
-    """Where a hub is, without a trailing slash, and the header that says who asks. ``url`` may be shown."""
+    """The URL of a hub, without a trailing slash, and the header that says who asks. ``url`` may be shown."""
 
     url: str
     headers: Mapping[str, str]
@@ -56,7 +56,7 @@ class Http:
         self._loop: object = None
 
     def address(self, text: str) -> Address:
-        """Where ``text`` says that a hub is. A user and a password in it become a header (RFC 7617)."""
+        """The address that ``text`` names. A user and a password in it become a header (RFC 7617)."""
         try:
             url = self.library.URL(text)
             usable = url.port is None or url.port in PORTS
@@ -132,7 +132,7 @@ class Http:
         return error
 
     def is_sent(self, error: Exception) -> bool:
-        """Whether the hub may have got a request that ended with this error."""
+        """Return True when the hub may have got a request that ended with this error."""
         return not isinstance(error, self._not_sent)
 
     async def aclose(self) -> None:

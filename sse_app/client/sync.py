@@ -103,7 +103,7 @@ class SyncClient:
 
 
 class _End:
-    """What there is to give when a stream is over."""
+    """The outcome of a step when the stream is over."""
 
 
 END: Final = _End()

@@ -33,7 +33,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 class Exit(IntEnum):
-    """What scripts can go by, of every command; ``docs/cli.md``."""
+    """The exit statuses of every command, for scripts to go by; ``docs/cli.md``."""
 
     DONE = 0
     FLAWED = 1  # done, and not all is well: events were lost, a doctor found problems
@@ -163,7 +163,7 @@ def output_written() -> Iterator[None]:
 
 
 def forget_output() -> None:
-    """What is still buffered has nowhere to go, and the interpreter would complain of it at its end."""
+    """Drop what is still buffered: it has nowhere to go, and the interpreter would complain of it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

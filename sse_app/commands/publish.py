@@ -96,7 +96,7 @@ async def _publish(
 
 @asynccontextmanager
 async def _http() -> "AsyncIterator[AsyncClient | None]":
-    """What posts faster than the client's own, which knows proxies."""
+    """An HTTP client that posts faster than the one of ``Client``, which knows proxies; None where there are some."""
     if getproxies():
         yield None
         return

@@ -15,7 +15,7 @@ BROWSER_ENCODINGS = "gzip, deflate, br, zstd"
 
 
 async def host(visit: Visit) -> Finding:
-    """Whether the hub takes a page of its own for that. Browsers on HTTPS say so themselves (Sec-Fetch-Site); without
+    """Check that the hub takes a page of its own for one. Browsers on HTTPS say so themselves (Sec-Fetch-Site); without
     TLS, and older ones, are known by an Origin that equals the Host, port included.
     """
     own = visit.own_origin
