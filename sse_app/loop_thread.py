@@ -217,8 +217,8 @@ class LoopThread(Generic[Resource]):
         return found or self._processes.setdefault(os.getpid(), _Process(self._make()))
 
     def _check_fork(self) -> None:
-        others = [process for id, process in self._processes.items() if id != os.getpid()]
-        if not self._reopens and any(process.running for process in others):
+        running = [process.running for id, process in self._processes.items() if id != os.getpid()]
+        if not self._reopens and any(one is not None and one.state is not State.ENDED for one in running):
             raise Closed(
                 f"This {self._name} was opened before a fork, and what it has open is the parent's. Open it after the "
                 f"fork, in each process its own; close() before the fork what has been used."

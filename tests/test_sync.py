@@ -229,6 +229,20 @@ in_child(lambda: print(Publisher(sys.argv[1], create=True).publish("again").offs
     assert offsets == ["2", "3"]
 
 
+def test_a_publisher_that_could_not_open_its_log_before_a_fork_does_in_the_child(sqlite_world: World) -> None:
+    text = """
+from sse_app.errors import LogUnavailable
+publisher = Publisher(sys.argv[1])
+try:
+    publisher.publish("x")
+except LogUnavailable:
+    with Publisher(sys.argv[1], create=True) as other:
+        other.publish("made meanwhile")
+in_child(lambda: print(publisher.publish("y").offset))
+"""
+    assert script(FORKED + text, sqlite_world.url) == "2\n"
+
+
 # Signals
 
 
