@@ -7,10 +7,13 @@ its request (``direct.py``).
 
 import asyncio
 import re
+from collections import deque
+from collections.abc import Sized
 from typing import Any, NamedTuple
 
 import httptools
 import msgspec
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from sse_app.descriptors import Waiting
@@ -41,6 +44,8 @@ UNKNOWN_VERSION = Refusal(505, "unsupported_version", "This server speaks HTTP/1
 REFUSALS = (BAD_REQUEST, BAD_TARGET, TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
 
 TARGET_MAX = 65_535  # bytes; httptools parses no longer one, and calls it invalid
+PIECE = 16_384  # bytes that are parsed at once: of the smallest requests they are 900
+HELD_MAX = 65_536  # bytes that wait behind requests without an answer before no more are read
 
 # A target in absolute form (RFC 9112, 3.2.2), without what has no place in one: a user (RFC 9110, 4.2.4), a fragment.
 ABSOLUTE = re.compile(rb"https?://(?P<authority>[^/?#@]+)(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?", re.IGNORECASE)
@@ -54,6 +59,22 @@ class _Refused(Exception):
 
     def __init__(self, refusal: Refusal = BAD_REQUEST) -> None:
         self.refusal = refusal
+
+
+class _Flow(FlowControl):
+    """uvicorn's, with what has come and has to wait. uvicorn reads on with each answer, and with each request that is
+    read, however many wait in its ``pipeline``: one connection could fill the memory. Up to HELD_MAX that goes on here
+    too, since who does not read does not hear of a close.
+    """
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+        self.held = b""
+
+    def resume_reading(self) -> None:
+        if not self._pipeline or len(self.held) <= HELD_MAX:
+            super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
@@ -77,7 +98,7 @@ class Protocol(HttpToolsProtocol):
         self.url = b""  # of the request that has begun, until its head is whole
         self._waiting, self._refusals = waiting, refusals
         self._head_max, self._head_deadline = head_max, head_deadline
-        self._unanswered: list[RequestResponseCycle] = []  # more than one when requests are pipelined
+        self._unanswered = deque[RequestResponseCycle]()  # in their order; more than one when requests are pipelined
         self._unseen = 0  # bytes since the parser last came to something: an unfinished head, trailer or chunk size
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -93,6 +114,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport, self.pipeline)
         if self._waiting is not None:
             self._waiting.make_room(len(self.connections))
             self._waiting.add(transport)
@@ -119,14 +141,24 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        self._unseen += len(data)
-        try:
-            self._parse(data)
-        except httptools.HttpParserError as error:
-            self._refuse(self._refusal_of(error))
-            return
-        if self._unseen > self._head_max:
-            self._refuse(HEAD_TOO_LARGE)
+        self.flow.held += data
+        self._read()
+
+    def _read(self) -> None:
+        """Parse what has come, until a request has to wait for the one before it."""
+        flow = self.flow
+        while flow.held and not self.pipeline and self._refusal is None and self.transport.get_protocol() is self:
+            piece, flow.held = flow.held[:PIECE], flow.held[PIECE:]
+            self._unseen += len(piece)
+            try:
+                self._parse(piece)
+            except httptools.HttpParserError as error:
+                self._refuse(self._refusal_of(error))
+            else:
+                if self._unseen > self._head_max:
+                    self._refuse(HEAD_TOO_LARGE)
+        if len(flow.held) > HELD_MAX:
+            flow.pause_reading()
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser. It takes a request that offers an upgrade for the last one, whose body is not HTTP's any
@@ -194,7 +226,9 @@ class Protocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") and (self.url != b"*" or self.parser.get_method() != b"OPTIONS"):
             self._take_authority()
         super().on_headers_complete()
-        self._unanswered = [cycle for cycle in (*self._unanswered, self.cycle) if not cycle.response_complete]
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
+        self._unanswered.append(self.cycle)
         if self.scope["method"] == "GET":
             outlet = Outlet(self, self.cycle)
             self.cycle.send = outlet  # type: ignore[method-assign, assignment]  # before its task starts
@@ -229,6 +263,9 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         was_last = not self.pipeline
         super().on_response_complete()
+        if self.flow.held and not self.pipeline and not self.transport.is_closing():
+            self._read()
+            self.flow.resume_reading()
         if was_last and self._refusal is not None:
             self._answer(self._refusal)
         elif not self.cycle.response_complete:
@@ -247,7 +284,14 @@ class Protocol(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._head_deadline, self._refuse, TOO_SLOW)
+            self._head_timer = self.loop.call_later(self._head_deadline, self._miss_head)
+
+    def _miss_head(self) -> None:
+        self._head_timer = None
+        if self.flow.held:  # the rest of it has come, and waits here
+            self._await_head()
+        else:
+            self._refuse(TOO_SLOW)
 
     def _head_arrived(self) -> None:
         if self._waiting is not None:
