@@ -4,8 +4,9 @@ A page of another site can make a visitor's browser send requests here, and a na
 after the fact (DNS rebinding) makes them look same-origin. So every request is looked at before anything else,
 streams included.
 
-And no upgrade comes with a body: uvicorn's own httptools protocol loses that, or runs it as the next request
-(Kludex/uvicorn#2722). An app cannot mend that, but refuse; what our own server declines does not get here.
+And no upgrade comes with a body, and no CONNECT at all: uvicorn's own httptools protocol loses what follows such a
+head, or runs it as the next request (Kludex/uvicorn#2722). An app cannot mend that, but refuse; what our own server
+declines does not get here.
 """
 
 import ipaddress
@@ -44,6 +45,7 @@ ONCE: Mapping[bytes, type[BadInput]] = {
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\])(:(?P<port>[0-9]{0,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _WHITE = b" \t"
+_CONNECTION = (b"connection", b"proxy-connection")
 
 
 class Guard:
@@ -79,6 +81,8 @@ class Guard:
         return app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        if scope["method"] == "CONNECT":
+            raise UnsafeUpgrade("This is no proxy, and opens no tunnel.")
         if _offers_upgrade_with_body(scope["headers"]):
             raise UnsafeUpgrade("A request that offers an upgrade has no body here: leave the Upgrade header out.")
         host = self._checked_host(headers.get(b"host"), scope)
@@ -137,12 +141,14 @@ def _once(scope: Scope) -> dict[bytes, bytes]:
 
 
 def _offers_upgrade_with_body(headers: Collection[tuple[bytes, bytes]]) -> bool:
-    """An upgrade is offered by two fields (RFC 9110, 7.8): one alone does nothing."""
+    """An upgrade is offered by two fields (RFC 9110, 7.8): one alone does nothing. httptools takes Proxy-Connection,
+    which proxies pass on, for Connection.
+    """
     names = {name for name, _ in headers}
     if b"upgrade" not in names:
         return False
     has_body = any(name == b"content-length" and value != b"0" for name, value in headers)
-    offered = any(name == b"connection" and b"upgrade" in value.lower() for name, value in headers)
+    offered = any(name in _CONNECTION and b"upgrade" in value.lower() for name, value in headers)
     return offered and (has_body or b"transfer-encoding" in names)
 
 

@@ -304,13 +304,14 @@ BODIES = [
 
 
 @pytest.mark.parametrize("offer", [("Upgrade", "h2c"), ("UPGRADE", "foo"), ("Upgrade", "")])
+@pytest.mark.parametrize("field", ["Connection", "Proxy-Connection"])
 @pytest.mark.parametrize("connection", ["Upgrade", "keep-alive, upgrade", "HTTP2-Settings,\tUPGRADE"])
 @pytest.mark.parametrize("body", BODIES)
 async def test_an_upgrade_with_a_body_is_refused_and_its_connection_closed(
-    offer: tuple[str, str], connection: str, body: tuple[str, str]
+    offer: tuple[str, str], field: str, connection: str, body: tuple[str, str]
 ) -> None:
     guard = Guard(PlainTextResponse("let in"), hosts=None, origins=(), refuse=problem)
-    fields = [OWN, ("Connection", "x"), ("Connection", connection), offer, body]
+    fields = [OWN, ("Connection", "x"), (field, connection), offer, body]
     headers = [(name.lower().encode(), value.encode()) for name, value in fields]
     answer = await call(guard, "POST", headers=headers)
     assert code_of(answer) == (400, "unsafe_upgrade")
@@ -332,9 +333,18 @@ async def test_other_upgrades_are_let_in(fields: list[tuple[str, str]]) -> None:
     assert await ask([OWN, *fields]) == 200
 
 
-async def test_on_a_server_that_would_run_the_body_as_a_request_nothing_of_it_runs() -> None:
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"POST /broadcast HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: foo\r\n",
+        b"POST /broadcast HTTP/1.1\r\nProxy-Connection: Upgrade\r\nUpgrade: foo\r\n",
+        b"CONNECT /healthz HTTP/1.1\r\n",
+    ],
+    ids=["Connection", "Proxy-Connection", "CONNECT"],
+)
+async def test_on_a_server_that_would_run_the_body_as_a_request_nothing_of_it_runs(offer: bytes) -> None:
     smuggled = b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nevil"
-    head = b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: foo\r\n"
+    head = offer + b"Host: localhost\r\n"
     async with Hub() as hub, served(hub.app, HttpToolsProtocol) as server:
         for together in (True, False):
             async with await Connection.open(server.port) as connection:
