@@ -208,6 +208,11 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             raise _Refused(UNKNOWN_VERSION)
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self._head_max or len(self.url) > TARGET_MAX:
+            raise _Refused(HEAD_TOO_LARGE)
+        if b"#" in self.url:  # a proxy may take what follows it for a part of the path
+            raise _Refused(BAD_TARGET)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise _Refused  # a tunnel is nothing that can be declined
@@ -218,9 +223,6 @@ class Protocol(HttpToolsProtocol):
             return
         self._head_arrived()
         self._unseen = 0
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self._head_max or len(self.url) > TARGET_MAX:
-            raise _Refused(HEAD_TOO_LARGE)
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
             raise _Refused  # a coding that nobody here undoes would pass for the data (RFC 9112, 6.1)
         if not self.url.startswith(b"/") and (self.url != b"*" or self.parser.get_method() != b"OPTIONS"):

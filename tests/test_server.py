@@ -77,6 +77,7 @@ NOT_HTTP = [
     ("a user in the target", b"GET http://user@localhost/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("a user and a password", b"GET http://localhost:80@evil.example/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("a fragment in the target", b"GET http://localhost/stats#x HTTP/1.1\r\n" + HOST + b"\r\n"),
+    ("a fragment behind a path", b"GET /stats#x HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("a target without a host", b"GET http:///stats HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("a target of another scheme", b"GET ftp://localhost/stats HTTP/1.1\r\n" + HOST + b"\r\n"),
     ("a star for a method that takes none", b"GET * HTTP/1.1\r\n" + HOST + b"\r\n"),

@@ -201,6 +201,14 @@ async def test_a_tunnel_is_refused_and_nothing_behind_it_runs(target: bytes, fra
         assert outcome.closed
 
 
+async def test_an_offer_counts_as_a_part_of_its_head_however_it_comes() -> None:
+    raw = request(b"GET", b"Connection: Upgrade\r\nUpgrade: " + b"x" * 20_000 + b"\r\n", (b"", b""))
+    for pieces in ([raw], [raw[:-1], raw[-1:]]):
+        outcome = await run(pieces, 0)
+        assert not outcome.ran
+        assert outcome.sent.startswith(b"HTTP/1.1 431 ")
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
