@@ -131,6 +131,9 @@ class _Connection(asyncio.Protocol):
         self._body.append(data)
 
     def on_message_complete(self) -> None:
+        if self._parser.get_status_code() < 200:  # as 103, Early Hints: the answer comes behind it (RFC 9110, 15.2)
+            self._headers, self._body = [], []
+            return
         self.usable = self._parser.should_keep_alive()
         if self._answer is not None and not self._answer.done():
             stream = httpx.ByteStream(b"".join(self._body))

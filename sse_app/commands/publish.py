@@ -15,7 +15,7 @@ from urllib.request import getproxies
 
 import click
 
-from sse_app.commands import Exit, Number, Whole, publish_key_option, run, url_option
+from sse_app.commands import Exit, Number, Whole, printable, publish_key_option, run, url_option
 from sse_app.errors import BadInput, ClientError, InvalidIdempotencyKey, InvalidUTF8
 from sse_app.publication import check_key
 
@@ -81,7 +81,7 @@ async def _publish(
 
     async with _http() as http, Client(url, publish_key=publish_key, http=http) as client:
         if data is not None and data != "-":
-            click.echo((await client.publish(data, key=key, **options)).id)
+            click.echo(printable((await client.publish(data, key=key, **options)).id))
             return Exit.DONE
         if os.isatty(STDIN):
             click.echo("Each line is an event; Ctrl+D ends.", err=True)
@@ -160,7 +160,7 @@ class _Lines:
         rate = self._published / took if took else 0
         click.echo(f"{self._published:,} published in {took:.1f} s, {rate:,.0f}/s", err=True)
         if self._last:
-            click.echo(self._last)
+            click.echo(printable(self._last))
 
 
 def _text(line: bytes) -> str:

@@ -9,6 +9,7 @@ import pytest
 from sse_app import Client
 from sse_app.commands.posting import PostingTransport
 from sse_app.errors import ConfigError, Unreachable
+from tests.commands.process import sse_app
 from tests.peers import PATIENCE, listening
 from tests.virtual_time import virtual_time
 from tests.web import live_hub
@@ -73,6 +74,27 @@ async def test_requests_follow_each_other_on_one_connection() -> None:
     assert first.endswith(b"\r\n\r\none")
     assert second.endswith(b"\r\n\r\ntwo")
     assert b"\r\nHost: 127.0.0.1:" in first
+
+
+async def test_what_comes_before_an_answer_is_not_taken_for_it() -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+    async with serving(hints + GOOD, hints + hints + GOOD) as (server, post):
+        for _ in range(2):
+            answer = await post()
+            assert (answer.status_code, answer.json()) == (200, {"id": "e-1"})
+            assert "link" not in answer.headers
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("arguments", [["hi"], ["-"]])
+async def test_the_id_that_an_answer_has_steers_no_terminal(arguments: list[str]) -> None:
+    said = rb'{"id":"\u001b]0;x\u0007"}'
+    server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+    async with listening(server.serve) as port:
+        result = await asyncio.to_thread(
+            sse_app, "publish", *arguments, "--url", f"http://127.0.0.1:{port}", input="line\n"
+        )
+    assert result.stdout.splitlines()[-1] == r"\x1b]0;x\x07"
 
 
 async def test_requests_at_a_time_have_a_connection_each() -> None:
