@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sse_app.client.http import Response
 
 BACKOFF = (0.5, 30.0)  # seconds, of our own, from the first failure to the cap; a server may ask for more
+WAIT_MIN = 0.1  # seconds: nor have them ask without a pause
 WAIT_MAX = 3600.0  # seconds: no server may put its clients to sleep for ever
 BODY_MAX = 65_536  # bytes of an error's body that are looked at
 

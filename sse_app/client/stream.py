@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from sse_app.client.answers import WAIT_MAX, backoff, beginning, fields, reason, refused, retry_after
+from sse_app.client.answers import WAIT_MAX, WAIT_MIN, backoff, beginning, fields, reason, refused, retry_after
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.errors import Gap, Refused, Unreachable
 from sse_app.events import MEDIA_TYPE, Event, EventDecoder
@@ -197,7 +197,7 @@ class Stream:
         if self.state is State.CLOSED:
             return
         if self._decoder.retry is not None:
-            self._retry = min(self._decoder.retry / 1000, WAIT_MAX)
+            self._retry = min(max(self._decoder.retry / 1000, WAIT_MIN), WAIT_MAX)
         wait = max(self._retry, at_least, backoff(self._failures, self._retry) if self._failures else 0)
         self._failures += 1
         self._wake, self.waiting_until = anyio.current_time() + wait, time.time() + wait
