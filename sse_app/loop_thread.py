@@ -176,15 +176,25 @@ class LoopThread(Generic[Resource]):
             raise Closed(f"This {self._name} is closed: make another one.")
         here = self._here()
         with here.lock:
+            if here.opening:
+                raise RuntimeError(f"This {self._name} is being opened, by what the handler that calls it interrupts.")
             if here.running is None or here.running.state is State.ENDED:
-                self._check_fork()
-                if here.used:
-                    here.resource = self._make()
-                here.used = True
-                here.running = Running(here.resource, self._name)
+                self._open(here)
             running = here.running
+        assert running is not None
         running.wait_until_open()  # left by a signal it goes on opening, and the next call waits for it
         return running
+
+    def _open(self, here: "_Process[Resource]") -> None:
+        self._check_fork()
+        here.opening = True
+        try:
+            if here.used:
+                here.resource = self._make()
+            here.used = True
+            here.running = Running(here.resource, self._name)
+        finally:
+            here.opening = False
 
     def open(self) -> None:
         """Open it, also after ``close``."""
@@ -231,7 +241,8 @@ class _Process(Generic[Resource]):
     def __init__(self, resource: Resource) -> None:
         self.resource, self.used = resource, False
         self.running: Running[Resource] | None = None
-        self.lock = threading.Lock()
+        self.opening = False
+        self.lock = threading.RLock()  # a signal's handler in the thread that has it must not wait for that
 
 
 def _end(processes: dict[int, _Process[Any]]) -> None:

@@ -151,3 +151,28 @@ def test_what_nobody_has_any_more_ends() -> None:
     counter.threads[0].join(PATIENCE)
     assert not counter.threads[0].is_alive()
     assert not counter.is_open
+
+
+def test_a_handler_that_interrupts_the_opening_is_told_and_can_close_it() -> None:
+    told: list[str] = []
+    counters: list[Counter] = []
+
+    def make() -> Counter:
+        if counters:  # as a signal's handler that comes when it is opened again
+            with pytest.raises(RuntimeError, match="This Counter is being opened") as error:
+                its.call(Counter.name)
+            told.append(str(error.value))
+            its.close()
+        counters.append(Counter())
+        return counters[-1]
+
+    its = LoopThread("Counter", make, reopens=True)
+    its.open()
+    its.close()
+    opening = threading.Thread(target=its.open, daemon=True)  # which would wait for itself
+    opening.start()
+    opening.join(PATIENCE)
+    assert not opening.is_alive()
+    assert len(told) == 1
+    its.close()
+    assert not counters[-1].is_open
