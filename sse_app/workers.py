@@ -144,11 +144,11 @@ class Workers:
 def _interrupts_held() -> Iterator[None]:
     """For a child that inherits the mask: Ctrl+C in the middle of its imports would end it with a traceback."""
     resource_tracker.ensure_running()  # multiprocessing's, at whose start Python 3.11 lets them through again
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # In a worker
