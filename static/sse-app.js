@@ -469,7 +469,16 @@ class LockLink {
     this.channel = new BroadcastChannel(this.name);
     this.channel.onmessage = ({ data }) => this.#heard(data);
     this.#queue({ signal: this.#queued.signal });
-    this.send({ ask: true, join: true });
+    this.#join();
+  }
+
+  /**
+   * Asks who reads, once this tab stands in the queue for the lock: a tab that stands back for it would else be the next
+   * itself.
+   */
+  async #join() {
+    await navigator.locks.query();
+    if (!this.#left && !this.#source) this.send({ ask: true, join: true });
   }
 
   /** Whoever holds the lock does not answer: takes it away. */
