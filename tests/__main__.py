@@ -39,11 +39,11 @@ LINTERS = (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
 def main() -> None:
     bootstrap(extras=("test", "lint"))
     os.chdir(CHECKOUT)
-    if sys.argv[1:] == ["--lint"]:
+    arguments = [argument for argument in sys.argv[1:] if argument != NO_INSTALL]
+    if arguments == ["--lint"]:
         failures = [subprocess.run([sys.executable, "-m", *linter]).returncode for linter in LINTERS]
         sys.exit(any(failures))
     install_debian_packages(allowed=NO_INSTALL not in sys.argv)
-    arguments = [argument for argument in sys.argv[1:] if argument != NO_INSTALL]
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
 
 

@@ -388,6 +388,17 @@ def test_who_does_not_ask_for_it_gets_the_packages(debian: Path, monkeypatch: py
     assert len(debian.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("arguments", [["--lint"], ["--no-install", "--lint"], ["--lint", "--no-install"]])
+def test_the_linters_run_instead_with_or_without_no_install(
+    arguments: list[str], debian: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tests_command, "LINTERS", (("platform",),))
+    with pytest.raises(SystemExit) as ended:
+        run_main(monkeypatch, *arguments)
+    assert ended.value.code == 0
+    assert not debian.exists()
+
+
 @pytest.mark.parametrize(("ci", "status"), [("true", 1), ("", 0)])
 def test_skip_fails_in_ci_only(tmp_path: Path, ci: str, status: int) -> None:
     (tmp_path / "test_it.py").write_text("import pytest\n\n\ndef test_it():\n    pytest.skip('no browser')\n")
