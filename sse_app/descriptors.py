@@ -30,9 +30,9 @@ def raise_limit() -> None:
 
 
 class Waiting:
-    """The connections of a server that have no request just now: nothing of one has come, or not all of its head, or
-    the last is answered. They make room for those that ask, the longest waiting first (so does nginx: its connections
-    are "reusable" then). Beyond the limit nothing is accepted any more, health checks neither.
+    """The connections of a server that have no whole request just now: nothing of one has come, or not all of its head
+    or body, or the last is answered. They make room for those that ask, the longest waiting first (so does nginx: its
+    connections are "reusable" then). Beyond the limit nothing is accepted any more, health checks neither.
 
     ``most``: connections that may be open before one of them has to go.
     """

@@ -228,6 +228,8 @@ class Protocol(HttpToolsProtocol):
         if not self.url.startswith(b"/") and (self.url != b"*" or self.parser.get_method() != b"OPTIONS"):
             self._take_authority()
         super().on_headers_complete()
+        if self._waiting is not None and not self.pipeline:
+            self._waiting.add(self.transport)  # for its body, until that has come
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
@@ -260,6 +262,8 @@ class Protocol(HttpToolsProtocol):
             return  # it was the end of the head
         self._unseen = 0
         self._stop_lingering()
+        if self._waiting is not None and not self.cycle.response_complete:
+            self._waiting.remove(self.transport)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -211,7 +211,14 @@ async def test_more_streams_than_descriptors_leave_room_for_everything_else(smal
     assert len((tmp_path / "log").read_text().splitlines()) <= 10
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /heal", PING], ids=["nothing", "a part of a head", "a whole request"])
+PART = b"Host: localhost\r\nContent-Length: 5\r\n\r\nx"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /heal", PING, b"POST /broadcast HTTP/1.1\r\n" + PART, b"POST /none HTTP/1.1\r\n" + PART],
+    ids=["nothing", "a part of a head", "a whole request", "a part of a body", "that of an answered request"],
+)
 async def test_who_asks_is_answered_while_others_hold_connections_beyond_the_descriptors(
     tmp_path: Path, sent: bytes
 ) -> None:
