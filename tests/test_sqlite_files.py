@@ -1,6 +1,7 @@
 """The files of a log in a file: who may read them, and what may not lie in their place."""
 
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable, Iterator
@@ -123,6 +124,15 @@ def test_a_link_to_a_log_is_followed(path: Path) -> None:
     path.symlink_to(real)
     open_log(path).close()
     assert real.read_bytes().startswith(b"SQLite format 3")
+
+
+def test_a_link_beside_a_log_is_not_written_through(path: Path) -> None:
+    own, mark = path.parent / "own", Path(f"{path}{MARK}")
+    own.write_text("mine")
+    mark.symlink_to(own)
+    with pytest.raises(LogUnavailable, match=f"^{re.escape(str(mark))} cannot be opened: "):
+        open_log(path)
+    assert own.read_text() == "mine"
 
 
 @pytest.mark.parametrize("kind", PLACES)

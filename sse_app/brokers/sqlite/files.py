@@ -50,11 +50,13 @@ def make_database(database: Path) -> None:
 
 
 def open_beside(database: Path, path: Path) -> int:
-    """The descriptor of a file beside it, made as private as the database is unless it is there."""
+    """The descriptor of a file beside it, made as private as the database is unless it is there. Raises OSError for a
+    link: what it leads to may be somebody else's, and would be written into.
+    """
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
     except FileExistsError:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     if mode := _shared(database):
         os.fchmod(file, mode)
     return file
