@@ -520,6 +520,7 @@ def test_a_tab_that_comes_tries_again_for_those_that_have_stopped(
     end_streams(site)
     until_stopped(page)
     until_stopped(open_tab(shared=shared, wait=False))
+    page.wait_for_function("told.filter(({ name }) => name == 'stopped').length == 2")  # its try was refused as well
     site.refusal = None
     published += site.publish("2")
     other = open_tab(shared=shared)
