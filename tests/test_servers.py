@@ -120,7 +120,8 @@ def stream(client: httpx.Client, path: str) -> Iterator[Iterator[str]]:
         yield events
 
 
-SAID = {"drained": ["bye"], "cut": ["cut"], "not started": ["not started"]}
+# A server that cuts may do so before or after what the hub, which is told at the same time, says to its streams.
+SAID = {"drained": [["bye"]], "cut": [["cut"], ["bye", "cut"]], "not started": [["not started"]]}
 
 
 def path_of(command: str) -> str:
@@ -141,7 +142,7 @@ def test_a_stop_does_to_streams_what_the_table_says(
     with started(command, tmp_path) as server, server.client as client:
         with stream(client, path_of(command)) as types:
             server.signal(number)
-            assert list(types) == SAID[then]
+            assert list(types) in SAID[then]
         client.close()
         server.output.process.wait(PATIENCE)
 
@@ -158,7 +159,7 @@ def test_a_worker_that_is_recycled_does_to_streams_what_the_table_says(
             for _ in range(2 * int(flags[-1])):
                 with suppress(httpx.TransportError):  # it listens no longer
                     httpx.get(f"http://127.0.0.1:{server.port}/", timeout=PATIENCE)
-            assert list(types) == SAID["drained"]
+            assert list(types) in SAID["drained"]
         client.close()
         if then == "it ends":
             server.output.process.wait(PATIENCE)
