@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from sse_app.errors import BadInput, PreflightRefused
 
 OURS = ("Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID")
-# What libraries put on every request of a page without being asked, which never reads it here: old ones that mark their
+# Headers that libraries put on every request of a page unasked, and that nothing here reads: old ones that mark their
 # own, Sentry, OpenTelemetry (W3C Trace Context and Baggage).
 UNASKED = ("X-Requested-With", "sentry-trace", "baggage", "traceparent", "tracestate")
 

@@ -50,7 +50,7 @@ HELD_MAX = 65_536  # bytes that wait behind requests without an answer before no
 # A target in absolute form (RFC 9112, 3.2.2), without what has no place in one: a user (RFC 9110, 4.2.4), a fragment.
 ABSOLUTE = re.compile(rb"https?://(?P<authority>[^/?#@]+)(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?", re.IGNORECASE)
 
-# What offers an upgrade, and means nothing when it is not taken (RFC 9110, 7.8; RFC 7540, 3.2.1).
+# The headers that offer an upgrade, and mean nothing when it is not taken (RFC 9110, 7.8; RFC 7540, 3.2.1).
 OFFERS = (b"upgrade", b"http2-settings")
 
 
@@ -104,12 +104,11 @@ class Protocol(HttpToolsProtocol):
         self._linger_timer: asyncio.TimerHandle | None = None
         self._refusal: Refusal | None = None  # waits until all before it are answered; nothing behind it is looked at
         self._declining = False  # an upgrade: from the end of the head that offers it to that head's second parsing
-        self._begin_parsing()
+        self._make_strict()
 
-    def _begin_parsing(self) -> None:
-        self.parser = httptools.HttpRequestParser(self)
+    def _make_strict(self) -> None:
         # uvicorn forgives what follows the last request; after a body it means that its length was wrong.
-        # It refuses most versions that nobody knows; here all of them get the answer that says so.
+        # httptools refuses most versions that nobody knows; here all of them get the answer that says so.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False, lenient_version=True)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -168,7 +167,8 @@ class Protocol(HttpToolsProtocol):
         rest = self._feed(data)
         while rest is not None:
             head = self._head_without_offer()
-            self._begin_parsing()
+            self.parser = httptools.HttpRequestParser(self)
+            self._make_strict()
             self._declining = False
             self.parser.feed_data(head)
             rest = self._feed(rest)

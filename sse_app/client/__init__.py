@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 RETRY_FOR = 60.0  # seconds; well within the 5 min for which a hub remembers an Idempotency-Key
 # Overloaded, stopping, or what proxies answer while the hub restarts. With the key it is safe to send again.
 NOT_NOW = (429, 502, 503, 504)
-# What became of a publication, from what is certain to what is not: with each attempt it can only get worse.
+# The fates of a publication, from certain to uncertain: with each attempt it can only get worse.
 FATES = ("It was not sent.", "It was not published.", "It may have been published.")
 
 

@@ -1,4 +1,4 @@
-"""What single requests are answered: the protocol, the Host, compression, CORS, and how large a body may be."""
+"""The answers to single requests: the protocol, the Host, compression, CORS, and how large a body may be."""
 
 import asyncio
 import ssl
