@@ -14,8 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sse_app.app import Hub as Hub
-    from sse_app.app import create_app as create_app
     from sse_app.brokers import open_broker as open_broker
     from sse_app.client import Client as Client
     from sse_app.client.sync import SyncClient as SyncClient
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from sse_app.publisher import AsyncPublisher as AsyncPublisher
     from sse_app.publisher import Publisher as Publisher
     from sse_app.subscriber import Subscriber as Subscriber
+    from sse_app.web.app import Hub as Hub
+    from sse_app.web.app import create_app as create_app
 
 __version__ = "0.1.0"
 
@@ -36,13 +36,13 @@ _HOMES = {
     "Config": "config",
     "Event": "events",
     "EventDecoder": "events",
-    "Hub": "app",
+    "Hub": "web.app",
     "Publisher": "publisher",
     "Receipt": "hub",
     "SSEAppError": "errors",
     "Subscriber": "subscriber",
     "SyncClient": "client.sync",
-    "create_app": "app",
+    "create_app": "web.app",
     "open_broker": "brokers",
 }
 __all__ = [

@@ -82,7 +82,7 @@ def serve(**flags: Any) -> None:
             raise ConfigError(ON_WINDOWS)
         descriptors.raise_limit()
         config = Config.load(flags, os.environ)
-        from sse_app import workers  # uvicorn and all below it: not needed to print a help text
+        from sse_app.server import workers  # uvicorn and all below it: not needed to print a help text
 
         workers.serve(config, lambda urls: _greet(config, urls))
 

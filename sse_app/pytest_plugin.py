@@ -57,7 +57,8 @@ def sse_server() -> Iterator[HubServer]:
     Its server is the one of ``sse-app serve``; what is still open at the end of the test is drained within 0.2 s.
     """
     from sse_app import Config, create_app
-    from sse_app.server import Protocol, Server
+    from sse_app.server import Protocol
+    from sse_app.server.server import Server
     from sse_app.testing import live
 
     app = create_app(Config(drain=0.2))

@@ -37,21 +37,21 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from sse_app import Config, EventDecoder, Hub, errors, events, notices, publication, topics
-from sse_app.app import ANSWERS
 from sse_app.bench import Load
 from sse_app.cli import commands
 from sse_app.client import Client
 from sse_app.commands import Exit
 from sse_app.config import ENV_PREFIX, Setting
-from sse_app.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS
 from sse_app.errors import InvalidClient
 from sse_app.hub import LAST_MAX, RECENT
 from sse_app.metrics import Totals, exposition
 from sse_app.payload import JSON_DEPTH
-from sse_app.protocol import REFUSALS
 from sse_app.pytest_plugin import HubServer
+from sse_app.server.protocol import REFUSALS
 from sse_app.subscriber import CloseReason
-from tests.proxies import LISTENS
+from sse_app.web.app import ANSWERS
+from sse_app.web.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS
+from tests.support.proxies import LISTENS
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]

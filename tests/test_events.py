@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sse_app.errors import InvalidEvent, ReservedEvent
 from sse_app.events import RESERVED_TYPES, TYPE_MAX, Event, EventDecoder, check_type, encode
-from tests import whatwg
+from tests.support import whatwg
 from tests.test_characters import REFUSED, UNUSUAL
 
 # What breaks framing, what looks as if it did, and what surprises a careless decoder.

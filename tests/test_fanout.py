@@ -13,9 +13,9 @@ from sse_app.events import EventDecoder
 from sse_app.hub import SLICE, Hub
 from sse_app.publication import Position
 from sse_app.subscriber import Batch, CloseReason, Subscriber
-from tests.paths import fixed_broker
-from tests.peers import turns
-from tests.virtual_time import run_virtual, virtual_time
+from tests.support.paths import fixed_broker
+from tests.support.peers import turns
+from tests.support.virtual_time import run_virtual, virtual_time
 
 ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
 MANY = 5_000

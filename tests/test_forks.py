@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sse_app import Hub
-from tests.peers import datas, hear
-from tests.redis_server import RedisServer
+from tests.support.peers import datas, hear
+from tests.support.redis_server import RedisServer
 from tests.test_docs import CHECKOUT, Output, blocks
 
 TASKS = 6  # more than each of two workers may do before it is replaced

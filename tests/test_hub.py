@@ -29,8 +29,19 @@ from sse_app.events import Event, EventDecoder
 from sse_app.hub import Hub
 from sse_app.publication import Position
 from sse_app.subscriber import CloseReason, Subscriber
-from tests.peers import MOMENT, Clock, DistantBroker, LateTail, Socket, available, cancel_at, datas, log_of, received
-from tests.virtual_time import virtual_time
+from tests.support.peers import (
+    MOMENT,
+    Clock,
+    DistantBroker,
+    LateTail,
+    Socket,
+    available,
+    cancel_at,
+    datas,
+    log_of,
+    received,
+)
+from tests.support.virtual_time import virtual_time
 
 pytestmark = virtual_time
 

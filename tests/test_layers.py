@@ -31,13 +31,16 @@ FLOORS = (
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
     ("brokers.sqlite",),
     ("subscriber", "publisher"),
-    ("hub", "prefix"),
-    ("guard", "cors", "stream", "siblings"),
-    ("endpoints",),
-    ("app", "direct", "logs"),
-    ("protocol",),
+    ("hub", "web", "web.prefix"),
+    ("web.guard", "web.cors", "web.stepped", "web.siblings"),
+    ("web.stream",),
+    ("web.endpoints",),
+    ("web.app", "server.direct", "server.logs"),
+    ("server.protocol",),
     ("server",),
-    ("workers",),
+    ("server.sockets",),
+    ("server.server",),
+    ("server.workers",),
     ("commands", "commands.posting"),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("cli",),
@@ -49,16 +52,16 @@ ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
 STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
 KNOWS = {
     "starlette": {
-        *("stream", "direct", "endpoints", "guard", "prefix", "cors", "app", "server", "testing", "pytest_plugin"),
-        "bench.naive",
+        *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "cors", "app")),
+        *("server.direct", "server.server", "testing", "pytest_plugin", "bench.naive"),
     },
-    "sse_starlette": {"stream", "server", "bench.naive"},  # the server for AppStatus alone
-    "uvicorn": {"direct", "logs", "protocol", "server", "cli", "testing"},
+    "sse_starlette": {"web.stream", "server.server", "bench.naive"},  # the server for AppStatus alone
+    "uvicorn": {*(f"server.{name}" for name in ("direct", "logs", "protocol", "server")), "cli", "testing"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},
     "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in ("connection", "feed", "log", "nodes"))},
-    "prometheus_client": {"metrics", "endpoints"},  # the endpoints for the media type alone
+    "prometheus_client": {"metrics", "web.endpoints"},  # the endpoints for the media type alone
 }
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 MODULES = {
@@ -127,10 +130,10 @@ def source(name: str) -> str:
         ("from sse_app.hub import Hub", {"hub"}, set()),
         ("import sse_app.hub as other", {"hub"}, set()),
         ("from sse_app import hub, errors", {"hub", "errors"}, set()),
-        ("from sse_app import Hub", {"app"}, set()),
+        ("from sse_app import Hub", {"web.app"}, set()),
         ("from sse_app import __version__", {""}, set()),
         ("from sse_app.brokers import memory, Broker", {"brokers.memory", "brokers"}, set()),
-        ("def f():\n    from sse_app.app import x", {"app"}, set()),
+        ("def f():\n    from sse_app.web.app import x", {"web.app"}, set()),
         ("if TYPE_CHECKING:\n    import uvicorn.config", set(), {"uvicorn"}),
         ("import os, json.decoder\nfrom starlette.types import Scope", set(), {"starlette"}),
     ],
@@ -186,7 +189,7 @@ def test_every_public_name_is_where_it_is_looked_up() -> None:
 
 def test_nothing_imports_in_a_circle() -> None:
     below = {name: ours(source(name)) for name in MODULES if name not in ROOTS}
-    assert "hub" in below["stream"]
+    assert "hub" in below["web.stream"]
     TopologicalSorter(below).prepare()  # raises CycleError
 
 

@@ -15,10 +15,10 @@ from starlette.routing import Mount, Route
 
 from sse_app import EventDecoder, Hub
 from sse_app.listening import Door, Listener, listeners
-from sse_app.protocol import Protocol
+from sse_app.server.protocol import Protocol
 from sse_app.testing import live
-from tests.peers import PATIENCE, turns
-from tests.virtual_time import virtual_time
+from tests.support.peers import PATIENCE, turns
+from tests.support.virtual_time import virtual_time
 
 
 def found(listening: socket.socket) -> list[Listener]:

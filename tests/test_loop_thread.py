@@ -11,7 +11,7 @@ import pytest
 
 from sse_app.errors import Closed
 from sse_app.loop_thread import LoopThread
-from tests.peers import PATIENCE
+from tests.support.peers import PATIENCE
 
 
 class Counter:

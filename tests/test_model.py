@@ -31,8 +31,8 @@ from sse_app.notices import HEARTBEAT
 from sse_app.publication import Position, Publication
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
-from tests.peers import MOMENT, Clock, DistantBroker, Socket, turns
-from tests.threadless import ThreadlessLoop, ThreadlessSQLiteBroker
+from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, turns
+from tests.support.threadless import ThreadlessLoop, ThreadlessSQLiteBroker
 
 T = TypeVar("T")
 

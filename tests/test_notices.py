@@ -9,7 +9,7 @@ from sse_app import notices
 from sse_app.events import RESERVED_TYPES, Event, encode
 from sse_app.notices import GapReason
 from sse_app.publication import Position, Publication
-from tests import whatwg
+from tests.support import whatwg
 
 TOP = Position("e", 9)
 LAST = Publication(TOP, "tick", ("t",), encode(Event("secret", "tick", "e-9")), 0.0)

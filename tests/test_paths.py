@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sse_app.events import EventDecoder
 from sse_app.hub import Hub
-from tests.paths import (
+from tests.support.paths import (
     PATHS,
     Path,
     both_loops,
@@ -21,7 +21,7 @@ from tests.paths import (
     reference,
     without_chance,
 )
-from tests.peers import PATIENCE, turns, until
+from tests.support.peers import PATIENCE, turns, until
 
 HEADERS = ("content-type: text/event-stream; charset=utf-8", "cache-control: no-store, no-transform")
 BIG = "x" * 8_000

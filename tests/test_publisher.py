@@ -28,8 +28,8 @@ from sse_app.hub import Hub
 from sse_app.publication import Position
 from sse_app.publisher import AsyncPublisher, Draft, Publisher, compose
 from sse_app.subscriber import Subscriber
-from tests.peers import PATIENCE
-from tests.worlds import World
+from tests.support.peers import PATIENCE
+from tests.support.worlds import World
 
 NOBODY = frozenset[str]()
 

@@ -22,8 +22,8 @@ from sse_app.errors import (
 )
 from sse_app.publication import Publication
 from sse_app.topics import TopicFilter
+from tests.support.worlds import World
 from tests.test_payload import nested
-from tests.worlds import World
 
 NOWHERE = "http://127.0.0.1:9"  # clients refuse before anything is sent
 

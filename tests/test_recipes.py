@@ -19,8 +19,8 @@ import pytest
 from sse_app import Event, EventDecoder
 from sse_app.bench.peers import Server, started
 from sse_app.client import Client
-from tests.peers import PATIENCE
-from tests.proxies import LISTENS, documented, shown_hubs
+from tests.support.peers import PATIENCE
+from tests.support.proxies import LISTENS, documented, shown_hubs
 from tests.test_docs import PAGES, Block, blocks
 
 NAME = "events.example.com"

@@ -16,9 +16,9 @@ from sse_app.metrics import Totals
 from sse_app.publication import Position, Publication
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.topics import TopicFilter
-from tests import whatwg
-from tests.peers import MOMENT, DistantBroker, Socket, available, cancel_at, datas, turns
-from tests.virtual_time import virtual_time
+from tests.support import whatwg
+from tests.support.peers import MOMENT, DistantBroker, Socket, available, cancel_at, datas, turns
+from tests.support.virtual_time import virtual_time
 
 pytestmark = virtual_time
 

@@ -11,7 +11,7 @@ import pytest
 
 from sse_app import EventDecoder
 from sse_app.bench.peers import Server, started
-from tests.peers import PATIENCE
+from tests.support.peers import PATIENCE
 from tests.test_docs import CHECKOUT, blocks
 
 SHOP = next(block.text for block in blocks(CHECKOUT / "docs" / "wsgi.md") if block.text.startswith("# shop.py"))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sse_app import Config
 from sse_app.client.answers import backoff
 from sse_app.hub import SPREAD
-from sse_app.server import BACKLOG
+from sse_app.server.sockets import BACKLOG
 
 HUB = Config()
 DELIVERIES = 163_000  # per CPU second of a node, events one by one: docs/performance.md

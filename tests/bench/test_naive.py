@@ -6,7 +6,7 @@ import httpx
 
 from sse_app.bench.naive import create_app
 from sse_app.testing import StreamingASGITransport, events
-from tests.peers import PATIENCE
+from tests.support.peers import PATIENCE
 
 
 async def test_every_client_hears_what_is_broadcast() -> None:

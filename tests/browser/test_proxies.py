@@ -7,9 +7,9 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import NAME, Tabs
 from tests.browser.test_console import connected, row, send
-from tests.proxies import documented
+from tests.support.proxies import documented
+from tests.support.web import live_hub
 from tests.test_docs import CHECKOUT, blocks
-from tests.web import live_hub
 
 pytestmark = pytest.mark.browser
 

@@ -20,13 +20,13 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_app import Hub
-from sse_app.app import static_directory
 from sse_app.pytest_plugin import HubServer
 from sse_app.testing import live
-from tests import whatwg
+from sse_app.web.app import static_directory
 from tests.browser.conftest import Tabs
-from tests.peers import PATIENCE
-from tests.web import until_open
+from tests.support import whatwg
+from tests.support.peers import PATIENCE
+from tests.support.web import until_open
 
 pytestmark = pytest.mark.browser
 

@@ -16,7 +16,7 @@ from sse_app.client import Stream, answers, stream
 from sse_app.errors import Gap
 from tests.chaos.conftest import Serve, count
 from tests.chaos.proxy import Limit, proxy_to
-from tests.web import live_hub
+from tests.support.web import live_hub
 
 END = "the end"
 

@@ -12,7 +12,6 @@ from sse_app.brokers import open_broker
 from sse_app.brokers.nats import log
 from sse_app.errors import BrokerError, BrokerUnavailable, OutcomeUnknown
 from sse_app.events import Event
-from tests.broker_process import HOST
 from tests.chaos.client import PATIENCE, offset_of, publish_all, told
 from tests.chaos.conftest import Server, assert_in_time, count
 from tests.chaos.launch import nothing_for
@@ -34,8 +33,9 @@ from tests.chaos.outages import (
 )
 from tests.chaos.outages import node as node
 from tests.chaos.proxy import Recut, proxy_to, unchanged
-from tests.nats_server import NatsServer, StartNats
-from tests.peers import turns, until
+from tests.support.broker_process import HOST
+from tests.support.nats_server import NatsServer, StartNats
+from tests.support.peers import turns, until
 
 
 @pytest.fixture

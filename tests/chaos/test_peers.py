@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from sse_app import Hub
-from sse_app.protocol import Protocol
+from sse_app.server.protocol import Protocol
 from sse_app.subscriber import Subscriber
 from sse_app.testing import LiveServer, live
 from tests.chaos.client import (

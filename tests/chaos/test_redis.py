@@ -14,7 +14,6 @@ from sse_app.brokers import open_broker
 from sse_app.errors import BrokerError
 from sse_app.events import Event
 from sse_app.publication import Publication
-from tests.broker_process import HOST
 from tests.chaos.client import Stream, offset_of, publish_all, told
 from tests.chaos.conftest import assert_in_time, count
 from tests.chaos.launch import nothing_for
@@ -37,8 +36,9 @@ from tests.chaos.outages import (
 )
 from tests.chaos.outages import node as node
 from tests.chaos.proxy import Proxy, proxy_to
-from tests.peers import turns
-from tests.redis_server import RedisServer, StartRedis
+from tests.support.broker_process import HOST
+from tests.support.peers import turns
+from tests.support.redis_server import RedisServer, StartRedis
 
 
 @pytest.fixture

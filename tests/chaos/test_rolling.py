@@ -16,7 +16,7 @@ from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
 from tests.chaos.outages import ready
 from tests.chaos.proxy import Proxy, proxy_to
-from tests.worlds import World
+from tests.support.worlds import World
 
 NODES = 3
 RATE = 10  # publications a second

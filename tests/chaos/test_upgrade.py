@@ -12,13 +12,14 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from sse_app import Config, Hub, create_app
-from sse_app.server import Protocol, Server
+from sse_app.server import Protocol
+from sse_app.server.server import Server
 from sse_app.testing import live
 from tests.chaos.conftest import count
-from tests.peers import PATIENCE
-from tests.proxies import caddy, haproxy, nginx
-from tests.test_upgrade import FRAMINGS, OFFERS
-from tests.web import read_until
+from tests.server.test_upgrade import FRAMINGS, OFFERS
+from tests.support.peers import PATIENCE
+from tests.support.proxies import caddy, haproxy, nginx
+from tests.support.web import read_until
 
 NGINX = """
     location = /broadcast {{ return 403; }}

@@ -9,8 +9,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from sse_app import Config, create_app, server
+from sse_app import Config, create_app
 from sse_app.cli import main
+from sse_app.server import server
 
 DRAIN = 1.0  # seconds
 

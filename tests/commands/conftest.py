@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.web import LiveHub, live_hub
+from tests.support.web import LiveHub, live_hub
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from tests.peers import reserved_port
+from tests.support.peers import reserved_port
 from tests.test_cli import COMMAND, PATIENCE, environment
 
 Process = subprocess.Popen[str]

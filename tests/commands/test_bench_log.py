@@ -11,7 +11,7 @@ from sse_app.brokers import open_broker
 from sse_app.commands.bench_log import AT_A_TIME, LATENCIES, WARM_UP
 from sse_app.publisher import Publisher
 from tests.commands.process import sse_app
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 QUICK = "--seconds", "0.2"  # long enough for a publication each, also where others take the processor meanwhile
 

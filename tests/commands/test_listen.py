@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.commands.process import lines_of, nobody, on_a_terminal, sse_app, started
+from tests.support.web import LiveHub, live_hub
 from tests.test_cli import PATIENCE, serving, url_in
-from tests.web import LiveHub, live_hub
 
 
 @pytest.fixture

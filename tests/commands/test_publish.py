@@ -9,8 +9,8 @@ import pytest
 from sse_app import SyncClient
 from sse_app.events import Event
 from tests.commands.process import nobody, on_a_terminal, sse_app, started
+from tests.support.web import LiveHub, live_hub
 from tests.test_cli import KEY, serving, url_in
-from tests.web import LiveHub, live_hub
 
 SUMMARY = re.compile(r"([\d,]+) published in \d+\.\d s, [\d,]+/s\n")
 

@@ -3,8 +3,8 @@ import signal
 
 from sse_app import SyncClient
 from tests.commands.process import nobody, sse_app, terminal
+from tests.support.web import LiveHub
 from tests.test_cli import serving, url_in
-from tests.web import LiveHub
 
 
 def test_json_is_what_the_hub_answers(server: LiveHub) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from sse_app.bench.peers import started
 from sse_app.doctor import answers, delivery, opening
-from tests.peers import PATIENCE, reserved_port
-from tests.proxies import needed
+from tests.support.peers import PATIENCE, reserved_port
+from tests.support.proxies import needed
+from tests.support.web import live_hub
 from tests.test_docs import CHECKOUT, blocks
-from tests.web import live_hub
 
 ORIGIN = "https://app.example"
 

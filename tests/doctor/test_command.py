@@ -11,7 +11,7 @@ from sse_app import doctor
 from sse_app.cli import commands
 from sse_app.doctor import CHECKS, Finding, Verdict
 from sse_app.doctor.report import show
-from tests.web import live_hub
+from tests.support.web import live_hub
 
 OK = Finding("reach", Verdict.OK, "a hub answers")
 WARNING = Finding("http", Verdict.WARNING, "six [streams]", {"nginx": "http2 on;"}, {"streams": 6})

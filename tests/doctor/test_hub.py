@@ -15,8 +15,8 @@ from sse_app.doctor.visit import Visit
 from sse_app.errors import NotChecked
 from sse_app.testing import live
 from tests.doctor.conftest import ORIGIN
-from tests.peers import listening
-from tests.web import live_hub, read_until
+from tests.support.peers import listening
+from tests.support.web import live_hub, read_until
 
 KEY = "s3cret-0123456789"
 

@@ -4,7 +4,7 @@ import pytest
 
 from sse_app.doctor import CHECKS, DoctorFailed, Finding, Verdict, examine
 from tests.doctor.conftest import ORIGIN, Nginx
-from tests.peers import PATIENCE
+from tests.support.peers import PATIENCE
 
 
 def found(findings: list[Finding]) -> dict[str, Finding]:

@@ -3,9 +3,9 @@
 import pytest
 
 from sse_app.doctor import Verdict, examine
-from tests.proxies import LISTENS, documented, nginx
+from tests.support.proxies import LISTENS, documented, nginx
+from tests.support.web import live_hub
 from tests.test_docs import CHECKOUT, Block, blocks
-from tests.web import live_hub
 
 SHOWN = [block for block in blocks(CHECKOUT / "docs" / "doctor.md") if block.language in LISTENS]
 

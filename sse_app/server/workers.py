@@ -1,0 +1,182 @@
+"""``sse-app serve``: one process, or several that share the port and the log.
+
+The parent opens the sockets and keeps them, starts the workers, replaces one that dies, and passes signals on. Each
+worker tells it once a second what it has counted and is told what the others have, so that any of them answers for all.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+
+from sse_app.config import Config
+from sse_app.hub import Hub
+from sse_app.metrics import Totals
+from sse_app.server.server import NOT_STARTED, stop_signals
+from sse_app.server.server import serve as serve_alone
+from sse_app.server.sockets import listen, url_of
+from sse_app.web.app import broker_of
+
+logger = logging.getLogger("sse_app")
+
+REPORT = 1.0  # seconds between two reports of a worker
+RESTART = 1.0  # seconds at least from one start of a worker to the next
+
+
+def serve(config: Config, on_ready: Callable[[Sequence[str]], None] = lambda urls: None) -> None:
+    """Run the server until a signal ends it. ``on_ready`` gets the URLs that it listens on.
+
+    Raises ConfigError and BrokerError when it cannot start.
+    """
+    asyncio.run(_try_the_log(config))
+    config = replace(config, recover=False)  # that is done
+    each = listen(config)
+    urls = [url_of(listening) for listening in each[0]]
+    if config.workers == 1:
+        serve_alone(config, each[0], lambda hub: on_ready(urls))
+    else:
+        sys.exit(Workers(config, each, lambda: on_ready(urls)).run())
+
+
+async def _try_the_log(config: Config) -> None:
+    """A log that cannot be opened ends the start with one line, not with one of every worker."""
+    async with broker_of(config):
+        pass
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    started: float
+    ready: bool = False
+    totals: Totals = field(default_factory=Totals)
+
+
+class Workers:
+    """The parent of the workers: ``run`` returns its exit status."""
+
+    def __init__(self, config: Config, each: Sequence[Sequence[socket.socket]], on_ready: Callable[[], None]) -> None:
+        self._config, self._each, self._on_ready = config, each, on_ready
+        self._workers: list[_Worker] = []
+        self._dead = Totals()  # what those counted that are no more
+        self._greeted = self._ending = False
+        self._status = 0
+        self._signalled, self._signals = Pipe(duplex=False)
+
+    def run(self) -> int:
+        for number in stop_signals():
+            signal.signal(number, self._signal)
+        self._workers = [self._start(index) for index in range(len(self._each))]
+        while any(worker.process.is_alive() for worker in self._workers):
+            self._look([*(worker.process.sentinel for worker in self._workers), self._signalled, *self._pipes()])
+        return self._status
+
+    def _start(self, index: int) -> _Worker:
+        ours, theirs = Pipe()
+        process = get_context("spawn").Process(target=_work, args=(self._config, self._each[index], theirs))
+        with _interrupts_held():
+            process.start()
+        theirs.close()
+        return _Worker(process, ours, time.monotonic())
+
+    def _pipes(self) -> list[Connection]:
+        return [worker.pipe for worker in self._workers if not worker.pipe.closed]
+
+    def _signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.send(number)  # to the loop: a signal may come in the middle of anything
+
+    def _look(self, at: list[Connection | int]) -> None:
+        ready = wait(at, timeout=REPORT)
+        if self._signalled in ready:
+            self._pass_on(self._signalled.recv())
+        for index, worker in enumerate(self._workers):
+            if worker.pipe in ready:
+                self._hear(worker)
+            if not worker.process.is_alive():
+                self._bury(index, worker)
+
+    def _pass_on(self, number: int) -> None:
+        self._ending = True
+        for worker in self._workers:
+            if worker.process.pid is not None and worker.process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.kill(worker.process.pid, number)
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            worker.totals = worker.pipe.recv()
+            others = sum((other.totals for other in self._workers if other is not worker), start=self._dead)
+            worker.pipe.send(others)
+        except (EOFError, OSError):
+            worker.pipe.close()
+            return
+        worker.ready = True
+        if not self._greeted and all(worker.ready for worker in self._workers):
+            self._greeted = True
+            self._on_ready()
+
+    def _bury(self, index: int, worker: _Worker) -> None:
+        if self._ending:
+            return
+        if not self._greeted:
+            logger.error("a worker could not start; the server stops")
+            self._status = NOT_STARTED
+            self._pass_on(signal.SIGTERM)
+            return
+        logger.error("a worker ended with status %s; another one takes its place", worker.process.exitcode)
+        self._dead += replace(worker.totals, subscribers=0, lagging=0)
+        worker.pipe.close()
+        time.sleep(max(0.0, worker.started + RESTART - time.monotonic()))
+        self._workers[index] = self._start(index)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """For a child that inherits the mask: Ctrl+C in the middle of its imports would end it with a traceback."""
+    resource_tracker.ensure_running()  # multiprocessing's, at whose start Python 3.11 lets them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# In a worker
+
+
+def _work(config: Config, sockets: Sequence[socket.socket], pipe: Connection) -> None:
+    os.setpgid(0, 0)  # Ctrl+C in a terminal goes to the parent alone, which passes it on
+    with suppress(KeyboardInterrupt):  # by one that was held until now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        serve_alone(config, sockets, lambda hub: hub.spawn(_report(hub, pipe)))
+
+
+async def _report(hub: Hub, pipe: Connection) -> None:
+    """Tell the parent what was counted here and hear what the others have counted; when the parent is gone, stop."""
+    answered = asyncio.Event()
+
+    def hear() -> None:
+        try:
+            hub.siblings = pipe.recv()
+        except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(pipe.fileno())
+            signal.raise_signal(signal.SIGTERM)
+        answered.set()
+
+    asyncio.get_running_loop().add_reader(pipe.fileno(), hear)
+    while True:
+        pipe.send(hub.totals)
+        await answered.wait()  # a parent that is suspended must not stop its workers
+        answered.clear()
+        await asyncio.sleep(REPORT)

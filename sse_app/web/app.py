@@ -1,0 +1,302 @@
+"""The web face of a hub: routes, lifespan, and which error is which status."""
+
+from collections.abc import Awaitable, Mapping
+from functools import cached_property
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sse_app import errors, hub
+from sse_app.brokers import Broker, open_broker
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.config import Config, HubOptions, LogOptions, check_names
+from sse_app.web.cors import Cors
+from sse_app.web.endpoints import Endpoints
+from sse_app.web.guard import Guard
+from sse_app.web.prefix import hint, route_path, with_prefix
+from sse_app.web.siblings import warn_of_siblings
+from sse_app.web.stream import drain_after, signs_of_a_stop
+
+# The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
+ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
+    errors.BadInput: (400, "bad_input"),
+    errors.InvalidEvent: (400, "invalid_event"),
+    errors.ReservedEvent: (400, "reserved_event"),
+    errors.InvalidData: (400, "invalid_data"),
+    errors.InvalidTopic: (400, "invalid_topic"),
+    errors.TooManyTopics: (400, "too_many_topics"),
+    errors.InvalidClient: (400, "invalid_client"),
+    errors.InvalidSince: (400, "invalid_since"),
+    errors.InvalidIdempotencyKey: (400, "invalid_idempotency_key"),
+    errors.KeyReused: (409, "key_reused"),
+    errors.UnknownParameter: (400, "unknown_parameter"),
+    errors.InvalidBody: (400, "invalid_body"),
+    errors.EmptyBody: (400, "empty_body"),
+    errors.InvalidJSON: (400, "invalid_json"),
+    errors.InvalidUTF8: (400, "invalid_utf8"),
+    errors.TooDeep: (400, "too_deep"),
+    errors.TooLarge: (413, "too_large"),
+    errors.TooSlow: (408, "too_slow"),
+    errors.UnsupportedType: (415, "unsupported_type"),
+    errors.UnsupportedEncoding: (415, "unsupported_encoding"),
+    errors.RepeatedHeader: (400, "repeated_header"),
+    errors.BadHost: (400, "bad_host"),
+    errors.UnknownHost: (421, "bad_host"),
+    errors.UnsafeUpgrade: (400, "unsafe_upgrade"),
+    errors.BadOrigin: (403, "bad_origin"),
+    errors.PreflightRefused: (403, "cors_refused"),
+    errors.Unauthorized: (401, "unauthorized"),
+    errors.Unavailable: (503, "unavailable"),
+    errors.Draining: (503, "draining"),
+    errors.Overloaded: (503, "overloaded"),
+    errors.HubNotStarted: (503, "hub_not_started"),
+    errors.BrokerError: (503, "broker_error"),
+    errors.BrokerUnavailable: (503, "broker_unavailable"),
+    errors.LogUnavailable: (503, "log_unavailable"),
+    errors.LogFull: (507, "log_full"),
+    errors.OutcomeUnknown: (504, "outcome_unknown"),
+}
+
+RETRY_AFTER = 5  # seconds, with every 503
+HEALTH = ("/healthz", "/readyz")  # asked by probes, which know an address at most, and telling nothing
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+class _App(Starlette):
+    """Starlette, with the subscribe endpoint outside its routing and error handling, whose wrappers around every
+    ``send`` cost more than the sending. ``ours`` stand before both, and are made once. A middleware that its user adds
+    comes before them, and puts that endpoint behind it like all others.
+    """
+
+    def __init__(self, endpoints: Endpoints, ours: list[Middleware], **options: Any) -> None:
+        super().__init__(**options)
+        self._endpoints, self._ours = endpoints, ours
+
+    def build_middleware_stack(self) -> ASGIApp:
+        if added := [item for item in self.user_middleware if item not in self._ours]:
+            self.user_middleware = [*added, *self._ours]
+            return _prefixed(super().build_middleware_stack())
+        app = self._split(super().build_middleware_stack())
+        for cls, args, kwargs in reversed(self._ours):
+            app = cls(app, *args, **kwargs)
+        return _prefixed(app)
+
+    def _split(self, rest: ASGIApp) -> ASGIApp:
+        def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            of_streams = scope["type"] == "http" and route_path(scope) == "/events"
+            return (self._events if of_streams else rest)(scope, receive, send)
+
+        return dispatch
+
+    async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            await _method_not_allowed({"Allow": "GET, HEAD"})(scope, receive, send)
+            return
+        try:
+            await (await self._endpoints.events(Request(scope)))(scope, receive, send)
+        except errors.SSEAppError as error:
+            await problem(error)(scope, receive, send)
+
+
+def _prefixed(app: ASGIApp) -> ASGIApp:
+    def put_back(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return app(with_prefix(scope) if scope["type"] == "http" else scope, receive, send)
+
+    return put_back
+
+
+class Hub(hub.Hub):
+    """A hub with its web face: what ``from sse_app import Hub`` gives.
+
+        hub = Hub()
+        app = FastAPI(lifespan=hub.lifespan)
+        app.mount("/hub", hub.app)
+
+    ``broker`` is a URL (``memory://`` when none is given) or a Broker; ``settings`` are those of Config that concern a
+    hub or its endpoints. Or all of it is in a ``config``. The app around it answers for its own Host names: only with
+    ``allowed_hosts``, or a config, are they checked here too. Raises ConfigError, also for what would have no effect.
+    """
+
+    def __init__(
+        self, broker: str | Broker | None = None, *, config: Config | None = None, **settings: Unpack[HubOptions]
+    ) -> None:
+        own_hosts = config is not None or bool(settings.get("allowed_hosts"))
+        config = _config(broker, settings) if config is None else _alone(config, broker, settings)
+        self._hosts = config.hosts if own_hosts else None
+        assert config.max_subscribers is not None  # Config works out the default
+        super().__init__(
+            broker_of(config) if broker is None or isinstance(broker, str) else broker,
+            queue_size=config.queue,
+            queue_bytes=config.queue_bytes,
+            heartbeat=config.heartbeat,
+            retry=(config.retry_min, config.retry_max),
+            max_subscribers=config.max_subscribers,
+            drain=config.drain,
+            body_max=config.body_max,
+        )
+        self.config = config
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        for sign in signs_of_a_stop(self):
+            self.spawn(drain_after(sign, self))
+        if isinstance(self.broker, MemoryBroker):
+            self.spawn(warn_of_siblings(self))
+        return self
+
+    @cached_property
+    def app(self) -> Starlette:
+        """The endpoints and the console as an ASGI app, to mount in another. It does not start the hub."""
+        return self._build()
+
+    def _build(self, **options: Any) -> Starlette:
+        config, static = self.config, static_directory()
+        endpoints = Endpoints(
+            self, static, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
+        )
+        ours = [
+            Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem, any_host=HEALTH),
+        ]
+        if config.cors_origins:
+            ours.append(Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem))
+        app = _App(
+            endpoints,
+            ours,
+            routes=[
+                Route("/", endpoints.console),
+                Route("/events", endpoints.events),
+                Route("/broadcast", endpoints.broadcast, methods=["POST"]),
+                Route("/stats", endpoints.stats),
+                Route("/metrics", endpoints.metrics),
+                Route("/healthz", endpoints.healthz),
+                Route("/readyz", endpoints.readyz),
+                Route("/openapi.json", endpoints.openapi),
+                Mount("/static", StaticFiles(directory=static)),
+            ],
+            exception_handlers={
+                errors.SSEAppError: _our_problem,
+                HTTPException: _http_problem,
+                Exception: _our_mistake,
+            },
+            **options,
+        )
+        app.router.redirect_slashes = False  # a redirect would repeat the query
+        app.state.hub = self
+        return app
+
+
+def _config(broker: str | Broker | None, settings: HubOptions) -> Config:
+    """The configuration that a hub's arguments make."""
+    check_names("hub", settings, HubOptions.__annotations__)
+    given: dict[str, Any] = dict(settings)
+    if broker is None or isinstance(broker, str):
+        return Config(**given) if broker is None else Config(broker=broker, **given)
+    if not hasattr(broker, "tail"):
+        raise errors.ConfigError("broker is a URL such as sqlite:///hub.db, or a Broker.")
+    if of_log := [name for name in settings if name in (*LogOptions.__annotations__, "recover")]:
+        raise errors.ConfigError(f"{of_log[0]} is a setting of the log; give it to the broker when you make it.")
+    return Config(**given)
+
+
+def _alone(config: Config, broker: str | Broker | None, settings: HubOptions) -> Config:
+    """The configuration, once nothing contradicts it."""
+    if not isinstance(config, Config):
+        raise errors.ConfigError("config is a Config.")
+    if broker is not None:
+        raise errors.ConfigError(
+            "broker and config: a Config names its broker, as in Config(broker='sqlite:///hub.db'); "
+            "a Broker goes with the settings as keywords."
+        )
+    if settings:
+        raise errors.ConfigError(
+            f"{next(iter(settings))} and config: a Config holds all settings, so put it in there, "
+            "as with dataclasses.replace()."
+        )
+    return config
+
+
+def broker_of(config: Config) -> Broker:
+    """The broker that a configuration names, not opened. Raises ConfigError."""
+    return open_broker(
+        config.broker,
+        history=config.history,
+        history_bytes=config.history_bytes,
+        history_age=config.history_age,
+        idempotency_window=config.idempotency_window,
+        **({"recover": True} if config.recover else {}),
+    )
+
+
+def create_app(config: Config | None = None) -> Starlette:
+    """The whole server as an ASGI app: it starts and stops its hub with itself (``app.state.hub``)."""
+    hub = Hub(config=config or Config())
+    return hub._build(lifespan=hub.lifespan)
+
+
+def static_directory() -> Path:
+    """The console's files: inside an installed package, beside it in a source checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "static"
+    return inside if inside.is_dir() else package.parent / "static"
+
+
+def problem(error: Exception) -> Response:
+    """An error of ours as RFC 9457 problem details."""
+    status, code = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.Unavailable):
+        headers["Retry-After"] = str(RETRY_AFTER)
+    if isinstance(error, errors.Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.BadOrigin):
+        headers["Vary"] = "Origin"
+    if isinstance(error, errors.UnsafeUpgrade):
+        headers["Connection"] = "close"
+    return _problem(status, code, str(error), headers)
+
+
+def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] = {}) -> Response:
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    return Response(
+        msgspec.json.encode(body), status, media_type="application/problem+json", headers={**HEADERS, **headers}
+    )
+
+
+async def _our_problem(request: Request, error: Exception) -> Response:
+    return problem(error)
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        return _method_not_allowed(error.headers or {})
+    if error.status_code == 404:
+        return _not_found(request)
+    return _problem(error.status_code, "http_error", "The request cannot be answered.", error.headers or {})
+
+
+def _not_found(request: Request) -> Response:
+    detail = "There is nothing at this path; /openapi.json lists what there is."
+    if not isinstance(request.scope.get("endpoint"), StaticFiles):  # it is below a prefix of its own
+        detail += hint(request.scope, [route.path for route in request.app.routes if isinstance(route, Route)])
+    return _problem(404, "not_found", detail)
+
+
+def _method_not_allowed(headers: Mapping[str, str]) -> Response:
+    detail = "This path does not take that method; the Allow header lists those it takes."
+    return _problem(405, "method_not_allowed", detail, headers)
+
+
+async def _our_mistake(request: Request, error: Exception) -> Response:
+    return _problem(500, "internal_error", "The server failed on this request; its log says why.")

@@ -1,0 +1,115 @@
+"""A subscriber's writer on any ASGI server: it starts the server's ``send`` and steps it once, without a task."""
+
+import asyncio
+from collections.abc import Awaitable, Generator
+from functools import partial
+from typing import Any
+
+from starlette.types import Send
+
+from sse_app.subscriber import Batch, Subscriber
+
+
+async def goes_by_steps(send: Send) -> bool:
+    """Whether ``send`` ends in one step outside of a task, tried with an empty piece of the body.
+
+    What a middleware does around it may need a task of its own: a deadline, anyio's cancel scopes.
+    """
+    tried: asyncio.Future[Awaitable[None] | bool] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(_try, send, tried)
+    outcome = await tried
+    if isinstance(outcome, bool):
+        return outcome
+    await outcome
+    return False
+
+
+def _try(send: Send, tried: "asyncio.Future[Awaitable[None] | bool]") -> None:
+    steps = send({"type": "http.response.body", "body": b"", "more_body": True}).__await__()
+    outcome: Awaitable[None] | bool
+    try:
+        outcome = _Suspended(next(steps), steps)
+    except StopIteration:
+        outcome = True
+    except Exception:
+        outcome = False
+    if not tried.done():
+        tried.set_result(outcome)
+
+
+class SteppedWriter:
+    """Writes by starting the server's ``send`` and stepping it once.
+
+    It ends there and then when the socket takes the bytes. When it does not, ``send`` is left suspended, and a task
+    takes it from there: one task for each full socket, none for the others. ``ending`` is the wait of the request that
+    this is the stream of; it is ended once at most.
+    """
+
+    __slots__ = ("_rest", "_send", "_subscriber", "ending")
+
+    def __init__(self, subscriber: Subscriber, send: Send) -> None:
+        self._subscriber, self._send = subscriber, send
+        self.ending: asyncio.Timeout | None = None
+        self._rest: asyncio.Task[bool] | None = None  # of the last send that had to wait
+
+    def write(self, batch: Batch) -> bool:
+        steps = self._send({"type": "http.response.body", "body": batch.data, "more_body": True}).__await__()
+        try:
+            waiting = next(steps)
+        except StopIteration:
+            return True
+        except Exception:
+            self.end()  # the peer is gone
+            return False
+        self._rest = self._subscriber.spawn(_sent(_Suspended(waiting, steps)))
+        self._rest.add_done_callback(partial(self._finished, steps))  # comes also when it is cancelled unbegun
+        return False
+
+    def _finished(self, steps: Generator[Any, Any, None], rest: asyncio.Task[bool]) -> None:
+        steps.close()
+        if not rest.cancelled() and rest.result():
+            self._subscriber.resume()
+        else:
+            self.end()  # the peer is gone, or the hub
+
+    async def finished(self) -> None:
+        if self._rest is not None:
+            await asyncio.wait([self._rest])
+
+    def end(self) -> None:
+        ending, self.ending = self.ending, None
+        if ending is not None:
+            ending.reschedule(0)
+
+    def stop(self) -> None:
+        """The request is over: nobody waits for the rest of a send any more."""
+        self.ending = None
+        if self._rest is not None:
+            self._rest.cancel()
+
+
+async def _sent(suspended: "_Suspended") -> bool:
+    try:
+        await suspended
+    except Exception:
+        return False
+    return True
+
+
+class _Suspended:
+    """Goes on with a coroutine that was stepped by hand: first waits for what it waits for."""
+
+    def __init__(self, waiting: Any, steps: Generator[Any, Any, None]) -> None:
+        self._waiting, self._steps = waiting, steps
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        while True:
+            try:
+                given = yield self._waiting
+                step = partial(self._steps.send, given)
+            except BaseException as error:
+                step = partial(self._steps.throw, error)
+            try:
+                self._waiting = step()
+            except StopIteration:
+                return

@@ -1,0 +1,205 @@
+"""One subscriber's response: what the hub offers it, written to its connection.
+
+Three ways, one result, byte for byte:
+
+    direct      our HTTP protocol (``server.py``) hands its connection over; no task, no generator is left
+    stepped     on any other server: the delivery loop itself starts ASGI's ``send`` and steps it once; where a
+                middleware's ``send`` cannot be taken so, a task reads the subscriber's queue
+    reference   sse-starlette's own streaming, fed by a generator; the tests hold the other two against it
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any, Protocol
+
+from sse_starlette import EventSourceResponse
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from sse_app import notices
+from sse_app.errors import BrokerError, Draining, Overloaded
+from sse_app.events import MEDIA_TYPE
+from sse_app.hub import Hub
+from sse_app.subscriber import CloseReason, Subscriber, Writer
+from sse_app.web.stepped import SteppedWriter, goes_by_steps
+
+logger = logging.getLogger("sse_app")
+
+CONTENT_TYPE = f"{MEDIA_TYPE}; charset=utf-8"
+HEADERS = {"Cache-Control": "no-store, no-transform"}  # no-transform keeps proxies from compressing, so from buffering
+EXTENSION = "sse_app.connection"  # in scope["extensions"]: a Connection
+
+
+class Connection(Protocol):
+    """What our HTTP protocol offers in the scope of a request: to write the response's body without it."""
+
+    def hand_over(self, hub: Hub, subscriber: Subscriber) -> Writer | None:
+        """The connection as a writer, once the response's head was sent; None when what reached the wire cannot be
+        continued so. From then on it is the connection that sees to the subscriber's ``leave``."""
+        ...
+
+
+class EventStream(EventSourceResponse):
+    """The response to ``GET /events``: subscribes when it is called, unsubscribes when it ends, however it ends.
+
+    HEAD gets the headers and leaves no subscriber. A hub that is full, draining or cut off from its log answers an
+    EventSource with an empty stream and a time to come back, since an HTTP error would end it for good; others get the
+    error.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        topics: Iterable[str] = (),
+        *,
+        after: bytes | None = None,
+        last: int | None = None,
+        since: float | None = None,
+        client: str | None = None,
+    ) -> None:
+        self._hub = hub
+        self._asked = partial(hub.join, topics, after=after, last=last, since=since, client=client)
+        super().__init__(
+            _nothing(),
+            headers=HEADERS,
+            media_type=CONTENT_TYPE,
+            ping=0,  # the hub owns all heartbeats
+        )
+        del self.headers["connection"]  # HTTP/2 forbids it, and HTTP/1.1 does not need it
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        if scope["method"] == "HEAD":
+            return super().__call__(scope, receive, send)
+        # What it returns does not hold this object: 2 KB that an open stream has no use for.
+        return _respond(self._hub, self._asked, self._way(), scope, receive, send)
+
+    def _way(self) -> "_Way":
+        head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        return partial(_write, self._hub, head)
+
+
+class ReferenceStream(EventStream):
+    """The same over sse-starlette's own streaming: what the writers are held against."""
+
+    def _way(self) -> "_Way":
+        return self._read
+
+    async def _read(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
+        self.body_iterator = _blocks(subscriber)
+        await EventSourceResponse.__call__(self, scope, receive, send)
+        return True
+
+
+_Way = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream goes on without the call
+
+
+async def _respond(
+    hub: Hub, join: Callable[[], Awaitable[Subscriber]], way: _Way, scope: Scope, receive: Receive, send: Send
+) -> None:
+    try:
+        subscriber = await join()
+    except (Draining, Overloaded, BrokerError):
+        if MEDIA_TYPE not in ",".join(Headers(scope=scope).getlist("accept")).lower():
+            raise
+        await _come_back_later(hub, scope, receive, send)
+        return
+    running = way(subscriber, scope, receive, send)
+    del join, way  # an open stream has no use for these either
+    ended, reason = True, CloseReason.GONE
+    try:
+        ended = await running
+    except OSError:
+        pass  # the peer is gone (ASGI 2.4); what a broker fails with is never an OSError
+    except Exception as error:
+        # One line, and never what was being sent. A clean end lets the client come back and resume.
+        logger.error("a stream was ended by our mistake: %s", type(error).__name__)
+        reason = CloseReason.ERROR
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        if ended:
+            hub.leave(subscriber, reason)
+
+
+async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
+    """Direct if the server offers it; else by steps if its ``send`` can be taken so; else as anyone would.
+
+    Returns when the client goes or the hub ends the stream.
+    """
+    await send(head)
+    del head
+    connection: Connection | None = scope.get("extensions", {}).get(EXTENSION)
+    if connection is not None and (direct := connection.hand_over(hub, subscriber)):
+        subscriber.attach(direct)
+        return False
+    hub.door.entered(scope.get("server"))
+    if not await goes_by_steps(send):
+        return await _write_in_tasks(subscriber, receive, send)
+    writer = SteppedWriter(subscriber, send)
+    try:
+        async with asyncio.timeout(None) as ending:
+            writer.ending = ending
+            subscriber.attach(writer)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+    except TimeoutError:  # the hub has ended it
+        await writer.finished()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        writer.stop()
+    return True
+
+
+async def _write_in_tasks(subscriber: Subscriber, receive: Receive, send: Send) -> bool:
+    """The plain way: this task reads the queue and sends, another waits for the client to go."""
+    try:
+        async with asyncio.timeout(None) as here, asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(_watch(receive, here))
+            while data := await subscriber.read():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            watching.cancel()
+    except TimeoutError:
+        return True  # the client is gone
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the peer is gone, or a mistake: told apart by who called
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    return True
+
+
+async def _watch(receive: Receive, here: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    here.reschedule(0)
+
+
+async def _come_back_later(hub: Hub, scope: Scope, receive: Receive, send: Send) -> None:
+    response = Response(notices.come_back_later(2 * hub.retry()), headers=HEADERS, media_type=CONTENT_TYPE)
+    if scope["http_version"].startswith("1"):
+        response.headers["Connection"] = "close"  # a full hub needs the descriptor; HTTP/2 knows no such header
+    await response(scope, receive, send)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield
+
+
+async def _blocks(subscriber: Subscriber) -> AsyncIterator[bytes]:
+    while data := await subscriber.read():
+        yield data
+
+
+def signs_of_a_stop(hub: Hub) -> Iterable[Callable[[], Awaitable[None]]]:
+    """Functions that wait until the foreign server that streams come through is being stopped.
+
+    Servers wait for open streams before they say so to the app, so that the stop itself has to be seen. They all close
+    the sockets that they listen on first; where that comes late, there is the signal, in the ways sse-starlette knows.
+    """
+    return hub.door.closed, EventSourceResponse._listen_for_exit_signal
+
+
+async def drain_after(sign: Callable[[], Awaitable[None]], hub: Hub) -> None:
+    await sign()
+    hub.begin_drain()

@@ -1,0 +1,203 @@
+"""A log that is cut off, loses the thread, begins anew or is shared: what subscribers get all the same."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from sse_app.errors import BrokerUnavailable
+from sse_app.events import Event, EventDecoder
+from sse_app.hub import Hub
+from sse_app.publication import Position
+from sse_app.subscriber import Subscriber
+from tests.support.peers import MOMENT, Socket, TroubledBroker, available, datas
+from tests.support.virtual_time import virtual_time
+
+pytestmark = virtual_time
+
+Read = Callable[[], list[Event]]
+
+
+@pytest.fixture
+def broker() -> TroubledBroker:
+    return TroubledBroker(history=100)
+
+
+@pytest.fixture
+async def hub(broker: TroubledBroker) -> AsyncIterator[Hub]:
+    async with Hub(broker, queue_size=4) as hub:
+        yield hub
+
+
+class Reading:
+    """One of the two ways of a stream: read, or written to a socket."""
+
+    def __init__(self, subscriber: Subscriber, *, written: bool) -> None:
+        self._subscriber, self._decoder = subscriber, EventDecoder()
+        self._socket = Socket() if written else None
+        if self._socket is not None:
+            subscriber.attach(self._socket)
+
+    async def events(self, seconds: float = MOMENT) -> list[Event]:
+        """What has come since the last look, and comes within so many seconds."""
+        if self._socket is not None:
+            await asyncio.sleep(seconds)
+            return self._decoder.feed(self._socket.take())
+        data = await available(self._subscriber)
+        if seconds > MOMENT:
+            reading = asyncio.create_task(self._subscriber.read())
+            await asyncio.wait([reading], timeout=seconds)
+            reading.cancel()
+            data += reading.result() if reading.done() and not reading.cancelled() else b""
+            data += await available(self._subscriber)
+        return self._decoder.feed(data)
+
+
+ways = pytest.mark.parametrize("written", [False, True], ids=["read", "written"])
+
+
+@ways
+async def test_a_log_that_begins_anew_is_told_to_every_open_stream_at_once(
+    hub: Hub, broker: TroubledBroker, written: bool
+) -> None:
+    await hub.publish("lost with the old log")
+    async with hub.subscribe() as subscriber:
+        reading = Reading(subscriber, written=written)
+        await reading.events()
+        old = await broker.top()
+        broker.begin_anew()
+        (gap,) = await reading.events()
+        told = json.loads(gap.data)
+        assert (gap.type, told["reason"], told["requested"]) == ("gap", "epoch", str(old))
+        assert gap.id == str(await broker.top()) != str(old)
+        await hub.publish("a")
+        await hub.publish("b")
+        assert datas(await reading.events()) == ["a", "b"]
+
+
+@ways
+async def test_what_the_tail_did_not_hear_of_is_read_from_the_log(
+    hub: Hub, broker: TroubledBroker, written: bool
+) -> None:
+    async with hub.subscribe() as subscriber:
+        reading = Reading(subscriber, written=written)
+        await reading.events()
+        broker.deaf = True
+        for text in "abc":
+            await hub.publish(text)
+        assert await reading.events() == []
+        broker.deaf = False
+        await hub.publish("d")
+        assert datas(await reading.events()) == ["a", "b", "c", "d"]
+        await hub.publish("e")
+        assert datas(await reading.events()) == ["e"]
+
+
+@ways
+async def test_what_the_tail_did_not_hear_of_and_the_log_no_longer_holds_is_a_gap(written: bool) -> None:
+    broker = TroubledBroker(history=2)
+    async with Hub(broker) as hub, hub.subscribe() as subscriber:
+        reading = Reading(subscriber, written=written)
+        await reading.events()
+        broker.deaf = True
+        for text in "abc":
+            await hub.publish(text)
+        broker.deaf = False
+        await hub.publish("d")
+        gap, *rest = await reading.events()
+        assert (gap.type, json.loads(gap.data)["reason"]) == ("gap", "trimmed")
+        assert datas(rest) == ["c", "d"]
+
+
+@ways
+async def test_a_stream_that_has_to_read_a_log_that_is_away_waits_for_it(
+    hub: Hub, broker: TroubledBroker, written: bool
+) -> None:
+    first = (await hub.publish("before")).position
+    for text in "abc":
+        await hub.publish(text)
+    async with hub.subscribe(after=first) as subscriber:
+        broker.down = True
+        reading = Reading(subscriber, written=written)
+        assert [event.type for event in await reading.events(60)] == ["welcome"]
+        broker.down = False
+        assert datas(await reading.events(5)) == ["a", "b", "c"]
+
+
+@ways
+async def test_a_stream_that_waits_for_its_log_ends_with_the_hub(
+    hub: Hub, broker: TroubledBroker, written: bool
+) -> None:
+    first = (await hub.publish("before")).position
+    await hub.publish("a")
+    async with hub.subscribe(after=first) as subscriber:
+        broker.down = True
+        reading = Reading(subscriber, written=written)
+        await reading.events(10)
+        async with asyncio.TaskGroup() as tasks:
+            draining = tasks.create_task(hub.drain(10))
+            assert [event.type for event in await reading.events(10)] == ["bye"]
+            draining.cancel()
+
+
+async def test_publishing_to_a_log_that_is_away_fails_and_open_streams_stay(hub: Hub, broker: TroubledBroker) -> None:
+    async with hub.subscribe() as subscriber:
+        reading = Reading(subscriber, written=True)
+        await reading.events()
+        broker.down = True
+        with pytest.raises(BrokerUnavailable):
+            await hub.publish("x")
+        assert await reading.events() == []
+        broker.down = False
+        await hub.publish("y")
+        assert datas(await reading.events()) == ["y"]
+
+
+async def test_new_streams_are_welcomed_while_the_log_is_away_when_nothing_has_to_be_read(
+    hub: Hub, broker: TroubledBroker
+) -> None:
+    async with hub.subscribe():
+        top = (await hub.publish("x")).position
+        await asyncio.sleep(MOMENT)
+        broker.down = True
+        for after in (None, top):
+            async with hub.subscribe(after=after) as subscriber:
+                (welcome,) = await Reading(subscriber, written=True).events()
+                assert json.loads(welcome.data)["last"]["id"] == str(top)
+
+
+async def test_stats_tell_of_a_log_that_is_away(hub: Hub, broker: TroubledBroker) -> None:
+    await hub.publish("x")
+    assert (await hub.stats())["trouble"] is None
+    broker.down = True
+    stats = await hub.stats()
+    assert (stats["trouble"], stats["recent"]) == ("The log is away.", [])
+
+
+async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(hub: Hub, broker: TroubledBroker) -> None:
+    class Slow(TroubledBroker):
+        """It hears of what others publish only when it asks."""
+
+        async def top(self, *, fresh: bool = False) -> Position:
+            top = await super().top(fresh=fresh)
+            return top if fresh else top._replace(offset=0)
+
+    async with Hub(Slow()) as slow:
+        position = (await slow.publish("x")).position
+        async with slow.subscribe(after=position) as subscriber:
+            (welcome,) = await Reading(subscriber, written=True).events()
+        assert json.loads(welcome.data)["recovered"] is True
+        async with slow.subscribe(after=position.next()) as subscriber:
+            _, gap = await Reading(subscriber, written=True).events()
+        assert json.loads(gap.data)["reason"] == "ahead"
+
+
+async def test_subscribers_of_other_nodes_are_counted(hub: Hub, broker: TroubledBroker) -> None:
+    broker.subscribers_elsewhere = 5
+    async with hub.subscribe() as subscriber:
+        (welcome,) = await Reading(subscriber, written=True).events()
+        assert json.loads(welcome.data)["subscribers"] == 6
+        stats = await hub.stats()
+        assert (stats["subscribers"], stats["here"], broker.subscribers_here) == (6, 1, 1)
+    assert broker.subscribers_here == 0

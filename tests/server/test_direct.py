@@ -1,0 +1,653 @@
+"""The hand-over of a connection to its stream: when it happens, what is left of the request, and how it ends."""
+
+import asyncio
+import gc
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from sse_app.events import EventDecoder
+from sse_app.hub import Hub
+from sse_app.server.direct import DirectStream, Outlet
+from sse_app.server.protocol import Protocol
+from sse_app.subscriber import Subscriber
+from tests.chaos.client import HOST, Connection
+from tests.support.paths import (
+    SEND_BUFFER,
+    Reader,
+    both_loops,
+    fixed_broker,
+    reading,
+    served,
+    streams_of,
+)
+from tests.support.peers import PATIENCE, turns, until
+
+pytestmark = both_loops
+
+ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
+HIGH_WATER = 64 * 1024  # bytes, of a transport's write buffer on both loops
+BIG = "x" * 8_000
+
+Wrap = Callable[[ASGIApp], ASGIApp]
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    async with Hub(fixed_broker(), heartbeat=ENDLESS, drain=PATIENCE) as hub:
+        yield hub
+
+
+def data_of(body: bytes | bytearray) -> list[str]:
+    return [event.data for event in EventDecoder().feed(bytes(body)) if event.type == "message"]
+
+
+async def publish(hub: Hub, *data: str) -> None:
+    for item in data:
+        await hub.publish(item)
+        await turns(4)  # each goes out on its own
+
+
+async def drained(hub: Hub, reader: Reader) -> bytes:
+    """The whole body, once the hub has ended the stream."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(hub.drain())
+        return await reader.to_the_end()
+
+
+# When it happens
+
+
+async def test_the_request_of_a_plain_stream_is_over_and_its_connection_still_counted(hub: Hub) -> None:
+    async with served(streams_of(hub)) as server:
+        before = len(asyncio.all_tasks())
+        async with reading(server.port) as reader:
+            await reader.until(b"event: welcome")
+            assert (len(server.direct), len(server.state.connections)) == (1, 1)
+            assert (server.state.tasks, len(asyncio.all_tasks()), server.state.total_requests) == (set(), before, 1)
+            await publish(hub, "1", "2")
+            body = await drained(hub, reader)
+            assert data_of(body) == ["1", "2"]
+            assert body.count(b"event: bye") == 1
+        assert len(hub) == 0
+        await until(lambda: not server.state.connections)
+
+
+async def test_an_http_1_0_stream_is_handed_over_and_has_no_chunks(hub: Hub) -> None:
+    async with served(streams_of(hub)) as server, reading(server.port, version="1.0") as reader:
+        await reader.until(b"event: welcome")
+        assert len(server.direct) == 1
+        assert "transfer-encoding" not in reader.head
+        await publish(hub, "1", "2")
+        body = await drained(hub, reader)
+    assert body.startswith(b"retry: ")
+    assert data_of(body) == ["1", "2"]
+    assert body.count(b"\n\n") == 4  # welcome, two events, bye: and nothing between them
+
+
+async def test_a_stream_over_tls_is_handed_over(hub: Hub, certificate: tuple[Path, Path]) -> None:
+    key, chain = certificate
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(chain, key)
+    trusting = ssl.create_default_context(cafile=str(chain))
+    async with served(streams_of(hub), tls=tls) as server, asyncio.timeout(PATIENCE):
+        incoming, outgoing = await asyncio.open_connection(HOST, server.port, ssl=trusting)
+        outgoing.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await incoming.readuntil(b"event: welcome")
+        assert (len(server.direct), server.state.tasks) == (1, set())
+        await publish(hub, *[BIG] * 100)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(hub.drain())
+            rest = await incoming.read()
+        assert rest.count(BIG.encode()) == 100
+        assert rest.endswith(b"\r\n0\r\n\r\n")
+        outgoing.close()
+        await outgoing.wait_closed()
+        await until(lambda: not server.state.connections)
+    assert len(hub) == 0
+
+
+# When it does not
+
+
+def changing_head(*headers: tuple[bytes, bytes]) -> Wrap:
+    """A middleware that sets header fields of what it passes on."""
+
+    def wrap(app: ASGIApp) -> ASGIApp:
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            async def changed(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    names = {name for name, _ in headers}
+                    kept = [field for field in message["headers"] if field[0] not in names]
+                    message = {**message, "headers": [*kept, *headers]}
+                await send(message)
+
+            await app(scope, receive, changed)
+
+        return wrapped
+
+    return wrap
+
+
+def compressing(app: ASGIApp) -> ASGIApp:
+    """A middleware that compresses event streams, which Starlette's does not."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        press = zlib.compressobj(wbits=31)
+
+        async def changed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"content-encoding", b"gzip")]}
+            else:
+                last = not message.get("more_body", False)
+                body = press.compress(message["body"]) + press.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
+                message = {**message, "body": body}
+            await send(message)
+
+        await app(scope, receive, changed)
+
+    return wrapped
+
+
+class Passing(BaseHTTPMiddleware):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+
+def as_it_is(app: ASGIApp) -> ASGIApp:
+    return app
+
+
+async def identity(body: bytes) -> bytes:
+    return body
+
+
+another_type = changing_head((b"content-type", b"text/plain"))
+
+
+WRAPPED: dict[str, tuple[Wrap, type[asyncio.Protocol]]] = {
+    "compressed": (compressing, Protocol),
+    "another type": (another_type, Protocol),
+    "coded already": (changing_head((b"transfer-encoding", b"chunked")), Protocol),
+    "BaseHTTPMiddleware": (Passing, Protocol),
+    "BaseHTTPMiddleware twice": (lambda app: Passing(Passing(app)), Protocol),
+    "stock httptools": (as_it_is, HttpToolsProtocol),
+    "stock h11": (as_it_is, H11Protocol),
+    "stock httptools, BaseHTTPMiddleware": (Passing, HttpToolsProtocol),
+}
+every_wrap = pytest.mark.parametrize(("wrap", "http"), WRAPPED.values(), ids=WRAPPED)
+
+
+@every_wrap
+async def test_a_wrapped_stream_takes_the_ordinary_path_and_is_whole(
+    hub: Hub, wrap: Wrap, http: type[asyncio.Protocol]
+) -> None:
+    async with served(wrap(streams_of(hub)), http) as server, reading(server.port) as reader:
+        await until(lambda: len(hub) == 1)
+        await turns(20)
+        await publish(hub, *[BIG] * 100)
+        assert (server.direct, len(server.state.connections)) == ([], 1)
+        body = await drained(hub, reader)
+    if "content-encoding: gzip" in reader.head:
+        body = zlib.decompress(body, wbits=31)
+    assert data_of(body) == [BIG] * 100
+    assert body.count(b"event: bye") == 1
+    assert len(hub) == 0
+
+
+@every_wrap
+async def test_a_wrapped_stream_whose_client_leaves_leaves_nothing(
+    hub: Hub, wrap: Wrap, http: type[asyncio.Protocol]
+) -> None:
+    async with served(wrap(streams_of(hub)), http) as server:
+        await turns(5)
+        before = len(asyncio.all_tasks())
+        async with reading(server.port):
+            await until(lambda: len(hub) == 1)
+            await publish(hub, *[BIG] * 100)  # its socket is full
+        await until(lambda: not len(hub) and not server.state.connections and not server.state.tasks)
+        await turns(5)
+        assert len(asyncio.all_tasks()) == before
+
+
+async def test_a_stream_with_a_length_keeps_it(hub: Hub) -> None:
+    wrap = changing_head((b"content-length", b"1000000"))
+    async with served(wrap(streams_of(hub))) as server, reading(server.port) as reader:
+        await reader.until(b"event: welcome")
+        await publish(hub, "1", "2")
+        await reader.until(b"data: 2\n\n")
+        assert (server.direct, data_of(reader.body)) == ([], ["1", "2"])
+    assert reader.body.startswith(b"retry: ")
+
+
+async def test_what_a_middleware_sends_after_the_hand_over_gets_into_no_stream(hub: Hub) -> None:
+    def meddling(app: ASGIApp) -> ASGIApp:
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope, receive, send)
+            await send({"type": "http.response.body", "body": b"the end", "more_body": False})
+
+        return wrapped
+
+    async with served(meddling(streams_of(hub))) as server, reading(server.port) as reader:
+        await reader.until(b"event: welcome")
+        await publish(hub, "1")
+        assert len(server.direct) == 1
+        assert b"the end" not in await drained(hub, reader)
+        assert data_of(reader.body) == ["1"]
+
+
+# A second request on the connection
+
+
+GET = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+# Stock httptools on asyncio is missing: its requests behind an open one take the news of the close (uvicorn 0.54).
+SERVERS = pytest.mark.parametrize(
+    ("wrap", "http"),
+    [(as_it_is, Protocol), (another_type, Protocol), (as_it_is, H11Protocol)],
+    ids=["ours", "ours, stepped", "h11"],
+)
+
+
+@SERVERS
+@pytest.mark.parametrize("when", ["with the first", "later"])
+@pytest.mark.parametrize("way", [Connection.close, Connection.reset], ids=["closed", "reset"])
+async def test_a_pipelined_request_keeps_no_subscriber_after_the_close(
+    wrap: Wrap, http: type[asyncio.Protocol], when: str, way: Callable[[Connection], None]
+) -> None:
+    async with Hub(fixed_broker(), heartbeat=0.15) as hub, served(wrap(streams_of(hub)), http) as server:
+        connection = await Connection.open(server.port)
+        await connection.send(GET * 2 if when == "with the first" else GET)
+        async with asyncio.timeout(PATIENCE):
+            await connection._until(lambda data: b"event: welcome" in data)
+            if when == "later":
+                await connection.send(GET)
+        await turns(20)
+        assert len(hub) == 1
+        way(connection)
+        await until(lambda: not len(hub) and not server.state.connections)
+
+
+@pytest.mark.parametrize("more", [GET, GET * 3, GET[:20], b"\0garbage\r\n\r\n"], ids=["one", "many", "part", "garbage"])
+@pytest.mark.parametrize("when", ["with the first", "later"])
+async def test_nothing_that_follows_its_request_gets_into_a_stream(hub: Hub, more: bytes, when: str) -> None:
+    first = GET + more if when == "with the first" and b"\0" not in more else GET
+    async with served(streams_of(hub)) as server, await Connection.open(server.port) as connection:
+        async with asyncio.timeout(PATIENCE):
+            await connection.send(first)
+            received = await connection._until(lambda data: b"event: welcome" in data)
+            await connection.send(more)
+            await turns(20)
+            assert len(hub) == 1
+            await publish(hub, "the end")
+            received += await connection._until(lambda data: b"the end\n\n" in data)
+    assert received.count(b"HTTP/1.1 ") == 1
+    await until(lambda: len(hub) == 0)
+
+
+# How it ends
+
+
+async def test_a_half_closed_connection_ends_its_stream(hub: Hub) -> None:
+    async with served(streams_of(hub)) as server, await Connection.open(server.port) as connection:
+        async with asyncio.timeout(PATIENCE):
+            await connection.send(GET)
+            await connection._until(lambda data: b"event: welcome" in data)
+            connection.socket.shutdown(1)
+            while await connection.receive():
+                pass
+        await until(lambda: not len(hub) and not server.state.connections)
+    assert hub.totals.closed == {"gone": 1}
+
+
+@pytest.mark.parametrize("waits", [0, 1, 2, 3, 5, 8])
+async def test_a_reset_at_any_moment_of_the_hand_over_leaves_nothing(hub: Hub, waits: int) -> None:
+    async with served(streams_of(hub)) as server:
+        for _ in range(20):
+            connection = await Connection.open(server.port)
+            await connection.send(GET)
+            await turns(waits)
+            connection.reset()
+        await until(lambda: not len(hub) and not server.state.connections and not server.state.tasks)
+        await publish(hub, "the hub goes on")
+    assert hub.totals.closed.total() == hub.totals.connected
+
+
+async def test_a_connection_that_is_lost_before_its_stream_writes_leaves_nothing(hub: Hub) -> None:
+    """Its loss is known and has not been told yet when the connection is handed over."""
+    connections: set[Any] = set()
+
+    def aborting(app: ASGIApp) -> ASGIApp:
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            async def lost(message: Message) -> None:
+                await send(message)
+                for connection in connections:
+                    connection.transport.abort()
+
+            await app(scope, receive, lost)
+
+        return wrapped
+
+    async with served(aborting(streams_of(hub))) as server:
+        connections = server.state.connections
+        async with await Connection.open(server.port) as connection:
+            await connection.send(GET)
+            await until(lambda: hub.totals.closed == {"gone": 1})
+        await until(lambda: not server.state.connections)
+    assert len(hub) == 0
+
+
+@pytest.mark.parametrize("way", ["closed", "reset"])
+async def test_a_connection_that_is_lost_while_it_catches_up_leaves_nothing(hub: Hub, way: str) -> None:
+    for number in range(3_000):
+        await hub.publish(f"{number} {BIG[:1_000]}")
+    await turns(20)
+    async with served(streams_of(hub)) as server:
+        before = len(asyncio.all_tasks())
+        async with reading(server.port, headers="Last-Event-ID: e-0\r\n") as reader:
+            await reader.until(b"data: 50 ")
+            assert len(asyncio.all_tasks()) == before + 1
+            if way == "reset":
+                await reader.reset()
+        await until(lambda: not len(hub) and not server.state.connections)
+        await turns(5)
+        assert len(asyncio.all_tasks()) == before
+    assert hub.totals.closed == {"gone": 1}
+    assert hub.totals.delivered < 3_000
+
+
+# A socket that is full
+
+
+def only(hub: Hub) -> Subscriber:
+    (subscriber,) = hub._everyone()
+    return subscriber
+
+
+async def test_a_reader_that_stalls_costs_its_queue_and_one_write_buffer_and_gets_everything() -> None:
+    limit, total = 100_000, 400
+    async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_bytes=limit) as hub, served(streams_of(hub)) as server:
+        async with reading(server.port) as reader:
+            await reader.until(b"event: welcome")
+            (stream,) = server.direct
+            waited = buffered = 0
+            for number in range(total):
+                await publish(hub, f"{number} {BIG}")
+                waited = max(waited, only(hub)._bytes)
+                buffered = max(buffered, stream.transport.get_write_buffer_size())
+            assert hub.totals.overflows == 1
+            assert limit / 2 < waited <= limit + len(BIG) + 100
+            assert HIGH_WATER < buffered <= HIGH_WATER + 3 * len(BIG)
+            await reader.until(b"data: %d " % (total - 1))
+            await until(lambda: hub.totals.lagging == 0)
+            await publish(hub, "live again")
+            await reader.until(b"live again\n\n")
+        assert [item.partition(" ")[0] for item in data_of(reader.body)] == [*map(str, range(total)), "live"]
+
+
+async def test_a_catch_up_waits_for_the_socket_page_by_page(hub: Hub) -> None:
+    """What lies in its write buffer is bounded by the high-water mark and a few pages of the log."""
+    for number in range(500):
+        await hub.publish(f"{number} {BIG}")
+    await turns(20)
+    async with served(streams_of(hub)) as server:
+        async with reading(server.port, headers="Last-Event-ID: e-0\r\n") as reader:
+            await reader.until(b"event: welcome")
+            (stream,) = server.direct
+            most = 0
+            while b"data: 499 " not in reader.body[-2 * len(BIG) :]:
+                most = max(most, stream.transport.get_write_buffer_size())
+                await reader.more()
+        assert len(data_of(reader.body)) >= 499
+    assert most <= HIGH_WATER + 2 * 256 * 1024 + SEND_BUFFER
+
+
+class FakeTransport(asyncio.Transport):
+    """Takes ``room`` writes, then calls ``pause_writing`` in the middle of one, as asyncio does."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.sent, self.closed = room, b"", False
+        self.protocol: DirectStream | None = None
+        self.lost_in_write = False
+
+    def write(self, data: Any) -> None:
+        assert self.protocol is not None
+        self.sent += data
+        self.room -= 1
+        if self.room == 0:
+            self.protocol.pause_writing()
+        if self.lost_in_write and self.protocol is not None:
+            protocol, self.protocol = self.protocol, None
+            protocol.connection_lost(None)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def make_room(self, room: int) -> None:
+        assert self.protocol is not None
+        self.room = room
+        self.protocol.resume_writing()
+
+
+@asynccontextmanager
+async def faked(hub: Hub, room: int, after: str | None = None) -> AsyncIterator[tuple[FakeTransport, DirectStream]]:
+    subscriber = await hub.join(client="c", after=after)
+    transport = FakeTransport(room)
+    stream = DirectStream(transport, ServerState(), hub, subscriber, chunked=False, paused=False)
+    transport.protocol = stream
+    subscriber.attach(stream)
+    yield transport, stream
+    if transport.protocol is not None:
+        stream.connection_lost(None)
+    assert subscriber not in set(hub._everyone())
+
+
+async def test_a_paused_transport_fills_the_queue_then_drops_it_then_reads_the_log_then_is_live() -> None:
+    async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as hub, faked(hub, room=2) as (transport, _):
+        await publish(hub, "1")
+        assert data_of(transport.sent) == ["1"]
+        await publish(hub, "2", "3", "4")
+        assert (data_of(transport.sent), only(hub)._count, hub.totals.overflows) == (["1"], 3, 0)
+        await publish(hub, "5", "6")
+        assert (data_of(transport.sent), only(hub)._count) == (["1"], 0)
+        assert (hub.totals.overflows, hub.totals.lagging) == (1, 1)
+        transport.make_room(2)
+        await turns(20)
+        assert (data_of(transport.sent), hub.totals.lagging) == (["1", "2", "3", "4", "5", "6"], 0)
+        await publish(hub, "7")
+        assert data_of(transport.sent)[-1] == "7"
+
+
+async def test_a_transport_that_pauses_and_resumes_before_it_is_noticed_loses_no_order() -> None:
+    """uvloop pauses at the end of a turn: the next write comes although it is paused."""
+    async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub, faked(hub, room=1_000) as (transport, stream):
+        stream.pause_writing()
+        await publish(hub, "1", "2")
+        stream.resume_writing()
+        stream.pause_writing()
+        await publish(hub, "3", "4")
+        stream.resume_writing()
+        stream.resume_writing()
+        await publish(hub, "5")
+        assert data_of(transport.sent) == ["1", "2", "3", "4", "5"]
+
+
+async def test_a_connection_lost_in_the_middle_of_a_write_stops_no_delivery(hub: Hub) -> None:
+    async with faked(hub, room=1_000) as (other, _), faked(hub, room=1_000) as (transport, _):
+        transport.lost_in_write = True
+        await publish(hub, "1", "2", "3")
+        assert (len(hub), data_of(other.sent)) == (1, ["1", "2", "3"])
+
+
+async def test_a_connection_lost_in_the_middle_of_a_heartbeat_stops_no_heart() -> None:
+    async with (
+        Hub(fixed_broker(), heartbeat=0.15) as hub,
+        faked(hub, room=1_000) as (other, _),
+        faked(hub, room=1_000) as (transport, _),
+    ):
+        transport.lost_in_write = True
+        await until(lambda: len(hub) == 1)
+        beats = other.sent.count(b":\n\n")
+        await until(lambda: other.sent.count(b":\n\n") > beats + 1)
+
+
+@pytest.mark.parametrize("room", [1, 2])
+async def test_a_connection_lost_in_the_middle_of_a_catch_up_stops_it(hub: Hub, room: int) -> None:
+    for number in range(600):
+        await hub.publish(str(number))
+    await turns(20)
+    before = len(asyncio.all_tasks())
+    async with faked(hub, room, after="e-0") as (transport, stream):
+        transport.lost_in_write = True
+        transport.room = 1_000
+        stream.resume_writing()
+        await until(lambda: not len(hub))
+        await turns(20)
+        assert len(asyncio.all_tasks()) == before
+    await publish(hub, "the hub goes on")
+
+
+async def test_a_stream_that_is_closed_while_it_catches_up_ends_after_the_rest_of_the_log(hub: Hub) -> None:
+    for number in range(600):
+        await hub.publish(str(number))
+    await turns(20)
+    async with faked(hub, room=2, after="e-0") as (transport, stream):
+        await turns(20)  # one page is written, and the socket is full
+        assert 0 < len(data_of(transport.sent)) < 600
+        drain = asyncio.create_task(hub.drain())
+        await turns(20)
+        assert not transport.closed
+        while not transport.closed:
+            transport.make_room(1)
+            await turns(10)
+        stream.connection_lost(None)
+        transport.protocol = None
+        await drain
+    assert data_of(transport.sent) == [*map(str, range(600))]
+    assert transport.sent.count(b"event: bye") == 1
+
+
+async def test_a_hub_that_is_closed_lets_go_of_a_stream_that_is_stuck() -> None:
+    """What it lacks its client asks for when it comes back."""
+    async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_size=1) as hub:
+        subscriber = await hub.join(client="c")
+        transport = FakeTransport(1)
+        stream = transport.protocol = DirectStream(
+            transport, ServerState(), hub, subscriber, chunked=True, paused=False
+        )
+        subscriber.attach(stream)
+        await publish(hub, "1", "2", "3")
+        assert (hub.totals.overflows, transport.closed) == (1, False)
+    assert transport.closed
+    assert transport.sent.endswith(b"\n\r\n0\r\n\r\n")
+    transport.make_room(1_000)
+    stream.connection_lost(None)
+    assert len(hub) == 0
+
+
+# What is left of it
+
+
+OURS = (DirectStream, Subscriber, Outlet, Protocol, RequestResponseCycle)
+
+
+def left() -> list[str]:
+    return [type(item).__name__ for item in gc.get_objects() if isinstance(item, OURS)]
+
+
+@asynccontextmanager
+async def uncollected() -> AsyncIterator[None]:
+    """Nothing of ours is there before, and after this without a collection."""
+    gc.collect()
+    assert left() == []
+    gc.disable()
+    try:
+        yield
+        await turns(10)
+        assert left() == []
+    finally:
+        gc.enable()
+
+
+async def visit(port: int, *requests: bytes) -> None:
+    async with await Connection.open(port) as connection, asyncio.timeout(PATIENCE):
+        for request in requests:
+            await connection.send(request)
+        await connection._until(lambda data: b"event: welcome" in data)
+
+
+@pytest.mark.parametrize("way", ["left", "drained", "reset"])
+async def test_a_stream_that_is_over_is_freed_without_the_collector(hub: Hub, way: str) -> None:
+    async with served(streams_of(hub)) as server:
+        await visit(server.port, GET)
+        await until(lambda: not server.state.connections)
+        async with uncollected():
+            for _ in range(5):
+                async with reading(server.port) as reader:
+                    await reader.until(b"event: welcome")
+                    await publish(hub, "1")
+                    if way == "reset":
+                        await reader.reset()
+            if way == "drained":
+                async with reading(server.port) as reader:
+                    await drained(hub, reader)
+            del reader
+            await until(lambda: not server.state.connections)
+
+
+async def test_of_an_open_stream_only_itself_and_its_subscriber_are_left(hub: Hub) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with served(streams_of(hub)) as server, reading(server.port) as reader:
+            await reader.until(b"event: welcome")
+            await turns(10)
+            assert sorted(left()) == ["DirectStream", "Subscriber"]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+async def test_a_stream_that_had_to_wait_is_freed_too(stalled: bool) -> None:
+    hub = Hub(fixed_broker(), heartbeat=ENDLESS, queue_bytes=50_000)
+    async with hub, served(streams_of(hub)) as server, uncollected():
+        async with reading(server.port) as reader:
+            await reader.until(b"event: welcome")
+            await publish(hub, *[BIG] * 100)
+            assert hub.totals.overflows == 1
+            while not stalled and len(data_of(reader.body)) < 100:
+                await reader.more()
+        del reader
+        await until(lambda: not server.state.connections and not len(hub))
+
+
+async def test_an_answered_request_is_freed_without_the_collector() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("answer")(scope, receive, send)
+
+    async with served(app) as server, uncollected(), await Connection.open(server.port) as connection:
+        for _ in range(3):
+            assert (await connection.request("GET", "/")).body == b"answer"
+        connection.close()
+        await until(lambda: not server.state.connections and not server.state.tasks)
+
+
+async def test_a_pipelined_request_is_garbage_that_the_collector_finds(hub: Hub) -> None:
+    async with served(streams_of(hub)) as server:
+        await visit(server.port, GET * 3)
+        await until(lambda: not server.state.connections and not len(hub))
+        await turns(10)
+        gc.collect()
+        assert left() == []

@@ -1,0 +1,81 @@
+"""Real NATS servers of our own, on loopback, with their data in directories of the tests."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.support.broker_process import HOST, BrokerProcess
+from tests.support.peers import PATIENCE
+from tests.support.worlds import World
+
+PROGRAM = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin")
+_names = (f"test-{number}" for number in count())
+
+StartNats = Callable[..., "NatsServer"]
+
+
+class NatsServer(BrokerProcess):
+    """``settings`` are lines of its configuration."""
+
+    def __init__(self, directory: Path, *settings: str, jetstream: bool = True) -> None:
+        super().__init__(directory / "nats.log")
+        assert PROGRAM is not None
+        self.directory = directory
+        lines = [f'listen: "{HOST}:{self.port}"', *settings]
+        if jetstream:
+            lines.append(f'jetstream: {{store_dir: "{directory}"}}')
+        (directory / "nats.conf").write_text("\n".join(lines))
+        self.command = [PROGRAM, "--config", str(directory / "nats.conf"), "--log", str(self._log)]
+
+    def answers(self) -> bool:
+        """Which it does with its streams restored."""
+        with suppress(OSError), socket.create_connection((HOST, self.port)) as connection:
+            return connection.recv(4).startswith(b"INFO")
+        return False
+
+    def url(self, name: str = "", port: int = 0) -> str:
+        """For a broker; without a name a log that nobody has used."""
+        return f"nats://{HOST}:{port or self.port}/{name or next(_names)}"
+
+
+@pytest.fixture(scope="session")
+def start_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartNats]:
+    """Starts servers with settings; all are ended."""
+    if PROGRAM is None:
+        pytest.skip("nats-server is not installed")
+    with ExitStack() as stack:
+
+        def start(*settings: str, jetstream: bool = True) -> NatsServer:
+            server = NatsServer(tmp_path_factory.mktemp("nats"), *settings, jetstream=jetstream)
+            stack.callback(server.kill)
+            server.start()
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def nats_server(start_nats: StartNats) -> NatsServer:
+    """One for all that do it no harm."""
+    return start_nats()
+
+
+@pytest.fixture
+def impatient_nats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What brokers do once a second, they do ten times. With their real patience they are tested in tests/chaos; here
+    they wait for a busy machine."""
+    for name, seconds in (("BEAT", 0.1), ("SILENCE", 0.5), ("BACKOFF", (0.02, 0.1)), ("log.HEARTBEAT", 0.1)):
+        monkeypatch.setattr(f"sse_app.brokers.nats.{name}", seconds)
+    for name in ("COMMAND", "log.ANSWER", "connection.CONNECT"):
+        monkeypatch.setattr(f"sse_app.brokers.nats.{name}", PATIENCE)
+
+
+@pytest.fixture
+def nats_world(nats_server: NatsServer, impatient_nats: None) -> World:
+    return World(nats_server.url(), clocked=False)

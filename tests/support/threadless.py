@@ -1,0 +1,111 @@
+"""The log in a SQLite file on virtual time: what its threads do is done on the loop itself.
+
+Virtual time jumps when the loop has nothing to do, which is when a thread has; so here are none. Work that is handed to
+one is done some turns of the loop later, and what came of it is told some turns after that: everything between is as
+it is with threads, and every run can be repeated. It takes no virtual time.
+"""
+
+import asyncio
+import concurrent.futures
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from functools import partial
+from itertools import cycle
+from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, cast
+from unittest.mock import patch
+
+from sse_app.brokers.sqlite import SQLiteBroker
+from sse_app.brokers.sqlite.log import Appended, Entry
+from sse_app.brokers.sqlite.writer import Writer
+from sse_app.publication import Position
+from tests.support.virtual_time import VirtualTimeLoop
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class ThreadlessLoop(VirtualTimeLoop):
+    """``delays``: how many turns the work for a thread takes to begin, and its outcome to come back; over and over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._delays: Iterator[int] = cycle([0])
+
+    def delay(self, delays: Iterable[int]) -> None:
+        self._delays = cycle(delays)
+
+    def some_turns_later(self, work: Callable[[], object]) -> None:
+        self._later(next(self._delays), work)
+
+    def _later(self, turns: int, work: Callable[[], object]) -> None:
+        self.call_soon(*((self._later, turns - 1, work) if turns else (work,)))
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
+    ) -> asyncio.Future[T]:
+        answer: asyncio.Future[T] = self.create_future()
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def work() -> None:
+            try:
+                done.set_result(func(*args))
+            except Exception as error:
+                done.set_exception(error)
+            self.some_turns_later(tell)
+
+        def tell() -> None:
+            if answer.done():
+                return
+            if error := done.exception():
+                answer.set_exception(error)
+            else:
+                answer.set_result(done.result())
+
+        self.some_turns_later(work)
+        return answer
+
+
+class ThreadlessWriter(Writer):
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        append: Callable[[list[Entry]], Appended],
+        done: Callable[[Appended], None],
+    ) -> None:
+        self._loop, self._append, self._done = loop, append, done
+        self._queue = queue.SimpleQueue()
+        self._ending, self._ended = threading.Lock(), False
+        self._untold: deque[Callable[[], None]] = deque()  # threads too tell a loop one thing after the other
+
+    def submit(self, entry: Entry | None) -> asyncio.Future[Position]:
+        answer = super().submit(entry)
+        cast(ThreadlessLoop, self._loop).some_turns_later(self._work)
+        return answer
+
+    def stop(self) -> None:
+        self._work()
+
+    def _work(self) -> None:
+        """Commit what waits."""
+        if not self._queue.empty() and (first := self._queue.get_nowait()) is not None:
+            group = [first]
+            self._join(group)
+            self._commit(group, going=True)
+
+    def _tell(self, what: Callable[..., None], *arguments: object) -> None:
+        self._untold.append(partial(what, *arguments))
+        cast(ThreadlessLoop, self._loop).some_turns_later(lambda: self._untold.popleft()())
+
+
+class ThreadlessSQLiteBroker(SQLiteBroker):
+    """Nor does it listen for other processes: what a selector watches costs real time."""
+
+    async def __aenter__(self) -> Self:
+        with patch("sse_app.brokers.sqlite.Writer", ThreadlessWriter):
+            return await super().__aenter__()
+
+    def _listen(self) -> Any:
+        return 1

@@ -1,0 +1,195 @@
+"""A hub's web face as the tests see it: in this process, or byte by byte on a real socket."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+import msgspec
+from starlette.types import ASGIApp, Message
+
+from sse_app import Config, Event, Hub, create_app
+from sse_app.server import Protocol
+from sse_app.server.server import Server
+from sse_app.testing import StreamingASGITransport, events, live
+from tests.support.paths import served
+from tests.support.peers import PATIENCE, until
+
+PROBLEM = "application/problem+json"
+DEADLINE = 0.4  # seconds, of a hub that is in haste
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    hub: Hub
+    client: httpx.AsyncClient
+
+    async def post(self, data: str | bytes = "x", **params: Any) -> httpx.Response:
+        return await self.client.post("/broadcast", content=data, params=params)
+
+    @asynccontextmanager
+    async def stream(self, url: str = "/events", **options: Any) -> AsyncIterator[AsyncIterator[Event]]:
+        """The events of a new subscriber, the welcome first."""
+        async with self.client.stream("GET", url, **options) as response:
+            yield events(response)
+
+
+@asynccontextmanager
+async def web(
+    hub: Hub | None = None, *, transport: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Web]:
+    """A started hub with these settings, and a client of it in this process."""
+    hub = Hub(**settings) if hub is None else hub
+    asgi = StreamingASGITransport(hub.app, **(transport or {}))
+    async with hub, httpx.AsyncClient(transport=asgi, base_url="http://localhost", timeout=PATIENCE) as client:
+        yield Web(hub, client)
+
+
+def code_of(response: "httpx.Response | Answer") -> tuple[int, str]:
+    """Status and code of an error, once it has the shape that every error has."""
+    assert response.headers["content-type"] == PROBLEM, response
+    problem = msgspec.json.decode(response.content)
+    assert list(problem) == ["type", "title", "status", "code", "detail"]
+    assert problem["type"] == "about:blank"
+    assert problem["status"] == response.status_code
+    assert problem["title"]
+    assert problem["detail"]
+    return response.status_code, problem["code"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered on a raw connection; header names in lower case."""
+
+    status_code: int
+    headers: dict[str, str]
+    content: bytes
+
+    @classmethod
+    def parse(cls, raw: bytes) -> "Answer":
+        head, _, content = raw.partition(b"\r\n\r\n")
+        line, *fields = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}
+        return cls(int(line.split(" ")[1]), headers, content)
+
+
+async def call(
+    app: ASGIApp,
+    method: str = "GET",
+    path: str = "/",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    messages: Iterable[Message] = (),
+    **scope_options: Any,
+) -> Answer:
+    """What an ASGI app answers to what servers that are less strict than ours, or set otherwise, would let through."""
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "root_path": "",
+        "headers": list(headers),
+        **scope_options,
+    }
+    incoming, sent = iter(messages), list[Message]()
+
+    async def receive() -> Message:
+        return next(incoming)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    start, *bodies = sent
+    fields = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Answer(start["status"], fields, b"".join(message["body"] for message in bodies))
+
+
+@dataclass(frozen=True, slots=True)
+class LiveHub:
+    """A hub behind our own HTTP protocol on a real socket. It runs in another thread."""
+
+    url: str
+    port: int
+    hub: Hub
+
+    @contextmanager
+    def connect(self) -> Iterator[socket.socket]:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            yield connection
+
+    def ask(self, *pieces: bytes) -> bytes:
+        """Everything that comes back until the server closes, which a good request has to ask for."""
+        with self.connect() as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+            return read_until(connection, b"")
+
+    def answer(self, *pieces: bytes) -> Answer:
+        return Answer.parse(self.ask(*pieces))
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    """What arrives up to ``end``, or to the end of the connection. TimeoutError when neither comes."""
+    received = b""
+    while not (end and end in received) and (piece := connection.recv(65536)):
+        received += piece
+    return received
+
+
+def until_open(hub: Hub, subscribers: int) -> None:
+    """Wait until a hub in another thread has so many streams open: it sees a client come and go when it gets to it."""
+    assert hub._loop is not None
+    open_there = until(lambda: len(hub) == subscribers, f"{subscribers} streams are open")
+    asyncio.run_coroutine_threadsafe(open_there, hub._loop).result()
+
+
+@contextmanager
+def live_hub(**settings: Any) -> Iterator[LiveHub]:
+    config = Config(**settings)
+    app = create_app(config)
+    hub = app.state.hub
+    protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline)
+    options = {"http": protocol, "ws": "none", "proxy_headers": False, "server_header": False, "access_log": False}
+    with live(app, server_class=lambda config: Server(config, hub), **options) as server:
+        yield LiveHub(server.url, server.port, hub)
+
+
+@dataclass(frozen=True, slots=True)
+class HastyHub:
+    """A hub behind our own HTTP protocol on a real socket, that waits ``DEADLINE`` for a head, a body, and what is left
+    of one. It runs in the loop of its test, on virtual time: that ends when nobody has anything left to do, not before.
+    """
+
+    hub: Hub
+    port: int
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        incoming, outgoing = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield incoming, outgoing
+        finally:
+            outgoing.close()
+
+    async def answer(self, request: bytes) -> Answer:
+        """What comes back until the server closes."""
+        async with self.connect() as (incoming, outgoing):
+            outgoing.write(request)
+            return Answer.parse(await incoming.read())
+
+
+@asynccontextmanager
+async def hasty_hub(**settings: Any) -> AsyncIterator[HastyHub]:
+    protocol = partial(Protocol, head_deadline=DEADLINE)
+    async with Hub(head_deadline=DEADLINE, **settings) as hub, served(hub.app, protocol) as server:
+        with patch(
+            "tests.support.virtual_time.PATIENCE", 0.2
+        ):  # real seconds: nothing on loopback is under way for so long
+            yield HastyHub(hub, server.port)

@@ -1,0 +1,184 @@
+"""The document that the app serves, held against the app."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import pytest
+from starlette.routing import Mount, Route
+
+import sse_app
+from sse_app.errors import BadInput, InvalidData, Unavailable
+from sse_app.events import RESERVED_TYPES, TYPE_MAX
+from sse_app.hub import LAST_MAX
+from sse_app.notices import GapReason
+from sse_app.server.protocol import REFUSALS
+from sse_app.subscriber import CloseReason
+from sse_app.topics import TOPIC_MAX
+from sse_app.web.app import ANSWERS, HEALTH, Hub
+from sse_app.web.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS
+from tests.support.web import PROBLEM, web
+
+DOCUMENT: dict[str, Any] = json.loads((Path(sse_app.__file__).parent / "web" / "openapi.json").read_text())
+ERRORS_OF_STARLETTE = {(404, "not_found"), (405, "method_not_allowed"), (500, "internal_error")}
+# Parents that nothing raises; an Unavailable may come from a broker.
+NEVER_RAISED = {BadInput, InvalidData}  # by no request
+ROUTES = [route for route in Hub().app.routes if isinstance(route, Route)]
+
+
+def resolve(node: Any) -> Any:
+    if isinstance(node, dict) and "$ref" in node:
+        found: Any = DOCUMENT
+        for key in node["$ref"].removeprefix("#/").split("/"):
+            found = found[key]
+        return resolve(found)
+    return node
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in DOCUMENT["paths"].items():
+        for method, operation in item.items():
+            if method != "parameters":
+                yield path, method, {**operation, "parameters": operation.get("parameters", item.get("parameters", []))}
+
+
+def problems(responses: dict[str, Any]) -> set[tuple[int, str]]:
+    found = set()
+    for response in map(resolve, responses.values()):
+        if PROBLEM in response.get("content", {}):
+            _, given = response["content"][PROBLEM]["schema"]["allOf"]
+            found |= {(given["properties"]["status"]["const"], code) for code in given["properties"]["code"]["enum"]}
+    return found
+
+
+def documented() -> set[tuple[int, str]]:
+    everywhere = [operation["responses"] for _, _, operation in operations()]
+    return set().union(*map(problems, [*everywhere, DOCUMENT["components"]["responses"]]))
+
+
+def schemas() -> dict[str, Any]:
+    schemas: dict[str, Any] = DOCUMENT["components"]["schemas"]
+    return schemas
+
+
+def check(schema: dict[str, Any], value: Any) -> None:
+    whole = {**schema, "components": DOCUMENT["components"]}
+    jsonschema_rs.Draft202012Validator(whole, validate_formats=True).validate(value)
+
+
+def test_it_is_of_this_version() -> None:
+    assert DOCUMENT["openapi"] == "3.1.0"
+    assert DOCUMENT["info"]["version"] == sse_app.__version__
+
+
+def test_every_route_and_method_is_in_it_and_no_other() -> None:
+    routes = {(route.path, method.lower()) for route in ROUTES for method in route.methods or ()}
+    described = {(path, method) for path, method, _ in operations()}
+    assert described <= routes
+    assert {method for _, method in routes - described} == {"head"}  # which HTTP gives every GET
+    assert [route.path for route in Hub().app.routes if isinstance(route, Mount)] == ["/static"]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "names", "headers"),
+    [
+        ("/events", "get", EVENTS_PARAMETERS, ["Last-Event-ID"]),
+        ("/events", "head", EVENTS_PARAMETERS, ["Last-Event-ID"]),
+        ("/broadcast", "post", BROADCAST_PARAMETERS, ["Idempotency-Key"]),
+    ],
+)
+def test_the_parameters_are_those_of_the_endpoint(
+    path: str, method: str, names: tuple[str, ...], headers: list[str]
+) -> None:
+    (found,) = [operation["parameters"] for p, m, operation in operations() if (p, m) == (path, method)]
+    assert [item["name"] for item in found if item["in"] == "query"] == list(names)
+    assert [item["name"] for item in found if item["in"] == "header"] == headers
+
+
+def test_no_other_operation_has_parameters() -> None:
+    assert {path for path, _, operation in operations() if operation["parameters"]} == {"/events", "/broadcast"}
+
+
+def test_the_error_codes_are_those_that_the_app_and_the_server_answer() -> None:
+    ours = {answer for error, answer in ANSWERS.items() if error not in NEVER_RAISED}
+    servers = {(refusal.status, refusal.code) for refusal in REFUSALS}
+    assert documented() == ours | servers | ERRORS_OF_STARLETTE
+
+
+def test_every_error_that_may_come_anywhere_stands_at_every_operation() -> None:
+    anywhere = {(400, "bad_host"), (400, "bad_request"), (400, "repeated_header"), (400, "unsafe_upgrade"),
+                (403, "bad_origin"),
+                (408, "too_slow"), (421, "bad_host"), (431, "head_too_large"), (500, "internal_error"),
+                (505, "unsupported_version")}  # fmt: skip
+    for path, method, operation in operations():
+        if method != "head":
+            not_here = {(421, "bad_host")} if path in HEALTH else set()
+            assert anywhere & problems(operation["responses"]) == anywhere - not_here, path
+
+
+def test_every_503_says_when_to_come_back() -> None:
+    for _, method, operation in operations():
+        if method != "head" and "503" in operation["responses"]:
+            assert operation["responses"]["503"]["headers"]["Retry-After"]["required"]
+    assert Unavailable in ANSWERS
+
+
+def test_every_error_is_a_problem_with_an_example_of_its_own() -> None:
+    for _, method, operation in operations():
+        for status, response in operation["responses"].items():
+            if method != "head" and status != "200":
+                content = resolve(response)["content"]
+                assert list(content) == [PROBLEM]
+                check(content[PROBLEM]["schema"], content[PROBLEM]["example"])
+
+
+def test_every_example_is_one() -> None:
+    for _, _, operation in operations():
+        for parameter in operation["parameters"]:
+            given = [item["value"] for item in parameter.get("examples", {}).values()] or [parameter["example"]]
+            for value in given:
+                check(parameter["schema"], value)
+        contents = [resolve(response).get("content", {}) for response in operation["responses"].values()]
+        for content in (operation.get("requestBody", {}).get("content", {}), *contents):
+            for media in content.values():
+                if "example" in media:
+                    check(media["schema"], media["example"])
+    for schema in schemas().values():
+        for example in schema.get("examples", []):
+            check(schema, example)
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    parameters = {(path, item["name"]): item["schema"] for path, _, op in operations() for item in op["parameters"]}
+    assert parameters["/events", "last"]["maximum"] == LAST_MAX
+    assert parameters["/events", "topic"]["items"]["maxLength"] == TOPIC_MAX
+    assert parameters["/broadcast", "topic"]["items"]["maxLength"] == TOPIC_MAX
+    assert parameters["/broadcast", "event"]["maxLength"] == TYPE_MAX
+    assert parameters["/broadcast", "event"]["not"]["enum"] == sorted(RESERVED_TYPES)
+    assert schemas()["Gap"]["properties"]["reason"]["enum"] == list(GapReason)
+    totals = schemas()["Stats"]["properties"]["totals"]["properties"]
+    assert totals["gaps"]["propertyNames"]["enum"] == list(GapReason)
+    assert totals["closed"]["propertyNames"]["enum"] == list(CloseReason)
+    assert set(schemas()["Bye"]["properties"]["reason"]["enum"]) <= set(CloseReason)
+
+
+async def test_what_the_hub_says_on_a_stream_is_as_described() -> None:
+    async with web(drain=0.1) as hub_web:
+        await hub_web.post("x", topic="a")
+        async with hub_web.stream("/events?topic=a", headers={"Last-Event-ID": "other-1"}) as events:
+            said = [await anext(events) for _ in range(3)]
+            await hub_web.hub.drain()
+            said.append(await anext(events))
+    for event, name in zip(said, ("Welcome", "Gap", None, "Bye"), strict=True):
+        if name:
+            check(schemas()[name], msgspec.json.decode(event.data))
+
+
+async def test_it_is_served_as_it_is() -> None:
+    async with web() as hub_web:
+        answer = await hub_web.client.get("/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == DOCUMENT

@@ -1,0 +1,46 @@
+"""Requests made from the OpenAPI document, good and bad, against a live server.
+
+FUZZ_REQUESTS says how many in all, about: 50,000 take a quarter of an hour.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import settings
+from schemathesis import Case
+from schemathesis.specs.openapi.checks import negative_data_rejection
+
+from tests.support.web import LiveHub, live_hub
+from tests.web.test_openapi import DOCUMENT
+
+WITH_INPUT = 3  # operations that take any: the others have only one request each
+EXAMPLES = max(1, int(os.environ.get("FUZZ_REQUESTS", "300")) // WITH_INPUT)
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+SCHEMA.config.max_stream_events = 1  # the welcome; then the client leaves
+# What is printable and in Unicode NFC no JSON schema can say, nor that `last` and `since` do not go together.
+SCHEMA.config.checks.positive_data_acceptance.enabled = False
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LiveHub]:
+    with live_hub(drain=0.2, history=1000, head_max=1024**2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as opened:
+        yield opened
+
+
+@SCHEMA.parametrize()
+@settings(max_examples=EXAMPLES)
+@pytest.mark.timeout(60 + EXAMPLES)
+def test_every_answer_is_as_documented(case: Case[Any], server: LiveHub, session: requests.Session) -> None:
+    # A text that was meant to be a number, `to=false`: on the wire all of it is text, and right.
+    untyped: list[Any] = [negative_data_rejection] if case.path == "/broadcast" else []
+    case.call_and_validate(base_url=server.url, session=session, excluded_checks=untyped)
