@@ -63,7 +63,7 @@ def test_one_name_is_as_good_as_several() -> None:
 BAD_INPUT: list[tuple[dict[str, Any], type[BadInput]]] = [
     ({"data": "\ud800"}, InvalidEvent),
     ({"data": {"x": "\ud800"}}, InvalidEvent),
-    ({"topic": "a//b"}, InvalidTopic),
+    ({"topic": "a/**/b"}, InvalidTopic),
     ({"topic": "a/*"}, InvalidTopic),
     ({"topic": ""}, InvalidTopic),
     ({"topic": map(str, range(17))}, TooManyTopics),
@@ -221,7 +221,7 @@ def test_without_a_loop_it_publishes_and_raises_as_the_other_does(sqlite_world: 
         with pytest.raises(KeyReused):
             publisher.publish("b", key="k")
         with pytest.raises(InvalidTopic):
-            publisher.publish("b", topic="a//b")
+            publisher.publish("b", topic="a/**/b")
         with pytest.raises(TypeError):
             publisher.publish("b", topics="t")  # type: ignore[call-arg]
         assert publisher.publish({"b": 1}).offset == 2
