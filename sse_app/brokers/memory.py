@@ -198,9 +198,9 @@ class MemoryBroker:
 
     def _newest_offset(self, filter: TopicFilter) -> int:
         """No publication above it matches: for plain topics known without a search."""
-        if not filter.patterns or any("*" in pattern for pattern in filter.patterns):
+        if filter.plain is None:
             return self._top
-        return max(self._latest.get(topic, 0) for topic in ("", *filter.patterns))
+        return max(self._latest.get(topic, 0) for topic in ("", *filter.plain))
 
     async def since(self, time: float) -> tuple[Position, bool]:
         self._trim()

@@ -93,9 +93,9 @@ class Recent:
 
     def below(self, top: int, filter: TopicFilter) -> int:
         """An offset above which, up to ``top``, nothing matches: for plain topics known without a search."""
-        if top > self.top or not filter.patterns or any("*" in pattern for pattern in filter.patterns):
+        if top > self.top or filter.plain is None:
             return top
-        return min(top, max(self._latest.get(topic, self._known_from) for topic in ("", *filter.patterns)))
+        return min(top, max(self._latest.get(topic, self._known_from) for topic in ("", *filter.plain)))
 
     def learn(self, after: int, until: int, publications: Sequence[Publication]) -> None:
         """What the log holds in ``(after, until]`` was read: if that is the next below what is known, it is now."""
