@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sse_app.brokers import memory
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.brokers.offsets import footprint
+from sse_app.errors import LogFull
 from sse_app.events import Event
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
@@ -112,12 +113,32 @@ async def test_it_is_not_durable() -> None:
     assert MemoryBroker().durability == "none"
 
 
-async def test_no_more_keys_are_kept_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "KEYS_MAX", 10)
-    broker = MemoryBroker()
-    positions = [await broker.publish(Event("x"), key=str(number)) for number in range(20)]
-    assert [await broker.publish(Event("x"), key=str(number)) for number in range(10, 20)] == positions[10:]
-    assert await broker.publish(Event("x"), key="0") not in positions
+async def test_no_key_is_forgotten_within_its_window_and_no_more_are_taken_than_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(memory, "KEYS_BYTES", 10 * (memory.KEY_OVERHEAD + 2))
+    broker = MemoryBroker(idempotency_window=10, clock=clock)
+    keys = [f"{number:02}" for number in range(20)]
+    positions = [await broker.publish(Event("x"), key=key) for key in keys[:10]]
+    clock.now = 9.9
+    with pytest.raises(LogFull, match="idempotency_window"):
+        await broker.publish(Event("x"), key=keys[10])
+    assert [await broker.publish(Event("x"), key=key) for key in keys[:10]] == positions
+    assert (await broker.publish(Event("x"))).offset == 11, "without a key there is room, and nothing was published"
+    clock.now = 10
+    assert [(await broker.publish(Event("x"), key=key)).offset for key in keys[:10]] == [*range(12, 22)]
+
+
+async def test_a_key_counts_for_what_it_takes() -> None:
+    broker, count = MemoryBroker(history=1), 2_000
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(count):
+        await broker.publish(Event("x"), key=f"order-{number}-{'x' * 20}")
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.5 * broker._keys_bytes < after - before < 1.1 * broker._keys_bytes
 
 
 # --- what a search costs ---
