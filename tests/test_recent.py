@@ -145,3 +145,32 @@ def test_nothing_that_matches_is_above_what_is_said(published: list[str], count:
     below = recent.below(len(published), TopicFilter((topic,)))
     matching = [offset for offset, name in enumerate(published, 1) if name in ("", topic)]
     assert below == max(matching, default=0)
+
+
+@given(
+    st.lists(topics, min_size=1, max_size=30),
+    st.integers(1, 10),
+    st.integers(1, 4),
+    st.integers(0, 10),
+    st.sampled_from(["a", "b", "*", "a/**", "x/*"]),
+    st.data(),
+)
+def test_nothing_that_matches_is_above_what_is_said_of_any_offset(
+    published: list[str], count: int, topics_max: int, begun: int, pattern: str, data: st.DataObject
+) -> None:
+    topic_filter = TopicFilter((pattern,))
+    log = [publication(offset, *([topic] if topic else [])) for offset, topic in enumerate(published, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TOPICS_MAX", topics_max)
+        recent = Recent(count=count)
+        recent.restart(min(begun, len(log)))
+        for item in log[recent.top :]:
+            recent.append(item)
+            if data.draw(st.booleans(), label="learn"):
+                until = data.draw(st.integers(1, recent.top), label="until")
+                after = data.draw(st.integers(0, until - 1), label="after")
+                recent.learn(after, until, log[after:until])
+            top = data.draw(st.integers(0, recent.top), label="top")
+            below = recent.below(top, topic_filter)
+            assert below <= top
+            assert not [item for item in log[below:top] if topic_filter.matches(item.topics)]

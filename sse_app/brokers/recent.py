@@ -42,6 +42,7 @@ class Recent:
     def restart(self, top: int) -> None:
         """Forget everything: what comes next is the publication behind ``top``."""
         self.top = self._known_from = top  # of what is above _known_from each topic's newest is known
+        self._complete_from = top + 1  # and of what is held from there on all offsets
         self._bytes = 0
         self._held.clear()
         self._offsets.clear()
@@ -62,7 +63,7 @@ class Recent:
         self._offsets.append(publication.topics, offset)
         if len(self._offsets) > TOPICS_MAX:
             self._offsets.clear()
-            self._known_from = offset
+            self._known_from, self._complete_from = offset, offset + 1
         count, size = self._limits
         while len(self._held) > count or (self._bytes > size and len(self._held) > 1):
             self._drop_oldest()
@@ -107,7 +108,7 @@ class Recent:
         topics = self._offsets.topics(filter, LOOK_UPS)
         if topics is None or len(topics) > WIDE:
             return top
-        complete_from = self.top + 1 - len(self._held)
+        complete_from = max(self.top + 1 - len(self._held), self._complete_from)
         newest = (self._offsets.newest_on(topic, top, complete_from, self._known_from) for topic in ("", *topics))
         return min(top, max(newest))
 
