@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def check_topics(topics: Iterable[str]) -> tuple[str, ...]:
-    """A publication's topics, each once. Raises InvalidTopic, TooManyTopics (more than 16)."""
+    """Return a publication's topics, each once. Raises InvalidTopic, TooManyTopics (more than 16)."""
     unique = tuple(dict.fromkeys(topics))
     if len(unique) > TOPICS_PER_PUBLICATION:
         raise TooManyTopics(f"A publication has at most {TOPICS_PER_PUBLICATION} topics.")
@@ -96,7 +96,7 @@ class Bounds(NamedTuple):
 
 
 class Filter(Hashable, Protocol):
-    """The shape of a subscriber's filter, of whatever kind; equal ones are equal and share their work.
+    """A subscriber's filter, of whatever kind; equal filters compare equal and share their work.
 
     ``TopicFilter`` is the only kind so far. A kind whose patterns are no segments (URL patterns, say) has these members
     too, and stands in ``TopicIndex`` as a lane of its own: tested one by one, its answers kept by topic.
@@ -140,7 +140,7 @@ class TopicFilter:
 
     @classmethod
     def parse(cls, patterns: Iterable[str]) -> "TopicFilter":
-        """Raises InvalidTopic, TooManyTopics (more than 100)."""
+        """Return the filter of these patterns. Raises InvalidTopic, TooManyTopics (more than 100)."""
         unique = tuple(sorted(set(patterns)))
         if len(unique) > TOPICS_PER_FILTER:
             raise TooManyTopics(f"A subscriber has at most {TOPICS_PER_FILTER} topic filters.")

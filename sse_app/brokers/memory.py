@@ -98,7 +98,7 @@ class MemoryBroker:
         exclude: frozenset[str] = frozenset(),
         key: str | None = None,
     ) -> Position:
-        # No await in here: between the look at the key and the append nobody else may come.
+        # No await in here: another publication with the same key must not come between the check and the append.
         if key is None:
             return self._append(event, topics, to, exclude)
         self._forget_old_keys()
@@ -131,7 +131,7 @@ class MemoryBroker:
 
     def _forget_old_keys(self) -> None:
         now = self._clock()
-        # In the order they came, which is the order they expire.
+        # Keys stand in the order they were used, which is the order they expire.
         for key in list(takewhile(lambda key: self._keys[key].expires <= now, self._keys)):
             del self._keys[key]
             self._keys_bytes -= len(key) + KEY_OVERHEAD

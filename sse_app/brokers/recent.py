@@ -1,4 +1,4 @@
-"""The newest publications of the log as a node heard of them: most readers find here what they lack."""
+"""The newest publications of a log that others keep, as a node received them: most readers catch up from here."""
 
 from collections.abc import Sequence
 
@@ -13,22 +13,22 @@ TOPICS_MAX = 100_000  # whose newest publication is known, some 20 MB
 LOOK_UPS = 2_000  # in search of a filter's topics, in one step of the loop: some 2 ms
 WIDE = 2_000  # topics of a filter, above which most publications are on one of them
 
-# Whom the entries of other programs are for, where they take a place in the log: a name that no client can have.
+# The recipient of entries of other programs, which take a place in the log too: a name that no client can have.
 NOBODY = frozenset("/")
 
 
 def placeholder(position: Position, time: float) -> Publication:
-    """In the place of an entry that is not ours, so that offsets still rise by one."""
+    """Return a publication for nobody in place of an entry that is not ours, so that offsets still rise by one."""
     return Publication(position, "message", (), b"", time, NOBODY)
 
 
 def reaches(publication: Publication, filter: TopicFilter, client: str | None) -> bool:
-    """Whether this client may see it; None: anybody, whoever it is for."""
+    """Return True when it matches and this client may see it; None is anybody, whoever it is for."""
     return publication.to is not NOBODY and publication.reaches(filter, client)
 
 
 class Recent:
-    """Publications without a break up to offset ``top``, and the newest one on each topic.
+    """Publications without a break up to offset ``top``, and the offset of the newest one on each topic.
 
     It holds ``count`` publications and ``size`` bytes at most, the newest one however large it is.
     """
@@ -49,11 +49,11 @@ class Recent:
 
     @property
     def room(self) -> int:
-        """How many publications it can hold."""
+        """The number of publications that it can hold."""
         return self._limits[0]
 
     def append(self, publication: Publication) -> None:
-        """The next one. What is before a break is forgotten."""
+        """Add the next one. With a break before it, all that is held is forgotten."""
         offset = publication.position.offset
         if offset != self.top + 1:
             self.restart(offset - 1)
@@ -75,7 +75,7 @@ class Recent:
         self._offsets.trim(gone.topics, offset, keep_newest=True)
 
     def forget(self, oldest: int) -> None:
-        """The log has trimmed everything up to this offset."""
+        """Drop everything up to this offset, which the log has trimmed."""
         while self._held and self.top - len(self._held) < oldest:
             self._drop_oldest()
 
@@ -93,15 +93,15 @@ class Recent:
         return found
 
     def before(self, until: int, count: int) -> Sequence[Publication]:
-        """The ``count`` up to this offset, newest first; none when they have to be read from the log."""
+        """Return the ``count`` up to this offset, newest first; none when they have to be read from the log."""
         if until not in self._held:
             return ()
         first = max(self.top - len(self._held), until - count) + 1
         return [self._held[offset] for offset in range(until, first - 1, -1)]
 
     def below(self, top: int, filter: TopicFilter) -> int:
-        """An offset above which, up to ``top``, nothing matches: known without a search for topics and for what of
-        wildcards was tried so far, a bounded number of topics at each call.
+        """Return an offset above which, up to ``top``, nothing matches. It is ``top`` while too little is known: of a
+        filter with wildcards each call tries a bounded number of topics.
         """
         if top > self.top or filter.unrestricted:
             return top
@@ -113,7 +113,7 @@ class Recent:
         return min(top, max(newest))
 
     def learn(self, after: int, until: int, publications: Sequence[Publication]) -> None:
-        """What the log holds in ``(after, until]`` was read: if that is the next below what is known, it is now."""
+        """Take in what the log holds in ``(after, until]``, if that is the next below what is known."""
         if after < self._known_from <= until and len(self._offsets) < TOPICS_MAX:
             self._known_from = after
             for publication in reversed(publications):
