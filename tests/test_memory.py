@@ -226,6 +226,18 @@ async def test_a_search_through_the_whole_log_gives_way() -> None:
     assert most < 10 * memory.STRETCH
 
 
+async def test_a_search_whose_place_is_trimmed_meanwhile_ends() -> None:
+    broker = MemoryBroker(history=400)
+    for number in range(400):
+        await broker.publish(Event("x"), (f"rooms/{number}/x",))
+    search = asyncio.create_task(broker.newest(400, every("*/*/x"), None))
+    await asyncio.sleep(0)
+    for _ in range(500):
+        await broker.publish(Event("y"), ("other",))
+    newest = await search
+    assert [item.position.offset for item in newest] == [*range(401 - len(newest), 401)]
+
+
 words = st.sampled_from(["a", "b", "c"])
 some_topics = st.lists(st.lists(words, min_size=1, max_size=3).map("/".join), max_size=3, unique=True).map(tuple)
 some_filters = st.lists(

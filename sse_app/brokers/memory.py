@@ -173,6 +173,7 @@ class MemoryBroker:
 
     def _before(self, until: int, count: int) -> Sequence[Publication]:
         """The publications held among so many up to an offset, newest first."""
+        until = max(until, self._oldest - 1)  # it may have been trimmed since somebody began to search
         return self._slice(max(self._oldest, until - count + 1), until)[::-1]
 
     def check(self) -> None:

@@ -170,7 +170,8 @@ class TopicOffsets:
         return search.topics if left else None
 
     def _is_outdated(self, search: _Search) -> bool:
-        return search.known < self._dropped or len(search.topics) > 2 * len(self._offsets) + NEW_TOPICS
+        mostly_gone = not search.prefixes and len(search.topics) > 2 * len(self._offsets) + NEW_TOPICS
+        return search.known < self._dropped or mostly_gone
 
     def _look_on(self, search: _Search, topic_filter: Filter, count: int) -> bool:
         """Look at so many topics at most; True when that was enough."""
