@@ -232,8 +232,9 @@ async def test_a_search_whose_place_is_trimmed_meanwhile_ends() -> None:
         await broker.publish(Event("x"), (f"rooms/{number}/x",))
     search = asyncio.create_task(broker.newest(400, every("*/*/x"), None))
     await asyncio.sleep(0)
-    for _ in range(500):
-        await broker.publish(Event("y"), ("other",))
+    for _ in range(401):  # so many that the head of the list was cut just now
+        await broker.publish(Event("y"), ("rooms/1/x",))
+    assert broker._start == 0
     newest = await search
     assert [item.position.offset for item in newest] == [*range(401 - len(newest), 401)]
 
