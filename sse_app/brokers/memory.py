@@ -189,8 +189,11 @@ class MemoryBroker:
     async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
         start, last = self._range(after, until.offset)
-        if filter.unrestricted or last - start <= PAGE_COUNT:
-            return self._page(start, min(last, start + PAGE_COUNT), lambda item: filter.matches(item.topics))
+        if filter.unrestricted:
+            last = min(last, start + PAGE_COUNT)
+            return self._cut(start, self._slice(start + 1, last), last)
+        if last - start <= PAGE_COUNT:
+            return self._page(start, last, lambda item: filter.matches(item.topics))
         topics = await self._topics(filter)
         if not isinstance(topics, set) or len(topics) <= WIDE:
             return self._page_on(topics, *self._range(after, last))
@@ -217,8 +220,8 @@ class MemoryBroker:
 
     def _cut(self, start: int, found: Sequence[Publication], last: int) -> Page:
         """The page of all that was found up to ``last``: shorter where that is as much as a page may have."""
-        sizes = accumulate(len(publication.frame) for publication in found)
-        count = next((count for count, size in enumerate(sizes, 1) if size >= PAGE_BYTES), PAGE_COUNT)
+        sizes = list(accumulate(len(publication.frame) for publication in found))
+        count = min(bisect_left(sizes, PAGE_BYTES) + 1, PAGE_COUNT)
         end = found[count - 1].position.offset if len(found) >= count else last
         return Page(Position(self._epoch, start), found[:count], Position(self._epoch, end))
 
