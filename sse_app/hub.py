@@ -475,7 +475,7 @@ class Hub:
             start.requested if start.gap else start.position,
             client=subscriber.client,
             subscribers=self.totals.subscribers + self.broker.subscribers_elsewhere,
-            topics=subscriber.filter.patterns,
+            topics=subscriber.filter.shown,
             recovered=after is not None and start.gap is None,
             last=last_seen,
             top=top,
@@ -612,9 +612,7 @@ class Hub:
         return {
             "subscribers": self.totals.subscribers + self.broker.subscribers_elsewhere,
             "here": self.totals.subscribers,
-            "filters": [
-                {"topics": group.filter.patterns, "subscribers": len(group.members)} for group in groups[:RECENT]
-            ],
+            "filters": [{"topics": group.filter.shown, "subscribers": len(group.members)} for group in groups[:RECENT]],
             "last": notices.describe(recent[-1]) if recent else None,
             "recent": [publication.summary() for publication in recent],
             "totals": totals.as_dict(),

@@ -55,7 +55,7 @@ class Listener:
 BAD_INPUT: list[tuple[dict[str, Any], type[BadInput]]] = [
     ({"data": "\ud800"}, InvalidEvent),
     ({"data": {"x": "\ud800"}}, InvalidEvent),
-    ({"topic": "a//b"}, InvalidTopic),
+    ({"topic": "a/**/b"}, InvalidTopic),
     ({"topic": "a/*"}, InvalidTopic),
     ({"topic": ""}, InvalidTopic),
     ({"topic": map(str, range(17))}, TooManyTopics),
@@ -216,7 +216,7 @@ def test_without_a_loop_it_publishes_and_raises_as_the_other_does(sqlite_world: 
         with pytest.raises(KeyReused):
             publisher.publish("b", idempotency_key="k")
         with pytest.raises(InvalidTopic):
-            publisher.publish("b", topic="a//b")
+            publisher.publish("b", topic="a/**/b")
         with pytest.raises(TypeError):
             publisher.publish("b", topics="t")  # type: ignore[call-arg]
         assert publisher.publish({"b": 1}).position.offset == 2

@@ -1,18 +1,36 @@
-"""Topics, topic filters, and the index that finds who a publication is for."""
+"""Topics, topic filters, what two of them have in common, and the index that finds who a publication is for."""
+
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from itertools import product
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sse_app import topics as module
 from sse_app.errors import InvalidTopic, TooManyTopics
-from sse_app.topics import TOPIC_MAX, TOPICS_PER_FILTER, TOPICS_PER_PUBLICATION, TopicFilter, TopicIndex, check_topics
+from sse_app.topics import (
+    SEGMENTS_MAX,
+    TOPIC_MAX,
+    TOPICS_PER_FILTER,
+    TOPICS_PER_PUBLICATION,
+    NothingInCommon,
+    TopicFilter,
+    TopicIndex,
+    check_topics,
+    meet,
+    narrow,
+)
 from tests.test_characters import REFUSED, UNUSUAL
 
-MALFORMED = ["", "/", "/a", "a/", "a//b", "x" * (TOPIC_MAX + 1), "e\u0301", *(f"a{char}b" for char in REFUSED)]
+MALFORMED = ["", "/" * SEGMENTS_MAX, "x" * (TOPIC_MAX + 1), *(f"a{char}b" for char in REFUSED)]
 
 # Few words, so that random filters and topics often match, nearly match, and share a part of the tree.
-words = st.sampled_from(["a", "b", "c"])
-topics = st.lists(words, min_size=1, max_size=4).map("/".join)
+words = st.sampled_from(["a", "b", ""])
+topics = st.lists(words, min_size=1, max_size=4).map("/".join).filter(bool)
 patterns = st.builds(
     lambda segments, rest: "/".join([*segments, *rest]),
     st.lists(words | st.just("*"), max_size=4),
@@ -47,6 +65,16 @@ def reference(pattern: list[str], topic: list[str]) -> bool:
         "%2e%2e",
         "A",
         "日本",
+        "e\u0301",
+        "/",
+        "/a",
+        "a/",
+        "a//b",
+        "https://example.com/books/1?q=1#x",
+        "a*",
+        "*a/b*c",
+        "***",
+        "/" * (SEGMENTS_MAX - 1),
         *(f"a{char}b" for char in UNUSUAL),
     ],
     ids=ascii,
@@ -64,14 +92,14 @@ def test_a_malformed_topic_is_refused_on_both_sides(topic: str) -> None:
         TopicFilter.parse(["fine", topic])
 
 
-@pytest.mark.parametrize("topic", ["*", "**", "a/*", "a/**", "a*", "*/b", "a/b*c"])
+@pytest.mark.parametrize("topic", ["*", "**", "a/*", "a/**", "*/b", "a/*/c", "a/**/c"])
 def test_a_publication_has_no_wildcards(topic: str) -> None:
     with pytest.raises(InvalidTopic, match="wildcard"):
         check_topics([topic])
 
 
-@pytest.mark.parametrize("pattern", ["a*", "*a", "***", "a/**/b", "**/a", "a/b*", "a/*b/c", "**/**"])
-def test_wildcards_stand_for_whole_segments_and_the_rest_only_at_the_end(pattern: str) -> None:
+@pytest.mark.parametrize("pattern", ["a/**/b", "**/a", "**/**", "**/*", "a/**/"])
+def test_the_rest_stands_only_at_the_end_of_a_filter(pattern: str) -> None:
     with pytest.raises(InvalidTopic, match="topic filter"):
         TopicFilter.parse([pattern])
 
@@ -109,12 +137,22 @@ def test_there_are_at_most_16_topics_and_100_filters() -> None:
         ("orders/**", ["orders", "orders/42", "orders/42/items"], ["order", "bills/orders"]),
         ("*/items/**", ["a/items", "a/items/1/2"], ["items", "a/b/items"]),
         ("*", ["a", "orders"], ["a/b"]),
-        ("**", ["a", "a/b", "a/b/c"], []),
+        ("**", ["a", "a/b", "a/b/c", "/"], []),
+        ("a*", ["a*"], ["a", "ab", "a/b"]),
+        ("***", ["***"], ["a", "a/b"]),
+        ("a*/*", ["a*/b", "a*/"], ["ab/b", "a*"]),
+        ("orders/", ["orders/"], ["orders", "orders//"]),
+        ("orders/*/", ["orders/42/", "orders//"], ["orders/42", "orders/"]),
+        ("*/*", ["/", "a/", "/a"], ["a", "//"]),
+        ("/**", ["/", "/a", "//"], ["a", "a/"]),
+        ("https://example.com/books/*", ["https://example.com/books/1"], ["https://example.com/books/1/2"]),
+        ("https://example.com/**", ["https://example.com", "https://example.com/a//b"], ["http://example.com/a"]),
     ],
 )
 def test_a_pattern_matches_these_topics_and_not_those(pattern: str, matched: list[str], others: list[str]) -> None:
     filter = TopicFilter.parse([pattern])
     assert [topic for topic in matched + others if filter.matches((topic,))] == matched
+    assert list(filter.matched(matched + others)) == matched
 
 
 def test_a_publication_without_topics_is_for_everyone() -> None:
@@ -135,11 +173,196 @@ def test_matching_is_that_of_the_definition(pattern: str, topic: str) -> None:
     assert TopicFilter.parse([pattern]).matches((topic,)) == reference(pattern.split("/"), topic.split("/"))
 
 
+def work(function: Callable[[], object]) -> int:
+    """How many functions it calls, in Python and in C: what it costs, on however busy a machine."""
+    count = 0
+
+    def on_event(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(on_event)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
 def test_a_thousand_wildcards_are_no_pattern() -> None:  # K6
     with pytest.raises(InvalidTopic):
         TopicFilter.parse(["*/" * 500 + "*"])
-    with pytest.raises(InvalidTopic):
-        TopicFilter.parse(["a*" * 128])
+    filter = TopicFilter.parse(["a*" * 1_000, "/".join(["*"] * 31 + ["x"])])
+    assert work(lambda: filter.matches(("a" * 2_000,))) < 20, "asterisks in a text are text"
+    assert work(lambda: filter.matches(("/".join("a" * 32),))) < 20
+
+
+def test_a_match_costs_the_shapes_of_a_filter_and_not_its_patterns() -> None:
+    one = TopicFilter.parse(["a/*/0"])
+    many = TopicFilter.parse([f"a/*/{number}" for number in range(60)] + [f"b/{number}" for number in range(40)])
+    assert work(lambda: many.matches(("a/x/y",))) == work(lambda: one.matches(("a/x/y",)))
+
+
+@pytest.mark.parametrize(
+    ("given", "plain", "topics", "prefixes"),
+    [
+        ([], None, [], [""]),
+        (["**", "a"], None, [], [""]),
+        (["b", "a"], ("a", "b"), ["a", "b"], []),
+        (["a/*"], None, [], ["a/"]),
+        (["a/b/**"], None, ["a/b"], ["a/b/"]),
+        (["a/b/**", "a/*", "c", "ab/*/x/**"], None, ["a/b", "c"], ["a/", "ab/"]),
+        (["*/x", "a/*"], None, [], [""]),
+        (["/**"], None, [""], ["/"]),
+    ],
+)
+def test_a_filter_says_where_its_topics_are_found(
+    given: list[str], plain: tuple[str, ...] | None, topics: list[str], prefixes: list[str]
+) -> None:
+    filter = TopicFilter.parse(given)
+    assert (filter.plain, list(filter.bounds.topics), list(filter.bounds.prefixes)) == (plain, topics, prefixes)
+    assert filter.unrestricted == (prefixes == [""] and "*/x" not in given)
+    assert filter.shown == tuple(sorted(given))
+
+
+@given(filters, topics)
+def test_what_matches_lies_within_the_bounds(filter: TopicFilter, topic: str) -> None:
+    bounds = filter.bounds
+    inside = topic in bounds.topics or topic.startswith(bounds.prefixes)
+    assert inside or not filter.matches((topic,))
+    assert list(filter.matching(topic)) == [] or filter.matches((topic,))
+
+
+# --- what is both asked for and granted ---
+
+SEGMENTS = ["a", "b", ""]
+TOPICS = ["/".join(segments) for size in (1, 2, 3, 4) for segments in product(SEGMENTS, repeat=size)]
+TOPICS.remove("")
+PATTERNS = [
+    "/".join([*segments, *rest])
+    for size in (0, 1, 2, 3)
+    for segments in product([*SEGMENTS, "*"], repeat=size)
+    for rest in ([], ["**"])
+    if segments or rest
+]
+PATTERNS.remove("")
+
+
+def seen(*patterns: str) -> set[str]:
+    filter = TopicFilter(tuple(sorted(patterns)))
+    return {topic for topic in TOPICS if filter.matches((topic,))}
+
+
+def test_what_two_patterns_have_in_common_is_a_pattern_or_nothing() -> None:
+    each = {pattern: seen(pattern) for pattern in PATTERNS}
+    assert {
+        reference(pattern.split("/"), topic.split("/")) == (topic in each[pattern])
+        for pattern in PATTERNS
+        for topic in TOPICS
+    } == {True}
+    for one, other in product(PATTERNS, repeat=2):
+        both = meet(one, other)
+        assert (set() if both is None else each.get(both, seen(both))) == each[one] & each[other], (one, other)
+        assert both == meet(other, one)
+
+
+def test_a_pattern_covers_another_if_nothing_but_it_is_in_common() -> None:
+    for one, other in product(PATTERNS, repeat=2):
+        assert TopicFilter((one,)).covers(other) == (one != other and meet(one, other) == other)
+
+
+some_patterns = st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=6)
+
+
+@given(some_patterns, some_patterns)
+@settings(max_examples=5 * settings().max_examples)
+def test_narrowed_is_what_is_asked_for_and_granted(asked: list[str], granted: list[str]) -> None:
+    allowed = seen(*granted)
+    outside = tuple(sorted(pattern for pattern in {*asked} if not seen(pattern) & allowed))
+    if outside:
+        with pytest.raises(NothingInCommon) as refused:
+            narrow(TopicFilter.parse(asked), TopicFilter.parse(granted))
+        assert refused.value.patterns == outside
+        return
+    narrowed = narrow(TopicFilter.parse(asked), TopicFilter.parse(granted))
+    assert seen(*narrowed.shown) == seen(*asked) & allowed
+    if "**" not in granted:
+        assert not any(narrowed.covers(pattern) for pattern in narrowed.shown)
+
+
+@pytest.mark.parametrize(
+    ("asked", "granted", "narrowed"),
+    [
+        ([], ["b", "a/*", "a/b"], ["a/*", "b"]),
+        (["**"], ["orders/*"], ["orders/*"]),
+        (["orders/1", "orders/2"], ["orders/*"], ["orders/1", "orders/2"]),
+        (["orders/**"], ["orders/1", "users/*", "*/2"], ["orders/1", "orders/2"]),
+        (["*/x/**", "a/**"], ["a/*/**"], ["a/*/**"]),
+        (["a", "a/*"], [], ["a", "a/*"]),
+        (["a", "a/**"], ["**"], ["a", "a/**"]),
+        ([], [], []),
+    ],
+)
+def test_a_filter_is_narrowed_to_a_grant(asked: list[str], granted: list[str], narrowed: list[str]) -> None:
+    assert list(narrow(TopicFilter.parse(asked), TopicFilter.parse(granted)).shown) == narrowed
+
+
+@pytest.mark.parametrize("pattern", ["orders//1", "Orders/1", "orders/1/", "/orders/1", "orders%2f1", "orders/*/*"])
+def test_a_filter_that_only_resembles_what_is_granted_is_outside(pattern: str) -> None:
+    with pytest.raises(NothingInCommon) as refused:
+        narrow(
+            TopicFilter.parse([pattern, "orders/1"]),
+            TopicFilter.parse(["orders/1", "*/2"]),
+        )
+    assert refused.value.patterns == (pattern,)
+
+
+def hundred(*segments: str) -> TopicFilter:
+    return TopicFilter.parse(["/".join(segments).replace("N", str(number)) for number in range(100)])
+
+
+@pytest.fixture
+def meets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str | None]]:
+    """What patterns that were met have in common, in order."""
+    met = list[str | None]()
+
+    def counted(one: str, other: str) -> str | None:
+        met.append(meet(one, other))
+        return met[-1]
+
+    monkeypatch.setattr(module, "meet", counted)
+    module._narrow.cache_clear()
+    yield met
+    module._narrow.cache_clear()
+
+
+def test_more_than_a_hundred_patterns_in_common_are_refused_as_soon_as_they_are_found(
+    meets: list[str | None],
+) -> None:
+    for _ in range(2):
+        with pytest.raises(TooManyTopics):
+            narrow(hundred("N", "*", "x"), hundred("*", "N", "*"))
+    assert len(meets) == TOPICS_PER_FILTER + 1, "no more than that, and never again"
+
+
+def test_wildcards_are_met_once_a_pair_and_the_answer_is_kept(meets: list[str | None]) -> None:
+    for _ in range(2):
+        with pytest.raises(NothingInCommon) as refused:
+            narrow(hundred("a", "N", "*"), hundred("b", "N", "*"))
+        assert len(refused.value.patterns) == 100
+    assert len(meets) == 100 * 100
+
+
+def test_plain_topics_are_not_met(meets: list[str | None]) -> None:
+    assert narrow(hundred("a", "N"), hundred("a", "N")) == hundred("a", "N")
+    assert narrow(hundred("a", "N"), hundred("*", "N")) == hundred("a", "N")
+    assert narrow(hundred("*", "N"), hundred("a", "N")) == hundred("a", "N")
+    assert not meets
+
+
+def test_no_more_answers_are_kept_than_fit() -> None:
+    assert module._narrow.cache_info().maxsize == 4_096
 
 
 # --- the index ---
@@ -171,7 +394,51 @@ def test_an_index_that_was_emptied_holds_no_part_of_the_tree() -> None:
         index.add(filter, number)
     for number, filter in enumerate(filters):
         index.remove(filter, number)
-    assert not index._root.children
+    index.add(TopicFilter.parse(["**"]), 50)
+    index.remove(TopicFilter.parse(["**"]), 50)
+    assert not any((index._values, index._shapes, index._unrestricted))
+
+
+def letters(random: Random, segment: str) -> str:
+    return "/".join(random.choices(segment, k=SEGMENTS_MAX))
+
+
+@pytest.mark.parametrize("segment", ["abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnopqrstuvwxyz*"])
+def test_a_filter_of_many_segments_takes_no_more_than_16_kib_beside_its_text(segment: str) -> None:
+    random, streams = Random(8), 200
+    given = [[letters(random, segment) for _ in range(TOPICS_PER_FILTER)] for _ in range(streams)]
+    index: TopicIndex[int] = TopicIndex()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number, patterns in enumerate(given):
+        index.add(TopicFilter.parse(patterns), number)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (after - before) / streams <= 16 * 1024
+
+
+def test_a_publication_costs_one_look_up_for_each_shape_that_fits_it() -> None:
+    random, index = Random(9), TopicIndex[int]()
+    filters = [
+        TopicFilter.parse(["/".join(random.choices("a*", k=random.randint(2, 32))) for _ in range(70)])
+        for _ in range(600)
+    ]
+    for number, filter in enumerate(filters):
+        index.add(filter, number)
+    short, long = ("/".join("a" * 3),), ("/".join("a" * 32),)
+    for topic in (short, long):
+        expected = {number for number, filter in enumerate(filters) if filter.matches(topic)}
+        assert set(index.match(topic)) == expected
+    fitting = {shape for filter in filters for shape in filter._shapes if shape[0] == 32}
+    assert work(lambda: index.match(short)) < 20 * 2**3
+    assert work(lambda: index.match(long)) < 10 * len(fitting)
+
+
+def test_a_publication_that_is_for_everyone_ends_its_search_with_the_last_of_them() -> None:
+    index = TopicIndex[int]()
+    for number in range(10):
+        index.add(TopicFilter.parse(["/".join(segments) for segments in product("a*", repeat=6)][1:]), number)
+    assert work(lambda: index.match(("a/a/a/a/a/a",))) < 20
 
 
 @given(st.lists(filters, max_size=12), st.lists(publications, min_size=1, max_size=6), st.data())

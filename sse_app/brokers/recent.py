@@ -1,32 +1,34 @@
-"""The newest publications of the log as a node heard of them: most readers find here what they lack."""
+"""The newest publications of a log that others keep, as a node received them: most readers catch up from here."""
 
 from collections.abc import Sequence
 
+from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
 
 COUNT = 10_000  # publications at most
 BYTES = 16 * 1024 * 1024
 PAGE_BYTES = 256 * 1024  # in a page, so that no reader holds more than that
-OVERHEAD = 400  # bytes of a publication beside its frame, measured with sys.getsizeof on CPython 3.11
-TOPICS_MAX = 100_000  # whose newest publication is known, some 10 MB
+TOPICS_MAX = 100_000  # whose newest publication is known, some 20 MB
+LOOK_UPS = 2_000  # in search of a filter's topics, in one step of the loop: some 2 ms
+WIDE = 2_000  # topics of a filter, above which most publications are on one of them
 
-# Whom the entries of other programs are for, where they take a place in the log: a name that no client can have.
+# The recipient of entries of other programs, which take a place in the log too: a name that no client can have.
 NOBODY = frozenset("/")
 
 
 def placeholder(position: Position, time: float) -> Publication:
-    """In the place of an entry that is not ours, so that offsets still rise by one."""
+    """Return a publication for nobody in place of an entry that is not ours, so that offsets still rise by one."""
     return Publication(position, "message", (), b"", time, NOBODY)
 
 
 def reaches(publication: Publication, filter: TopicFilter, audience: Audience | None) -> bool:
-    """True when these readers may see it; None: anybody, whoever it is for."""
+    """Return True when it matches and this client may see it; None is anybody, whoever it is for."""
     return publication.to is not NOBODY and publication.reaches(filter, audience)
 
 
 class Recent:
-    """Publications without a break up to offset ``top``, and the newest one on each topic.
+    """Publications without a break up to offset ``top``, and the offset of the newest one on each topic.
 
     It holds ``count`` publications and ``size`` bytes at most, the newest one however large it is.
     """
@@ -34,42 +36,48 @@ class Recent:
     def __init__(self, count: int = COUNT, size: int = BYTES) -> None:
         self._limits = min(count, COUNT), min(size, BYTES)
         self._held: dict[int, Publication] = {}  # by offset
-        self._latest: dict[str, int] = {}  # topic, "" for none: offset of the newest publication on it
+        self._offsets = TopicOffsets()  # of what is held, and of each other topic the newest
         self.restart(0)
 
     def restart(self, top: int) -> None:
         """Forget everything: what comes next is the publication behind ``top``."""
         self.top = self._known_from = top  # of what is above _known_from each topic's newest is known
+        self._complete_from = top + 1  # and of what is held from there on all offsets
         self._bytes = 0
         self._held.clear()
-        self._latest.clear()
+        self._offsets.clear()
 
     @property
     def room(self) -> int:
-        """How many publications it can hold."""
+        """The number of publications that it can hold."""
         return self._limits[0]
 
     def append(self, publication: Publication) -> None:
-        """The next one. What is before a break is forgotten."""
+        """Add the next one. With a break before it, all that is held is forgotten."""
         offset = publication.position.offset
         if offset != self.top + 1:
             self.restart(offset - 1)
         self.top = offset
         self._held[offset] = publication
-        self._bytes += len(publication.frame) + OVERHEAD
-        for topic in publication.topics or ("",):
-            self._latest[topic] = offset
-        if len(self._latest) > TOPICS_MAX:
-            self._latest.clear()
-            self._known_from = offset
+        self._bytes += footprint(publication)
+        self._offsets.append(publication.topics, offset)
+        if len(self._offsets) > TOPICS_MAX:
+            self._offsets.clear()
+            self._known_from, self._complete_from = offset, offset + 1
         count, size = self._limits
         while len(self._held) > count or (self._bytes > size and len(self._held) > 1):
-            self._bytes -= len(self._held.pop(self.top + 1 - len(self._held)).frame) + OVERHEAD
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        offset = self.top + 1 - len(self._held)
+        gone = self._held.pop(offset)
+        self._bytes -= footprint(gone)
+        self._offsets.trim(gone.topics, offset, keep_newest=True)
 
     def forget(self, oldest: int) -> None:
-        """The log has trimmed everything up to this offset."""
+        """Drop everything up to this offset, which the log has trimmed."""
         while self._held and self.top - len(self._held) < oldest:
-            self._bytes -= len(self._held.pop(self.top + 1 - len(self._held)).frame) + OVERHEAD
+            self._drop_oldest()
 
     def page(self, after: int, until: int, count: int) -> Sequence[Publication] | None:
         """The next ``count`` in ``(after, until]``, fewer when they are large; None when they have to be read from the
@@ -85,22 +93,28 @@ class Recent:
         return found
 
     def before(self, until: int, count: int) -> Sequence[Publication]:
-        """The ``count`` up to this offset, newest first; none when they have to be read from the log."""
+        """Return the ``count`` up to this offset, newest first; none when they have to be read from the log."""
         if until not in self._held:
             return ()
         first = max(self.top - len(self._held), until - count) + 1
         return [self._held[offset] for offset in range(until, first - 1, -1)]
 
     def below(self, top: int, filter: TopicFilter) -> int:
-        """An offset above which, up to ``top``, nothing matches: for plain topics known without a search."""
-        if top > self.top or not filter.patterns or any("*" in pattern for pattern in filter.patterns):
+        """Return an offset above which, up to ``top``, nothing matches. It is ``top`` while too little is known: of a
+        filter with wildcards each call tries a bounded number of topics.
+        """
+        if top > self.top or filter.unrestricted:
             return top
-        return min(top, max(self._latest.get(topic, self._known_from) for topic in ("", *filter.patterns)))
+        topics = self._offsets.topics(filter, LOOK_UPS)
+        if topics is None or len(topics) > WIDE:
+            return top
+        complete_from = max(self.top + 1 - len(self._held), self._complete_from)
+        newest = (self._offsets.newest_on(topic, top, complete_from, self._known_from) for topic in ("", *topics))
+        return min(top, max(newest))
 
     def learn(self, after: int, until: int, publications: Sequence[Publication]) -> None:
-        """What the log holds in ``(after, until]`` was read: if that is the next below what is known, it is now."""
-        if after < self._known_from <= until and len(self._latest) < TOPICS_MAX:
+        """Take in what the log holds in ``(after, until]``, if that is the next below what is known."""
+        if after < self._known_from <= until and len(self._offsets) < TOPICS_MAX:
             self._known_from = after
             for publication in reversed(publications):
-                for topic in publication.topics or ("",):
-                    self._latest.setdefault(topic, publication.position.offset)
+                self._offsets.put_before(publication.topics, publication.position.offset)

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_app.brokers import recent as module
-from sse_app.brokers.recent import OVERHEAD, Recent
+from sse_app.brokers.offsets import OVERHEAD
+from sse_app.brokers.recent import Recent
 from sse_app.publication import Position, Publication
 from sse_app.topics import TopicFilter
 
@@ -89,7 +90,19 @@ def test_what_the_log_has_trimmed_is_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("patterns", "expected"),
-    [((), 6), (("*",), 6), (("a/**",), 6), (("a",), 5), (("d",), 4), (("a", "d"), 5), (("silent",), 3)],
+    [
+        ((), 6),
+        (("**",), 6),
+        (("*",), 6),
+        (("a/**",), 5),
+        (("d/**",), 4),
+        (("a/*",), 3),
+        (("d", "*/x"), 4),
+        (("a",), 5),
+        (("d",), 4),
+        (("a", "d"), 5),
+        (("silent",), 3),
+    ],
 )
 def test_above_its_newest_publication_a_topic_needs_no_search(patterns: tuple[str, ...], expected: int) -> None:
     recent = filled("a", "b", "", "d", "a", "c")
@@ -99,7 +112,7 @@ def test_above_its_newest_publication_a_topic_needs_no_search(patterns: tuple[st
 def test_of_what_was_not_heard_of_yet_nothing_is_known() -> None:
     recent = filled("a", "b")
     assert recent.below(5, TopicFilter(("a",))) == 5
-    assert recent.below(1, TopicFilter(("b",))) == 1, "never above what was asked"
+    assert recent.below(1, TopicFilter(("b",))) == 0, "never above what was asked"
 
 
 def test_a_search_below_extends_what_is_known() -> None:
@@ -132,3 +145,32 @@ def test_nothing_that_matches_is_above_what_is_said(published: list[str], count:
     below = recent.below(len(published), TopicFilter((topic,)))
     matching = [offset for offset, name in enumerate(published, 1) if name in ("", topic)]
     assert below == max(matching, default=0)
+
+
+@given(
+    st.lists(topics, min_size=1, max_size=30),
+    st.integers(1, 10),
+    st.integers(1, 4),
+    st.integers(0, 10),
+    st.sampled_from(["a", "b", "*", "a/**", "x/*"]),
+    st.data(),
+)
+def test_nothing_that_matches_is_above_what_is_said_of_any_offset(
+    published: list[str], count: int, topics_max: int, begun: int, pattern: str, data: st.DataObject
+) -> None:
+    topic_filter = TopicFilter((pattern,))
+    log = [publication(offset, *([topic] if topic else [])) for offset, topic in enumerate(published, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TOPICS_MAX", topics_max)
+        recent = Recent(count=count)
+        recent.restart(min(begun, len(log)))
+        for item in log[recent.top :]:
+            recent.append(item)
+            if data.draw(st.booleans(), label="learn"):
+                until = data.draw(st.integers(1, recent.top), label="until")
+                after = data.draw(st.integers(0, until - 1), label="after")
+                recent.learn(after, until, log[after:until])
+            top = data.draw(st.integers(0, recent.top), label="top")
+            below = recent.below(top, topic_filter)
+            assert below <= top
+            assert not [item for item in log[below:top] if topic_filter.matches(item.topics)]

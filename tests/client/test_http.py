@@ -93,7 +93,7 @@ async def test_a_client_of_either_library_is_taken(library: ModuleType, server: 
         assert (await anext(client.listen("a/*", last=1))).id == published.id
         assert (await client.stats())["top"] == published.id
         with pytest.raises(Refused, match="invalid_topic"):
-            await client.publish("x", topic="a//b")
+            await client.publish("x", topic="a/**/b")
 
 
 @BOTH

@@ -105,7 +105,7 @@ def test_a_hub_that_is_killed_and_began_anew_is_told_and_listened_to() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["a//b"], 3, "sse-app: A topic has 1 to 256 characters"),
+        (["a/**/b"], 3, "sse-app: In a topic filter the segment ** stands only at the end"),
         (["--since", "yesterday"], 3, "sse-app: since is an RFC 3339 time"),
         (["--last", "-1"], 2, "Invalid value for '--last'"),
         (["--count", "0"], 2, "Invalid value for '--count'"),

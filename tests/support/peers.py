@@ -270,6 +270,6 @@ class TroubledBroker(MemoryBroker):
     def begin_anew(self) -> None:
         fresh = MemoryBroker()
         self._epoch, self._top, self._bytes, self._start = fresh._epoch, 0, 0, 0
-        self._log, self._appended, self._latest = [], [], {}
+        self._log, self._appended, self._offsets = [], [], fresh._offsets
         for tail in self._tails:
             tail.begin_anew()

@@ -21,7 +21,7 @@ WITH_INPUT = 3  # operations that take any: the others have only one request eac
 EXAMPLES = max(1, int(os.environ.get("FUZZ_REQUESTS", "300")) // WITH_INPUT)
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 SCHEMA.config.max_stream_events = 1  # the welcome; then the client leaves
-# What is printable and in Unicode NFC no JSON schema can say, nor that `last` and `since` do not go together.
+# What characters and segments a topic has no JSON schema can say, nor that `last` and `since` do not go together.
 SCHEMA.config.checks.positive_data_acceptance.enabled = False
 
 

@@ -259,8 +259,8 @@ async def test_a_subscription_against_the_rules_never_begins() -> None:
     async with Hub() as hub:
         transport = StreamingASGITransport(streams_of(hub, EventStream))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
-            with pytest.raises(ValueError, match="non-empty segments"):
-                await client.get("/?topic=a//b")
+            with pytest.raises(ValueError, match="only at the end"):
+                await client.get("/?topic=a/**/b")
         assert len(hub) == 0
 
 

@@ -9,6 +9,7 @@ import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 from sse_app.brokers import Page
@@ -20,7 +21,8 @@ PAGE_COUNT = 256  # publications of one page of a replay
 PAGE_BYTES = 256 * 1024  # and bytes in it, so that no reader holds more than that
 SCAN = 2_000  # publications whose topics are looked at one by one, before the index is asked: some 3 ms
 TOPICS_AT_ONCE = 400  # in one query; SQLite takes 500
-LAST_CHARACTER = "\U0010ffff"
+AFTER_SLASH = chr(ord("/") + 1)  # what begins with `a/` stands between `a/` and `a0`
+ABOVE_ALL_TEXT = b""  # SQLite sorts every blob behind every text
 
 COLUMNS = 'offset, time, type, topics, "to", exclude, body'
 
@@ -121,11 +123,11 @@ class Reader:
 
     def _matching(self, filter: TopicFilter, first: int, last: int, count: int, *, newest: bool = False) -> _Stretch:
         """Of these offsets those that match, at most so many: in order from the first, or back from the last."""
-        if not filter.patterns:
+        if filter.unrestricted:
             stretch = range(last, first - 1, -1)[:count] if newest else range(first, last + 1)[:count]
             return _Stretch(stretch, stretch[-1] if stretch else last)
-        if not any("*" in pattern for pattern in filter.patterns):
-            return self._indexed(filter.patterns, first, last, count, newest)
+        if filter.plain is not None:
+            return self._indexed(filter.plain, first, last, count, newest)
         near = self._searched(filter, first, last, count, newest)
         if len(near.offsets) == count or near.looked == (first if newest else last):
             return near
@@ -153,22 +155,25 @@ class Reader:
         known, upto, topics = self._resolved
         if known != filter or upto < last:
             state = self.state()
-            found = {topic for pattern in filter.patterns for topic in self._distinct(pattern)}
+            bounds = filter.bounds
+            found = {*bounds.topics, *chain.from_iterable(map(self._distinct, bounds.prefixes))}
             topics = sorted(topic for topic in found if filter.matches((topic,)))
             self._resolved = filter, state.top, topics
         return topics
 
-    def _distinct(self, pattern: str) -> Iterator[str]:
-        """Each topic that may match once, leaping from one to the next in the index."""
-        before = pattern[: pattern.find("*")] if "*" in pattern else pattern
-        start = before.removesuffix("/")  # `orders/**` matches `orders` too
+    def _distinct(self, prefix: str) -> Iterator[str]:
+        """Each topic that begins with it once, leaping from one to the next in the index.
+
+        Which of them match is for the filter to say: SQLite's GLOB takes exponential time for many asterisks.
+        """
+        end = prefix[:-1] + AFTER_SLASH if prefix else ABOVE_ALL_TEXT
         rows = self._connection.execute(
             "WITH RECURSIVE each(topic) AS (SELECT min(topic) FROM topics WHERE topic >= ?1 UNION ALL"
             " SELECT (SELECT min(topic) FROM topics WHERE topic > each.topic) FROM each WHERE each.topic < ?2)"
-            " SELECT topic FROM each WHERE topic GLOB ?3 OR topic = ?1",
-            (start, start + LAST_CHARACTER, _glob(pattern)),
+            " SELECT topic FROM each WHERE topic < ?2",
+            (prefix, end),
         )
-        return (topic for (topic,) in rows)
+        return (topic for (topic,) in rows if topic)  # without a topic is no topic
 
     def _indexed(self, topics: Sequence[str], first: int, last: int, count: int, newest: bool) -> _Stretch:
         """Those on these topics, and those without a topic."""
@@ -219,9 +224,3 @@ def _listed(offsets: Sequence[int]) -> str:
 
 def _split(joined: str) -> tuple[str, ...]:
     return tuple(joined.split("\n")) if joined else ()
-
-
-def _glob(pattern: str) -> str:
-    """A pattern as SQLite's GLOB has it, whose ``*`` also stands for several segments: it finds too many, never too
-    few."""
-    return "".join("*" if part == "*" else f"[{part}]" if part in "[?" else part for part in pattern.replace("**", "*"))

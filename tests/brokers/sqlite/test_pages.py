@@ -132,6 +132,31 @@ def test_more_topics_than_one_query_takes_match_a_wildcard(path: Path) -> None:
     file.close()
 
 
+def test_a_wildcard_finds_topics_whatever_is_beside_them_in_the_index(path: Path) -> None:
+    file = open_log(path, "off")
+    names = ["t", "t!", "t/", "t/*", "t/x*", "t0", "t/\U0010ffff\U0010ffff", "/", "//", "t/x/y"]
+    append(file, *(entry(name, (name,)) for name in names), entry("everyone"))
+    append(file, *(entry("x", ("loud",)) for _ in range(SCAN + 1)))
+    patterns = [["t/**"], ["t/*"], ["*"], ["/*"], ["*/x*", "t!"], ["/**", "t0/**"], ["t/x*", "t/x/*"]]
+    with reading(path) as reader:
+        for filter in map(TopicFilter.parse, patterns):
+            expected = [name for name in names if filter.matches((name,))]
+            found = texts(reader.newest(len(names) + SCAN, filter, None))
+            assert [text for text in found if text not in ("x", "everyone")] == expected
+            assert "everyone" in found
+    file.close()
+
+
+def test_many_asterisks_cost_no_more_than_few(path: Path) -> None:
+    file = open_log(path, "off")
+    append(file, entry("x", ("/".join("a" * 32),)), *(entry("x", ("loud",)) for _ in range(SCAN + 1)))
+    file.close()
+    few, many = (TopicFilter.parse(["/".join(["*"] * count + ["x"])]) for count in (1, 31))
+    assert steps(path, lambda reader: reader.newest(1, many, None)) <= steps(
+        path, lambda reader: reader.newest(1, few, None)
+    )
+
+
 def test_a_page_has_so_many_publications_and_bytes(path: Path) -> None:
     file = open_log(path, "off")
     append(file, *map(str, range(PAGE_COUNT + 1)))
