@@ -12,14 +12,14 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakSet
 
 import anyio
 
-from sse_app.client.answers import backoff, fields, reason, refused, retry_after
+from sse_app.backoff import Backoff
+from sse_app.client.answers import BACKOFF, fields, reason, refused, retry_after
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.client.stream import State as State
 from sse_app.client.stream import Stream as Stream
@@ -176,10 +176,10 @@ class Client:
             "POST", target, {"Idempotency-Key": key, **self._publisher}, timeout=TIMEOUT, **_body(data)
         )
         failure: Exception = TimeoutError("no answer came")
-        fate, over = 0, anyio.current_time() + retry_for
+        fate, over, backoff = 0, anyio.current_time() + retry_for, Backoff(*BACKOFF)
         with anyio.move_on_after(retry_for or TIMEOUT) as allowed:
-            for failures in count():
-                wait = backoff(failures)
+            while True:
+                wait = backoff.next()
                 try:
                     response = await self._http.attempt(request, allowed.deadline - anyio.current_time())
                     return _published(response)

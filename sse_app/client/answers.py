@@ -1,7 +1,6 @@
 """What an answer, or none, means to a client: try again and when, or give up."""
 
 import json
-import random
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -15,18 +14,10 @@ from sse_app.errors import Refused
 if TYPE_CHECKING:
     from sse_app.client.http import Response
 
-BACKOFF = (0.5, 30.0)  # seconds, of our own, from the first failure to the cap; a server may ask for more
-WAIT_MIN = 0.1  # seconds: nor have them ask without a pause
+BACKOFF = (0.5, 30.0)  # seconds after the first failure, and at most; a server may ask for more
+WAIT_MIN = 0.1  # seconds: no server may have its clients ask without a pause
 WAIT_MAX = 3600.0  # seconds: no server may put its clients to sleep for ever
-BODY_MAX = 65_536  # bytes of an error's body that are looked at
-
-
-def backoff(failures: int, first: float = 0.0) -> float:
-    """Seconds to wait after so many failures in a row: twice as long each time, capped, and at random in the upper
-    half, so that clients which failed together do not come back together.
-    """
-    low, high = BACKOFF
-    return min(high, max(low, first) * 2.0 ** min(failures, 32)) * random.uniform(0.5, 1)
+BODY_MAX = 65_536  # bytes of an error's body that are read
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from sse_app.client.answers import WAIT_MAX, WAIT_MIN, backoff, beginning, fields, reason, refused, retry_after
+from sse_app.backoff import Backoff
+from sse_app.client.answers import BACKOFF, WAIT_MAX, WAIT_MIN, beginning, fields, reason, refused, retry_after
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.errors import Gap, Refused, Unreachable
 from sse_app.events import MEDIA_TYPE, Event, EventDecoder
@@ -79,7 +80,7 @@ class Stream:
         self._arrived: deque[Event] = deque()
         self._closed = anyio.Event()
         self._retry = random.uniform(*RETRY)
-        self._failures = 0
+        self._backoff = Backoff(*BACKOFF)
         self._wake = 0.0  # when the next attempt is due, by anyio's clock
         self._give_up = math.inf  # when to, by the same; infinite with a connection
         self._silence = HEARTBEATS * (heartbeat or HEARTBEAT)  # seconds, after which a connection is dead
@@ -123,7 +124,8 @@ class Stream:
             self.welcome = fields(event.data)
             self._silence = HEARTBEATS * (self._heartbeat or _heartbeat(self.welcome))
         if self.state is not State.OPEN:
-            self._failures, self._give_up = 0, math.inf
+            self._backoff.reset()
+            self._give_up = math.inf
             self._enter(State.OPEN)
         if event.type == "gap":
             await self._tell(_gap(event))
@@ -198,8 +200,9 @@ class Stream:
             return
         if self._decoder.retry is not None:
             self._retry = min(max(self._decoder.retry / 1000, WAIT_MIN), WAIT_MAX)
-        wait = max(self._retry, at_least, backoff(self._failures, self._retry) if self._failures else 0)
-        self._failures += 1
+        first_failure = not self._backoff.failures
+        longer = self._backoff.next(self._retry)
+        wait = max(self._retry, at_least, 0.0 if first_failure else longer)
         self._wake, self.waiting_until = anyio.current_time() + wait, time.time() + wait
         self.error = error
         self._enter(State.WAITING)
