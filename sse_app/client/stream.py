@@ -16,7 +16,7 @@ from sse_app.backoff import Backoff
 from sse_app.client.answers import BACKOFF, WAIT_MAX, WAIT_MIN, beginning, fields, reason, refused, retry_after
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.errors import Gap, Refused, Unreachable
-from sse_app.events import MEDIA_TYPE, Event, EventDecoder
+from sse_app.events import MEDIA_TYPE, Event, EventDecoder, Notice
 
 if TYPE_CHECKING:
     from sse_app.client.http import Response
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HEARTBEAT = 15.0  # seconds, the hub's own default, until a welcome says otherwise
 RETRY = (2.0, 5.0)  # seconds until the next attempt where no server has said it
 HEARTBEATS = 3  # missed in a row: the connection is dead
+NOTICES = frozenset(Notice)
 REFUSED_FOR_NOW = (408, 425, 429)  # and 5xx, where who listens has nothing to lose by trying again
 
 
@@ -120,16 +121,16 @@ class Stream:
     async def _is_notice(self, event: Event) -> bool:
         """Whether the hub itself said this."""
         self.last_event_id = event.id or self.last_event_id
-        if event.type == "welcome":
+        if event.type == Notice.WELCOME:
             self.welcome = fields(event.data)
             self._silence = HEARTBEATS * (self._heartbeat or _heartbeat(self.welcome))
         if self.state is not State.OPEN:
             self._backoff.reset()
             self._give_up = math.inf
             self._enter(State.OPEN)
-        if event.type == "gap":
+        if event.type == Notice.GAP:
             await self._tell(_gap(event))
-        return event.type in ("welcome", "gap", "bye")
+        return event.type in NOTICES
 
     async def _tell(self, gap: Gap) -> None:
         if self._on_gap is None:

@@ -10,7 +10,7 @@ import click
 
 from sse_app.commands import Exit, Number, Whole, printable, run, url_option, while_somebody_reads
 from sse_app.errors import Gap
-from sse_app.events import Event, encode
+from sse_app.events import Event, Notice, encode
 
 if TYPE_CHECKING:
     from sse_app.client import Stream
@@ -71,7 +71,7 @@ class _Notes:
     def gap(self, gap: Gap) -> None:
         self.gaps += 1
         told = {"requested": gap.requested, "oldest": gap.oldest, "top": gap.top, "reason": gap.reason}
-        self._show(Event(json.dumps(told, separators=(",", ":")), "gap", gap.id))
+        self._show(Event(json.dumps(told, separators=(",", ":")), Notice.GAP, gap.id))
         self._say(str(gap), "yellow")
 
     def state(self, stream: "Stream") -> None:
@@ -114,7 +114,7 @@ def _as_line() -> Show:
         line = Text()
         line.append(f"{time.strftime('%H:%M:%S')} {printable(event.id or '-')} ", "dim")
         if event.type != "message":
-            line.append(f"{printable(event.type)} ", "bold yellow" if event.type == "gap" else "bold cyan")
+            line.append(f"{printable(event.type)} ", "bold yellow" if event.type == Notice.GAP else "bold cyan")
         line.append("\n    ".join(printable(text.replace("\t", "    ")) for text in (first, *rest)))
         console.print(line, soft_wrap=True)
 

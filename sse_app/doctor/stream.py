@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from sse_app.errors import NotChecked
-from sse_app.events import MEDIA_TYPE, Event, EventDecoder
+from sse_app.events import MEDIA_TYPE, Event, EventDecoder, Notice
 from sse_app.publication import Position
 
 WELCOME_SECONDS = 5.0  # for a head, and then for the welcome; a hub sends both at once
@@ -52,7 +52,7 @@ class Stream:
     def welcome(self) -> Mapping[str, Any] | None:
         """What the hub said first; None while it said nothing, and of a server that is no hub."""
         first = self.arrivals[0].event if self.arrivals else None
-        if first is None or first.type != "welcome":
+        if first is None or first.type != Notice.WELCOME:
             return None
         with suppress(ValueError):
             said = json.loads(first.data)
@@ -62,7 +62,7 @@ class Stream:
     @property
     def cut(self) -> bool:
         """Whether it ended though the hub had not said so."""
-        said_bye = any(arrival.event.type == "bye" for arrival in self.arrivals)
+        said_bye = any(arrival.event.type == Notice.BYE for arrival in self.arrivals)
         return self.is_events and self.ended is not None and not said_bye
 
     async def until(self, enough: Callable[[], bool], seconds: float) -> bool:
