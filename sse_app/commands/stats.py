@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app.commands import Exit, Number, printable, run, url_option
-from sse_app.errors import Refused, Unreachable
+from sse_app.errors import Unreachable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -75,10 +75,12 @@ def _tables(url: str, before: dict[str, Any], said: dict[str, Any], seconds: flo
     """What is said as tables, with rates when it was so many ``seconds`` after what was said ``before``."""
     from rich.console import Group
 
+    from sse_app.client.answers import not_a_hub
+
     try:
         return Group(_counts(url, before, said, seconds), "", _filters(said), "", _recent(said))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise Refused(200, "http_error", "What is at this address is no hub.") from None
+        raise not_a_hub() from None
 
 
 def _counts(url: str, before: dict[str, Any], said: dict[str, Any], seconds: float) -> "Table":
