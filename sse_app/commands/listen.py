@@ -54,7 +54,8 @@ async def _listen(
     shown = 0
     async with Client(url, name=name) as client:
         monitor = _Monitor(client.url, show)
-        stream = client.listen(*topics, on_gap=monitor.on_gap, on_state=monitor.on_state, **options)
+        options["on_state"] = monitor.on_state
+        stream = client.listen(*topics, on_gap=monitor.on_gap, **options)
         async for event in stream:
             show(event)
             shown += 1
