@@ -190,7 +190,7 @@ def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, a
     from sse_app.doctor import examine, report
 
     with exits(), Console(stderr=True).status("") as status:
-        findings = asyncio.run(examine(url, publish_key=publish_key, origin=origin, idle=idle, tell=status.update))
+        findings = asyncio.run(examine(url, publish_key=publish_key, origin=origin, idle=idle, progress=status.update))
     document = report.document(findings)
     if as_json:
         click.echo(json.dumps(document))
