@@ -1,4 +1,4 @@
-"""The command line: ``sse-app serve`` and its companions."""
+"""The command line: ``sse-app serve``, and the other commands."""
 
 import asyncio
 import json
@@ -16,8 +16,8 @@ from sse_app.commands import (
     Exit,
     Number,
     Whole,
+    discard_output,
     exits,
-    forget_output,
     open_closed_streams,
     output_written,
     publish_key_option,
@@ -37,7 +37,9 @@ ON_WINDOWS = "serve runs on Linux and macOS; on Windows use WSL (wsl --install),
 
 
 class Commands(click.Group):
-    """All that a command says is written, or its exit status tells: click would make 1 of a reader that is gone."""
+    """Write all output before a command ends, else end with a status that says so. For a reader that has closed its
+    pipe click alone would end with 1.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         with output_written():
@@ -55,7 +57,7 @@ for command in (listen, publish, stats, completion, bench_log):
 
 
 def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One flag for each setting of Config; Config alone reads what is given, and the environment."""
+    """Give a command a flag for each setting of Config, which alone reads their values and the environment."""
     defaults = {name: item.default for name, item in Config.__dataclass_fields__.items()}
     for name, setting in reversed(Config.settings().items()):
         flag = "--" + name.replace("_", "-")
@@ -82,9 +84,9 @@ def serve(**flags: Any) -> None:
             raise ConfigError(ON_WINDOWS)
         descriptors.raise_limit()
         config = Config.load(flags, os.environ)
-        from sse_app.server import workers  # uvicorn and all below it: not needed to print a help text
+        from sse_app.server import workers  # imports uvicorn, which a help text does not need
 
-        workers.serve(config, lambda urls: _greet(config, urls))
+        workers.serve(config, lambda urls: _announce(config, urls))
 
 
 @commands.command()
@@ -130,8 +132,8 @@ def bench(
     with exits():
         if url and flags:
             raise BenchRefused("flags of serve go without a URL.")
-        loads = [Load(name, **load) for name in workload.split(",")]  # type: ignore[arg-type]  # it looks for itself
-    # an exit that runs what is left to do: the server that was started is stopped
+        loads = [Load(name, **load) for name in workload.split(",")]  # type: ignore[arg-type]  # Load checks it
+    # SIGTERM raises SystemExit, so that the server that was started is stopped.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with (
@@ -151,7 +153,7 @@ def bench(
 
 
 def _print_tables(reports: "Sequence[Report]") -> None:
-    """A table for each workload, and the first of what went wrong in it."""
+    """Print a table for each workload, and the first error in it."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -159,14 +161,14 @@ def _print_tables(reports: "Sequence[Report]") -> None:
 
     console = Console()
     for workload in dict.fromkeys(report.workload for report in reports):
-        of_it = [report for report in reports if report.workload == workload]
-        head, *rows = table(of_it)
+        runs = [report for report in reports if report.workload == workload]
+        head, *rows = table(runs)
         columns = [Column(name, justify="right") for name in head[1:]]
         shown = Table("", *columns, title=workload, title_justify="left", box=None)
         for row in rows:
             shown.add_row(*row)
         console.print(shown)
-        for server, error in dict.fromkeys((report.server, report.first_error) for report in of_it):
+        for server, error in dict.fromkeys((report.server, report.first_error) for report in runs):
             if error:
                 console.print(f"  {server}: {error}", markup=False, highlight=False)
         console.print()
@@ -188,7 +190,7 @@ def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, a
     from sse_app.doctor import examine, report
 
     with exits(), Console(stderr=True).status("") as status:
-        findings = asyncio.run(examine(url, publish_key=publish_key, origin=origin, idle=idle, tell=status.update))
+        findings = asyncio.run(examine(url, publish_key=publish_key, origin=origin, idle=idle, progress=status.update))
     document = report.document(findings)
     if as_json:
         click.echo(json.dumps(document))
@@ -199,19 +201,19 @@ def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, a
     raise SystemExit(Exit.FLAWED if document["problems"] else Exit.DONE)
 
 
-def _greet(config: Config, urls: Sequence[str]) -> None:
-    """Say where it listens, and serve all the same where that cannot be written."""
+def _announce(config: Config, urls: Sequence[str]) -> None:
+    """Print where the server listens. It serves also when that cannot be written."""
     try:
-        _print_greeting(config, urls)
+        _print_addresses(config, urls)
         sys.stdout.flush()
     except OSError:
-        forget_output()
+        discard_output()
     if not config.publish_key and not config.loopback_only:
         with suppress(OSError):
             click.echo("  Anyone who reaches this address may publish (allow_open_publish).", err=True)
 
 
-def _print_greeting(config: Config, urls: Sequence[str]) -> None:
+def _print_addresses(config: Config, urls: Sequence[str]) -> None:
     url = urls[0].replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
     key = ' -H "Authorization: Bearer $SSE_APP_PUBLISH_KEY"' if config.publish_key else ""
     click.echo(f"sse-app {__version__} is listening on {' and '.join(urls)}")
@@ -223,10 +225,10 @@ def _print_greeting(config: Config, urls: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point. Flags without a command are those of ``serve``."""
+    """Run the command line. Flags without a command are those of ``serve``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
         given.insert(0, "serve")
     open_closed_streams()
-    with output_written():  # a help text, too
+    with output_written():  # also that of --help, which no command prints
         commands.main(given, prog_name="sse-app")

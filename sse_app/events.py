@@ -4,17 +4,30 @@ The terms and the rules are those of the WHATWG HTML standard, section 9.2 (Serv
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from sse_app.characters import REFUSED, acceptable
 from sse_app.errors import InvalidEvent, ReservedEvent
 
 MEDIA_TYPE = "text/event-stream"
 TYPE_MAX = 128  # characters
-RETRY_DIGITS = 15  # 30,000 years; int() refuses thousands of digits, and no stream may break its reader with them
-# Sent by the hub alone. `open` and `error` would fire the page's own EventSource handlers.
-RESERVED_TYPES = frozenset({"welcome", "gap", "cursor", "bye", "open", "error"})
-
+RETRY_DIGITS = 15  # 30,000 years. int() raises for more than 4,300 digits, and no stream may end its reader by that.
 BOM = b"\xef\xbb\xbf"
+
+
+class Notice(StrEnum):
+    """The types of what the hub itself says on a stream. ``static/sse-app.js`` has the same list."""
+
+    WELCOME = "welcome"
+    GAP = "gap"
+    CURSOR = "cursor"  # always without data, so that no client dispatches it (9.2.6)
+    BYE = "bye"
+
+
+# No publisher may use these, nor what begins with the prefix. `open` and `error` would fire the page's own EventSource
+# handlers; `end`, `presence` and the prefix are kept for notices to come.
+RESERVED_TYPES = frozenset({*map(str, Notice), "open", "error", "end", "presence"})
+RESERVED_PREFIX = "$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +53,19 @@ class Event:
             raise InvalidEvent("retry is a number of milliseconds, 0 or more.")
 
 
-def check_type(type: str) -> str:
+def check_type(name: str) -> str:
     """Return a publisher's event type, or raise InvalidEvent, ReservedEvent."""
-    if not isinstance(type, str):
+    if not isinstance(name, str):
         raise InvalidEvent("An event type is a str.")
-    if type in RESERVED_TYPES:
-        raise ReservedEvent("This event type is the hub's own; publish under another one.")
-    if not 1 <= len(type) <= TYPE_MAX or not acceptable(type):
+    if name in RESERVED_TYPES or name.startswith(RESERVED_PREFIX):
+        raise ReservedEvent("This event type is the hub's own, as all that begin with $; publish under another one.")
+    if not 1 <= len(name) <= TYPE_MAX or not acceptable(name):
         raise InvalidEvent(f"An event type has 1 to {TYPE_MAX} characters; {REFUSED}.")
-    return str.__str__(type)  # str() of an enum is its name
+    return str.__str__(name)  # str() of an enum is its name
 
 
 def encode(event: Event) -> bytes:
-    """The event as one block of the stream, UTF-8 with LF line ends, ended by its blank line.
+    """Return the event as one block of the stream, UTF-8 with LF line ends, ended by its blank line.
 
     CR and CRLF in the data become LF, as they must: a decoder cannot tell them apart (9.2.6).
     Raises InvalidEvent for text that UTF-8 cannot carry (lone surrogates).
@@ -71,7 +84,7 @@ def encode(event: Event) -> bytes:
 
 
 class EventDecoder:
-    """Turns a stream cut at any byte back into events (9.2.6).
+    """Turn a stream that is cut at any byte back into events (9.2.6).
 
     ``last_event_id`` is the cursor: it moves with every block that carries an id, also with one that has no data and so
     yields no event. ``retry`` is the newest reconnection time in milliseconds, None until one came.
@@ -89,7 +102,7 @@ class EventDecoder:
         self._block_retry: int | None = None
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """The events that this chunk completes, in order."""
+        """Return the events that this chunk completes, in order."""
         if self._after_cr and chunk:
             self._after_cr = False
             chunk = chunk.removeprefix(b"\n")

@@ -1,11 +1,10 @@
 /** This tab's stream: what the console says of its state, and where it begins. */
 import { parsePosition } from "./position.js";
-import { connect } from "./sse-app.js";
+import { NOTICES, connect } from "./sse-app.js";
 
 /** What the console measures its latency with: published to this tab alone, and kept out of its log. */
 export const PING = "console.ping";
 
-const HUBS_OWN = new Set(["welcome", "gap", "bye"]);
 const HISTORY = 50; // publications to show first on a fresh page
 
 /**
@@ -61,7 +60,7 @@ export class Connection {
   }
 
   #deliver({ type, data, lastEventId: id }) {
-    if (HUBS_OWN.has(type)) return;
+    if (NOTICES.has(type)) return;
     const position = parsePosition(id);
     const replayed = position?.epoch === this.#top?.epoch && position?.offset <= this.#top?.offset;
     this.on.event({ id, type, data, replayed });

@@ -52,7 +52,8 @@
 
 const PROTOCOL = "sse-app 2"; // between tabs; another number for another version of it, and they do not share
 const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters that say where one stream begins
-const OF_A_CONNECTION = new Set(["welcome", "bye"]); // not in the log
+const [WELCOME, GAP, CURSOR, BYE] = ["welcome", "gap", "cursor", "bye"]; // as in sse_app/events.py
+const OF_A_CONNECTION = new Set([WELCOME, BYE]); // they have no position in the log
 const RETRY = 3_000; // ms; the wait before the next try until the hub has named one
 const RETRY_MIN = 100; // ms; a hub that says 0, or a wrong one, is not to be asked without a pause
 const RETRY_MAX = 3_600_000; // ms; the longest that a hub can be set to
@@ -62,6 +63,9 @@ const SILENCE = 45_000; // ms; a connection is dead after three heartbeats that 
 const TIMER_MAX = 2 ** 31 - 1; // ms; a browser's timer of more than that is over at once
 const ASK = 10_000; // ms between questions whether who reads is alive, from tabs that are looked at
 const ANSWER = 5_000; // ms for the answer
+
+/** The types of what the hub itself says on a stream. */
+export const NOTICES = new Set([WELCOME, GAP, CURSOR, BYE]);
 
 /**
  * Listens to a hub.
@@ -316,7 +320,7 @@ export class Stream extends EventTarget {
   /** @param {Batch} batch */
   #follow(batch) {
     this.#groupAt = batch.cursor;
-    const welcome = batch.events.find(({ type }) => type === "welcome");
+    const welcome = batch.events.find(({ type }) => type === WELCOME);
     if (!this.#met && welcome) {
       this.#meet(batch.after, welcome);
       batch = { ...batch, events: batch.events.filter((event) => event !== welcome) };
@@ -342,7 +346,7 @@ export class Stream extends EventTarget {
 
   /** @param {Told} event */
   #dispatch({ type, data, id }) {
-    if (type === "welcome") this.#client = JSON.parse(data).client;
+    if (type === WELCOME) this.#client = JSON.parse(data).client;
     const event = new MessageEvent(type, { data, lastEventId: id, origin: new URL(this.url).origin });
     try {
       this.onevent?.(event);
@@ -696,7 +700,7 @@ class Source {
       if (data === null) continue; // it only moves the cursor
       const event = { type, data, id: this.cursor };
       events.push(event);
-      if (type === "welcome") this.#welcomed(event);
+      if (type === WELCOME) this.#welcomed(event);
     }
     if (this.#replay && (this.#replay.end === null || reached(this.cursor, this.#replay.end))) {
       this.cursor = later(this.cursor, this.#replay.top);

@@ -235,7 +235,7 @@ def test_a_server_that_cannot_say_anything_serves(redirect: str, access_log: str
 def test_what_cannot_be_written_is_one_line_and_status_5(arguments: list[str], redirect: str) -> None:
     done = run(*arguments, command=redirected(redirect))
     assert (done.returncode, done.stderr.count("\n")) == (5, 1), done.stderr
-    assert done.stderr.startswith("sse-app: what there is to say cannot be written: ")
+    assert done.stderr.startswith("sse-app: the output cannot be written: ")
 
 
 @pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full"])

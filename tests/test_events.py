@@ -1,14 +1,18 @@
 """Events on the wire, byte by byte, and the decoder against an independent reading of the standard."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sse_app.errors import InvalidEvent, ReservedEvent
-from sse_app.events import RESERVED_TYPES, TYPE_MAX, Event, EventDecoder, check_type, encode
+from sse_app.events import RESERVED_TYPES, TYPE_MAX, Event, EventDecoder, Notice, check_type, encode
 from tests.support import whatwg
 from tests.test_characters import REFUSED, UNUSUAL
 
+STATIC = Path(__file__).parent.parent / "static"
 # What breaks framing, what looks as if it did, and what surprises a careless decoder.
 SPECIAL = ["\r", "\n", "\r\n", "\0", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff", "😀", " ", ":", "é"]
 FIELDS = ["data:", "event: x", "id: 9", "retry: 1", "data", "\n\n", ":", "\ndata: y\n\nevent: open"]
@@ -125,18 +129,38 @@ def test_a_lone_surrogate_is_refused(event: Event) -> None:
 
 @pytest.mark.parametrize(
     "type",
-    ["message", "tick", "order created", "héllo", "x" * TYPE_MAX, "Open", ":", *(f"a{char}b" for char in UNUSUAL)],
+    [
+        "message",
+        "tick",
+        "order created",
+        "héllo",
+        "x" * TYPE_MAX,
+        "Open",
+        ":",
+        "a$",
+        "endless",
+        *(f"a{char}b" for char in UNUSUAL),
+    ],
     ids=ascii,
 )
 def test_a_type_of_acceptable_characters_is_allowed(type: str) -> None:
     assert check_type(type) == type
 
 
-@pytest.mark.parametrize("type", sorted(RESERVED_TYPES))
+@pytest.mark.parametrize("type", [*sorted(RESERVED_TYPES), "$", "$presence", "$" * (TYPE_MAX + 1)])
 def test_the_hubs_own_types_are_reserved(type: str) -> None:
-    assert {"open", "error", "welcome", "gap", "bye", "cursor"} == RESERVED_TYPES
+    assert {"open", "error", "welcome", "gap", "bye", "cursor", "end", "presence"} == RESERVED_TYPES
     with pytest.raises(ReservedEvent):
         check_type(type)
+
+
+def test_pages_have_the_same_list_of_notices() -> None:
+    script = (STATIC / "sse-app.js").read_text()
+    notices = re.search(r"^const \[(.*)\] = \[(.*)\];", script, re.MULTILINE)
+    assert notices
+    assert notices[1].split(", ") == list(Notice.__members__)
+    assert re.findall('"([a-z]+)"', notices[2]) == list(Notice)
+    assert f"NOTICES = new Set([{', '.join(Notice.__members__)}]);" in script
 
 
 @pytest.mark.parametrize("type", ["", "x" * (TYPE_MAX + 1), *(f"a{char}b" for char in REFUSED)], ids=ascii)

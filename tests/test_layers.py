@@ -14,7 +14,7 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
 FLOORS = (
-    ("errors", "characters", "quantities", "stack", "listening", "descriptors"),
+    ("errors", "characters", "quantities", "backoff", "stack", "listening", "descriptors"),
     ("events", "topics", "content_type", "loop_thread"),
     ("payload",),
     ("publication",),
@@ -79,7 +79,7 @@ APART = {
     "bootstrap": set[str](),
     **dict.fromkeys(BENCH, {"descriptors", "errors", *BENCH} - {"bench.naive"}),
     **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
-    **{name: {"errors", "events", "loop_thread", "payload", "publication", *CLIENT} for name in CLIENT},
+    **{name: {"backoff", "errors", "events", "loop_thread", "payload", "publication", *CLIENT} for name in CLIENT},
 }
 ALONE = {
     "bench.naive": {"starlette", "sse_starlette"},

@@ -15,7 +15,8 @@ from math import inf
 from typing import NamedTuple
 
 from sse_app import Config
-from sse_app.client.answers import backoff
+from sse_app.backoff import Backoff
+from sse_app.client.answers import BACKOFF
 from sse_app.hub import SPREAD
 from sse_app.server.sockets import BACKLOG
 
@@ -84,7 +85,8 @@ class Storm:
 
     def _come_back(self, client: Client) -> Generator[float, float, None]:
         """One client, until it has its welcome. Yields when it does something next, and is told when that is now."""
-        retry, failures = client.retry, 1
+        retry, backoff = client.retry, Backoff(*BACKOFF)
+        backoff.failures = 1  # the connection that it lost
         now = yield client.lost + retry + random.uniform(*DELAY)
         while True:
             came = now
@@ -98,8 +100,7 @@ class Storm:
                 self.sent_away += 1
                 wait = retry = 2 * ours()
             else:
-                wait = max(retry, backoff(failures, retry)) if self._backs_off else retry
-                failures += 1
+                wait = max(retry, backoff.next(retry)) if self._backs_off else retry
             now = yield now + wait + random.uniform(*DELAY)
 
     def _ask(self, client: Client, now: float) -> Generator[float, float, tuple[Node | None, float]]:

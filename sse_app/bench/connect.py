@@ -13,14 +13,15 @@ from sse_app.bench.wire import HEAD_MAX, is_chunked, status_of
 
 CONNECTING = 256  # connections being opened at a time: well inside a backlog of 2,048
 CONNECT_SECONDS = 30.0
-SLOW_BUFFER = 2_048  # bytes, SO_RCVBUF of who does not read; Linux doubles it; besides, 64 KB were promised before
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: no port has to wait for 60 s after its stream
+# Bytes, the SO_RCVBUF of subscribers that do not read. Linux doubles it, and has announced a window of 64 KB before.
+SLOW_BUFFER = 2_048
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection, and its port need not wait for 60 s
 
 
 class Connection(asyncio.Protocol):
     """The connection of one stream: sends the GET, checks the answer's head, and reads on.
 
-    `opened` is done when the stream is open, or fails. One that is not `read` is left alone from then on.
+    `opened` is done when the stream is open, or fails. Without `read`, nothing is read from then on.
     """
 
     __slots__ = ("_head", "_opened", "_read", "_request", "_subscriber", "_tally", "_transport")
@@ -33,11 +34,11 @@ class Connection(asyncio.Protocol):
         self._subscriber: Subscriber | None = None
 
     def itself(self) -> Self:
-        """The protocol factory of the one connection."""
+        """Return the connection, as its own protocol factory."""
         return self
 
     def close(self) -> None:
-        """Leave. What comes from now on is not counted."""
+        """Close the connection. What comes from now on is not counted."""
         self._subscriber = self._opened = None
         if self._transport:
             self._transport.abort()
@@ -61,9 +62,9 @@ class Connection(asyncio.Protocol):
         if self._subscriber:
             self._take(self._subscriber, data, time.monotonic_ns())
         elif self._opened:
-            self._answered(data)
+            self._on_head(data)
 
-    def _answered(self, data: bytes) -> None:
+    def _on_head(self, data: bytes) -> None:
         self._head += data
         head, end, body = self._head.partition(b"\r\n\r\n")
         if end and status_of(head) == 200:
@@ -75,7 +76,7 @@ class Connection(asyncio.Protocol):
     def _open(self, chunked: bool, body: bytes) -> None:
         assert self._transport
         assert self._opened
-        if self._opened.done():  # given up in this very turn of the loop
+        if self._opened.done():  # its timeout came in this very turn of the loop
             self.close()
             return
         self._opened.set_result(None)
@@ -106,7 +107,7 @@ class Connection(asyncio.Protocol):
         self.close()
 
 
-class Crowd:
+class Streams:
     """All the streams of a run."""
 
     def __init__(self, load: Load, target: Target, tally: Tally) -> None:

@@ -1,4 +1,4 @@
-"""What a run does, and how much of it this machine allows."""
+"""The parameters of a run, and the limits that this machine sets to them."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from sse_app.errors import BenchRefused
 
 Workload = Literal["connect", "closed", "burst", "rate", "slow"]
 
-SPARE_DESCRIPTORS = 64  # the loop's own, the server's log, imports under way
+SPARE_DESCRIPTORS = 64  # for the event loop, the server's log and imports
 PAYLOAD = 100
-SLOW_PAYLOAD = 2_000  # bytes: the buffers of who does not read have to fill within seconds
-PAYLOAD_MAX = 256 * 1024  # what a hub takes (body_max)
+SLOW_PAYLOAD = 2_000  # bytes: enough to fill the buffers of a subscriber that does not read within seconds
+PAYLOAD_MAX = 256 * 1024  # bytes, the default of body_max
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to do to a server.
+    """The load to put on a server.
 
     workload:
         `connect`: all subscribers connect at once, and get one event
@@ -30,7 +30,7 @@ class Load:
     rate: events per second, of `rate` and `slow`
     inflight: POSTs at a time, at most
     payload: bytes of an event's data, no fewer than its marker needs (about 45). None: 100, in `slow` 2,000
-    slow: the share of `slow` that does not read; of what it is due nothing is counted
+    slow: the share of subscribers that do not read in `slow`; their deliveries are not counted
     settle: seconds between the last connect and reading the server's memory
     patience: seconds without any delivery after which what is missing counts as lost
     publish_key: sent as bearer token with every POST
@@ -69,21 +69,21 @@ class Load:
 
     @property
     def paced(self) -> bool:
-        """Whether events are sent by the clock rather than by what has come back."""
+        """True when events are sent by the clock rather than after deliveries."""
         return self.workload in ("rate", "slow")
 
     @property
     def posts(self) -> int:
-        """How many POSTs may be under way."""
+        """The number of POSTs at a time."""
         return 1 if self.workload in ("connect", "closed") else self.inflight
 
     @property
     def window(self) -> int:
-        """How many events may be on their way to the average subscriber."""
+        """The number of events that may be on their way to the average subscriber."""
         return 1 if self.posts == 1 else 2 * self.posts
 
     def reads(self, number: int) -> bool:
-        """Whether a subscriber reads. Those that do not are spread evenly, and the first one does."""
+        """Return True when this subscriber reads. Those that do not are spread evenly; the first one reads."""
         return self.workload != "slow" or int((number + 1) * self.slow) == int(number * self.slow)
 
     def check_descriptors(self) -> None:

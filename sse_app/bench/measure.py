@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from sse_app.bench.connect import Crowd
+from sse_app.bench.busy_loop import BusyLoop
+from sse_app.bench.connect import Streams
 from sse_app.bench.load import Load
 from sse_app.bench.peers import OURS, Server, check_server, serving
 from sse_app.bench.process import Usage, two_cores, usage
@@ -17,7 +18,6 @@ from sse_app.bench.publish import NS, Publishers
 from sse_app.bench.report import Report
 from sse_app.bench.tally import Tally, percentile
 from sse_app.bench.target import Target, resolve
-from sse_app.bench.turning import Turning
 from sse_app.errors import BenchFailed
 
 RUN_SECONDS = 600.0  # for one run, however slow the server
@@ -28,9 +28,11 @@ async def compare(
     servers: Sequence[str],
     repeat: int = 1,
     flags: Sequence[str] = (),
-    tell: Callable[[str], object] = lambda text: None,
+    progress: Callable[[str], object] = lambda text: None,
 ) -> list[Report]:
-    """Do each load to each server, as `run` does, `repeat` times over: what is compared is measured side by side.
+    """Do each load to each server, as `run` does, `repeat` times over, so that servers are measured side by side.
+
+    progress: called with a text before each run
 
     Raises what `run` raises, and `BenchRefused` for any of the servers before the first is started.
     """
@@ -42,20 +44,20 @@ async def compare(
     for repetition in range(repeat):
         for load in loads:
             for server in servers:
-                tell(f"{load.workload}: {server}, {repetition + 1} of {repeat}")
+                progress(f"{load.workload}: {server}, {repetition + 1} of {repeat}")
                 reports.append(await run(load, server, flags))
     return reports
 
 
 async def run(load: Load, server: str = OURS, flags: Sequence[str] = ()) -> Report:
-    """Do what a load says to a server and report.
+    """Put a load on a server, and return the report.
 
     server: `sse-app`, `naive` or `nchan`, started for this run on cores of its own, or the base URL of one that runs
         on this machine
     flags: flags for `sse-app serve`
 
-    Wants a loop of its own, uvloop's if there is one. Raises `BenchRefused` before anything is connected, and
-    `BenchFailed` when the server does not start, takes no subscriber, or takes longer than 10 minutes.
+    Needs an event loop without other tasks, uvloop's if there is one. Raises `BenchRefused` before anything is
+    connected, and `BenchFailed` when the server does not start, takes no subscriber, or takes longer than 10 minutes.
     """
     load.check_descriptors()
     try:
@@ -68,86 +70,86 @@ async def run(load: Load, server: str = OURS, flags: Sequence[str] = ()) -> Repo
         raise BenchFailed(f"{server} is out of reach: {error}") from error
 
 
-class _Moment(NamedTuple):
-    """Where the clock, our own time spent (both ns) and the counters stand at some point of a run."""
+class _Sample(NamedTuple):
+    """The clock, our own CPU time (both in ns) and the counters at some point of a run."""
 
     clock: int
     spent: int
     published: int
     server: Usage | None
-    left: int  # the clock again: looking at all processes takes some ms
+    left: int  # the clock afterwards: reading the table of processes takes some ms
 
 
-class _Course(NamedTuple):
-    """The points of a run between which its figures are taken."""
+class _Samples(NamedTuple):
+    """The samples of a run; its figures are differences between two of them."""
 
-    start: _Moment
-    connected: _Moment
-    settled: _Moment
-    before: _Moment
-    after: _Moment
+    start: _Sample
+    connected: _Sample
+    settled: _Sample
+    before: _Sample
+    after: _Sample
 
 
 async def _measure(load: Load, name: str, server: Server) -> Report:
     target, tally = resolve(server.url), Tally(secrets.token_hex(2))
-    turning = Turning(tally, busy=two_cores())
+    loop = BusyLoop(tally, busy=two_cores())
 
-    def moment() -> _Moment:
-        clock, spent = time.monotonic_ns(), turning.spent()
-        return _Moment(
+    def sample() -> _Sample:
+        clock, spent = time.monotonic_ns(), loop.spent()
+        return _Sample(
             clock, spent, tally.published, usage(server.pid) if server.pid else None, left=time.monotonic_ns()
         )
 
     gc.disable()  # a full collection over all these streams would show as latency
     try:
         if name != server.url:
-            await _greet(load, target)
-        start = moment()
-        async with _crowd(load, target, tally):
-            connected = moment()
+            await _warm_up(load, target)
+        start = sample()
+        async with _connected(load, target, tally):
+            connected = sample()
             await asyncio.sleep(load.settle)
-            settled = moment()
+            settled = sample()
             publishers = Publishers(load, target, tally)
-            before = await _publish(load, publishers, tally, moment)
-            return _report(load, name, tally, _Course(start, connected, settled, before, moment()), publishers.stalled)
+            before = await _publish(load, publishers, tally, sample)
+            return _report(load, name, tally, _Samples(start, connected, settled, before, sample()), publishers.stalled)
     finally:
         gc.enable()
-        turning.stop()
+        loop.stop()
 
 
-async def _greet(load: Load, target: Target) -> None:
-    """One stream and one event: what a server makes only once is not counted as the first streams' cost."""
+async def _warm_up(load: Load, target: Target) -> None:
+    """Open one stream and publish one event, so that what a server makes only once is not part of the figures."""
     first, tally = replace(load, subscribers=1), Tally(secrets.token_hex(2))
-    async with _crowd(first, target, tally):
+    async with _connected(first, target, tally):
         await Publishers(first, target, tally).publish(first.duration, 1)
 
 
 @contextlib.asynccontextmanager
-async def _crowd(load: Load, target: Target, tally: Tally) -> AsyncIterator[None]:
-    """All subscribers, connected."""
-    crowd = Crowd(load, target, tally)
+async def _connected(load: Load, target: Target, tally: Tally) -> AsyncIterator[None]:
+    """Connect all subscribers for the length of a block."""
+    streams = Streams(load, target, tally)
     try:
-        await crowd.connect()
+        await streams.connect()
         if not tally.streams:
             raise BenchFailed(f"no subscriber could connect: {tally.first_error}")
         yield
     finally:
-        await crowd.close()
+        await streams.close()
 
 
-async def _publish(load: Load, publishers: Publishers, tally: Tally, moment: Callable[[], _Moment]) -> _Moment:
-    """Publish, first to warm up; the moment from which it counts."""
+async def _publish(load: Load, publishers: Publishers, tally: Tally, sample: Callable[[], _Sample]) -> _Sample:
+    """Publish, first to warm up. Return the sample from which on it counts."""
     storm = load.workload == "connect"
     if load.warmup and not storm:
         await publishers.publish(load.warmup)
     tally.begin()
-    before = moment()
+    before = sample()
     if not publishers.stalled:
         await publishers.publish(load.duration, 1 if storm else load.events)
     return before
 
 
-def _report(load: Load, server: str, tally: Tally, course: _Course, stalled: bool) -> Report:
+def _report(load: Load, server: str, tally: Tally, course: _Samples, stalled: bool) -> Report:
     start, connected, settled, before, after = course
     subscribers = len(tally.streams) + len(tally.ended) + tally.slow
     grown = _difference(start, settled, lambda used: used.rss_kb)
@@ -185,7 +187,7 @@ def _report(load: Load, server: str, tally: Tally, course: _Course, stalled: boo
     )
 
 
-def _difference(before: _Moment, after: _Moment, of: Callable[[Usage], float]) -> float | None:
+def _difference(before: _Sample, after: _Sample, of: Callable[[Usage], float]) -> float | None:
     return of(after.server) - of(before.server) if before.server and after.server else None
 
 

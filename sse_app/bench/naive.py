@@ -1,6 +1,6 @@
-"""The design that most Python developers write, to compare with: per client a queue, a generator and its own encoding.
+"""The design that is written most often in Python, to compare with: a queue, a generator and an encoding per client.
 
-`sse-app bench --against naive` runs it in a process of its own, on uvicorn as it comes. Nothing imports it.
+`sse-app bench --against naive` runs it in a process of its own, on uvicorn with its defaults. No module imports it.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 
 class Broadcaster:
-    """The endpoints, and the queues of those who listen."""
+    """The endpoints, and a queue for each client."""
 
     def __init__(self) -> None:
         self._queues: set[asyncio.Queue[tuple[int, Any]]] = set()

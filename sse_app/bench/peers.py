@@ -1,4 +1,8 @@
-"""The servers that can be measured: our own, the naive design, nginx with nchan, and whatever runs at a URL."""
+"""The servers that can be measured: our own, the naive design, nginx with nchan, and any server at a URL.
+
+They are part of the package because `sse-app bench --against naive` (or `nchan`) is a command for users: figures of a
+server mean little without those of another one, measured in the same minute on the same machine.
+"""
 
 import contextlib
 import os
@@ -14,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from sse_app.bench.process import apart, listener
+from sse_app.bench.process import listener, separate_cores
 from sse_app.bench.target import resolve
 from sse_app.errors import BenchFailed, BenchRefused
 
@@ -71,14 +75,14 @@ _ADDRESS = re.compile(rb"http://127\.0\.0\.1:\d+(?=[/\s])")
 
 
 class Server(NamedTuple):
-    """A running server. Without a pid its CPU time and memory cannot be told."""
+    """A running server. Without a pid its CPU time and memory are not known."""
 
     url: str
     pid: int | None
 
 
 def check_server(name: str) -> None:
-    """Refuse what cannot be measured here: nchan that is not installed, a URL that is none or leads elsewhere."""
+    """Raise BenchRefused for a server that cannot be measured: nchan without its module, a URL of another machine."""
     if name == "nchan":
         _nginx()
     elif name not in (OURS, "naive"):
@@ -89,13 +93,14 @@ def check_server(name: str) -> None:
 
 @contextlib.contextmanager
 def serving(name: str, flags: Sequence[str] = ()) -> Iterator[Server]:
-    """Start a server by its name, on other cores than the load's, and stop it on the way out; a URL is let be.
+    """Start a server by its name on other cores than the load's, and stop it after the block. A server at a URL is
+    neither started nor stopped.
 
-    flags: more flags for our own. Blocks while the server starts and stops. Raises `BenchFailed` with its last words
-    when it does not start.
+    flags: more flags for our own server. Blocks while the server starts and stops. Raises `BenchFailed` with the end of
+    its output when it does not start.
     """
     with contextlib.ExitStack() as stack:
-        leave = stack.enter_context(apart())
+        leave = stack.enter_context(separate_cores())
         match name:
             case "sse-app":
                 server = stack.enter_context(started((*SERVE, *flags)))
@@ -134,7 +139,7 @@ def started(command: Sequence[str], url: str | None = None) -> Iterator[Server]:
 def _address(process: subprocess.Popen[bytes], log: int, url: str | None) -> str:
     limit = time.monotonic() + START_SECONDS
     while time.monotonic() < limit:
-        ended = process.poll() is not None  # asked before reading, so that nothing written is overlooked
+        ended = process.poll() is not None  # asked before its output is read, so that none is overlooked
         if url and not ended and _listens(url):
             return url
         if not url and (found := _ADDRESS.search(os.pread(log, 1 << 20, 0))):
@@ -142,8 +147,8 @@ def _address(process: subprocess.Popen[bytes], log: int, url: str | None) -> str
         if ended:
             break
         time.sleep(0.02)
-    last_words = os.pread(log, 1 << 20, 0).decode(errors="replace").strip()[-2000:]
-    raise BenchFailed(f"the server did not start:\n{last_words}")
+    output = os.pread(log, 1 << 20, 0).decode(errors="replace").strip()[-2000:]
+    raise BenchFailed(f"the server did not start:\n{output}")
 
 
 def _listens(url: str) -> bool:
@@ -159,14 +164,16 @@ def _free_port() -> int:
 
 
 def nchan_command(directory: Path, port: int) -> tuple[str, ...]:
-    """Write nginx's configuration into `directory`; what starts it in the foreground."""
+    """Write nginx's configuration into `directory`, and return the command that starts it in the foreground."""
     file = directory / "nginx.conf"
     file.write_text(NCHAN_CONFIG.format(module=NCHAN_MODULE, directory=directory, port=port))
     return (_nginx(), "-e", "stderr", "-c", str(file))
 
 
 def _nginx() -> str:
-    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")  # not on every user's path
+    nginx = shutil.which(
+        "nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+    )  # which is not on every user's PATH
     if not nginx or not NCHAN_MODULE.exists():
         raise BenchRefused(NCHAN_MISSING)
     return nginx

@@ -1,4 +1,4 @@
-"""The server's process: its CPU time and memory, which one it is, and the cores that it may use."""
+"""The processes of a server: their CPU time and memory, the one that listens, and the cores that they may use."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ _LISTEN = "0A"  # the state in /proc/net/tcp
 
 
 class Usage(NamedTuple):
-    """What a process and its children have used: CPU seconds since their start, resident KB now."""
+    """The use of a process and its children: CPU seconds since their start, resident KB now."""
 
     cpu: float
     rss_kb: int
@@ -28,7 +28,7 @@ class Process(NamedTuple):
 
 
 def usage(pid: int) -> Usage | None:
-    """CPU time and memory of a process and its descendants, or None when it is gone."""
+    """Return CPU time and memory of a process and its descendants, or None when it has ended."""
     table = {row.pid: row for row in (from_proc() if sys.platform == "linux" else from_ps())}
     if pid not in table:
         return None
@@ -39,12 +39,12 @@ def usage(pid: int) -> Usage | None:
 
 
 def from_proc() -> Iterator[Process]:
-    """The process table of Linux."""
+    """Yield the processes of Linux."""
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        with contextlib.suppress(OSError):  # it may end while we look
+        with contextlib.suppress(OSError):  # a process may end meanwhile
             # proc(5): after the name in parentheses, state is field 3, ppid 4, utime 14, stime 15, rss 24 (pages)
             fields = (entry / "stat").read_text("ascii", "replace").rpartition(")")[2].split()
             cpu = (int(fields[11]) + int(fields[12])) / tick
@@ -52,7 +52,7 @@ def from_proc() -> Iterator[Process]:
 
 
 def from_ps() -> Iterator[Process]:
-    """The process table of macOS and other systems without /proc."""
+    """Yield the processes of macOS and other systems without /proc."""
     done = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,rss=,time="], capture_output=True, text=True, check=True)
     for line in done.stdout.splitlines():
         pid, parent, rss, spent = line.split()
@@ -60,7 +60,7 @@ def from_ps() -> Iterator[Process]:
 
 
 def cpu_seconds(text: str) -> float:
-    """Seconds of what `ps` prints as CPU time: `[[days-]hours:]minutes:seconds[.hundredths]`."""
+    """Return the seconds in a CPU time of `ps`: `[[days-]hours:]minutes:seconds[.hundredths]`."""
     days, _, clock = text.rpartition("-")
     seconds = 0.0
     for part in clock.split(":"):
@@ -69,7 +69,7 @@ def cpu_seconds(text: str) -> float:
 
 
 def listener(port: int) -> int | None:
-    """The process that listens on a port of this machine, the parent of several. None when that cannot be told."""
+    """Return the process that listens on a port of this machine, of several the parent, or None if it is not known."""
     if sys.platform != "linux":
         return None
     inodes = set(_listening(port))
@@ -97,13 +97,15 @@ def _sockets(pid: int) -> set[str]:
 
 
 def two_cores() -> bool:
-    """Whether server and load can each be given cores of their own."""
+    """Return True when server and load can each have cores of their own."""
     return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[Callable[[], None]]:
-    """Run first where a server shall be (children inherit it), then, once left, on the last core alone."""
+def separate_cores() -> Iterator[Callable[[], None]]:
+    """Run this process on all cores but the last, where a child that is started inherits them, and after a call of the
+    yielded function on the last core alone.
+    """
     if sys.platform != "linux" or not two_cores():
         yield lambda: None
         return

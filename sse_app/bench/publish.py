@@ -8,9 +8,9 @@ from typing import cast
 from sse_app.bench.load import Load
 from sse_app.bench.tally import Tally
 from sse_app.bench.target import Target
-from sse_app.bench.wire import answer, event_data
+from sse_app.bench.wire import answered_status, event_data
 
-FAILURES_MAX = 100  # POSTs, then publishing stops
+FAILURES_MAX = 100  # failed POSTs after which publishing stops
 NS = 1_000_000_000
 
 
@@ -24,7 +24,7 @@ class Poster(asyncio.Protocol):
         self._buffer = b""
 
     async def post(self, request: bytes) -> int:
-        """The status of the answer. Raises `OSError` when there is none."""
+        """Send a request and return the status of its answer. Raises `OSError` when there is none."""
         assert self._transport
         self._buffer = b""
         self._answer = asyncio.get_running_loop().create_future()
@@ -44,7 +44,7 @@ class Poster(asyncio.Protocol):
         if not self._answer or self._answer.done():
             return
         try:
-            status = answer(self._buffer)
+            status = answered_status(self._buffer)
         except ValueError as error:
             self._answer.set_exception(ConnectionError(str(error)))
             return
@@ -69,7 +69,7 @@ class Publishers:
         self.stalled = False
 
     async def publish(self, seconds: float, events: int | None = None) -> None:
-        """Publish for `seconds` or `events`, then wait until everyone has everything, or nothing comes any more."""
+        """Publish for `seconds` or `events`, then wait until every subscriber has every event or nothing more comes."""
         self._idle = [await self._poster() for _ in range(self._load.posts)]
         self._most = math.inf if events is None else events
         self._taken, self._started = 0, time.monotonic_ns()
@@ -85,11 +85,11 @@ class Publishers:
                 poster.close()
 
     async def _work(self) -> None:
-        while (sent := await self._turn()) is not None:
+        while (sent := await self._next_due()) is not None:
             await self._post(self._tally.publish(), sent)
 
-    async def _turn(self) -> int | None:
-        """Wait until the next event may be sent; the moment from which its latency counts, None when it is over."""
+    async def _next_due(self) -> int | None:
+        """Wait until the next event may be sent. Return the time from which its latency counts, None at the end."""
         if self._load.paced:
             moment = self._started + int(self._taken * NS / self._load.rate)
         elif await self._tally.until_owed(self._load.window, self._load.patience):
@@ -127,6 +127,6 @@ class Publishers:
 
 
 async def _until(moment: int) -> None:
-    """Sleep until a time of the monotonic clock; uvloop's timers have 1 ms, so the last one is spent turning."""
+    """Sleep until a time of the monotonic clock. uvloop's timers have 1 ms; the last one is spent in a busy loop."""
     while (left := moment - time.monotonic_ns()) > 0:  # noqa: ASYNC110 (a time, not an event)
         await asyncio.sleep(max(0.0, left / NS - 0.001))

@@ -1,4 +1,4 @@
-"""What was measured, and how servers compare."""
+"""The figures of runs, and the comparison of servers."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ COUNTED = ("failed_connects", "failed_posts", "closed_early", "lost", "doubled")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run. None where the server's process is not known or nothing arrived."""
+    """The figures of one run. None where the server's process is not known or nothing arrived."""
 
     workload: str
     server: str
@@ -40,12 +40,12 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Nothing was lost or doubled, and nothing failed."""
+        """True when nothing was lost or doubled, and nothing failed."""
         return not (self.lost or self.doubled or self.stalled or self.errors)
 
     @property
     def errors(self) -> int:
-        """Connections and POSTs that failed, and streams that the server ended."""
+        """The number of connections and POSTs that failed, and of streams that the server ended."""
         return self.failed_connects + self.failed_posts + self.closed_early
 
 
@@ -87,7 +87,7 @@ FAULTS = (
 
 
 def table(reports: Sequence[Report]) -> list[list[str]]:
-    """The figures of one workload: a head, then rows of label, each server's median, and the ratios.
+    """Return the figures of one workload: a head, then rows of a label, each server's median, and the ratios.
 
     reports: in the order in which they were made; the server of the first is compared with the others.
     """
@@ -104,7 +104,7 @@ def table(reports: Sequence[Report]) -> list[list[str]]:
 
 
 def document(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:
-    """Everything for a program: each run, the medians over the repetitions, and the ratios to the first server."""
+    """Return all for a program: each run, the medians over the repetitions, and the ratios to the first server."""
     first = reports[0].server
     groups = list(dict.fromkeys((report.workload, report.server) for report in reports))
     of = {group: [report for report in reports if (report.workload, report.server) == group] for group in groups}
@@ -120,7 +120,7 @@ def document(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:
 
 
 def medians(reports: Sequence[Report]) -> Report:
-    """One report for several of one server and workload: medians, and the sums of what must not happen."""
+    """Return one report for several of one server and workload: medians, and sums of the faults."""
     types = get_type_hints(Report)
     merged: dict[str, Any] = {}
     for field in fields(Report):
@@ -132,14 +132,14 @@ def medians(reports: Sequence[Report]) -> Report:
         elif types[field.name] is int:
             merged[field.name] = statistics.median_low(values)
         else:
-            merged[field.name] = max(values, default=None)  # texts are equal but for the error; True beats False
+            merged[field.name] = max(values, default=None)  # texts other than the error are equal; True is above False
     return Report(**merged)
 
 
 def ratios(ours: Sequence[Report], theirs: Sequence[Report]) -> dict[str, float]:
-    """For each compared figure the median over the repetitions of ours divided by theirs.
+    """Return for each compared figure the median over the repetitions of ours divided by theirs.
 
-    A ratio is taken inside a repetition, so that what the machine does meanwhile meets both.
+    A ratio is taken inside a repetition, so that a disturbance of the machine meets both.
     """
     found = {}
     for figure in dict.fromkeys(CONNECTING + DELIVERING):

@@ -1,4 +1,4 @@
-"""The account of a run: what was published, what each subscriber has of it, and when it came."""
+"""The account of a run: the events published, those that each subscriber has got, and when they came."""
 
 import asyncio
 import itertools
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from sse_app.bench.wire import Batch, ChunkedDecoder, find_markers, marker_pattern
 
-MEMO_MAX = 256
+MEMO_MAX = 256  # reads whose events are remembered
 
 
 def percentile(counts: Mapping[int, int], share: float) -> int | None:
-    """The smallest value that at least `share` of all counted values do not exceed (nearest rank)."""
+    """Return the smallest value that at least `share` of all counted values do not exceed (nearest rank)."""
     rank = max(1, math.ceil(share * sum(counts.values())))
     for value in sorted(counts):
         rank -= counts[value]
@@ -22,10 +22,10 @@ def percentile(counts: Mapping[int, int], share: float) -> int | None:
 
 
 class Tally:
-    """What was published and what arrived, over all subscribers of a run.
+    """The events published and delivered, over all subscribers of a run.
 
     `owed` counts the deliveries that are still to come if all goes well: the publishers' window and the end of a
-    run wait for it. Lost and doubled are counted from the numbers themselves.
+    run wait for it. Lost and doubled events are counted from their numbers.
     """
 
     def __init__(self, run: str) -> None:
@@ -35,13 +35,13 @@ class Tally:
         self.streams: set[Subscriber] = set()
         self.slow = 0  # streams that nobody reads
         self.published = 0
-        self.failed: set[int] = set()  # numbers whose POST failed: nobody has to get them
+        self.failed: set[int] = set()  # numbers whose POST failed: nobody is owed them
         self.owed = 0
         self.deliveries = 0
         self.doubled = 0
         self.ended: list[Subscriber] = []  # those that the server closed
         self.bytes = 0
-        self.calls = 0  # of the loop, for a stream
+        self.calls = 0  # callbacks of the event loop for streams
         self.last_arrival = 0
         self.late: defaultdict[int, int] = defaultdict(int)  # latency in ns, to 10 bits, -> count
         self.first_error: str | None = None
@@ -49,35 +49,35 @@ class Tally:
         self._moved = asyncio.Event()
 
     def error(self, text: str) -> None:
-        """Keep the first of what went wrong, for the report."""
+        """Keep the first error for the report."""
         self.first_error = self.first_error or text
 
     def begin(self) -> None:
-        """Measure from here on: lost and doubled stay, everything else starts again."""
+        """Measure from here on: all counts but lost and doubled start again."""
         self.deliveries = self.bytes = self.last_arrival = 0
         self.late.clear()
 
     def publish(self) -> int:
-        """The number of the next event, which every open stream is to get."""
+        """Return the number of the next event, which is owed to every open stream from now on."""
         self.published += 1
         self.owed += len(self.streams)
         return self.published
 
     def fail(self, number: int, why: str) -> None:
-        """The POST of this event failed; who gets it nevertheless counts for nothing."""
+        """Note that the POST of this event failed: it is owed to nobody, and not counted where it comes after all."""
         self.error(why)
         self.owed -= sum(1 for stream in self.streams if stream.lacks(number))
         self.failed.add(number)
         self._wake()
 
     def opened(self, chunked: bool) -> "Subscriber":
-        """One more stream."""
+        """Return a new stream, to be counted."""
         stream = Subscriber(self, chunked)
         self.streams.add(stream)
         return stream
 
     def closed(self, stream: "Subscriber") -> None:
-        """The server ended a stream: what it had not brought yet is lost."""
+        """Note that the server ended a stream: the events that it still owed are lost."""
         self.owed -= stream.lost()
         self.streams.remove(stream)
         stream.until = self.published
@@ -86,7 +86,7 @@ class Tally:
         self._wake()
 
     def lost(self) -> int:
-        """Deliveries that were due and did not come."""
+        """Return the number of deliveries that were due and did not come."""
         return sum(stream.lost() for stream in itertools.chain(self.streams, self.ended))
 
     def arrived(self, sent: Sequence[int], now: int) -> None:
@@ -110,7 +110,7 @@ class Tally:
     async def until_owed(self, window: int, patience: float) -> bool:
         """Wait until a stream lacks fewer than `window` events on average.
 
-        False when nothing came for `patience` seconds, or when no stream is left.
+        Return False when nothing came for `patience` seconds, or when no stream is left.
         """
         while self.streams and self.owed > (most := (window - 1) * len(self.streams)):
             self._wake_below = max(self._wake_below, most)
@@ -126,7 +126,7 @@ class Tally:
 
 
 class Subscriber:
-    """The numbers that came on one stream."""
+    """The numbers of the events that came on one stream."""
 
     __slots__ = ("_body", "_carry", "_clean", "_missing", "_tally", "highest", "until")
 
@@ -140,7 +140,9 @@ class Subscriber:
         self.until: int | None = None  # how many events were published when the server closed
 
     def take(self, data: bytes, now: int) -> bool:
-        """Count what was read at a moment; whether more may follow. Raises `ValueError` for what is not chunked."""
+        """Count the events in a read. Return False at the end of the stream. Raises `ValueError` for bytes that are not
+        chunked.
+        """
         tally = self._tally
         tally.bytes += len(data)
         batch = tally.memo[data] if self._clean and data in tally.memo else self._parse(data)
@@ -160,7 +162,7 @@ class Subscriber:
         return batch
 
     def _fresh(self, batch: Batch) -> list[int]:
-        """The sending times of those events that are here for the first time."""
+        """Return the sending times of the events that came for the first time."""
         if batch.whole and batch.low == self.highest + 1 and not self._missing and not self._tally.failed:
             self.highest = batch.high
             return batch.sent
@@ -176,11 +178,11 @@ class Subscriber:
         return False
 
     def lacks(self, number: int) -> bool:
-        """Whether an event has not come yet."""
+        """Return True when this event has not come yet."""
         return number > self.highest or number in self._missing
 
     def lost(self) -> int:
-        """How many events that were published without failing have not come."""
+        """Return the number of events that were published without failing and have not come."""
         due = self._tally.published if self.until is None else self.until
         excused = sum(1 for number in self._tally.failed if number <= due and self.lacks(number))
         return due - self.highest + len(self._missing) - excused

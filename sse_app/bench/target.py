@@ -1,4 +1,4 @@
-"""Where the load goes: this machine, nothing else."""
+"""The address that the load goes to: this machine, and no other."""
 
 import ipaddress
 import math
@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from sse_app.errors import BenchRefused
 
-# Linux hands out 28,232 ephemeral ports for each source address, unless told otherwise, and seeks ever longer for a
-# free one among them.
+# Linux has 28,232 ephemeral ports for each source address unless configured otherwise, and searching for a free one
+# takes longer the fewer are left.
 PORTS_PER_SOURCE = 5_000
 
 
@@ -23,21 +23,21 @@ class Target(NamedTuple):
     path: str
 
     def subscribe(self) -> bytes:
-        """The request that opens a stream."""
+        """Return the request that opens a stream."""
         head = f"GET {self.path}/events HTTP/1.1\r\nHost: {self.host}\r\n"
         return f"{head}Accept: text/event-stream\r\nCache-Control: no-store\r\n\r\n".encode()
 
     def publish(self, data: str, key: str | None) -> bytes:
-        """The request that broadcasts `data`."""
+        """Return the request that publishes `data`."""
         bearer = f"Authorization: Bearer {key}\r\n" if key else ""
         head = f"POST {self.path}/broadcast HTTP/1.1\r\nHost: {self.host}\r\n{bearer}Content-Type: application/json\r\n"
         return f"{head}Content-Length: {len(data)}\r\n\r\n{data}".encode()
 
 
 def resolve(url: str) -> Target:
-    """Find out where `url` leads, and refuse everything but this machine: a load is an attack on any other.
+    """Return the target that `url` names. Raises BenchRefused for another machine: a load is an attack on it.
 
-    The name is looked up once and the address that was judged is the one connected to.
+    The name is looked up once, so that the address that was checked is the one connected to.
     """
     try:
         parts = urlsplit(url)
@@ -56,7 +56,7 @@ def resolve(url: str) -> Target:
 
 
 def source(number: int, subscribers: int, address: str) -> tuple[str, int] | None:
-    """The local address of one of `subscribers`, spread so that no source address runs out of ports."""
+    """Return the local address of one of `subscribers`, spread so that no source address runs out of ports."""
     sources = math.ceil(subscribers / PORTS_PER_SOURCE)
     if sources == 1 or sys.platform != "linux" or not address.startswith("127."):
         return None

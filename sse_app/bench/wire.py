@@ -1,10 +1,10 @@
-"""What goes over the wire, without any I/O: chunks, answers, and the markers in the events."""
+"""The bytes on the wire, without any I/O: chunks, answers, and the markers in the events."""
 
 import re
 from typing import NamedTuple
 
-HEAD_MAX = 16_384
-MARKER_MAX = 64
+HEAD_MAX = 16_384  # bytes
+MARKER_MAX = 64  # bytes
 
 _CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
@@ -13,24 +13,24 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked", re.IGNORECASE)
 
 
 class ChunkedDecoder:
-    """Chunked transfer coding (RFC 9112 section 7.1), fed with whatever the socket gave. Trailers are ignored."""
+    """A decoder of the chunked transfer coding (RFC 9112 section 7.1), for pieces cut anywhere. It ignores trailers."""
 
     __slots__ = ("_left", "_rest", "ended")
 
     def __init__(self) -> None:
         self._left = 0  # bytes of the current chunk still to come
-        # The line end before a size belongs to the chunk before; taken as part of the size line there is one
-        # pattern for all sizes, and the first one gets the line end that it lacks.
+        # The line end before a size belongs to the chunk before. As a part of the size line it allows one pattern for
+        # all sizes; the first size gets here the line end that it lacks.
         self._rest = b"\r\n"
         self.ended = False
 
     @property
     def between_chunks(self) -> bool:
-        """Whether the next byte starts a chunk, as it did at first."""
+        """True when the next byte starts a chunk, as at the beginning."""
         return not self._left and self._rest == b"\r\n" and not self.ended
 
     def feed(self, data: bytes) -> bytes:
-        """The body bytes in `data`. Raises `ValueError` when it is not chunked."""
+        """Return the body bytes in `data`. Raises `ValueError` when it is not chunked."""
         data, self._rest = self._rest + data, b""
         parts, position = [], 0
         while not self.ended:
@@ -51,32 +51,32 @@ class ChunkedDecoder:
         return b"".join(parts) if len(parts) != 1 else parts[0]
 
     def _keep(self, rest: bytes) -> None:
-        """Wait for the rest of what may become a size line."""
+        """Keep the beginning of a size line. Raises `ValueError` when it cannot become one."""
         if not b"\r\n".startswith(rest[:2]) or b"\r\n" in rest[2:] or len(rest) > HEAD_MAX:
             raise ValueError("not a chunk size")
         self._rest = rest
 
 
 def status_of(head: bytes) -> int:
-    """The status of a response head, 0 for what is none."""
+    """Return the status in a response's head, 0 when it is none."""
     found = _STATUS.match(head)
     return int(found[1]) if found else 0
 
 
 def is_chunked(head: bytes) -> bool:
-    """Whether the body after a head comes in chunks."""
+    """Return True when the body after this head is chunked."""
     return _CHUNKED.search(head) is not None
 
 
-def answer(data: bytes) -> int | None:
-    """The status of a whole response with its body, None while some of it has yet to come."""
+def answered_status(data: bytes) -> int | None:
+    """Return the status of a response that is there with its whole body, else None."""
     head, end, body = data.partition(b"\r\n\r\n")
     if not end:
         return None
     if is_chunked(head):
         decoder = ChunkedDecoder()
         decoder.feed(body)
-        complete = decoder.ended and data.endswith(b"\r\n\r\n")  # all of it: the next answer follows on the connection
+        complete = decoder.ended and data.endswith(b"\r\n\r\n")  # trailers included: the next answer follows
     else:
         length = _LENGTH.search(head)
         complete = len(body) >= (int(length[1]) if length else 0)
@@ -84,18 +84,18 @@ def answer(data: bytes) -> int | None:
 
 
 def event_data(run: str, number: int, sent: int, size: int) -> str:
-    """An event's data: JSON, since some hubs take nothing else, of `size` bytes if the marker leaves that room."""
+    """Return an event's data, of `size` bytes or what its marker needs. It is JSON: some hubs take nothing else."""
     marker = f'{{"bench":"@{run}.{number}.{sent}!'
     return marker.ljust(size - 2, "x") + '"}'
 
 
 def marker_pattern(run: str) -> re.Pattern[bytes]:
-    """What finds the number and the time in the data of a run's events."""
+    """Return the pattern that finds number and time in the data of a run's events."""
     return re.compile(rb"@" + run.encode() + rb"\.(\d+)\.(\d+)!")
 
 
 class Batch(NamedTuple):
-    """The events found in one read: their numbers and when each was sent."""
+    """The events found in one read: their numbers and sending times."""
 
     numbers: list[int]
     sent: list[int]
@@ -105,7 +105,7 @@ class Batch(NamedTuple):
 
 
 def find_markers(pattern: re.Pattern[bytes], text: bytes) -> tuple[Batch | None, bytes]:
-    """The markers in `text`, and a started one at its end that the next read has to complete."""
+    """Return the markers in `text`, and the beginning of one at its end that the next read completes."""
     found = pattern.findall(text)
     start = text.rfind(b"@")
     rest = text[start:] if start > text.rfind(b"!") and len(text) - start < MARKER_MAX else b""

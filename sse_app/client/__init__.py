@@ -4,7 +4,7 @@
         async for event in client.listen("orders/*"):
             print(event.type, event.data)
 
-It needs httpx2, or httpx, and nothing of the hub. ``SyncClient`` is the same for programs without an event loop.
+It needs httpx2 or httpx, and nothing of the hub. ``SyncClient`` is the same for programs without an event loop.
 """
 
 import math
@@ -12,14 +12,14 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
 from weakref import WeakSet
 
 import anyio
 
-from sse_app.client.answers import backoff, fields, reason, refused, retry_after
+from sse_app.backoff import Backoff
+from sse_app.client.answers import BACKOFF, fields, not_a_hub, reason, refused, retry_after
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.client.stream import State as State
 from sse_app.client.stream import Stream as Stream
@@ -41,10 +41,31 @@ if TYPE_CHECKING:
     from sse_app.client.http import AsyncClient, Response
 
 RETRY_FOR = 60.0  # seconds; well within the 5 min for which a hub remembers an Idempotency-Key
-# Overloaded, stopping, or what proxies answer while the hub restarts. With the key it is safe to send again.
-NOT_NOW = (429, 502, 503, 504)
-# The fates of a publication, from certain to uncertain: with each attempt it can only get worse.
+# A hub that is overloaded or stopping answers these, and so do proxies while it restarts. Sending again is safe, since
+# every attempt has the same key.
+RETRIED = (429, 502, 503, 504)
+# What is known of a publication without an acknowledgement, from certain to uncertain. Of several attempts the least
+# certain one counts.
 FATES = ("It was not sent.", "It was not published.", "It may have been published.")
+
+
+class ClientOptions(TypedDict, total=False):
+    """The keywords of ``Client`` and ``SyncClient``."""
+
+    name: str | None
+    publish_key: str | None
+    heartbeat: float | None
+    http: "AsyncClient | None"
+
+
+class ListenOptions(TypedDict, total=False):
+    """The keywords of ``listen``, beside ``on_gap``: that one may be a coroutine function in ``Client`` alone."""
+
+    last: int | None
+    since: str | datetime | None
+    last_event_id: str
+    retry_for: float | None
+    on_state: Callable[[Stream], None] | None
 
 
 class Published(NamedTuple):
@@ -58,18 +79,18 @@ class Published(NamedTuple):
 
 
 class Client:
-    """A client of the hub at ``url``, with the path where it is mounted if there is one.
+    """A client of the hub at ``url``, including the path where the hub is mounted, if there is one.
 
     url: its user and password, if any, are sent as Basic authentication and shown nowhere.
-    name: its name to the hub, for ``to`` and ``exclude``, kept over reconnects; one is made when none is given.
-    publish_key: what the hub asks publishers for; white space around it, as of a file's last line, is left out.
-    heartbeat: seconds, that of the hub, which says it itself when it lets a stream in. A stream that is silent for
-        three of them is dead, and resumed.
-    http: an AsyncClient of httpx2 or httpx to use instead of one of its own, for TLS, proxies, other headers; it is
-        not closed.
+    name: the client's name to the hub, for ``to`` and ``exclude``, kept over reconnects; a random one by default.
+    publish_key: the secret that the hub asks publishers for; white space around it, as of a file's last line, is cut.
+    heartbeat: seconds between two heartbeats of the hub; by default what its welcome says. A stream without a byte for
+        three heartbeats counts as lost, and is resumed.
+    http: an AsyncClient of httpx2 or httpx to use instead of an own one, for TLS, proxies, other headers. The caller
+        closes it.
 
-    It belongs to the event loop where it is first used. Leaving the ``async with``, or ``aclose``, ends its streams.
-    Raises InvalidURL, and ConfigError for a key that cannot be sent and proxies that cannot be used.
+    A client belongs to the event loop where it is first used. Leaving the ``async with``, or ``aclose``, ends its
+    streams. Raises InvalidURL, and ConfigError for a key that cannot be sent or proxies that cannot be used.
     """
 
     def __init__(
@@ -118,24 +139,28 @@ class Client:
         on_gap: Callable[[Gap], Awaitable[None] | None] | None = None,
         on_state: Callable[[Stream], None] | None = None,
     ) -> Stream:
-        """The publications that match any of these topic filters, all without one: iterate over what it returns.
+        """Return the stream of the publications that match any of these topic filters, or of all without a filter.
 
-        It connects with the first step, reconnects by itself and resumes behind what it gave. What is lost in spite of
-        that is never passed over: iterating raises Gap, once, and can go on; or ``on_gap`` is called with it, at its
-        place among the events, and it goes on by itself. ``on_state`` is called with the stream when its state changes.
+        Iterating connects, reconnects after a failure, and resumes behind the last event that was returned.
+        Publications that are lost all the same are told: iterating raises Gap once and can be continued, or ``on_gap``
+        is called with the Gap at its place among the events.
 
-        ``last`` first gives the newest that many, ``since`` what was published since a time (``15m`` is 15 minutes
-        ago); ``last_event_id`` goes on behind a position that was stored. ``retry_for`` is how many seconds to try
-        without success until iterating raises Unreachable; None is for ever. It raises Refused for an answer that
-        another attempt would not change, and ends on a 204. Raises BadInput for what cannot be asked.
+        last: first the newest so many that match.
+        since: first what was published since a time, or so long ago (``15m`` is 15 minutes).
+        last_event_id: resume behind this stored position.
+        retry_for: seconds without a connection until iterating raises Unreachable; None is for ever.
+        on_state: called with the stream when its ``state`` changes.
+
+        Iterating raises Refused for an answer that another attempt would not change, and ends on a 204. Raises BadInput
+        for parameters that no request can carry.
         """
         self._check_open()
         parameters = [("topic", topic) for topic in names("topic", topics, InvalidTopic)] + [("client", self.name)]
         if last is not None:
             parameters.append(("last", str(last)))
         if since is not None:
-            moment = since if isinstance(since, str) else since.astimezone(UTC).isoformat()
-            parameters.append(("since", moment))
+            time = since if isinstance(since, str) else since.astimezone(UTC).isoformat()
+            parameters.append(("since", time))
         stream = Stream(
             self._http,
             self._http.target(f"{self.url}/events", tuple(parameters)),
@@ -162,12 +187,17 @@ class Client:
     ) -> Published:
         """Publish to every subscriber, or on one or several topics to those whose filter matches.
 
-        ``data`` goes out as it is when it is a str, else as JSON (``sse_app.payload``). ``to`` and ``exclude`` name
-        clients.
-        A hub that cannot be reached, or says that it cannot now, is tried again for ``retry_for`` seconds. Each attempt
-        has the same Idempotency-Key, ``idempotency_key`` or one that is made, so that a lost answer doubles nothing.
-        0 is one attempt. Returns when the log has it. Raises BadInput and Refused, after which it is not published, and
-        Unreachable, which says whether it may be.
+        Return when the log holds the publication.
+
+        data: a str goes out as it is, anything else as JSON (``sse_app.payload``).
+        to, exclude: names of clients.
+        idempotency_key: the Idempotency-Key of every attempt, so that a lost answer publishes nothing twice; random by
+            default.
+        retry_for: seconds in which to try again while the hub cannot be reached or says that it cannot now; 0 is one
+            attempt.
+
+        Raises BadInput and Refused, after which nothing is published, and Unreachable, whose text says whether it may
+        have been.
         """
         self._check_open()
         key = secrets.token_hex(16) if idempotency_key is None else check_idempotency_key(idempotency_key)
@@ -176,17 +206,17 @@ class Client:
             "POST", target, {"Idempotency-Key": key, **self._publisher}, timeout=TIMEOUT, **_body(data)
         )
         failure: Exception = TimeoutError("no answer came")
-        fate, over = 0, anyio.current_time() + retry_for
+        fate, over, backoff = 0, anyio.current_time() + retry_for, Backoff(*BACKOFF)
         with anyio.move_on_after(retry_for or TIMEOUT) as allowed:
-            for failures in count():
-                wait = backoff(failures)
+            while True:
+                wait = backoff.next()
                 try:
                     response = await self._http.attempt(request, allowed.deadline - anyio.current_time())
                     return _published(response)
                 except self._http.transient as error:
                     failure = error
                 except Refused as error:
-                    if error.status not in NOT_NOW:
+                    if error.status not in RETRIED:
                         raise
                     failure, wait = error, max(wait, retry_after(response.headers))
                 fate = max(fate, self._fate(failure))
@@ -199,7 +229,7 @@ class Client:
         raise Unreachable(f"{why} {FATES[fate]}", key) from failure
 
     async def stats(self) -> dict[str, Any]:
-        """What the hub counts; the fields are in ``docs/http-api.md``. Raises Refused, Unreachable."""
+        """Return the hub's statistics, with the fields of ``docs/http-api.md``. Raises Refused, Unreachable."""
         self._check_open()
         target = self._http.target(f"{self.url}/stats", ())
         request = self._http.request("GET", target, self._headers, timeout=TIMEOUT)
@@ -210,9 +240,9 @@ class Client:
         return _answer(response)
 
     def _fate(self, failure: Exception) -> int:
-        """The worst that may have become of an attempt that failed so; an index of FATES."""
+        """Return what is known after an attempt that failed, as an index of FATES."""
         if isinstance(failure, Refused):
-            # A proxy's no says nothing of what is behind it.
+            # The hub's own refusal has a code. A proxy's does not tell whether the hub has the publication.
             return 2 if failure.code in ("http_error", "outcome_unknown") else 1
         return 2 if self._http.is_sent(failure) else 0
 
@@ -244,21 +274,21 @@ def _parameters(topic: Names, event: str, to: Names, exclude: Names) -> tuple[tu
 
 
 def _body(data: object) -> dict[str, Any]:
-    """The data of a publication, as httpx takes it."""
-    kind = "text/plain; charset=utf-8" if isinstance(data, str) else "application/json"
-    return {"content": encode_data(data).encode(), "headers": {"Content-Type": kind}}
+    """Return the data of a publication as keywords of httpx."""
+    media_type = "text/plain; charset=utf-8" if isinstance(data, str) else "application/json"
+    return {"content": encode_data(data).encode(), "headers": {"Content-Type": media_type}}
 
 
 def _answer(response: "Response") -> dict[str, Any]:
     if response.status_code != 200:
         raise refused(response, response.content)
-    if said := fields(response.content):
-        return said
-    raise Refused(200, "http_error", "What is at this address is no hub.")
+    if answer := fields(response.content):
+        return answer
+    raise not_a_hub()
 
 
 def _published(response: "Response") -> Published:
-    said = _answer(response)
-    if not isinstance(said.get("id"), str):
-        raise Refused(200, "http_error", "What is at this address is no hub.")
-    return Published(said["id"], said.get("subscribers", 0), said.get("durable", "none"))
+    answer = _answer(response)
+    if not isinstance(answer.get("id"), str):
+        raise not_a_hub()
+    return Published(answer["id"], answer.get("subscribers", 0), answer.get("durable", "none"))

@@ -1,7 +1,6 @@
-"""What an answer, or none, means to a client: try again and when, or give up."""
+"""The meaning of an answer to a client, or of none: try again and when, or give up."""
 
 import json
-import random
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -15,22 +14,14 @@ from sse_app.errors import Refused
 if TYPE_CHECKING:
     from sse_app.client.http import Response
 
-BACKOFF = (0.5, 30.0)  # seconds, of our own, from the first failure to the cap; a server may ask for more
-WAIT_MIN = 0.1  # seconds: nor have them ask without a pause
+BACKOFF = (0.5, 30.0)  # seconds after the first failure, and at most; a server may ask for more
+WAIT_MIN = 0.1  # seconds: no server may have its clients ask without a pause
 WAIT_MAX = 3600.0  # seconds: no server may put its clients to sleep for ever
-BODY_MAX = 65_536  # bytes of an error's body that are looked at
-
-
-def backoff(failures: int, first: float = 0.0) -> float:
-    """Seconds to wait after so many failures in a row: twice as long each time, capped, and at random in the upper
-    half, so that clients which failed together do not come back together.
-    """
-    low, high = BACKOFF
-    return min(high, max(low, first) * 2.0 ** min(failures, 32)) * random.uniform(0.5, 1)
+BODY_MAX = 65_536  # bytes of an error's body that are read
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that an answer asks to wait (RFC 9110 section 10.2.3), 0 when it asks for none."""
+    """Return the seconds that an answer asks to wait (RFC 9110 section 10.2.3), 0 when it asks for none."""
     text = headers.get("retry-after", "").strip()
     try:
         wait = float(int(text)) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time.time()
@@ -40,19 +31,24 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def refused(response: "Response", body: bytes) -> Refused:
-    """An answer that says no, as the error that it is: in the hub's words when it has problem details (RFC 9457)."""
+    """Return an answer other than 200 as an error, in the hub's words when it has problem details (RFC 9457)."""
     problem = fields(body)
     code, detail = problem.get("code"), problem.get("detail")
     if isinstance(code, str) and isinstance(detail, str):
         return Refused(response.status_code, code, detail)
-    reason = response.reason_phrase or "The answer says no"
+    phrase = response.reason_phrase or "The answer is an error"
     if "location" in response.headers:
-        reason = f"{reason}: the hub is asked for at {response.headers['location']}"
-    return Refused(response.status_code, "http_error", f"{reason}.")
+        phrase = f"{phrase}: the hub is asked for at {response.headers['location']}"
+    return Refused(response.status_code, "http_error", f"{phrase}.")
+
+
+def not_a_hub() -> Refused:
+    """Return the error for an answer 200 that does not have the fields of a hub's."""
+    return Refused(200, "http_error", "What is at this address is no hub.")
 
 
 async def beginning(response: "Response") -> bytes:
-    """The first of a body that may have no end, or never come."""
+    """Return the first of a body, which may have no end or never come."""
     body = bytearray()
     with anyio.move_on_after(TIMEOUT):
         async for piece in response.aiter_bytes():
@@ -63,7 +59,7 @@ async def beginning(response: "Response") -> bytes:
 
 
 def fields(text: bytes | str | None) -> dict[str, Any]:
-    """A JSON object; an empty one when it is none."""
+    """Return the JSON object in ``text``, an empty one when there is none."""
     try:
         value = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -72,7 +68,7 @@ def fields(text: bytes | str | None) -> dict[str, Any]:
 
 
 def reason(error: Exception | None) -> str:
-    """Why there is no answer, in words; None when the server ended its own in good order."""
+    """Return in words why there is no answer; None stands for a stream that the server ended in good order."""
     if error is None:
         return "the server ended the stream"
     return str(error).rstrip(".") or type(error).__name__

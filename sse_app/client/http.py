@@ -1,7 +1,7 @@
 """The HTTP library below a client: httpx2, or httpx where that is what there is or what the client was given.
 
-Both raise errors of the same names. What each of them means to a client stands here, once. The library's texts and
-stack frames hold what was asked, with its keys: an error goes out without them.
+Both raise errors of the same names; ``Http`` alone knows them, and translates them for the client. The texts and stack
+frames of the library hold the request with its keys, so that its errors are raised again without them.
 """
 
 import sys
@@ -24,39 +24,40 @@ if TYPE_CHECKING:
     Response: TypeAlias = httpx.Response | httpx2.Response
 
 NAMES = ("httpx2", "httpx")
-# No answer, or half of one. Our own mistakes (an unknown scheme, a header that cannot be) are not among them.
+# Errors for no answer, or half of one. Those for mistakes in the request (an unknown scheme, a header that cannot be
+# sent) are not among them.
 TRANSIENT = ("TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError", "DecodingError")
-NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")  # of a proxy: it refuses the tunnel
-TIMEOUT = 10.0  # seconds, for an answer other than a stream
+NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")  # ProxyError: a proxy refused the tunnel
+TIMEOUT = 10.0  # seconds until an answer other than a stream has come
 CERTIFICATES = "SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read."
-CONNECTING = 0.9  # of the time for an attempt
+CONNECT_SHARE = 0.9  # of the time for an attempt
 PORTS = range(1, 65_536)
 
 
 class Address(NamedTuple):
-    """The URL of a hub, without a trailing slash, and the header that says who asks. ``url`` may be shown."""
+    """The URL of a hub without a trailing slash, fit to be shown, and the header with its user and password."""
 
     url: str
     headers: Mapping[str, str]
 
 
 class Http:
-    """An AsyncClient of either library, whose errors are ours. A given one is closed by whoever made it.
+    """An AsyncClient of either library, whose errors are translated. The caller closes one that was given.
 
-    It belongs to the event loop where it was first used: its connections do. Raises ConfigError for a client that is
-    none, and for what the environment says of proxies and certificates when it cannot be followed.
+    It belongs to the event loop where it was first used, as its connections do. Raises ConfigError for an ``http`` of
+    another type, and for variables of proxies and certificates in the environment that cannot be followed.
     """
 
     def __init__(self, given: "AsyncClient | None") -> None:
         self._own = given is None
-        self.library = _installed() if given is None else _library_of(given)
-        self._http: Any = _made(self.library) if given is None else given
+        self.library = _installed_library() if given is None else _library_of(given)
+        self._http: Any = _new_client(self.library) if given is None else given
         self.transient = tuple(getattr(self.library, name) for name in TRANSIENT)
         self._not_sent = tuple(getattr(self.library, name) for name in NOT_SENT)
         self._loop: object = None
 
     def address(self, text: str) -> Address:
-        """The address that ``text`` names. A user and a password in it become a header (RFC 7617)."""
+        """Return the address that ``text`` names. Its user and password become a header (RFC 7617)."""
         try:
             url = self.library.URL(text)
             usable = url.port is None or url.port in PORTS
@@ -64,14 +65,14 @@ class Http:
         except (self.library.InvalidURL, UnicodeError):
             usable = False
         if not usable:
-            raise InvalidURL("This is no URL: its host, its port or a character in it cannot be.")
+            raise InvalidURL("This is no URL: its host, its port or a character in it is not allowed.")
         if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
             raise InvalidURL("The URL of a hub begins with http:// or https:// and has a host, and no ? or #.")
         basic = {"Authorization": f"Basic {b64encode(credentials).decode()}"} if url.userinfo else {}
         return Address(str(url.copy_with(userinfo=b"")).rstrip("/"), basic)
 
     def target(self, url: str, parameters: tuple[tuple[str, str], ...]) -> Any:
-        """A URL to ask at. Raises BadInput for parameters that none can carry."""
+        """Return ``url`` with a query. Raises BadInput for parameters that no URL can carry."""
         failure: BadInput
         try:
             return _target(self.library, url, parameters)
@@ -79,55 +80,55 @@ class Http:
             failure = BadInput("A topic, type or name holds a lone surrogate, which UTF-8 cannot carry.")
         except self.library.InvalidURL:
             failure = TooLarge("The topics and names are too long together: a URL has room for 65,536 characters.")
-        raise failure  # not within the except: the error of the library would go along
+        raise failure  # outside the except clause, where the library's error would become its context
 
     def request(self, method: str, target: Any, headers: Mapping[str, Any], /, **options: Any) -> Any:
-        """A request to send."""
+        """Return a request for ``send``."""
         return self._http.build_request(method, target, headers={**options.pop("headers", {}), **headers}, **options)
 
     async def attempt(self, request: Any, seconds: float) -> Any:
-        """The answer to a request that will be cut off after so many seconds. Raises as ``send`` does.
+        """Return the answer to a request that its caller cancels after so many seconds. Raises as ``send`` does.
 
-        A connection that is not there by then has failed before: cut off in a TLS handshake, the library leaves its
-        socket open, and it would not be known that nothing was sent.
+        Connecting fails a little earlier by itself. Cancelled in a TLS handshake, the library would leave its socket
+        open, and nobody would know that nothing was sent.
         """
-        request.extensions["timeout"]["connect"] = min(TIMEOUT, CONNECTING * seconds)
+        request.extensions["timeout"]["connect"] = min(TIMEOUT, CONNECT_SHARE * seconds)
         return await self.send(request)
 
     async def send(self, request: Any, *, stream: bool = False) -> Any:
-        """The answer. Raises one of ``transient`` when there is none, else ClientError or Closed."""
-        self._belong()
+        """Return the answer. Raises one of ``transient`` when there is none, else ClientError or Closed."""
+        self._check_loop()
         try:
             return await self._http.send(request, stream=stream)
         except Exception as error:
-            failure = self._meaning(error)
+            failure = self._translated(error)
         try:
             raise failure
         finally:
-            del failure  # else it and this frame would hold each other
+            del failure  # its traceback holds this frame: a reference cycle
 
     async def open(self, request: Any, silence: float) -> Any:
-        """The head of an answer whose body is ``read``. Raises as ``send`` does."""
+        """Return an answer as soon as its head is there; ``read`` reads its body. Raises as ``send`` does."""
         with anyio.move_on_after(max(silence, TIMEOUT)):
             return await self.send(request, stream=True)
-        raise self._silent()
+        raise self._silence_error()
 
     async def read(self, body: AsyncIterator[bytes], silence: float) -> bytes | None:
-        """The next piece of a body; None at its end. Raises one of ``transient``, also after so many seconds in which
-        nothing came.
+        """Return the next piece of a body, None at its end. Raises one of ``transient``, also after ``silence``
+        seconds without a byte.
         """
-        failure = self._silent()
+        failure = self._silence_error()
         with anyio.move_on_after(silence):
             try:
                 return await anext(body, None)
             except Exception as error:
-                failure = self._meaning(error)
+                failure = self._translated(error)
         try:
             raise failure
         finally:
             del failure
 
-    def _silent(self) -> Exception:
+    def _silence_error(self) -> Exception:
         error: Exception = self.library.ReadTimeout("nothing was heard in time")
         return error
 
@@ -137,19 +138,19 @@ class Http:
 
     async def aclose(self) -> None:
         if self._own:
-            self._belong()
+            self._check_loop()
             await self._http.aclose()
 
-    def _belong(self) -> None:
-        """Raises ClientError in another event loop than before, where half of a request would work."""
+    def _check_loop(self) -> None:
+        """Raise ClientError in another event loop than before: the connections are of that one."""
         here = anyio.lowlevel.current_token()
         if self._loop is None:
             self._loop = here
         if self._loop != here:
             raise ClientError("This client was used in another event loop: make one in each, as in each asyncio.run.")
 
-    def _meaning(self, error: Exception) -> Exception:
-        """The error to raise for one of the library's. Any other, as of a transport of the user's, is itself."""
+    def _translated(self, error: Exception) -> Exception:
+        """Return the error to raise for one of the library's; any other, as of a user's own transport, is unchanged."""
         library = self.library
         match error:
             case library.InvalidURL() | library.UnsupportedProtocol() | library.TooManyRedirects():
@@ -165,7 +166,7 @@ class Http:
         return error
 
 
-def _installed() -> ModuleType:
+def _installed_library() -> ModuleType:
     try:
         import httpx2
     except ModuleNotFoundError:
@@ -183,8 +184,8 @@ def _library_of(http: "AsyncClient") -> ModuleType:
     raise ConfigError("http is an AsyncClient of httpx2 or of httpx.")
 
 
-def _made(library: ModuleType) -> Any:
-    """As many streams as are asked for: a limit would make the next one wait for ever."""
+def _new_client(library: ModuleType) -> Any:
+    """Return a client without a limit of connections: with one, the next stream would wait for ever."""
     try:
         return library.AsyncClient(limits=library.Limits(max_connections=None))
     except ImportError:
@@ -196,6 +197,6 @@ def _made(library: ModuleType) -> Any:
     raise ConfigError(failure)
 
 
-@lru_cache(maxsize=1024)  # the library takes 0.1 ms to parse one, and who publishes much publishes to few
+@lru_cache(maxsize=1024)  # parsing a URL takes the library 0.1 ms, and publishers use few different ones
 def _target(library: ModuleType, url: str, parameters: tuple[tuple[str, str], ...]) -> Any:
     return library.URL(url, params=parameters) if parameters else library.URL(url)

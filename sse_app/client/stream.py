@@ -1,4 +1,4 @@
-"""A stream that does not end with its connection: what ``Client.listen`` gives."""
+"""A stream that outlives its connections, as ``Client.listen`` returns it."""
 
 import inspect
 import math
@@ -12,38 +12,50 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from sse_app.client.answers import WAIT_MAX, WAIT_MIN, backoff, beginning, fields, reason, refused, retry_after
+from sse_app.backoff import Backoff
+from sse_app.client.answers import BACKOFF, WAIT_MAX, WAIT_MIN, beginning, fields, reason, refused, retry_after
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.errors import Gap, Refused, Unreachable
-from sse_app.events import MEDIA_TYPE, Event, EventDecoder
+from sse_app.events import MEDIA_TYPE, Event, EventDecoder, Notice
 
 if TYPE_CHECKING:
     from sse_app.client.http import Response
 
-HEARTBEAT = 15.0  # seconds, the hub's own default, until a welcome says otherwise
-RETRY = (2.0, 5.0)  # seconds until the next attempt where no server has said it
-HEARTBEATS = 3  # missed in a row: the connection is dead
-REFUSED_FOR_NOW = (408, 425, 429)  # and 5xx, where who listens has nothing to lose by trying again
+HEARTBEAT = 15.0  # seconds: the hub's default, until its welcome says otherwise
+RETRY = (2.0, 5.0)  # seconds until the next attempt, at random between, until a server has named a time
+HEARTBEATS = 3  # without any of so many in a row a connection is lost
+NOTICES = frozenset(Notice)
+RETRIED = (408, 425, 429)  # beside 5xx: another attempt may succeed, and costs a listener nothing
 
 
 class State(StrEnum):
+    """The states of a stream. Each may end in CLOSED.
+
+    CONNECTING -> OPEN: the first event has come, the hub's welcome
+    CONNECTING -> WAITING: the attempt has failed
+    OPEN -> WAITING: the connection was lost
+    OPEN -> CONNECTING: a wait for an event was cancelled, and its connection with it
+    WAITING -> CONNECTING: it is time for the next attempt
+    """
+
     CONNECTING = "connecting"
-    OPEN = "open"  # welcomed
-    WAITING = "waiting"  # for the next attempt, until ``waiting_until``
-    CLOSED = "closed"  # by the server for good (204, refused), or by us
+    OPEN = "open"
+    WAITING = "waiting"
+    CLOSED = "closed"  # by ``aclose``, or by an answer that another attempt would not change (204, refused)
 
 
 class Stream:
     """The publications for one listener, over as many connections as it takes. ``Client.listen`` makes it.
 
-    Iterate over it. After a ``Gap``, an ``Unreachable`` or a cancelled wait it can be iterated on: nothing is lost, the
-    next connection resumes behind what was given. Not for several tasks at a time.
+    Iterate over it, in one task at a time. After a ``Gap``, an ``Unreachable`` or a cancelled wait iterating can be
+    continued, and nothing is lost: the next connection resumes behind the last event that was returned.
 
-    state, waiting_until: where it stands; the latter is the Unix time of the next attempt while it waits.
-    last_event_id: the position of the last event that was given, or of what came after it and was not for this
-        listener. Store it with what the event did; ``listen(last_event_id=...)`` goes on behind it.
-    welcome: what the hub said last when it let us in, its fields as in ``docs/http-api.md``; {} before.
-    error: why there is no connection now, or was none before this one. None when the server ended it as planned.
+    state: one of ``State``.
+    waiting_until: the Unix time of the next attempt while the state is WAITING, else None.
+    last_event_id: the position of the last event that was returned, or a later one with nothing for this listener in
+        between. Store it with the effects of the event; ``listen(last_event_id=...)`` resumes behind it.
+    welcome: the fields of the hub's newest welcome (``docs/http-api.md``); {} before the first.
+    error: the reason why there is no connection, or was none before this one. None when the server ended it as planned.
     """
 
     def __init__(
@@ -71,35 +83,37 @@ class Stream:
             "Cache-Control": "no-store",
         }
         self._timeout = http.library.Timeout(TIMEOUT, read=None, pool=None)
-        self._heartbeat = heartbeat  # None: what the hub says
+        self._heartbeat = heartbeat  # seconds; None: what the hub's welcome says
         self._retry_for, self._on_gap, self._on_state = retry_for, on_gap, on_state
         self._response: Response | None = None
         self._body: AsyncIterator[bytes] | None = None
         self._decoder = EventDecoder()
-        self._arrived: deque[Event] = deque()
+        self._decoded: deque[Event] = deque()
         self._closed = anyio.Event()
         self._retry = random.uniform(*RETRY)
-        self._failures = 0
-        self._wake = 0.0  # when the next attempt is due, by anyio's clock
-        self._give_up = math.inf  # when to, by the same; infinite with a connection
-        self._silence = HEARTBEATS * (heartbeat or HEARTBEAT)  # seconds, after which a connection is dead
+        self._backoff = Backoff(*BACKOFF)
+        self._next_attempt = 0.0  # when it is due, by anyio's clock
+        self._give_up = math.inf  # the time to raise Unreachable, by anyio's clock; infinite with a connection
+        self._silence = HEARTBEATS * (heartbeat or HEARTBEAT)  # seconds without a byte until a connection is lost
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
-        """The next publication. Raises Gap (unless ``on_gap`` takes it), Refused, Unreachable."""
+        """Return the next publication. Raises Gap (unless ``on_gap`` takes it), Refused, Unreachable."""
         while self.state is not State.CLOSED:
-            if self._arrived:
-                event = self._arrived.popleft()
-                if not await self._is_notice(event):
+            if self._decoded:
+                event = self._decoded.popleft()
+                await self._on_event(event)
+                if event.type not in NOTICES:
                     return event
             elif self._body is not None:
-                self.last_event_id = self._decoder.last_event_id or self.last_event_id  # blocks without data move it
+                # A block without data moves the position too, and is no event.
+                self.last_event_id = self._decoder.last_event_id or self.last_event_id
                 await self._read(self._body)
             else:
                 await self._connect()
-        await self._drop()
+        await self._close_response()
         raise StopAsyncIteration
 
     async def __aenter__(self) -> Self:
@@ -111,75 +125,75 @@ class Stream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End it; whoever iterates over it comes to its end."""
+        """End the stream; iterating over it ends too."""
         self._enter(State.CLOSED)
         self._closed.set()
-        await self._drop()
+        await self._close_response()
 
-    async def _is_notice(self, event: Event) -> bool:
-        """Whether the hub itself said this."""
+    async def _on_event(self, event: Event) -> None:
+        """Move the position, and follow what the hub itself says."""
         self.last_event_id = event.id or self.last_event_id
-        if event.type == "welcome":
+        if event.type == Notice.WELCOME:
             self.welcome = fields(event.data)
             self._silence = HEARTBEATS * (self._heartbeat or _heartbeat(self.welcome))
         if self.state is not State.OPEN:
-            self._failures, self._give_up = 0, math.inf
+            self._backoff.reset()
+            self._give_up = math.inf
             self._enter(State.OPEN)
-        if event.type == "gap":
-            await self._tell(_gap(event))
-        return event.type in ("welcome", "gap", "bye")
+        if event.type == Notice.GAP:
+            await self._on_gap_notice(_gap(event))
 
-    async def _tell(self, gap: Gap) -> None:
+    async def _on_gap_notice(self, gap: Gap) -> None:
         if self._on_gap is None:
             raise gap
-        told = self._on_gap(gap)
-        if inspect.isawaitable(told):
-            await told
+        pending = self._on_gap(gap)
+        if inspect.isawaitable(pending):
+            await pending
 
     async def _read(self, body: AsyncIterator[bytes]) -> None:
         try:
             piece = await self._http.read(body, self._silence)
         except self._http.transient as error:
-            await self._lost(error)
-        except BaseException:  # cancelled: the connection goes, the position stays
-            await self._abandon()
+            await self._on_disconnect(error)
+        except BaseException:  # cancelled: the connection is closed, the position kept
+            await self._on_cancelled()
             raise
         else:
             if piece is None:
-                await self._lost(None)
+                await self._on_disconnect(None)
             else:
-                self._arrived.extend(self._decoder.feed(piece))
+                self._decoded.extend(self._decoder.feed(piece))
 
     async def _connect(self) -> None:
         if self._give_up == math.inf:
             self._give_up = anyio.current_time() + self._retry_for
-        with anyio.CancelScope(deadline=self._wake):
+        with anyio.CancelScope(deadline=self._next_attempt):
             await self._closed.wait()
             return
         self._enter(State.CONNECTING)
-        # The position in UTF-8, as browsers send it.
-        behind = {"Last-Event-ID": self.last_event_id.encode()} if self.last_event_id else {}
-        request = self._http.request("GET", self._target, {**self._headers, **behind}, timeout=self._timeout)
+        # Browsers send the position in UTF-8 (WHATWG 9.2.3).
+        position = {"Last-Event-ID": self.last_event_id.encode()} if self.last_event_id else {}
+        request = self._http.request("GET", self._target, {**self._headers, **position}, timeout=self._timeout)
         try:
             self._response = await self._http.open(request, self._silence)
-            await self._begin(self._response)
+            await self._on_response(self._response)
         except self._http.transient as error:
-            await self._lost(error)
+            await self._on_disconnect(error)
         except BaseException:
-            await self._abandon()
+            await self._on_cancelled()
             raise
 
-    async def _begin(self, response: "Response") -> None:
+    async def _on_response(self, response: "Response") -> None:
         status, media_type = response.status_code, response.headers.get("content-type", "").partition(";")[0].strip()
         if status == 200 and media_type.lower() == MEDIA_TYPE:
             self._decoder, self._body = EventDecoder(), response.aiter_bytes()
-        elif status >= 500 or status in REFUSED_FOR_NOW:
-            await self._lost(refused(response, await beginning(response)), retry_after(response.headers))
+        elif status >= 500 or status in RETRIED:
+            await self._on_disconnect(refused(response, await beginning(response)), retry_after(response.headers))
         else:
-            await self._end(response)
+            await self._on_refusal(response)
 
-    async def _end(self, response: "Response") -> None:
-        """An answer after which it makes no sense to come back (WHATWG 9.2.3); 204 is no error."""
+    async def _on_refusal(self, response: "Response") -> None:
+        """Close for good after an answer that another attempt would not change (WHATWG 9.2.3); 204 is no error."""
         match response.status_code:
             case 204:
                 self.error = None
@@ -191,28 +205,29 @@ class Stream:
         if self.error is not None:
             raise self.error
 
-    async def _lost(self, error: Exception | None, at_least: float = 0.0) -> None:
-        """There is no connection now; the next attempt is due after what the server asked for, or longer."""
-        await self._drop()
+    async def _on_disconnect(self, error: Exception | None, at_least: float = 0.0) -> None:
+        """Plan the next attempt, no sooner than the server asked for."""
+        await self._close_response()
         if self.state is State.CLOSED:
             return
         if self._decoder.retry is not None:
             self._retry = min(max(self._decoder.retry / 1000, WAIT_MIN), WAIT_MAX)
-        wait = max(self._retry, at_least, backoff(self._failures, self._retry) if self._failures else 0)
-        self._failures += 1
-        self._wake, self.waiting_until = anyio.current_time() + wait, time.time() + wait
+        first_failure = not self._backoff.failures
+        longer = self._backoff.next(self._retry)
+        wait = max(self._retry, at_least, 0.0 if first_failure else longer)
+        self._next_attempt, self.waiting_until = anyio.current_time() + wait, time.time() + wait
         self.error = error
         self._enter(State.WAITING)
-        if self._wake > self._give_up:
+        if self._next_attempt > self._give_up:
             self._give_up = math.inf
             raise Unreachable(f"No stream within {self._retry_for:g} s: {reason(error)}.") from error
 
-    async def _abandon(self) -> None:
+    async def _on_cancelled(self) -> None:
         if self.state is State.OPEN:
             self._enter(State.CONNECTING)
-        await self._drop()
+        await self._close_response()
 
-    async def _drop(self) -> None:
+    async def _close_response(self) -> None:
         response, self._response, self._body = self._response, None, None
         if response is not None:
             with anyio.CancelScope(shield=True):
@@ -228,18 +243,18 @@ class Stream:
 
 
 def _heartbeat(welcome: dict[str, Any]) -> float:
-    """The seconds between two heartbeats that a hub says it keeps; one that says nothing keeps the default."""
-    said = welcome.get("heartbeat")
-    return min(said, WAIT_MAX) if isinstance(said, int | float) and said > 0 else HEARTBEAT
+    """Return the seconds between two heartbeats as the hub's welcome says them, else the hub's default."""
+    seconds = welcome.get("heartbeat")
+    return min(seconds, WAIT_MAX) if isinstance(seconds, int | float) and seconds > 0 else HEARTBEAT
 
 
 def _gap(event: Event) -> Gap:
-    said = fields(event.data)
-    requested = said.get("requested")
+    notice = fields(event.data)
+    requested = notice.get("requested")
     return Gap(
-        str(said.get("reason", "")),
+        str(notice.get("reason", "")),
         id=event.id or "",
         requested=None if requested is None else str(requested),
-        oldest=str(said.get("oldest", "")),
-        top=str(said.get("top", "")),
+        oldest=str(notice.get("oldest", "")),
+        top=str(notice.get("top", "")),
     )

@@ -7,48 +7,36 @@ for event in client.listen("orders/*"):
 
 import os
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 import anyio
 
-from sse_app.client import RETRY_FOR, Client, Published, State, Stream
+from sse_app.client import RETRY_FOR, Client, ClientOptions, ListenOptions, Published, State, Stream
 from sse_app.errors import Closed, Gap
 from sse_app.events import Event
 from sse_app.loop_thread import Call, LoopThread, Running
 from sse_app.publication import PublishOptions
 
-if TYPE_CHECKING:
-    from sse_app.client.http import AsyncClient
-
 
 class SyncClient:
-    """A ``Client`` in a thread of its own. Takes what ``Client`` takes.
+    """A ``Client`` in a thread of its own, with the same arguments.
 
-    It connects when it is used, also in a forked child, and may be shared by threads. ``close``, the end of its
-    ``with`` or that of the interpreter closes it. ``http`` must not be used elsewhere, nor before a fork.
+    It connects when it is used, also in a forked child, and may be shared by threads. ``close`` ends it, as do the end
+    of its ``with`` and of the interpreter. Nothing else may use a given ``http``, nor this client before a fork.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        name: str | None = None,
-        publish_key: str | None = None,
-        heartbeat: float | None = None,
-        http: "AsyncClient | None" = None,
-    ) -> None:
-        make = partial(Client, url, name=name, publish_key=publish_key, heartbeat=heartbeat, http=http)
-        self._thread = LoopThread("SyncClient", make, reopens=http is None)
+    def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
+        reopens = options.get("http") is None
+        self._thread = LoopThread("SyncClient", partial(Client, url, **options), reopens=reopens)
 
     def __repr__(self) -> str:
         return f"<SyncClient {self.name} of {self._thread.resource.url}>"
 
     @property
     def name(self) -> str:
-        """Its name to the hub. One that is made is another in each process."""
+        """The client's name to the hub. Each process makes another one unless it is given."""
         return self._thread.resource.name
 
     def __enter__(self) -> Self:
@@ -61,27 +49,21 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """End its streams and its thread."""
+        """End the streams and the thread."""
         self._thread.close()
 
     def listen(
         self,
         *topics: str,
-        last: int | None = None,
-        since: str | datetime | None = None,
-        last_event_id: str = "",
-        retry_for: float | None = None,
         on_gap: Callable[[Gap], None] | None = None,
-        on_state: Callable[[Stream], None] | None = None,
+        **options: Unpack[ListenOptions],
     ) -> "SyncStream":
-        """``Client.listen``, to iterate over with ``for``. ``on_gap`` is called in the thread that iterates,
-        ``on_state`` in the client's own.
+        """Return the stream of ``Client.listen``, to iterate over with ``for``. ``on_gap`` is called in the thread that
+        iterates, ``on_state`` in the client's own.
         """
 
         async def listen(client: Client) -> Stream:
-            return client.listen(
-                *topics, last=last, since=since, last_event_id=last_event_id, retry_for=retry_for, on_state=on_state
-            )
+            return client.listen(*topics, **options)
 
         return SyncStream(self._thread.opened(), self._thread.call(listen), on_gap)
 
@@ -92,37 +74,37 @@ class SyncClient:
         retry_for: float = RETRY_FOR,
         **options: Unpack[PublishOptions],
     ) -> Published:
-        """``Client.publish``; returns when the log has it. An exception of a signal meanwhile gives it up: it may have
-        been published.
+        """Publish as ``Client.publish`` does, and return when the log holds it. An exception that a signal raises
+        meanwhile gives it up: it may have been published.
         """
         return self._thread.call(lambda client: client.publish(data, retry_for=retry_for, **options))
 
     def stats(self) -> dict[str, Any]:
-        """``Client.stats``."""
+        """Return the hub's statistics, as ``Client.stats`` does."""
         return self._thread.call(lambda client: client.stats())
 
 
 class _End:
-    """The outcome of a step when the stream is over."""
+    """The outcome of a step after the last event."""
 
 
 END: Final = _End()
 
 
 class SyncStream:
-    """A ``Stream`` for ``for``; its attributes are those of ``Stream``.
+    """A ``Stream`` for a ``for`` loop; its attributes are those of ``Stream``.
 
-    An exception that a signal raises while it waits (Ctrl+C, an alarm, a task queue's time limit) loses nothing: what
-    comes meanwhile is kept, ``last_event_id`` stays before it, and the next step gives it.
+    An exception that a signal raises in a wait (Ctrl+C, an alarm, a task queue's time limit) loses no event: one that
+    comes meanwhile is kept, ``last_event_id`` stays before it, and the next step returns it.
     """
 
     def __init__(self, running: Running[Client], stream: Stream, on_gap: Callable[[Gap], None] | None) -> None:
         self._running, self._stream, self._on_gap = running, stream, on_gap
         self._process = os.getpid()
-        self._outcome: Event | Exception | _End | None = None  # what came, until it is given
-        self._turn = 0  # how many were given
-        self._position: str | None = None  # while a step is not given: that before it
-        self._asking = anyio.Lock()
+        self._outcome: Event | Exception | _End | None = None  # of the current step, until it is returned or raised
+        self._steps = 0  # whose outcomes were returned or raised
+        self._position: str | None = None  # during a step: that before its event
+        self._step_lock = anyio.Lock()
 
     def __iter__(self) -> Self:
         return self
@@ -134,45 +116,45 @@ class SyncStream:
             if self._outcome is None:
                 self._wait()
             outcome = self._outcome
-            # Handlers of signals run where Python code calls, is entered or loops: nowhere between these assignments
-            # and the return, so that what is not kept any more is given.
+            # CPython runs handlers of signals at calls and at jumps backwards. There is none from here to the return,
+            # so that an event is either still kept or returned.
             if isinstance(outcome, Event):
-                self._turn += 1
+                self._steps += 1
                 self._outcome = self._position = None
                 return outcome
             if not isinstance(outcome, Exception):
                 raise StopIteration
             on_gap: Callable[[Any], None] | None = self._on_gap if isinstance(outcome, Gap) else None
-            self._turn += 1
+            self._steps += 1
             self._outcome = self._position = None
             if on_gap is None:
                 raise outcome
             on_gap(outcome)
 
     def _wait(self) -> None:
-        """Until there is an outcome. What was begun comes to its end, also when nobody waits for it any more."""
-        if not self._is_here():
+        """Wait until there is an outcome. A step that has begun is finished also when nobody waits for it any more."""
+        if not self._is_own_process():
             raise Closed("This stream was begun before a fork, and is the parent's: listen(last_event_id=...) anew.")
         try:
-            if not self._is_over():
-                self._running.begin(call := Call(partial(self._ask, self._turn)))
+            if not self._is_closed():
+                self._running.begin(call := Call(partial(self._step, self._steps)))
                 call.result(self._running)
         except Closed:
-            if not self._is_over():
+            if not self._is_closed():
                 raise
-        if self._outcome is None and self._is_over():
+        if self._outcome is None and self._is_closed():
             self._outcome = END
 
-    def _is_here(self) -> bool:
+    def _is_own_process(self) -> bool:
         return os.getpid() == self._process
 
-    def _is_over(self) -> bool:
+    def _is_closed(self) -> bool:
         return self._stream.state is State.CLOSED
 
-    async def _ask(self, turn: int, client: Client) -> None:
-        """In the client's thread: one at a time, and one for each turn."""
-        async with self._asking:
-            if self._outcome is not None or turn != self._turn:
+    async def _step(self, number: int, client: Client) -> None:
+        """Take the step of this number, in the client's thread: one at a time, and each once."""
+        async with self._step_lock:
+            if self._outcome is not None or number != self._steps:
                 return
             try:
                 self._outcome = await anext(self._stream, END)
@@ -180,12 +162,12 @@ class SyncStream:
                 self._outcome = error
 
     def close(self) -> None:
-        """End it. Whoever iterates over it comes to its end. In a forked child this leaves alone that of the parent."""
+        """End the stream; iterating over it ends too. A forked child does not end the stream of its parent."""
 
         async def close(client: Client) -> None:
             await self._stream.aclose()
 
-        if self._is_here() and not self._is_over():
+        if self._is_own_process() and not self._is_closed():
             self._running.begin(call := Call(close))
             call.result(self._running)
         self._outcome = END

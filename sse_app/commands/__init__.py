@@ -1,4 +1,4 @@
-"""The commands, each in a module of its own, and what they share: how they end, and where their hub is."""
+"""The commands, each in a module of its own, and what they share: exit statuses, and the options for their hub."""
 
 import asyncio
 import errno
@@ -30,29 +30,32 @@ from sse_app.quantities import number, whole
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 DEFAULT_URL = "http://127.0.0.1:8000"
+PIPE_CLOSED = "the reader of stdout has closed its pipe"
 
 
 class Exit(IntEnum):
-    """The exit statuses of every command, for scripts to go by; ``docs/cli.md``."""
+    """The exit statuses of every command, for scripts; ``docs/cli.md``."""
 
     DONE = 0
-    FLAWED = 1  # done, and not all is well: events were lost, a doctor found problems
-    USAGE = 2  # wrong options and settings, and what cannot be sent
+    FLAWED = 1  # done, but events were lost, or the doctor found problems
+    USAGE = 2  # wrong options or settings, or a publication that cannot be sent
     REFUSED = 3
-    UNREACHABLE = 4  # a hub, a server, a broker
-    UNWRITTEN = 5  # what there is to say: a full disk, a closed stdout
-    INTERRUPTED = 130  # as shells say it of SIGINT
+    UNREACHABLE = 4  # no answer of a hub, a server or a broker
+    UNWRITTEN = 5  # the output could not be written: a full disk, a closed stdout
+    INTERRUPTED = 130  # the status that shells give to SIGINT
 
 
 class Whole(click.IntRange):
-    """An option's whole number, in ASCII digits: click's own reads what ``int`` reads."""
+    """A whole number as an option's value, in ASCII digits alone: click's own takes all that ``int`` takes."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(_read(self, whole, value, param, ctx), param, ctx)
 
 
 class Number(click.FloatRange):
-    """An option's number, in ASCII digits with or without a point: click's own reads what ``float`` reads."""
+    """A number as an option's value, in ASCII digits with or without a point: click's own takes all that ``float``
+    takes.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(_read(self, number, value, param, ctx), param, ctx)
@@ -97,7 +100,7 @@ publish_key_option = click.option(
     envvar="SSE_APP_PUBLISH_KEY",
     show_envvar=True,
     callback=_publish_key,
-    help="What the hub asks publishers for.",
+    help="The secret that the hub asks publishers for.",
 )
 
 
@@ -116,26 +119,27 @@ def exits() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(Exit.INTERRUPTED) from None
     except SSEAppError as error:
-        tell(str(error))
+        print_error(str(error))
         raise SystemExit(status_of(error)) from None
 
 
-def tell(text: str) -> None:
-    """A line on stderr, if that can be written."""
+def print_error(text: str) -> None:
+    """Print a line on stderr, if that can be written."""
     with suppress(OSError):
         click.echo(f"sse-app: {printable(text)}", err=True)
 
 
 def open_closed_streams() -> None:
-    """Put something where a standard stream was closed (``>&-``, some daemons): the next connection would be stdout.
+    """Open /dev/null in place of each standard stream that was closed (``>&-``, some daemons): else the next socket
+    gets its number, and is written to.
 
-    What is written to a closed stdout fails, as on a full disk; nobody misses what is said on a closed stderr.
+    Writing to a closed stdout then fails, as on a full disk. Writing to a closed stderr succeeds: nobody reads it.
     """
     for standard, access in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(standard)
         except OSError:
-            os.open(os.devnull, access)  # the lowest number that is free
+            os.open(os.devnull, access)  # gets the lowest free number, which is this one
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
@@ -143,8 +147,10 @@ def open_closed_streams() -> None:
 
 @contextmanager
 def output_written() -> Iterator[None]:
-    """Around a command: all that it has said is written. If it cannot be, that is the exit status, and one line; that
-    nobody reads any more, as behind ``head``, is no failure.
+    """Write all output of a command before it ends.
+
+    Output that cannot be written gives one line on stderr and its own exit status. A reader that has closed its pipe,
+    as ``head`` does, is no failure.
     """
     try:
         try:
@@ -152,22 +158,23 @@ def output_written() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        forget_output()
+        discard_output()
         raise SystemExit(Exit.DONE) from None
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        forget_output()
-        tell(f"what there is to say cannot be written: {error.strerror}.")
+        discard_output()
+        print_error(f"the output cannot be written: {error.strerror}.")
         raise SystemExit(Exit.UNWRITTEN) from None
 
 
-def forget_output() -> None:
-    """Drop what is still buffered: it has nowhere to go, and the interpreter would complain of it at its end."""
+def discard_output() -> None:
+    """Drop the output that is still buffered: the interpreter would fail to write it at its end, and say so."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def status_of(error: SSEAppError) -> Exit:
+    """Return the exit status for an error."""
     match error:
         case BadInput() | ConfigError() | InvalidURL() | BenchRefused() | DoctorRefused():
             return Exit.USAGE
@@ -178,18 +185,18 @@ def status_of(error: SSEAppError) -> Exit:
     return Exit.FLAWED
 
 
-async def while_somebody_reads(work: Coroutine[Any, Any, Exit]) -> Exit:
-    """The work, ended by BrokenPipeError when the other end of a pipe on stdout is closed, which else only the next
-    write would see.
+async def until_stdout_closes(work: Coroutine[Any, Any, Exit]) -> Exit:
+    """Do the work. Raise BrokenPipeError as soon as the reader of a pipe on stdout closes it; without this, only the
+    next write would notice.
     """
     out, loop = sys.stdout.fileno(), asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
     if stat.S_ISFIFO(os.fstat(out).st_mode):
-        loop.add_reader(out, task.cancel, "nobody reads")  # there is nothing to read but the error
+        loop.add_reader(out, task.cancel, PIPE_CLOSED)  # a pipe's writing end gets readable by an error alone
     try:
         return await task
     except asyncio.CancelledError as cancelled:
-        if cancelled.args == ("nobody reads",):
+        if cancelled.args == (PIPE_CLOSED,):
             raise BrokenPipeError from None
         raise
     finally:
@@ -197,7 +204,7 @@ async def while_somebody_reads(work: Coroutine[Any, Any, Exit]) -> Exit:
 
 
 def printable(text: str) -> str:
-    """A line for a terminal, which must not be steered by what others publish."""
+    """Return a line for a terminal without control characters: what others publish must not steer it."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

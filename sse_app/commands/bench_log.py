@@ -1,4 +1,4 @@
-"""``sse-app bench-log``: what publishing to a log costs by itself, without HTTP and without subscribers."""
+"""``sse-app bench-log``: the cost of publishing to a log by itself, without HTTP and without subscribers."""
 
 import asyncio
 import json
@@ -16,15 +16,18 @@ from sse_app.errors import BenchRefused
 from sse_app.events import Event
 from sse_app.publication import Draft
 
-LATENCIES = 300  # publications one after the other, each timed until the tail announces it
+LATENCIES = 300  # publications, one after the other, each timed until the tail announces it
 WARM_UP = 30
-AT_A_TIME = (1, 8, 64)  # publishers
+AT_A_TIME = (1, 8, 64)  # publishers, for one rate each
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one log. Times in ms, from the call of publish until this node's tail has announced the publication; how many
-    are acknowledged per second, by the number of publishers at a time."""
+    """The figures of one log.
+
+    median_ms, p99_ms: from the call of publish until this node's tail has announced the publication.
+    per_second: acknowledged publications per second, by the number of publishers at a time.
+    """
 
     url: str
     durable: str
@@ -56,7 +59,7 @@ def bench_log(urls: tuple[str, ...], repeat: int, seconds: float, payload: int, 
 
 
 async def _compare(urls: Sequence[str], repeat: int, seconds: float, data: str, used: bool) -> list[Figures]:
-    """Medians over the repetitions, in which the logs take turns: what the machine does meanwhile meets all of them."""
+    """Return medians over the repetitions. The logs take turns in each, so that a disturbance meets all of them."""
     runs: list[list[Figures]] = [[] for _ in urls]
     for turn in range(repeat):
         for url, figures in zip(urls, runs, strict=True):
@@ -76,7 +79,7 @@ def _medians(runs: Sequence[Figures]) -> Figures:
 
 async def _measure(url: str, seconds: float, data: str, used: bool) -> Figures:
     name = _without_secrets(url)
-    async with open_broker(url) as broker:  # without limits, which would be everyone's
+    async with open_broker(url) as broker:  # limits would be kept in the log, for all who use it
         if not used and (await broker.top(fresh=True)).offset:
             raise BenchRefused(f"{name} holds publications already, which this would push out; --used does it anyway.")
         taken = await _latencies(broker, Draft(Event(data)))
@@ -85,7 +88,7 @@ async def _measure(url: str, seconds: float, data: str, used: bool) -> Figures:
 
 
 async def _latencies(broker: Broker, draft: Draft) -> list[float]:
-    """In ms."""
+    """Return the times of ``LATENCIES`` publications, in ms."""
     tail, taken = broker.tail(), []
     for _ in range(WARM_UP + LATENCIES):
         begun = perf_counter()
@@ -98,7 +101,7 @@ async def _latencies(broker: Broker, draft: Draft) -> list[float]:
 
 
 async def _rate(broker: Broker, draft: Draft, publishers: int, seconds: float) -> float:
-    """Acknowledged per second, while the tail is read as a hub reads it."""
+    """Return acknowledged publications per second, while the tail is read as a hub reads it."""
     tail, acknowledged, begun = broker.tail(), 0, perf_counter()
 
     async def publish() -> None:
@@ -121,7 +124,7 @@ async def _rate(broker: Broker, draft: Draft, publishers: int, seconds: float) -
 
 
 def _without_secrets(url: str) -> str:
-    """A URL as it may be shown: user and password are left out, and its parameters, of which some are secrets."""
+    """Return a URL without user and password, and without its parameters, some of which are secrets."""
     parts = urlsplit(url)
     sync = "?sync=normal" if "sync=normal" in parts.query else ""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{sync}"

@@ -1,4 +1,4 @@
-"""``sse-app completion``: what a shell needs to complete our commands and options."""
+"""``sse-app completion``: the script with which a shell completes commands and options."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -16,5 +16,5 @@ def completion(context: click.Context, shell: str) -> None:
     fish: sse-app completion fish > ~/.config/fish/completions/sse-app.fish
     """
     found = get_completion_class(shell)
-    assert found is not None  # the three are click's own
+    assert found is not None  # click has all three shells
     click.echo(found(context.find_root().command, {}, "sse-app", "_SSE_APP_COMPLETE").source())

@@ -4,16 +4,16 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from sse_app.commands import Exit, Number, Whole, printable, run, url_option, while_somebody_reads
+from sse_app.commands import Exit, Number, Whole, printable, run, until_stdout_closes, url_option
 from sse_app.errors import Gap
-from sse_app.events import Event, encode
+from sse_app.events import Event, Notice, encode
 
 if TYPE_CHECKING:
-    from sse_app.client import Stream
+    from sse_app.client import ListenOptions, Stream
 
 Show = Callable[[Event], None]
 
@@ -37,28 +37,35 @@ def listen(topics: tuple[str, ...], as_json: bool, **options: Any) -> None:
     is told on stderr. Exit status: 0 done, 1 done but some were lost (a gap), 2 usage, 3 refused, 4 no hub, 130 Ctrl+C.
     """
     show = _as_json if as_json else _as_line() if sys.stdout.isatty() else _as_sent
-    run(lambda: while_somebody_reads(_listen(topics, show, **options)))
+    run(lambda: until_stdout_closes(_listen(topics, show, **options)))
 
 
 async def _listen(
-    topics: tuple[str, ...], show: Show, *, url: str, name: str | None, count: int | None, **options: Any
+    topics: tuple[str, ...],
+    show: Show,
+    *,
+    url: str,
+    name: str | None,
+    count: int | None,
+    **options: "Unpack[ListenOptions]",
 ) -> Exit:
     from sse_app.client import Client
 
     shown = 0
     async with Client(url, name=name) as client:
-        notes = _Notes(client.url, show)
-        stream = client.listen(*topics, on_gap=notes.gap, on_state=notes.state, **options)
+        monitor = _Monitor(client.url, show)
+        options["on_state"] = monitor.on_state
+        stream = client.listen(*topics, on_gap=monitor.on_gap, **options)
         async for event in stream:
             show(event)
             shown += 1
             if shown == count:
                 break
-    return Exit.FLAWED if notes.gaps else Exit.DONE
+    return Exit.FLAWED if monitor.gaps else Exit.DONE
 
 
-class _Notes:
-    """What is said on stderr; a gap is also shown at its place among the events, as the hub tells it."""
+class _Monitor:
+    """Prints changes of the connection on stderr, and gaps there and at their place among the events."""
 
     def __init__(self, url: str, show: Show) -> None:
         from rich.console import Console
@@ -68,26 +75,25 @@ class _Notes:
         self._console = Console(stderr=True, highlight=False, markup=False)
         self._was_lost = False
 
-    def gap(self, gap: Gap) -> None:
+    def on_gap(self, gap: Gap) -> None:
         self.gaps += 1
-        told = {"requested": gap.requested, "oldest": gap.oldest, "top": gap.top, "reason": gap.reason}
-        self._show(Event(json.dumps(told, separators=(",", ":")), "gap", gap.id))
-        self._say(str(gap), "yellow")
+        notice = {"requested": gap.requested, "oldest": gap.oldest, "top": gap.top, "reason": gap.reason}
+        self._show(Event(json.dumps(notice, separators=(",", ":")), Notice.GAP, gap.id))
+        self._print(str(gap), "yellow")
 
-    def state(self, stream: "Stream") -> None:
+    def on_state(self, stream: "Stream") -> None:
         from sse_app.client import State
         from sse_app.client.answers import reason
 
         if stream.state is State.WAITING and stream.waiting_until is not None:
             self._was_lost = True
             wait = stream.waiting_until - time.time()
-            self._say(f"{self._url}: {reason(stream.error)}; again in {wait:.1f} s", "yellow")
+            self._print(f"{self._url}: {reason(stream.error)}; again in {wait:.1f} s", "yellow")
         elif stream.state is State.OPEN and (self._was_lost or self._console.is_terminal):
-            said = stream.welcome
-            name, others = said.get("client"), said.get("subscribers")
-            self._say(f"{self._url}: listening as {name}, {others} connected", "dim")
+            name, others = stream.welcome.get("client"), stream.welcome.get("subscribers")
+            self._print(f"{self._url}: listening as {name}, {others} connected", "dim")
 
-    def _say(self, text: str, style: str) -> None:
+    def _print(self, text: str, style: str) -> None:
         sys.stdout.flush()
         self._console.print(printable(text), style=style, soft_wrap=True)
 
@@ -98,8 +104,8 @@ def _as_sent(event: Event) -> None:
 
 
 def _as_json(event: Event) -> None:
-    told = {"id": event.id, "event": event.type, "data": event.data}
-    sys.stdout.buffer.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+    fields = {"id": event.id, "event": event.type, "data": event.data}
+    sys.stdout.buffer.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -114,7 +120,7 @@ def _as_line() -> Show:
         line = Text()
         line.append(f"{time.strftime('%H:%M:%S')} {printable(event.id or '-')} ", "dim")
         if event.type != "message":
-            line.append(f"{printable(event.type)} ", "bold yellow" if event.type == "gap" else "bold cyan")
+            line.append(f"{printable(event.type)} ", "bold yellow" if event.type == Notice.GAP else "bold cyan")
         line.append("\n    ".join(printable(text.replace("\t", "    ")) for text in (first, *rest)))
         console.print(line, soft_wrap=True)
 

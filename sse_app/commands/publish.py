@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from sse_app.client.http import AsyncClient
 
 STDIN = 0
-CHUNK = 65_536  # bytes
-REFRESH = 0.1  # seconds
+CHUNK = 65_536  # bytes of standard input read at a time
+REFRESH = 0.1  # seconds between two updates of the progress shown
 
 
 def _or_none(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
-    """None for an option that is not given, which click makes an empty list: that would be nobody."""
+    """Return None for an option that was not given; click makes an empty list of it, which would mean nobody."""
     return values or None
 
 
@@ -96,7 +96,7 @@ async def _publish(
 
 @asynccontextmanager
 async def _http() -> "AsyncIterator[AsyncClient | None]":
-    """An HTTP client that posts faster than the one of ``Client``, which knows proxies; None where there are some."""
+    """An HTTP client that posts faster than that of ``Client``, but knows no proxies: None where some are set."""
     if getproxies():
         yield None
         return
@@ -109,7 +109,7 @@ async def _http() -> "AsyncIterator[AsyncClient | None]":
 
 
 def _key(given: str) -> str:
-    """A key without what is around it in a file or a variable."""
+    """Return a key without the white space around it in a file or a variable."""
     try:
         return check_idempotency_key(given.strip())
     except InvalidIdempotencyKey as error:
@@ -117,14 +117,14 @@ def _key(given: str) -> str:
 
 
 class _Lines:
-    """The lines of standard input on their way."""
+    """Publishes the lines of standard input, some at a time, and counts them."""
 
     def __init__(
         self, publish: "Callable[..., Awaitable[Published]]", key: str, show: Callable[[int, int], None]
     ) -> None:
         self._publish, self._key, self._show = publish, key, show
         self._lines = _lines()
-        self._turn = asyncio.Lock()
+        self._reading = asyncio.Lock()
         self._begun = time.perf_counter()
         self._published = self._bytes = 0
         self._last = ""
@@ -139,7 +139,7 @@ class _Lines:
 
     async def _publish_some(self) -> None:
         while True:
-            async with self._turn:
+            async with self._reading:
                 numbered = await anext(self._lines, None)
             if numbered is None:
                 return
@@ -171,7 +171,7 @@ def _text(line: bytes) -> str:
 
 
 async def _lines() -> AsyncIterator[tuple[int, bytes]]:
-    """The lines of standard input that are not empty, with their numbers and without their ends."""
+    """Yield the lines of standard input that are not empty, numbered from 1 with the empty ones, without line ends."""
     numbers, rest = count(1), b""
     while chunk := await _read():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -183,16 +183,16 @@ async def _lines() -> AsyncIterator[tuple[int, bytes]]:
 
 
 async def _read() -> bytes:
-    """What comes next on standard input, b"" at its end, without keeping the loop from what else there is to do.
+    """Return the next bytes of standard input, b"" at its end, without blocking the loop.
 
-    Not in a thread, which a read that does not end would keep alive; not by making it non-blocking, which on a
-    terminal would hold for stdout too, and for the shell afterwards.
+    Not by a thread: a read that does not end would keep it, and the process, alive. Not by making standard input
+    non-blocking: a terminal's stdout would be so too, and the shell's input afterwards.
     """
     if not stat.S_ISREG(os.fstat(STDIN).st_mode):
         ready, loop = asyncio.Event(), asyncio.get_running_loop()
         try:
             loop.add_reader(STDIN, ready.set)
-        except OSError:  # /dev/null and the like, always ready
+        except OSError:  # epoll refuses what is always ready, as /dev/null
             ready.set()
         try:
             await ready.wait()
@@ -203,9 +203,11 @@ async def _read() -> bytes:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Shows lines and bytes on a terminal's stderr, unless the lines are typed there."""
+    """A function that shows how many lines and bytes are published, on stderr if that is a terminal and the lines are
+    not typed there.
+    """
     if not sys.stderr.isatty() or os.isatty(STDIN):
-        yield lambda lines, bytes: None
+        yield lambda lines, size: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -217,10 +219,10 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         task = progress.add_task("", total=total, lines=0)
         shown = 0.0
 
-        def show(lines: int, bytes: int) -> None:
+        def show(lines: int, size: int) -> None:
             nonlocal shown
             if time.monotonic() >= shown + REFRESH:
                 shown = time.monotonic()
-                progress.update(task, completed=bytes, lines=lines)
+                progress.update(task, completed=size, lines=lines)
 
         yield show

@@ -1,4 +1,4 @@
-"""``sse-app stats``: what a hub counts."""
+"""``sse-app stats``: a hub's statistics."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app.commands import Exit, Number, printable, run, url_option
-from sse_app.errors import Refused, Unreachable
+from sse_app.errors import Unreachable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -27,7 +27,7 @@ FILTERS = 10  # sets of topic filters shown
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks, with --watch.",
+    help="Between two requests, with --watch.",
 )
 def stats(url: str, as_json: bool, watch: bool, interval: float) -> None:
     """Show who is connected to a hub and what it has published. Exit status as of listen."""
@@ -42,11 +42,11 @@ async def _once(url: str, as_json: bool) -> Exit:
     from sse_app.client import Client
 
     async with Client(url) as client:
-        said = await client.stats()
+        now = await client.stats()
     if as_json:
-        click.echo(json.dumps(said))
+        click.echo(json.dumps(now))
     else:
-        Console().print(_tables(client.url, said, said, 0.0))
+        Console().print(_tables(client.url, now, now, 0.0))
     return Exit.DONE
 
 
@@ -62,55 +62,57 @@ async def _watch(url: str, interval: float) -> Exit:
             while True:
                 await asyncio.sleep(interval)
                 try:
-                    said = await client.stats()
+                    now = await client.stats()
                 except Unreachable as error:
                     live.update(Text(printable(f"{client.url}: {error}"), style="yellow"), refresh=True)
                     continue
-                seconds = said["uptime"] - before["uptime"] if "uptime" in said else 0.0
-                live.update(_tables(client.url, before, said, seconds), refresh=True)
-                before = said
+                seconds = now["uptime"] - before["uptime"] if "uptime" in now else 0.0
+                live.update(_tables(client.url, before, now, seconds), refresh=True)
+                before = now
 
 
-def _tables(url: str, before: dict[str, Any], said: dict[str, Any], seconds: float) -> "Group":
-    """What is said as tables, with rates when it was so many ``seconds`` after what was said ``before``."""
+def _tables(url: str, before: dict[str, Any], now: dict[str, Any], seconds: float) -> "Group":
+    """Return statistics as tables, with rates when they are so many ``seconds`` younger than those ``before``."""
     from rich.console import Group
 
+    from sse_app.client.answers import not_a_hub
+
     try:
-        return Group(_counts(url, before, said, seconds), "", _filters(said), "", _recent(said))
+        return Group(_counts(url, before, now, seconds), "", _filters(now), "", _recent(now))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise Refused(200, "http_error", "What is at this address is no hub.") from None
+        raise not_a_hub() from None
 
 
-def _counts(url: str, before: dict[str, Any], said: dict[str, Any], seconds: float) -> "Table":
+def _counts(url: str, before: dict[str, Any], now: dict[str, Any], seconds: float) -> "Table":
     from rich.table import Column, Table
 
     table = Table("", Column("", justify="right"), Column("", justify="right"), title=_name(url), title_justify="left")
     table.show_header, table.box = False, None
-    table.add_row("subscribers", f"{said['subscribers']:,}", f"{said['lagging']:,} lagging" if said["lagging"] else "")
+    table.add_row("subscribers", f"{now['subscribers']:,}", f"{now['lagging']:,} lagging" if now["lagging"] else "")
     for name in ("published", "delivered", "connected"):
-        since = said["totals"][name] - before["totals"][name]
-        table.add_row(name, f"{said['totals'][name]:,}", f"{since / seconds:,.0f}/s" if seconds > 0 else "")
-    gaps = said["totals"]["gaps"]
+        since = now["totals"][name] - before["totals"][name]
+        table.add_row(name, f"{now['totals'][name]:,}", f"{since / seconds:,.0f}/s" if seconds > 0 else "")
+    gaps = now["totals"]["gaps"]
     table.add_row("gaps told", f"{sum(gaps.values()):,}", _name(", ".join(gaps)))
-    table.add_row("log", _name(said["oldest"]), _name(f"to {said['top']}"))
-    table.add_row("up", f"{said['uptime']:,.0f} s", "draining" if said["draining"] else "")
+    table.add_row("log", _name(now["oldest"]), _name(f"to {now['top']}"))
+    table.add_row("up", f"{now['uptime']:,.0f} s", "draining" if now["draining"] else "")
     return table
 
 
-def _filters(said: dict[str, Any]) -> "Table":
+def _filters(now: dict[str, Any]) -> "Table":
     from rich.table import Column, Table
 
     table = Table("topic filters", Column("subscribers", justify="right"), box=None)
-    for filter in said["filters"][:FILTERS]:
-        table.add_row(_names(filter["topics"], "everything"), f"{filter['subscribers']:,}")
+    for row in now["filters"][:FILTERS]:
+        table.add_row(_names(row["topics"], "everything"), f"{row['subscribers']:,}")
     return table
 
 
-def _recent(said: dict[str, Any]) -> "Table":
+def _recent(now: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     table = Table("newest", "id", "topics", "event", box=None)
-    for publication in reversed(said["recent"][-RECENT:]):
+    for publication in reversed(now["recent"][-RECENT:]):
         names = _names(publication["topics"], "to all")
         table.add_row(_name(publication["time"][11:19]), _name(publication["id"]), names, _name(publication["event"]))
     return table
@@ -121,7 +123,7 @@ def _names(names: list[str], none: str) -> Any:
 
 
 def _name(text: str) -> Any:
-    """Not as markup: a topic may hold brackets."""
+    """Return a text for a table, not as markup: a topic may hold brackets."""
     from rich.text import Text
 
     return Text(printable(text))

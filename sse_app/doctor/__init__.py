@@ -1,7 +1,7 @@
-"""What `sse-app doctor` finds out about the way to a hub, by going it: through the public URL, as a client.
+"""Checks of `sse-app doctor` on the way to a hub, made as a client through its public URL.
 
-It subscribes under a client name and a topic of its own and publishes to itself alone. Every finding says what was
-measured and, where something is wrong, the setting to change.
+The doctor subscribes under a client name and a topic of its own and publishes to itself alone. Every finding has a
+measurement and, where something is wrong, the setting to change.
 """
 
 from sse_app.doctor.examine import CHECKS, examine

@@ -1,4 +1,4 @@
-"""The setting to change, by finding and by who has it. `docs/doctor.md` shows these very texts.
+"""The setting to change, by finding and by the program that has it. `docs/doctor.md` shows these very texts.
 
 Sources, each read for what it is cited for:
 - nginx: nginx.org/en/docs/http/, ngx_http_proxy_module, ngx_http_gzip_module, ngx_http_core_module, ngx_http_v2_module

@@ -10,13 +10,13 @@ from sse_app.doctor.finding import Finding, Verdict
 from sse_app.doctor.visit import ARRIVAL_SECONDS, REQUEST_SECONDS, Visit, error_code, named, reason
 from sse_app.errors import NotChecked
 
-BODY = 200 * 1024  # bytes; the hub takes 256 KiB unless told otherwise
+BODY = 200 * 1024  # bytes; a hub takes 256 KiB by default
 BROWSER_ENCODINGS = "gzip, deflate, br, zstd"
 
 
 async def host(visit: Visit) -> Finding:
-    """Check that the hub takes a page of its own for one. Browsers on HTTPS say so themselves (Sec-Fetch-Site); without
-    TLS, and older ones, are known by an Origin that equals the Host, port included.
+    """Check that the hub accepts requests of its own pages. Browsers on HTTPS mark them (Sec-Fetch-Site); without TLS,
+    and for older browsers, the hub compares Origin and Host, port included.
     """
     own = visit.own_origin
     answer = await visit.get("stats", {"Origin": own})
@@ -32,7 +32,7 @@ async def host(visit: Visit) -> Finding:
 
 
 async def http(visit: Visit) -> Finding:
-    """The HTTP version that browsers get. Over HTTP/1.1 they keep six connections to an origin, streams included."""
+    """Check which HTTP version browsers get. Over HTTP/1.1 they keep six connections to an origin, streams included."""
     six = "a browser opens at most 6 streams to this name, over all its tabs"
     if visit.url.scheme == "http":
         return Finding("http", Verdict.WARNING, f"without TLS browsers speak HTTP/1.1: {six}", ADVICE["http"])
@@ -52,8 +52,8 @@ async def http(visit: Visit) -> Finding:
 
 
 async def compression(visit: Visit) -> Finding:
-    """Whether a stream is compressed for who asks for that, as browsers do. The hub never does."""
-    visit.needs_streams()
+    """Check that a stream is not compressed for clients that accept it, as browsers do. The hub never compresses."""
+    visit.require_streams()
     async with visit.stream(headers={"Accept-Encoding": BROWSER_ENCODINGS}) as stream:
         encoding = (await visit.opened(stream)).headers.get("content-encoding", "identity").lower()
     if encoding == "identity":
@@ -63,10 +63,10 @@ async def compression(visit: Visit) -> Finding:
 
 
 async def cors(visit: Visit) -> Finding:
-    """Whether a page of the given origin may read the stream. EventSource asks without a preflight."""
+    """Check that a page of the given origin may read the stream. EventSource sends no preflight."""
     if visit.origin is None:
         raise NotChecked("give the origin of a page: --origin https://app.example")
-    visit.needs_streams()
+    visit.require_streams()
     async with visit.stream(headers={"Origin": visit.origin}) as stream:
         response = await visit.opened(stream)
         await stream.until(lambda: stream.is_events, ARRIVAL_SECONDS)  # or until its body is read
@@ -85,7 +85,7 @@ async def cors(visit: Visit) -> Finding:
 
 
 async def body(visit: Visit) -> Finding:
-    """Whether a publication nearly as large as the hub takes gets through."""
+    """Check that a publication of nearly the largest size that the hub takes gets through."""
     await visit.publish("a small one")
     size = f"{BODY // 1024} KiB"
     try:

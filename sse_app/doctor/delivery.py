@@ -1,4 +1,4 @@
-"""What happens to events and cursors on the way."""
+"""Checks of the way of events and positions: their log, buffering, resuming."""
 
 import asyncio
 import time
@@ -11,11 +11,11 @@ from sse_app.doctor.visit import ARRIVAL_SECONDS, Receipt, Visit
 from sse_app.errors import NotChecked
 
 EVENTS = 10
-PACE = 0.1  # seconds between two of them
+PACE = 0.1  # seconds between two events
 
 
 async def log(visit: Visit) -> Finding:
-    """Whether every request meets the same log: else events and cursors of one hub go to another."""
+    """Check that every request reaches the same log: else events and positions of one hub go to another."""
     for _ in range(3):
         await visit.publish("which log?")
     if welcome := visit.first.welcome:
@@ -27,11 +27,11 @@ async def log(visit: Visit) -> Finding:
 
 
 async def buffering(visit: Visit) -> Finding:
-    """Whether events come one by one, as they were sent. A busy machine makes clumps as well, but hardly twice."""
-    if visit.held:
+    """Check that events arrive one by one, as they were sent. A busy machine may join some, but hardly twice."""
+    if visit.blocked:
         text = "the hub has the stream open, but nothing of it came through, not even the welcome"
         return Finding("buffering", Verdict.PROBLEM, text, ADVICE["buffering"])
-    visit.needs_one_log()
+    visit.require_one_log()
     finding = await _paced(visit)
     return finding if finding.verdict == Verdict.OK else await _paced(visit)
 
@@ -61,14 +61,14 @@ async def _paced(visit: Visit) -> Finding:
 
 
 def _times(stream: Stream, sent: dict[str, float]) -> dict[str, float]:
-    """When which of these events arrived, in the order in which they did."""
+    """Return the times at which these events arrived, in the order of their arrival."""
     return {arrival.event.data: arrival.time for arrival in stream.arrivals if arrival.event.data in sent}
 
 
 async def resume(visit: Visit) -> Finding:
-    """Whether a client that comes back gets what it missed: by the header, as EventSource does, and by the query."""
-    visit.needs_one_log()
-    visit.needs_streams()
+    """Check that a client that reconnects gets what it missed: by the header, as EventSource does, and by the query."""
+    visit.require_one_log()
+    visit.require_streams()
     seen, missed = await visit.publish("seen"), await visit.publish("missed")
     by_header = await _resumes(visit, seen, missed, by_header=True)
     by_query = await _resumes(visit, seen, missed, by_header=False)
@@ -85,7 +85,7 @@ async def resume(visit: Visit) -> Finding:
 
 
 async def _resumes(visit: Visit, seen: Receipt, missed: Receipt, *, by_header: bool) -> bool:
-    """Whether the hub was told what was seen last; its welcome then begins there."""
+    """Return True when the position that was sent reached the hub; its welcome begins there."""
     headers, parameter = ({"Last-Event-ID": seen.id}, "") if by_header else ({}, seen.id)
     async with visit.stream(headers=headers, last_event_id=parameter) as stream:
         welcome = await stream.welcomed()

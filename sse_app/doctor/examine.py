@@ -9,7 +9,7 @@ from sse_app.errors import NotChecked
 
 Check = Callable[[Visit], Awaitable[Finding]]
 
-# `log` before what publishes on another request than it listens on, `idle` last: it may tell what cut the others.
+# `log` comes before the checks that need one log for two requests, and `idle` last: it may explain cuts in the others.
 CHECKS: Mapping[str, Check] = {
     "reach": opening.reach,
     "welcome": opening.welcome,
@@ -33,14 +33,14 @@ async def examine(
     publish_key: str | None = None,
     origin: str | None = None,
     idle: float = 0,
-    tell: Callable[[str], object] = lambda check: None,
+    progress: Callable[[str], object] = lambda check: None,
 ) -> list[Finding]:
-    """Go the way to the hub at ``url`` and say what was found: one finding for each of ``CHECKS``, in their order.
+    """Examine the way to the hub at ``url``. Return one finding for each of ``CHECKS``, in their order.
 
-    publish_key: what publishing to the hub needs
+    publish_key: the secret that the hub asks publishers for
     origin: of a page that is to read the stream
     idle: seconds for which a stream is watched in silence; 0 leaves that out
-    tell: is called with the name of each check before it is done
+    progress: called with the name of each check before it is done
 
     Raises DoctorRefused for a URL or an origin that is none, and DoctorFailed when nothing answers there. Takes some
     seconds more than ``idle``, and about a minute where everything is held back.
@@ -49,7 +49,7 @@ async def examine(
     findings: list[Finding] = []
     async with visit, visit.stream(visit.silent_topic) as visit.first:
         for name, check in CHECKS.items():
-            tell(name)
+            progress(name)
             if findings and findings[0].verdict == Verdict.PROBLEM:
                 findings.append(Finding(name, Verdict.NOT_CHECKED, "the hub was not reached; see reach"))
                 continue

@@ -1,4 +1,4 @@
-"""What one check found."""
+"""The result of one check."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,18 @@ from enum import StrEnum
 
 class Verdict(StrEnum):
     OK = "ok"
-    WARNING = "warning"  # it works, but not as well as it could
+    WARNING = "warning"  # it works, but could do better
     PROBLEM = "problem"
-    NOT_CHECKED = "not checked"  # never passed off as ok
+    NOT_CHECKED = "not checked"  # a check that could not be made is not ok
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``measured`` is a sentence; ``figures`` its numbers, in the units that their names say; ``advice`` the setting
-    to change, by who has it (a proxy, or ``hub``).
+    """The result of one check.
+
+    measured: a sentence
+    advice: the setting to change, by the program that has it (a proxy, or ``hub``)
+    figures: the numbers in the sentence, in the units that their names say
     """
 
     check: str

@@ -1,4 +1,4 @@
-"""How streams end: when nobody reads them any more, and not because they are silent."""
+"""Checks of the end of streams: when their client has left, and not because they are silent."""
 
 import asyncio
 import time
@@ -11,26 +11,26 @@ from sse_app.doctor.stream import Stream
 from sse_app.doctor.visit import Visit
 from sse_app.errors import NotChecked
 
-LEAVE_SECONDS = 5.0  # for the hub to hear that a stream was closed
+LEAVE_SECONDS = 5.0  # for the hub to notice that a stream was closed
 POLL_SECONDS = 0.1
-HEARTBEAT = 15.0  # seconds, the hub's own unless told otherwise
+HEARTBEAT = 15.0  # seconds, the hub's default
 
 
 async def end(visit: Visit) -> Finding:
-    """Whether the hub hears that a client has left."""
-    visit.needs_streams()
+    """Check that the hub notices that a client has left."""
+    visit.require_streams()
     topic = f"{visit.topic}/end"
     async with visit.stream(topic) as stream:
         await stream.welcomed()
         if not await visit.subscribed(topic):
             raise NotChecked("the stream does not show in /stats: too many others, or another hub's")
     closed = time.monotonic()
-    if await _left(visit, topic):
+    if await _is_gone(visit, topic):
         took = time.monotonic() - closed
         text = f"a closed stream was gone from the hub within {took:.1f} s"
         return Finding("end", Verdict.OK, text, figures={"gone_s": took})
-    published = await _wrote(visit, topic)
-    if await _left(visit, topic):
+    published = await _make_proxy_write(visit, topic)
+    if await _is_gone(visit, topic):
         text = "a closed stream stays open at the hub until something is sent on it: for up to two heartbeats"
         return Finding("end", Verdict.WARNING, text, ADVICE["end"])
     if published:
@@ -40,7 +40,7 @@ async def end(visit: Visit) -> Finding:
     return Finding("end", Verdict.WARNING, text, ADVICE["end"])
 
 
-async def _wrote(visit: Visit, topic: str) -> bool:
+async def _make_proxy_write(visit: Visit, topic: str) -> bool:
     """Make the proxy write to the closed connection: the first write is answered with a reset, the second one fails."""
     with suppress(NotChecked):
         for _ in range(2):
@@ -50,7 +50,7 @@ async def _wrote(visit: Visit, topic: str) -> bool:
     return False
 
 
-async def _left(visit: Visit, topic: str) -> bool:
+async def _is_gone(visit: Visit, topic: str) -> bool:
     deadline = time.monotonic() + LEAVE_SECONDS
     while await visit.subscribed(topic):
         if time.monotonic() > deadline:
@@ -60,26 +60,26 @@ async def _left(visit: Visit, topic: str) -> bool:
 
 
 async def idle(visit: Visit) -> Finding:
-    """Whether a stream survives silence, and the heartbeats come. What was cut in the other checks counts too."""
-    if visit.idle and not visit.held:
+    """Check that a stream survives silence, and its heartbeats arrive. Cuts during the other checks count too."""
+    if visit.idle and not visit.blocked:
         async with visit.stream() as stream:
             await stream.until(lambda: False, visit.idle)
         if stream.ended is None and stream.arrivals:
             return _survived(visit.idle, stream)
     if cut := [stream for stream in (*visit.cuts, visit.first) if stream.cut]:
         return _cut(cut[0])
-    visit.needs_streams()
+    visit.require_streams()
     if visit.idle:
         raise NotChecked("its stream was not welcomed, or the hub ended it itself")
     raise NotChecked("give the seconds to wait: --idle 120")
 
 
 def _survived(seconds: float, stream: Stream) -> Finding:
-    beats = [stream.arrivals[0].time, *stream.silent]
+    beats = [stream.arrivals[0].time, *stream.heartbeats]
     spacing = max((later - earlier for earlier, later in pairwise(beats)), default=0.0)
-    figures = {"idle_s": seconds, "heartbeats": len(stream.silent), "spacing_s": spacing}
-    if stream.silent:
-        text = f"a stream survived {seconds:g} s; {len(stream.silent)} heartbeats, at most {spacing:.1f} s apart"
+    figures = {"idle_s": seconds, "heartbeats": len(stream.heartbeats), "spacing_s": spacing}
+    if stream.heartbeats:
+        text = f"a stream survived {seconds:g} s; {len(stream.heartbeats)} heartbeats, at most {spacing:.1f} s apart"
         return Finding("idle", Verdict.OK, text, figures=figures)
     if seconds < 2 * HEARTBEAT:
         text = f"a stream survived {seconds:g} s; --idle {4 * HEARTBEAT:g} sees heartbeats as well"
@@ -89,8 +89,8 @@ def _survived(seconds: float, stream: Stream) -> Finding:
 
 
 def _cut(stream: Stream) -> Finding:
-    silence, age = stream.closed - stream.heard, stream.closed - stream.answered
-    beats = [stream.arrivals[0].time if stream.arrivals else stream.answered, *stream.silent]
+    silence, age = stream.closed - stream.last_read, stream.closed - stream.answered
+    beats = [stream.arrivals[0].time if stream.arrivals else stream.answered, *stream.heartbeats]
     spacing = max((later - earlier for earlier, later in pairwise(beats)), default=0.0)
     figures = {"age_s": age, "silence_s": silence}
     if silence < spacing / 2:

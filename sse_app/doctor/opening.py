@@ -1,4 +1,4 @@
-"""The first stream: whether it leads to a hub, how soon, and what its head looks like."""
+"""Checks of the first stream: that it leads to a hub, how soon, and with which headers."""
 
 import asyncio
 from contextlib import suppress
@@ -13,17 +13,17 @@ from sse_app.errors import NotChecked
 from sse_app.events import MEDIA_TYPE
 
 SLOW_SECONDS = 2.0  # a head, or a welcome after its head, that takes longer is worth a warning
-SHOWN = 80  # characters of a header that are repeated
+SHOWN = 80  # characters of a header that a finding repeats
 
 
 async def reach(visit: Visit) -> Finding:
-    """Whether a hub answers at this address. Raises DoctorFailed when nothing does."""
+    """Check that a hub answers at this address. Raises DoctorFailed when nothing does."""
     stream = visit.first
     await stream.until(lambda: stream.response is not None, WELCOME_SECONDS)
     if stream.response is None and stream.ended is not None:
         raise unreachable(visit, stream.ended)
     if stream.response is not None and not stream.is_events:
-        return await _another_answer(visit, stream)
+        return await _explain_answer(visit, stream)
     if stream.is_events:
         await stream.until(lambda: bool(stream.arrivals), WELCOME_SECONDS)
     if stream.welcome and stream.welcome.get("client") != visit.client:
@@ -35,7 +35,7 @@ async def reach(visit: Visit) -> Finding:
     if stream.cut:
         return _problem("The stream ended before its welcome: the hub is full or stopping, or it was cut.", "full")
     if await _is_open(visit):
-        visit.held = True
+        visit.blocked = True
         return Finding("reach", Verdict.OK, "an sse-app hub answers and has the stream open; its bytes are missing")
     if stream.response is None:
         raise unreachable(visit, f"nothing came within {WELCOME_SECONDS:g} s")
@@ -43,7 +43,7 @@ async def reach(visit: Visit) -> Finding:
 
 
 async def _is_open(visit: Visit) -> bool:
-    """Whether the hub has the first stream open: /stats tells, and so does the answer to a publication."""
+    """Return True when the hub has the first stream open, by /stats or by the answer to a publication."""
     with suppress(TimeoutError):
         async with asyncio.timeout(2 * WELCOME_SECONDS):
             with suppress(NotChecked):
@@ -53,7 +53,7 @@ async def _is_open(visit: Visit) -> bool:
     return False
 
 
-async def _another_answer(visit: Visit, stream: Stream) -> Finding:
+async def _explain_answer(visit: Visit, stream: Stream) -> Finding:
     response = stream.response
     assert response is not None
     await stream.until(lambda: False, WELCOME_SECONDS)  # the whole body, which is short
@@ -70,24 +70,24 @@ async def _another_answer(visit: Visit, stream: Stream) -> Finding:
         return _problem(f"The hub answers {status} {code}; see its HTTP API for the code.", "path")
     found = f"There is no hub's stream at {visit.shown}/events"
     found += f" ({status} {_shown(response, 'content-type') or 'without a content type'})."
-    if elsewhere := await _nearby(visit):
+    if elsewhere := await _find_hub_above(visit):
         return _problem(f"{found} But a hub answers at {elsewhere}.", "path")
     return _problem(found, "path")
 
 
-async def _nearby(visit: Visit) -> str:
-    """Where above the given address a hub answers."""
+async def _find_hub_above(visit: Visit) -> str:
+    """Return the address above the given one where a hub answers, "" for none."""
     url = visit.url.copy_with(userinfo=b"")
     while url.path.strip("/"):
         url = url.copy_with(path=url.path.rstrip("/").rpartition("/")[0] + "/")
         with suppress(NotChecked):
-            if (await visit.ask(f"{url}healthz")).get("status") == "ok":
+            if (await visit.get_json(f"{url}healthz")).get("status") == "ok":
                 return str(url)
     return ""
 
 
 async def welcome(visit: Visit) -> Finding:
-    """How long the head and the welcome took. The hub sends both at once."""
+    """Measure how long the head and the welcome took. The hub sends both at once."""
     stream = visit.first
     if stream.welcome is None:
         raise NotChecked(f"none came within {WELCOME_SECONDS:g} s; see buffering")
@@ -102,7 +102,7 @@ async def welcome(visit: Visit) -> Finding:
 
 
 async def headers(visit: Visit) -> Finding:
-    """Whether the head is still the hub's. nginx takes X-Accel-Buffering out, as it should."""
+    """Check that the head is still the hub's. nginx takes X-Accel-Buffering out, as it should."""
     response = visit.first.response
     if response is None:
         raise NotChecked("none came; see buffering")
@@ -127,7 +127,7 @@ def _problem(text: str, advice: str) -> Finding:
 
 
 def _shown(response: httpx.Response, header: str) -> str:
-    """A header's value, fit for a terminal."""
+    """Return a header's value, fit for a terminal."""
     return "".join(char for char in response.headers.get(header, "") if char.isprintable())[:SHOWN]
 
 

@@ -26,13 +26,13 @@ def document(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """How many of what, in a line."""
+    """Return the number of findings of each verdict, in a line."""
     counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in Verdict}
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
-    """Plain text, for pipes and logs: a line for each finding, its advice indented below it."""
+    """Return plain text for pipes and logs: a line for each finding, its advice indented below it."""
     shown = []
     for finding in findings:
         shown.append(f"{finding.verdict:<11}  {finding.check:<11}  {finding.measured}")

@@ -1,4 +1,4 @@
-"""One stream, as it came."""
+"""One stream, with the times at which its parts arrived."""
 
 import asyncio
 import json
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import httpx
 
 from sse_app.errors import NotChecked
-from sse_app.events import MEDIA_TYPE, Event, EventDecoder
+from sse_app.events import MEDIA_TYPE, Event, EventDecoder, Notice
 from sse_app.publication import Position
 
 WELCOME_SECONDS = 5.0  # for a head, and then for the welcome; a hub sends both at once
-STREAM_MAX = 4 * 1024**2  # bytes; a stream to ourselves alone has some hundred
-BODY_MAX = 64 * 1024  # bytes read of what is no stream
+STREAM_MAX = 4 * 1024**2  # bytes; our own streams have some hundred
+BODY_MAX = 64 * 1024  # bytes read of an answer that is no stream
 
 
 class Arrival(NamedTuple):
@@ -24,15 +24,15 @@ class Arrival(NamedTuple):
 
 
 class Stream:
-    """What came of one stream, and when, in seconds of the monotonic clock."""
+    """The arrivals of one stream, with times in seconds of the monotonic clock."""
 
     def __init__(self) -> None:
         self.asked = time.monotonic()
         self.response: httpx.Response | None = None
         self.answered = self.asked  # when the response's head came
-        self.heard = self.asked  # when the newest bytes came
+        self.last_read = self.asked  # when the newest bytes came
         self.arrivals: list[Arrival] = []
-        self.silent: list[float] = []  # when something came that was no event: heartbeats
+        self.heartbeats: list[float] = []  # when bytes came that completed no event
         self.body = b""  # the beginning, if it is no event stream
         self.ended: str | None = None  # why, once it has
         self.closed = self.asked  # when it ended
@@ -42,7 +42,7 @@ class Stream:
 
     @property
     def is_events(self) -> bool:
-        """What EventSource takes (WHATWG HTML 9.2.3)."""
+        """True for an answer that EventSource takes as a stream (WHATWG HTML 9.2.3)."""
         if self.response is None or self.response.status_code != 200:
             return False
         media_type: str = self.response.headers.get("content-type", "").partition(";")[0]
@@ -50,9 +50,9 @@ class Stream:
 
     @property
     def welcome(self) -> Mapping[str, Any] | None:
-        """What the hub said first; None while it said nothing, and of a server that is no hub."""
+        """The fields of the hub's welcome; None before it, and for a server that is no hub."""
         first = self.arrivals[0].event if self.arrivals else None
-        if first is None or first.type != "welcome":
+        if first is None or first.type != Notice.WELCOME:
             return None
         with suppress(ValueError):
             said = json.loads(first.data)
@@ -61,12 +61,12 @@ class Stream:
 
     @property
     def cut(self) -> bool:
-        """Whether it ended though the hub had not said so."""
-        said_bye = any(arrival.event.type == "bye" for arrival in self.arrivals)
-        return self.is_events and self.ended is not None and not said_bye
+        """True when the stream has ended without a bye."""
+        had_bye = any(arrival.event.type == Notice.BYE for arrival in self.arrivals)
+        return self.is_events and self.ended is not None and not had_bye
 
     async def until(self, enough: Callable[[], bool], seconds: float) -> bool:
-        """Wait until it is enough; False when the stream ended before, or the time was over."""
+        """Wait until ``enough``. Return False when the stream ended before, or the time was over."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not enough() and self.ended is None:
@@ -75,16 +75,16 @@ class Stream:
         return enough()
 
     async def welcomed(self) -> Mapping[str, Any]:
-        """The welcome. Raises NotChecked when none comes."""
+        """Wait for the welcome. Raises NotChecked when none comes."""
         await self.until(lambda: bool(self.arrivals), WELCOME_SECONDS)
         if self.welcome is None:
             raise NotChecked(f"its stream had no welcome within {WELCOME_SECONDS:g} s")
         return self.welcome
 
     async def read(self, response: httpx.Response) -> None:
-        """Take all that comes, to the end or what is more than enough."""
+        """Read a response to its end, or to its limit."""
         self.response = response
-        self.answered = self.heard = time.monotonic()
+        self.answered = self.last_read = time.monotonic()
         self._news.set()
         async for piece in response.aiter_bytes():
             self._size += len(piece)
@@ -97,12 +97,12 @@ class Stream:
         self._news.set()
 
     def _take(self, piece: bytes) -> None:
-        self.heard = time.monotonic()
+        self.last_read = time.monotonic()
         if self.is_events:
             events = self._decoder.feed(piece)
-            self.arrivals += [Arrival(self.heard, event) for event in events]
+            self.arrivals += [Arrival(self.last_read, event) for event in events]
             if not events:
-                self.silent.append(self.heard)
+                self.heartbeats.append(self.last_read)
         else:
             self.body += piece
         self._news.set()

@@ -1,4 +1,4 @@
-"""One visit of a hub through its public URL: its requests and streams, and when what arrived."""
+"""The requests and streams of one examination, through a hub's public URL."""
 
 import asyncio
 import json
@@ -16,22 +16,24 @@ from sse_app.events import MEDIA_TYPE
 from sse_app.publication import Position
 
 REQUEST_SECONDS = 15.0
-ARRIVAL_SECONDS = 3.0  # for an event to arrive; longer is held back
+ARRIVAL_SECONDS = 3.0  # for an event to arrive; a later one counts as held back
 
 
 class Receipt(NamedTuple):
-    """What the hub answered to a publication."""
+    """The hub's answer to a publication."""
 
     id: str
     subscribers: int
 
 
 class Visit:
-    """``url`` is the hub's base URL. Raises DoctorRefused for one that is none.
+    """A hub under examination. Raises DoctorRefused for a ``url`` that is none.
 
-    ``topic`` is where the checks publish; ``first`` is the stream that is open all the time, on a topic of its own
-    where nothing is published. ``held`` is what the first check found: the hub has our stream open, and nothing of it
-    comes through. ``cuts`` are the streams that ended by themselves.
+    url: the hub's base URL
+    topic: the topic that the checks publish on
+    first: the stream that is open all the time, on a topic without publications
+    blocked: the hub has our first stream open, and nothing of it arrives; a result of the first check
+    cuts: the streams that ended without a bye
     """
 
     first: Stream
@@ -43,7 +45,7 @@ class Visit:
         token = secrets.token_hex(8)
         self.client, self.topic = f"doctor-{token}", f"sse-app/doctor/{token}"
         self.silent_topic = f"{self.topic}/silent"
-        self.held = False
+        self.blocked = False
         self.cuts: list[Stream] = []
         self.epochs: set[str] = set()  # of the logs that answered so far
         self._bearer = {"Authorization": f"Bearer {publish_key}"} if publish_key else {}
@@ -51,14 +53,14 @@ class Visit:
             self._http = httpx.AsyncClient(
                 base_url=f"{self.url}/", timeout=REQUEST_SECONDS, headers={"User-Agent": "sse-app-doctor"}
             )
-        except (ImportError, OSError, ValueError, httpx.InvalidURL):  # whose texts may hold a password
+        except (ImportError, OSError, ValueError, httpx.InvalidURL):  # their texts may hold a password
             raise DoctorRefused(
                 "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE or SSL_CERT_DIR cannot be followed."
             ) from None
 
     @property
     def shown(self) -> str:
-        """The URL without a password."""
+        """The URL without user and password."""
         return str(self.url.copy_with(userinfo=b""))
 
     @property
@@ -77,7 +79,7 @@ class Visit:
     async def stream(
         self, topic: str = "", *, headers: Mapping[str, str] | None = None, last_event_id: str = ""
     ) -> AsyncIterator[Stream]:
-        """A stream of what is published to ourselves. Its bytes are asked for as they are, unless headers say else."""
+        """Open a stream of the publications to ourselves, without compression unless ``headers`` ask for it."""
         query = {"topic": topic or self.topic, "client": self.client}
         if last_event_id:
             query["last_event_id"] = last_event_id
@@ -91,7 +93,7 @@ class Visit:
             if stream.cut:
                 self.cuts.append(stream)
             if stream.welcome:
-                self._note(str(stream.welcome["top"]))
+                self._note_epoch(str(stream.welcome["top"]))
         if not reader.cancelled():
             reader.result()
 
@@ -107,18 +109,18 @@ class Visit:
         except httpx.HTTPError as error:
             stream.end(reason(error))
 
-    def needs_streams(self) -> None:
-        """Raises NotChecked when nothing comes through."""
-        if self.held:
+    def require_streams(self) -> None:
+        """Raise NotChecked when no bytes of a stream arrive."""
+        if self.blocked:
             raise NotChecked("nothing of a stream comes through; see buffering")
 
-    def needs_one_log(self) -> None:
-        """Raises NotChecked when what is published to one hub may be listened for at another."""
+    def require_one_log(self) -> None:
+        """Raise NotChecked when publications may go to one hub and streams come from another."""
         if len(self.epochs) > 1:
             raise NotChecked("several hubs with logs of their own answer; see log")
 
     async def opened(self, stream: Stream) -> httpx.Response:
-        """The head of a stream. Raises NotChecked when none comes."""
+        """Wait for the head of a stream. Raises NotChecked when none comes."""
         await stream.until(lambda: stream.response is not None, WELCOME_SECONDS)
         if stream.response is None:
             raise NotChecked(f"its stream had no answer within {WELCOME_SECONDS:g} s")
@@ -143,25 +145,25 @@ class Visit:
             receipt = Receipt(str(said["id"]), int(said["subscribers"]))
         except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
             raise NotChecked(f"publishing was answered {named(answer)}") from None
-        self._note(receipt.id)
+        self._note_epoch(receipt.id)
         return receipt
 
     async def subscribed(self, topic: str) -> bool:
-        """Whether the hub has a stream of this topic of ours open, by its own account: /stats. Raises NotChecked."""
-        filters = (await self.ask("stats")).get("filters")
+        """Return True when the hub has a stream of this topic open, as /stats says. Raises NotChecked."""
+        filters = (await self.get_json("stats")).get("filters")
         if not isinstance(filters, list):
             raise NotChecked("/stats does not come from the hub")
         return any(isinstance(one, dict) and one.get("topics") == [topic] for one in filters)
 
     async def get(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
-        """Raises NotChecked when nothing is answered."""
+        """Return the answer to a GET. Raises NotChecked when there is none."""
         try:
             return await self._http.get(path, headers=headers)
         except httpx.HTTPError as error:
             raise NotChecked(f"/{path} was not answered: {reason(error)}") from None
 
-    async def ask(self, path: str) -> Mapping[str, Any]:
-        """A JSON object of the hub. Raises NotChecked when there is none."""
+    async def get_json(self, path: str) -> Mapping[str, Any]:
+        """Return the JSON object at a path of the hub. Raises NotChecked when there is none."""
         try:
             answer = await self._http.get(path)
             said = answer.json() if answer.status_code == 200 else None
@@ -171,13 +173,13 @@ class Visit:
             raise NotChecked(f"{path if '://' in path else f'/{path}'} does not come from the hub")
         return said
 
-    def _note(self, id: str) -> None:
-        if position := Position.parse(id.encode()):
+    def _note_epoch(self, event_id: str) -> None:
+        if position := Position.parse(event_id.encode()):
             self.epochs.add(position.epoch)
 
 
 def base_url(text: str) -> httpx.URL:
-    """The URL below which a hub has its paths; the one of its stream is taken for it. Raises DoctorRefused."""
+    """Return the URL below which a hub has its paths, also for that of its stream. Raises DoctorRefused."""
     try:
         url = httpx.URL(text)
         usable = url.port is None or 0 < url.port < 65_536
@@ -190,20 +192,20 @@ def base_url(text: str) -> httpx.URL:
 
 
 def checked_origin(text: str) -> str:
-    """An origin as a browser sends it. Raises DoctorRefused."""
+    """Return an origin as browsers send it. Raises DoctorRefused."""
     if not re.fullmatch(r"https?://[a-z0-9._:\[\]-]+", text):
         raise DoctorRefused("origin is what a page has for one, such as https://app.example: scheme and name, no path.")
     return text
 
 
 def named(response: httpx.Response) -> str:
-    """A status with the code that our own errors carry."""
+    """Return a status, with the code of an error of the hub."""
     code = error_code(response)
     return f"{response.status_code} {code}" if code else str(response.status_code)
 
 
 def error_code(response: httpx.Response, body: bytes | None = None) -> str:
-    """The ``code`` of an error of the hub itself; none of a proxy's."""
+    """Return the ``code`` of an error of the hub itself, "" for a proxy's."""
     if not response.headers.get("content-type", "").startswith("application/problem+json"):
         return ""
     with suppress(ValueError, AttributeError):

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from sse_app.bench.connect import SLOW_BUFFER, Connection, Crowd
+from sse_app.bench.connect import SLOW_BUFFER, Connection, Streams
 from sse_app.bench.load import Load
 from sse_app.bench.tally import Tally
 from sse_app.bench.target import resolve
@@ -104,7 +104,7 @@ async def test_one_that_does_not_read_takes_no_more_than_the_head() -> None:
 async def test_a_crowd_opens_what_can_be_opened_and_leaves_together() -> None:
     hub, tally = FakeHub(refuse_streams=3), Tally("beef")
     async with serving(hub) as url:
-        crowd = Crowd(Load(subscribers=20), resolve(url), tally)
+        crowd = Streams(Load(subscribers=20), resolve(url), tally)
         await crowd.connect()
         assert (len(hub.streams), len(tally.streams)) == (17, 17)
         assert tally.first_error == "GET: answered HTTP/1.1 503 Service Unavailable"

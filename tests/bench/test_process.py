@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sse_app.bench.process import apart, cpu_seconds, listener, two_cores, usage
+from sse_app.bench.process import cpu_seconds, listener, separate_cores, two_cores, usage
 
 
 def test_usage_of_this_process_includes_its_children() -> None:
@@ -66,7 +66,7 @@ def test_of_a_parent_and_its_workers_the_parent_listens() -> None:
 @pytest.mark.skipif(not two_cores(), reason="there is but one core")
 def test_server_and_load_run_on_different_cores() -> None:
     cores = os.sched_getaffinity(0)
-    with apart() as leave:
+    with separate_cores() as leave:
         first = os.sched_getaffinity(0)
         leave()
         last = os.sched_getaffinity(0)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sse_app.bench.wire import ChunkedDecoder, answer, event_data, find_markers, marker_pattern
+from sse_app.bench.wire import ChunkedDecoder, answered_status, event_data, find_markers, marker_pattern
 from tests.bench.fake_hub import chunk
 
 
@@ -55,7 +55,7 @@ def test_what_is_not_chunked_is_an_error(wire: bytes) -> None:
     ],
 )
 def test_answer_is_complete_or_not(wire: bytes, status: int | None) -> None:
-    assert answer(wire) == status
+    assert answered_status(wire) == status
 
 
 @pytest.mark.parametrize("payload", [1, 60, 100, 5000])

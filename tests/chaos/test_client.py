@@ -11,8 +11,8 @@ from random import Random
 import httpx2
 import pytest
 
-from sse_app import Client
-from sse_app.client import Stream, answers, stream
+from sse_app import Client, client
+from sse_app.client import Stream, stream
 from sse_app.errors import Gap
 from tests.chaos.conftest import Serve, count
 from tests.chaos.proxy import Limit, proxy_to
@@ -65,7 +65,8 @@ async def numbers_published(publish: Callable[[str], Awaitable[object]]) -> Asyn
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand reconnects at 2 to 5 s each would take an hour."""
     monkeypatch.setattr(stream, "RETRY", (0.001, 0.003))
-    monkeypatch.setattr(answers, "BACKOFF", (0.001, 0.003))
+    for module in (client, stream):
+        monkeypatch.setattr(module, "BACKOFF", (0.001, 0.003))
 
 
 @pytest.mark.usefixtures("impatient")

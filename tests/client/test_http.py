@@ -17,7 +17,7 @@ import pytest
 
 from sse_app import Client
 from sse_app.client.http import TIMEOUT
-from sse_app.client.http import _made as made
+from sse_app.client.http import _new_client as made
 from sse_app.errors import (
     BadInput,
     ClientError,

@@ -28,7 +28,7 @@ class Examined:
         monkeypatch.setattr(doctor, "examine", self)
         monkeypatch.delenv("SSE_APP_PUBLISH_KEY", raising=False)
 
-    async def __call__(self, url: str, *, tell: object, **options: Any) -> list[Finding]:
+    async def __call__(self, url: str, *, progress: object, **options: Any) -> list[Finding]:
         self.asked = {"url": url, **options}
         return list(self._findings)
 

@@ -18,7 +18,7 @@ def stream(*beats: float, closed: float | None = None, bye: bool = False) -> Str
     one = Stream()
     one.response, one.answered = EVENT_STREAM, 0.0
     one.arrivals = [Arrival(0.0, Event("{}", "welcome"))] + [Arrival(9.0, Event("{}", "bye"))] * bye
-    one.silent, one.heard = list(beats), max((0.0, *beats))
+    one.heartbeats, one.last_read = list(beats), max((0.0, *beats))
     if closed is not None:
         one.ended, one.closed = "", closed
     return one

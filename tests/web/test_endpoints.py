@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from sse_app import Config, Event, Hub
 from sse_app.brokers.memory import MemoryBroker
-from sse_app.events import RESERVED_TYPES
+from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES
 from sse_app.hub import LAST_MAX
 from sse_app.pytest_plugin import HubServer
 from sse_app.server.protocol import TARGET_MAX
@@ -86,7 +86,7 @@ async def test_to_and_exclude_choose_the_clients(hub_web: Web) -> None:
         assert [(await anext(two)).data for _ in range(2)] == ["not for one", "for all"]
 
 
-@pytest.mark.parametrize("type", sorted(RESERVED_TYPES))
+@pytest.mark.parametrize("type", [*sorted(RESERVED_TYPES), f"{RESERVED_PREFIX}new"])
 async def test_a_publisher_may_not_use_a_type_of_the_hub(hub_web: Web, type: str) -> None:
     assert code_of(await hub_web.post(event=type)) == (400, "reserved_event")
     assert hub_web.hub.totals.published == 0

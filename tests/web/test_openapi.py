@@ -12,7 +12,7 @@ from starlette.routing import Mount, Route
 
 import sse_app
 from sse_app.errors import BadInput, InvalidData, Unavailable
-from sse_app.events import RESERVED_TYPES, TYPE_MAX
+from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, TYPE_MAX
 from sse_app.hub import LAST_MAX
 from sse_app.notices import GapReason
 from sse_app.server.protocol import REFUSALS
@@ -158,6 +158,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert parameters["/broadcast", "topic"]["items"]["maxLength"] == TOPIC_MAX
     assert parameters["/broadcast", "event"]["maxLength"] == TYPE_MAX
     assert parameters["/broadcast", "event"]["not"]["enum"] == sorted(RESERVED_TYPES)
+    assert parameters["/broadcast", "event"]["pattern"] == f"^[^{RESERVED_PREFIX}]"
     assert schemas()["Gap"]["properties"]["reason"]["enum"] == list(GapReason)
     totals = schemas()["Stats"]["properties"]["totals"]["properties"]
     assert totals["gaps"]["propertyNames"]["enum"] == list(GapReason)
