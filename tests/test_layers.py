@@ -32,7 +32,7 @@ FLOORS = (
     ("brokers.sqlite",),
     ("subscriber", "publisher"),
     ("hub", "web", "web.prefix"),
-    ("web.guard", "web.cors", "web.stepped", "web.siblings"),
+    ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings"),
     ("web.stream",),
     ("web.endpoints",),
     ("web.app", "server.direct", "server.logs"),
@@ -52,7 +52,7 @@ ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
 STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
 KNOWS = {
     "starlette": {
-        *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "cors", "app")),
+        *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "problems", "cors", "app")),
         *("server.direct", "server.server", "testing", "pytest_plugin", "bench.naive"),
     },
     "sse_starlette": {"web.stream", "server.server", "bench.naive"},  # the server for AppStatus alone

@@ -15,15 +15,15 @@ from sse_app.errors import BadInput, InvalidData, Unavailable
 from sse_app.events import RESERVED_TYPES, TYPE_MAX
 from sse_app.hub import LAST_MAX
 from sse_app.notices import GapReason
-from sse_app.server.protocol import REFUSALS
 from sse_app.subscriber import CloseReason
 from sse_app.topics import TOPIC_MAX
-from sse_app.web.app import ANSWERS, HEALTH, Hub
+from sse_app.web.app import HEALTH, Hub
 from sse_app.web.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS
+from sse_app.web.problems import ANSWERS, OF_STARLETTE, OF_THE_SERVER
 from tests.support.web import PROBLEM, web
 
 DOCUMENT: dict[str, Any] = json.loads((Path(sse_app.__file__).parent / "web" / "openapi.json").read_text())
-ERRORS_OF_STARLETTE = {(404, "not_found"), (405, "method_not_allowed"), (500, "internal_error")}
+ERRORS_OF_STARLETTE = {(found.status, found.code) for found in OF_STARLETTE}
 # Parents that nothing raises; an Unavailable may come from a broker.
 NEVER_RAISED = {BadInput, InvalidData}  # by no request
 ROUTES = [route for route in Hub().app.routes if isinstance(route, Route)]
@@ -104,7 +104,7 @@ def test_no_other_operation_has_parameters() -> None:
 
 def test_the_error_codes_are_those_that_the_app_and_the_server_answer() -> None:
     ours = {answer for error, answer in ANSWERS.items() if error not in NEVER_RAISED}
-    servers = {(refusal.status, refusal.code) for refusal in REFUSALS}
+    servers = {(refusal.status, refusal.code) for refusal in OF_THE_SERVER}
     assert documented() == ours | servers | ERRORS_OF_STARLETTE
 
 
