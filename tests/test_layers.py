@@ -33,6 +33,7 @@ FLOORS = (
     ("subscriber", "publisher"),
     ("hub", "web", "web.prefix"),
     ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings"),
+    ("web.openapi",),
     ("web.stream",),
     ("web.endpoints",),
     ("web.app", "server.direct", "server.logs"),

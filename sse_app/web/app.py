@@ -17,14 +17,12 @@ from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.web.cors import Cors
-from sse_app.web.endpoints import Endpoints
+from sse_app.web.endpoints import HEALTH, Endpoints
 from sse_app.web.guard import Guard
 from sse_app.web.prefix import route_path, with_prefix
 from sse_app.web.problems import HANDLERS, method_not_allowed, problem
 from sse_app.web.siblings import warn_of_siblings
 from sse_app.web.stream import drain_after, signs_of_a_stop
-
-HEALTH = ("/healthz", "/readyz")  # asked by probes, which know an address at most, and telling nothing
 
 
 class _App(Starlette):
