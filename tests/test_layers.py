@@ -32,7 +32,7 @@ FLOORS = (
     ("brokers.sqlite",),
     ("subscriber", "publisher"),
     ("hub", "web", "web.prefix"),
-    ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings"),
+    ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
     ("web.stream",),
     ("web.endpoints",),
@@ -56,7 +56,7 @@ KNOWS = {
         *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "problems", "cors", "app")),
         *("server.direct", "server.server", "testing", "pytest_plugin", "bench.naive"),
     },
-    "sse_starlette": {"web.stream", "server.server", "bench.naive"},  # the server for AppStatus alone
+    "sse_starlette": {"web.stream", "web.exit_signal", "bench.naive"},
     "uvicorn": {*(f"server.{name}" for name in ("direct", "logs", "protocol", "server")), "cli", "testing"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},

@@ -23,6 +23,7 @@ from sse_app.errors import BrokerError, Draining, Overloaded
 from sse_app.events import MEDIA_TYPE
 from sse_app.hub import Hub
 from sse_app.subscriber import CloseReason, Subscriber, Writer
+from sse_app.web import exit_signal
 from sse_app.web.stepped import SteppedWriter, goes_by_steps
 
 logger = logging.getLogger("sse_app")
@@ -177,9 +178,9 @@ def signs_of_a_stop(hub: Hub) -> Iterable[Callable[[], Awaitable[None]]]:
     """Functions that wait until the foreign server that streams come through is being stopped.
 
     Servers wait for open streams before they say so to the app, so that the stop itself has to be seen. They all close
-    the sockets that they listen on first; where that comes late, there is the signal, in the ways sse-starlette knows.
+    the sockets that they listen on first; where that comes late, there is the signal.
     """
-    return hub.door.closed, EventSourceResponse._listen_for_exit_signal
+    return hub.door.closed, exit_signal.stopped
 
 
 async def drain_after(sign: Callable[[], Awaitable[None]], hub: Hub) -> None:
