@@ -13,12 +13,11 @@ from typing import Any
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from sse_app.descriptors import Waiting
 from sse_app.server.direct import FAREWELL, Outlet
 from sse_app.server.logs import Refusals
+from sse_app.server.uvicorn_internals import STATUS_LINE, FlowControl, HttpToolsProtocol, RequestResponseCycle
 from sse_app.web.problems import (
     BAD_REQUEST,
     BAD_TARGET,
