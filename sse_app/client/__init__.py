@@ -35,7 +35,7 @@ from sse_app.errors import (
 )
 from sse_app.events import check_type
 from sse_app.payload import encode_data
-from sse_app.publication import Names, check_key, check_publish_key, names, recipients
+from sse_app.publication import Names, check_idempotency_key, check_publish_key, names, recipients
 
 if TYPE_CHECKING:
     from sse_app.client.http import AsyncClient, Response
@@ -157,7 +157,7 @@ class Client:
         event: str = "message",
         to: Names = None,
         exclude: Names = None,
-        key: str | None = None,
+        idempotency_key: str | None = None,
         retry_for: float = RETRY_FOR,
     ) -> Published:
         """Publish to every subscriber, or on one or several topics to those whose filter matches.
@@ -165,12 +165,12 @@ class Client:
         ``data`` goes out as it is when it is a str, else as JSON (``sse_app.payload``). ``to`` and ``exclude`` name
         clients.
         A hub that cannot be reached, or says that it cannot now, is tried again for ``retry_for`` seconds. Each attempt
-        has the same Idempotency-Key, ``key`` or one that is made, so that an answer which was lost doubles nothing.
+        has the same Idempotency-Key, ``idempotency_key`` or one that is made, so that a lost answer doubles nothing.
         0 is one attempt. Returns when the log has it. Raises BadInput and Refused, after which it is not published, and
         Unreachable, which says whether it may be.
         """
         self._check_open()
-        key = secrets.token_hex(16) if key is None else check_key(key)
+        key = secrets.token_hex(16) if idempotency_key is None else check_idempotency_key(idempotency_key)
         target = self._http.target(f"{self.url}/broadcast", _parameters(topic, event, to, exclude))
         request = self._http.request(
             "POST", target, {"Idempotency-Key": key, **self._publisher}, timeout=TIMEOUT, **_body(data)
