@@ -52,8 +52,8 @@
         ├── DoctorFailed               nothing answers there, so nothing could be checked
         └── NotChecked                 one check that could not be done, and why
 
-Which status and code each one has over HTTP stands in one table, in ``app.py``. Texts never repeat what the caller
-sent.
+Which status and code each one has over HTTP stands in one table, in ``web/problems.py``. Texts never repeat what the
+caller sent.
 """
 
 

@@ -47,10 +47,9 @@ from sse_app.hub import LAST_MAX, RECENT
 from sse_app.metrics import Totals, exposition
 from sse_app.payload import JSON_DEPTH
 from sse_app.pytest_plugin import HubServer
-from sse_app.server.protocol import REFUSALS
 from sse_app.subscriber import CloseReason
-from sse_app.web.app import ANSWERS
 from sse_app.web.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS
+from sse_app.web.problems import ANSWERS, OF_THE_SERVER
 from tests.support.proxies import LISTENS
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -716,7 +715,7 @@ def test_settings_of_a_hub_are_named_in_full() -> None:
 
 def test_errors_are_those_of_the_table_in_app() -> None:
     documented = {(int(row[0]), row[1]) for row in table(API, "status", "code", "when")}
-    ours = set(ANSWERS.values()) | {(refusal.status, refusal.code) for refusal in REFUSALS}
+    ours = set(ANSWERS.values()) | {(refusal.status, refusal.code) for refusal in OF_THE_SERVER}
     assert documented == ours | {(404, "not_found"), (405, "method_not_allowed"), (500, "internal_error")}
 
 

@@ -33,8 +33,9 @@ FLOORS = (
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
     ("brokers.sqlite",),
     ("subscriber", "publisher"),
-    ("hub", "web", "web.prefix"),
-    ("web.guard", "web.cors", "web.stepped", "web.siblings"),
+    ("hub", "web", "web.prefix", "server.uvicorn_internals"),
+    ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
+    ("web.openapi",),
     ("web.stream",),
     ("web.endpoints",),
     ("web.app", "server.direct", "server.logs"),
@@ -54,11 +55,11 @@ ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
 STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # which knows msgspec
 KNOWS = {
     "starlette": {
-        *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "cors", "app")),
+        *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "problems", "cors", "app")),
         *("server.direct", "server.server", "testing", "pytest_plugin", "bench.naive"),
     },
-    "sse_starlette": {"web.stream", "server.server", "bench.naive"},  # the server for AppStatus alone
-    "uvicorn": {*(f"server.{name}" for name in ("direct", "logs", "protocol", "server")), "cli", "testing"},
+    "sse_starlette": {"web.stream", "web.exit_signal", "bench.naive"},
+    "uvicorn": {"server.uvicorn_internals", "server.server", "cli", "testing"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},

@@ -7,17 +7,13 @@ the request, its task, its parser and its scope are gone. What is left of an idl
 """
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from starlette.types import Message
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sse_app.events import MEDIA_TYPE
 from sse_app.hub import Hub
+from sse_app.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle, ServerState
 from sse_app.subscriber import Batch, CloseReason, Subscriber
-
-if TYPE_CHECKING:
-    from uvicorn.server import ServerState
 
 FAREWELL = 1.0  # seconds for what a closed connection has to flush; over TLS asyncio allows its peer 30 s to answer
 LAST_CHUNK = b"0\r\n\r\n"
@@ -98,7 +94,7 @@ class DirectStream(asyncio.Protocol):
     def __init__(
         self,
         transport: asyncio.Transport,
-        state: "ServerState",
+        state: ServerState,
         hub: Hub,
         subscriber: Subscriber,
         chunked: bool,

@@ -5,7 +5,7 @@ import logging
 from copy import deepcopy
 from typing import Any
 
-from uvicorn.config import LOGGING_CONFIG
+from sse_app.server.uvicorn_internals import LOGGING_CONFIG
 
 logger = logging.getLogger("sse_app")
 

@@ -9,39 +9,26 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Sized
-from typing import Any, NamedTuple
+from typing import Any
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from sse_app.descriptors import Waiting
 from sse_app.server.direct import FAREWELL, Outlet
 from sse_app.server.logs import Refusals
+from sse_app.server.uvicorn_internals import STATUS_LINE, FlowControl, HttpToolsProtocol, RequestResponseCycle
+from sse_app.web.problems import (
+    BAD_REQUEST,
+    BAD_TARGET,
+    HEAD_TOO_LARGE,
+    HEAD_TOO_SLOW,
+    MEDIA_TYPE,
+    UNKNOWN_VERSION,
+    Problem,
+    body_of,
+)
 from sse_app.web.stream import EXTENSION
-
-
-class Refusal(NamedTuple):
-    """The answer to a request that does not get as far as the app, or to what is none."""
-
-    status: int
-    code: str
-    detail: str
-
-
-BAD_REQUEST = Refusal(400, "bad_request", "This is not a valid HTTP request.")
-BAD_TARGET = Refusal(
-    400,
-    "bad_request",
-    "The request's target is no path with a query: percent-encode what is not ASCII, in curl with -G --data-urlencode.",
-)
-TOO_SLOW = Refusal(408, "too_slow", "The request's head did not arrive in time (head_deadline).")
-HEAD_TOO_LARGE = Refusal(
-    431, "head_too_large", "The request's head is larger than head_max. Name fewer topics or clients, or raise it."
-)
-UNKNOWN_VERSION = Refusal(505, "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0 only.")
-REFUSALS = (BAD_REQUEST, BAD_TARGET, TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
 
 TARGET_MAX = 65_535  # bytes; httptools parses no longer one, and calls it invalid
 PIECE = 16_384  # bytes that are parsed at once: of the smallest requests they are 900
@@ -57,7 +44,7 @@ OFFERS = (b"upgrade", b"http2-settings")
 class _Refused(Exception):
     """Ends the parsing of a request; raised through the parser."""
 
-    def __init__(self, refusal: Refusal = BAD_REQUEST) -> None:
+    def __init__(self, refusal: Problem = BAD_REQUEST) -> None:
         self.refusal = refusal
 
 
@@ -102,7 +89,7 @@ class Protocol(HttpToolsProtocol):
         self._unseen = 0  # bytes since the parser last came to something: an unfinished head, trailer or chunk size
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._refusal: Refusal | None = None  # waits until all before it are answered; nothing behind it is looked at
+        self._refusal: Problem | None = None  # waits until all before it are answered; nothing behind it is looked at
         self._declining = False  # an upgrade: from the end of the head that offers it to that head's second parsing
         self._make_strict()
 
@@ -297,7 +284,7 @@ class Protocol(HttpToolsProtocol):
         if self.flow.held:  # the rest of it has come, and waits here
             self._await_head()
         else:
-            self._refuse(TOO_SLOW)
+            self._refuse(HEAD_TOO_SLOW)
 
     def _head_arrived(self) -> None:
         if self._waiting is not None:
@@ -306,7 +293,7 @@ class Protocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _refusal_of(self, error: httptools.HttpParserError) -> Refusal:
+    def _refusal_of(self, error: httptools.HttpParserError) -> Problem:
         """The refusal for an error of the parser, or of a callback of ours in it."""
         if isinstance(error.__context__, _Refused):
             return error.__context__.refusal
@@ -314,7 +301,7 @@ class Protocol(HttpToolsProtocol):
             return BAD_TARGET
         return UNKNOWN_VERSION if self.parser.get_method() == b"PRI" else BAD_REQUEST  # as HTTP/2 begins
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Problem) -> None:
         """Answer what cannot be taken, once all that came before it is answered, and close."""
         self._head_arrived()
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
@@ -328,8 +315,8 @@ class Protocol(HttpToolsProtocol):
         elif last.more_body or (last.body and not self.pipeline and not is_request):
             self._take_back(last)
 
-    def _log(self, refusal: Refusal) -> None:
-        if refusal is TOO_SLOW:
+    def _log(self, refusal: Problem) -> None:
+        if refusal is HEAD_TOO_SLOW:
             return  # browsers open connections that they may not need
         if self._refusals is None:
             self.logger.warning("Invalid HTTP request received.")
@@ -352,12 +339,10 @@ class Protocol(HttpToolsProtocol):
             assert self._refusal is not None
             self._answer(self._refusal)
 
-    def _answer(self, refusal: Refusal) -> None:
+    def _answer(self, refusal: Problem) -> None:
         if self.transport.is_closing():
             return
-        line = STATUS_LINE[refusal.status]
-        problem = {"type": "about:blank", "title": line.split(b" ", 2)[2].strip().decode(), **refusal._asdict()}
-        body = msgspec.json.encode(problem)
-        head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(line + head + body)
+        body = msgspec.json.encode(body_of(refusal))
+        head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (MEDIA_TYPE.encode(), len(body))
+        self.transport.write(STATUS_LINE[refusal.status] + head + body)
         self.transport.close()

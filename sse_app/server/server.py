@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any, cast
 
 import uvicorn
-from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_app import descriptors
@@ -28,6 +27,7 @@ from sse_app.server import logs
 from sse_app.server.direct import DirectStream
 from sse_app.server.protocol import Protocol
 from sse_app.server.sockets import BACKLOG
+from sse_app.web import exit_signal
 from sse_app.web.app import create_app
 
 logger = logging.getLogger("sse_app")
@@ -144,8 +144,7 @@ def _without_traceback(send: Send) -> Send:
 
 def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[Hub], object]) -> None:
     """Serve on these sockets until a signal ends it. ``on_ready`` gets the hub once it listens."""
-    # Its own way to end streams on SIGTERM would cut them before they are drained. The process is ours here.
-    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+    exit_signal.leave_streams_open()  # for the whole process, which is ours here
     logging.raiseExceptions = False  # a line that cannot be written is no reason to write thirty about it
     app = create_app(config)
 

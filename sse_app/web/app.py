@@ -1,17 +1,13 @@
-"""The web face of a hub: routes, lifespan, and which error is which status."""
+"""The web face of a hub: routes and lifespan."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from functools import cached_property
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,55 +17,12 @@ from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.web.cors import Cors
-from sse_app.web.endpoints import Endpoints
+from sse_app.web.endpoints import HEALTH, Endpoints
 from sse_app.web.guard import Guard
-from sse_app.web.prefix import hint, route_path, with_prefix
+from sse_app.web.prefix import route_path, with_prefix
+from sse_app.web.problems import HANDLERS, method_not_allowed, problem
 from sse_app.web.siblings import warn_of_siblings
 from sse_app.web.stream import drain_after, signs_of_a_stop
-
-# The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
-ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
-    errors.BadInput: (400, "bad_input"),
-    errors.InvalidEvent: (400, "invalid_event"),
-    errors.ReservedEvent: (400, "reserved_event"),
-    errors.InvalidData: (400, "invalid_data"),
-    errors.InvalidTopic: (400, "invalid_topic"),
-    errors.TooManyTopics: (400, "too_many_topics"),
-    errors.InvalidClient: (400, "invalid_client"),
-    errors.InvalidSince: (400, "invalid_since"),
-    errors.InvalidIdempotencyKey: (400, "invalid_idempotency_key"),
-    errors.KeyReused: (409, "key_reused"),
-    errors.UnknownParameter: (400, "unknown_parameter"),
-    errors.InvalidBody: (400, "invalid_body"),
-    errors.EmptyBody: (400, "empty_body"),
-    errors.InvalidJSON: (400, "invalid_json"),
-    errors.InvalidUTF8: (400, "invalid_utf8"),
-    errors.TooDeep: (400, "too_deep"),
-    errors.TooLarge: (413, "too_large"),
-    errors.TooSlow: (408, "too_slow"),
-    errors.UnsupportedType: (415, "unsupported_type"),
-    errors.UnsupportedEncoding: (415, "unsupported_encoding"),
-    errors.RepeatedHeader: (400, "repeated_header"),
-    errors.BadHost: (400, "bad_host"),
-    errors.UnknownHost: (421, "bad_host"),
-    errors.UnsafeUpgrade: (400, "unsafe_upgrade"),
-    errors.BadOrigin: (403, "bad_origin"),
-    errors.PreflightRefused: (403, "cors_refused"),
-    errors.Unauthorized: (401, "unauthorized"),
-    errors.Unavailable: (503, "unavailable"),
-    errors.Draining: (503, "draining"),
-    errors.Overloaded: (503, "overloaded"),
-    errors.HubNotStarted: (503, "hub_not_started"),
-    errors.BrokerError: (503, "broker_error"),
-    errors.BrokerUnavailable: (503, "broker_unavailable"),
-    errors.LogUnavailable: (503, "log_unavailable"),
-    errors.LogFull: (507, "log_full"),
-    errors.OutcomeUnknown: (504, "outcome_unknown"),
-}
-
-RETRY_AFTER = 5  # seconds, with every 503
-HEALTH = ("/healthz", "/readyz")  # asked by probes, which know an address at most, and telling nothing
-HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 class _App(Starlette):
@@ -100,7 +53,7 @@ class _App(Starlette):
 
     async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
-            await _method_not_allowed({"Allow": "GET, HEAD"})(scope, receive, send)
+            await method_not_allowed({"Allow": "GET, HEAD"})(scope, receive, send)
             return
         try:
             await (await self._endpoints.events(Request(scope)))(scope, receive, send)
@@ -183,11 +136,7 @@ class Hub(hub.Hub):
                 Route("/openapi.json", endpoints.openapi),
                 Mount("/static", StaticFiles(directory=static)),
             ],
-            exception_handlers={
-                errors.SSEAppError: _our_problem,
-                HTTPException: _http_problem,
-                Exception: _our_mistake,
-            },
+            exception_handlers=dict(HANDLERS),
             **options,
         )
         app.router.redirect_slashes = False  # a redirect would repeat the query
@@ -248,55 +197,3 @@ def static_directory() -> Path:
     package = Path(__file__).parent.parent
     inside = package / "static"
     return inside if inside.is_dir() else package.parent / "static"
-
-
-def problem(error: Exception) -> Response:
-    """An error of ours as RFC 9457 problem details."""
-    status, code = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
-    headers: dict[str, str] = {}
-    if isinstance(error, errors.Unavailable):
-        headers["Retry-After"] = str(RETRY_AFTER)
-    if isinstance(error, errors.Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, errors.BadOrigin):
-        headers["Vary"] = "Origin"
-    if isinstance(error, errors.UnsafeUpgrade):
-        headers["Connection"] = "close"
-    return _problem(status, code, str(error), headers)
-
-
-def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] = {}) -> Response:
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
-    return Response(
-        msgspec.json.encode(body), status, media_type="application/problem+json", headers={**HEADERS, **headers}
-    )
-
-
-async def _our_problem(request: Request, error: Exception) -> Response:
-    return problem(error)
-
-
-async def _http_problem(request: Request, error: Exception) -> Response:
-    """What Starlette itself refuses: unknown paths and methods."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        return _method_not_allowed(error.headers or {})
-    if error.status_code == 404:
-        return _not_found(request)
-    return _problem(error.status_code, "http_error", "The request cannot be answered.", error.headers or {})
-
-
-def _not_found(request: Request) -> Response:
-    detail = "There is nothing at this path; /openapi.json lists what there is."
-    if not isinstance(request.scope.get("endpoint"), StaticFiles):  # it is below a prefix of its own
-        detail += hint(request.scope, [route.path for route in request.app.routes if isinstance(route, Route)])
-    return _problem(404, "not_found", detail)
-
-
-def _method_not_allowed(headers: Mapping[str, str]) -> Response:
-    detail = "This path does not take that method; the Allow header lists those it takes."
-    return _problem(405, "method_not_allowed", detail, headers)
-
-
-async def _our_mistake(request: Request, error: Exception) -> Response:
-    return _problem(500, "internal_error", "The server failed on this request; its log says why.")

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Collection
 from datetime import datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -35,9 +36,11 @@ from sse_app.hub import LAST_MAX, Hub
 from sse_app.payload import check_json, too_large
 from sse_app.publication import Draft, check_client
 from sse_app.topics import TopicFilter
+from sse_app.web import openapi
 from sse_app.web.stream import EventStream
 
 EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "client")
+HEALTH = ("/healthz", "/readyz")  # asked by probes, which know an address at most, and telling nothing
 BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
 VERSIONS = {name: version(name) for name in ("sse-app", "starlette", "sse-starlette", "uvicorn")}
 
@@ -175,7 +178,11 @@ class Endpoints:
         return FileResponse(self._static / "index.html", headers=PAGE_HEADERS)
 
     async def openapi(self, request: Request) -> Response:
-        return FileResponse(Path(__file__).with_name("openapi.json"), media_type="application/json")
+        return Response(self._document, media_type="application/json", headers={"Cache-Control": "no-cache"})
+
+    @cached_property
+    def _document(self) -> bytes:
+        return msgspec.json.encode(openapi.document(HEALTH))
 
 
 def _json(data: object) -> Response:

@@ -1,11 +1,10 @@
 """One subscriber's response: what the hub offers it, written to its connection.
 
-Three ways, one result, byte for byte:
+Two ways, with one result, byte for byte. The tests hold both against sse-starlette's own streaming.
 
-    direct      our HTTP protocol (``server.py``) hands its connection over; no task, no generator is left
+    direct      our HTTP protocol (``server/protocol.py``) hands its connection over; no task, no generator is left
     stepped     on any other server: the delivery loop itself starts ASGI's ``send`` and steps it once; where a
-                middleware's ``send`` cannot be taken so, a task reads the subscriber's queue
-    reference   sse-starlette's own streaming, fed by a generator; the tests hold the other two against it
+                middleware's ``send`` cannot be stepped, a task reads the subscriber's queue
 """
 
 import asyncio
@@ -24,6 +23,7 @@ from sse_app.errors import BrokerError, Draining, Overloaded
 from sse_app.events import MEDIA_TYPE
 from sse_app.hub import Hub
 from sse_app.subscriber import CloseReason, Subscriber, Writer
+from sse_app.web import exit_signal
 from sse_app.web.stepped import SteppedWriter, goes_by_steps
 
 logger = logging.getLogger("sse_app")
@@ -76,28 +76,16 @@ class EventStream(EventSourceResponse):
         # What it returns does not hold this object: 2 KB that an open stream has no use for.
         return _respond(self._hub, self._asked, self._way(), scope, receive, send)
 
-    def _way(self) -> "_Way":
+    def _way(self) -> "Way":
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         return partial(_write, self._hub, head)
 
 
-class ReferenceStream(EventStream):
-    """The same over sse-starlette's own streaming: what the writers are held against."""
-
-    def _way(self) -> "_Way":
-        return self._read
-
-    async def _read(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
-        self.body_iterator = _blocks(subscriber)
-        await EventSourceResponse.__call__(self, scope, receive, send)
-        return True
-
-
-_Way = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream goes on without the call
+Way = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream outlives its request
 
 
 async def _respond(
-    hub: Hub, join: Callable[[], Awaitable[Subscriber]], way: _Way, scope: Scope, receive: Receive, send: Send
+    hub: Hub, join: Callable[[], Awaitable[Subscriber]], way: Way, scope: Scope, receive: Receive, send: Send
 ) -> None:
     try:
         subscriber = await join()
@@ -186,18 +174,13 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield
 
 
-async def _blocks(subscriber: Subscriber) -> AsyncIterator[bytes]:
-    while data := await subscriber.read():
-        yield data
-
-
 def signs_of_a_stop(hub: Hub) -> Iterable[Callable[[], Awaitable[None]]]:
     """Functions that wait until the foreign server that streams come through is being stopped.
 
     Servers wait for open streams before they say so to the app, so that the stop itself has to be seen. They all close
-    the sockets that they listen on first; where that comes late, there is the signal, in the ways sse-starlette knows.
+    the sockets that they listen on first; where that comes late, there is the signal.
     """
-    return hub.door.closed, EventSourceResponse._listen_for_exit_signal
+    return hub.door.closed, exit_signal.stopped
 
 
 async def drain_after(sign: Callable[[], Awaitable[None]], hub: Hub) -> None:

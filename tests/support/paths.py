@@ -33,9 +33,10 @@ from sse_app.hub import Hub
 from sse_app.server.direct import DirectStream
 from sse_app.server.protocol import Protocol
 from sse_app.testing import StreamingASGITransport
-from sse_app.web.stream import EventStream, ReferenceStream
+from sse_app.web.stream import EventStream
 from tests.chaos.client import HOST, Chunks, Connection
 from tests.support.peers import PATIENCE, until
+from tests.support.reference import ReferenceStream
 
 SEND_BUFFER = 4096  # bytes, of what a server's socket may hold, so that a reader that stalls is felt soon
 RECEIVE_BUFFER = 4096

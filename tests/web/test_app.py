@@ -16,8 +16,9 @@ from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import HubOptions, LogOptions, PublisherOptions
 from sse_app.hub import NO_LIFESPAN
 from sse_app.testing import StreamingASGITransport, events
-from sse_app.web.app import ANSWERS, RETRY_AFTER, problem, static_directory
+from sse_app.web.app import static_directory
 from sse_app.web.guard import Guard
+from sse_app.web.problems import ANSWERS, RETRY_AFTER, problem
 from tests.support.peers import PATIENCE
 from tests.support.web import call, code_of, web
 

@@ -1,8 +1,6 @@
 """The document that the app serves, held against the app."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -15,15 +13,16 @@ from sse_app.errors import BadInput, InvalidData, Unavailable
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, TYPE_MAX
 from sse_app.hub import LAST_MAX
 from sse_app.notices import GapReason
-from sse_app.server.protocol import REFUSALS
 from sse_app.subscriber import CloseReason
 from sse_app.topics import TOPIC_MAX
-from sse_app.web.app import ANSWERS, HEALTH, Hub
-from sse_app.web.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS
+from sse_app.web import openapi
+from sse_app.web.app import Hub
+from sse_app.web.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS, HEALTH
+from sse_app.web.problems import ANSWERS, OF_STARLETTE, OF_THE_SERVER, RETRY_AFTER
 from tests.support.web import PROBLEM, web
 
-DOCUMENT: dict[str, Any] = json.loads((Path(sse_app.__file__).parent / "web" / "openapi.json").read_text())
-ERRORS_OF_STARLETTE = {(404, "not_found"), (405, "method_not_allowed"), (500, "internal_error")}
+DOCUMENT = openapi.document(HEALTH)
+ERRORS_OF_STARLETTE = {(found.status, found.code) for found in OF_STARLETTE}
 # Parents that nothing raises; an Unavailable may come from a broker.
 NEVER_RAISED = {BadInput, InvalidData}  # by no request
 ROUTES = [route for route in Hub().app.routes if isinstance(route, Route)]
@@ -104,7 +103,7 @@ def test_no_other_operation_has_parameters() -> None:
 
 def test_the_error_codes_are_those_that_the_app_and_the_server_answer() -> None:
     ours = {answer for error, answer in ANSWERS.items() if error not in NEVER_RAISED}
-    servers = {(refusal.status, refusal.code) for refusal in REFUSALS}
+    servers = {(refusal.status, refusal.code) for refusal in OF_THE_SERVER}
     assert documented() == ours | servers | ERRORS_OF_STARLETTE
 
 
@@ -122,7 +121,7 @@ def test_every_error_that_may_come_anywhere_stands_at_every_operation() -> None:
 def test_every_503_says_when_to_come_back() -> None:
     for _, method, operation in operations():
         if method != "head" and "503" in operation["responses"]:
-            assert operation["responses"]["503"]["headers"]["Retry-After"]["required"]
+            assert resolve(operation["responses"]["503"]["headers"]["Retry-After"])["required"]
     assert Unavailable in ANSWERS
 
 
@@ -133,6 +132,37 @@ def test_every_error_is_a_problem_with_an_example_of_its_own() -> None:
                 content = resolve(response)["content"]
                 assert list(content) == [PROBLEM]
                 check(content[PROBLEM]["schema"], content[PROBLEM]["example"])
+
+
+def test_what_the_errors_of_an_operation_bring_is_as_the_table_says() -> None:
+    said = {
+        (method, path, status, name)
+        for path, method, operation in operations()
+        if method != "head"
+        for status, response in operation["responses"].items()
+        if status != "200"
+        for name in resolve(response).get("headers", {})
+    }
+    assert {("get", "/events", "503", "Retry-After"), ("post", "/broadcast", "401", "WWW-Authenticate")} <= said
+    assert {("get", "/readyz", "507", "Retry-After"), ("get", "/", "403", "Vary")} <= said
+    for item in DOCUMENT["components"]["headers"].values():
+        assert item["required"]
+    assert DOCUMENT["components"]["headers"]["Retry-After"]["example"] == RETRY_AFTER
+
+
+def test_no_key_of_the_source_is_left() -> None:
+    assert "problems" not in DOCUMENT["components"]
+    assert not [path for path, _, operation in operations() if "problems" in operation]
+
+
+def test_errors_of_two_statuses_are_not_described_as_one() -> None:
+    with pytest.raises(ValueError, match="too many values"):
+        openapi._response({"description": "", "errors": ["EmptyBody", "TooLarge"], "example": ""})
+
+
+def test_head_has_the_statuses_of_get() -> None:
+    responses = DOCUMENT["paths"]["/events"]
+    assert responses["head"]["responses"].keys() == responses["get"]["responses"].keys()
 
 
 def test_every_example_is_one() -> None:
@@ -178,7 +208,7 @@ async def test_what_the_hub_says_on_a_stream_is_as_described() -> None:
             check(schemas()[name], msgspec.json.decode(event.data))
 
 
-async def test_it_is_served_as_it_is() -> None:
+async def test_it_is_served() -> None:
     async with web() as hub_web:
         answer = await hub_web.client.get("/openapi.json")
     assert answer.headers["content-type"] == "application/json"

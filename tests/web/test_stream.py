@@ -22,8 +22,9 @@ from sse_app.publication import Position
 from sse_app.server import Protocol
 from sse_app.testing import StreamingASGITransport, events, live
 from sse_app.topics import TopicFilter
-from sse_app.web.stream import EventStream, ReferenceStream
+from sse_app.web.stream import EventStream
 from tests.support.peers import PATIENCE
+from tests.support.reference import ReferenceStream
 from tests.support.virtual_time import virtual_time
 from tests.support.web import LiveHub, Web, code_of, live_hub, read_until, web
 

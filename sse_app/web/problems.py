@@ -1,0 +1,162 @@
+"""Errors as answers: which status and code each has over HTTP, and the RFC 9457 problem that says so.
+
+Its text is fixed and never repeats what was sent.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import NamedTuple
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
+
+from sse_app import errors
+from sse_app.web.prefix import hint
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = 5  # seconds, with every error that is ours
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}  # of every problem
+
+# The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
+ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
+    errors.BadInput: (400, "bad_input"),
+    errors.InvalidEvent: (400, "invalid_event"),
+    errors.ReservedEvent: (400, "reserved_event"),
+    errors.InvalidData: (400, "invalid_data"),
+    errors.InvalidTopic: (400, "invalid_topic"),
+    errors.TooManyTopics: (400, "too_many_topics"),
+    errors.InvalidClient: (400, "invalid_client"),
+    errors.InvalidSince: (400, "invalid_since"),
+    errors.InvalidIdempotencyKey: (400, "invalid_idempotency_key"),
+    errors.KeyReused: (409, "key_reused"),
+    errors.UnknownParameter: (400, "unknown_parameter"),
+    errors.InvalidBody: (400, "invalid_body"),
+    errors.EmptyBody: (400, "empty_body"),
+    errors.InvalidJSON: (400, "invalid_json"),
+    errors.InvalidUTF8: (400, "invalid_utf8"),
+    errors.TooDeep: (400, "too_deep"),
+    errors.TooLarge: (413, "too_large"),
+    errors.TooSlow: (408, "too_slow"),
+    errors.UnsupportedType: (415, "unsupported_type"),
+    errors.UnsupportedEncoding: (415, "unsupported_encoding"),
+    errors.RepeatedHeader: (400, "repeated_header"),
+    errors.BadHost: (400, "bad_host"),
+    errors.UnknownHost: (421, "bad_host"),
+    errors.UnsafeUpgrade: (400, "unsafe_upgrade"),
+    errors.BadOrigin: (403, "bad_origin"),
+    errors.PreflightRefused: (403, "cors_refused"),
+    errors.Unauthorized: (401, "unauthorized"),
+    errors.Unavailable: (503, "unavailable"),
+    errors.Draining: (503, "draining"),
+    errors.Overloaded: (503, "overloaded"),
+    errors.HubNotStarted: (503, "hub_not_started"),
+    errors.BrokerError: (503, "broker_error"),
+    errors.BrokerUnavailable: (503, "broker_unavailable"),
+    errors.LogUnavailable: (503, "log_unavailable"),
+    errors.LogFull: (507, "log_full"),
+    errors.OutcomeUnknown: (504, "outcome_unknown"),
+}
+
+# The header fields that an error has, and those below it in the tree.
+HEADERS_OF: Mapping[type[errors.SSEAppError], Mapping[str, str]] = {
+    errors.Unavailable: {"Retry-After": str(RETRY_AFTER)},
+    errors.Unauthorized: {"WWW-Authenticate": "Bearer"},
+    errors.BadOrigin: {"Vary": "Origin"},
+    errors.UnsafeUpgrade: {"Connection": "close"},
+}
+
+
+class Problem(NamedTuple):
+    """A problem that is no error of the tree: its text is always the same."""
+
+    status: int
+    code: str
+    detail: str
+
+
+# Requests that do not get as far as the app, or are none: our server's answers.
+BAD_REQUEST = Problem(400, "bad_request", "This is not a valid HTTP request.")
+BAD_TARGET = Problem(
+    400,
+    "bad_request",
+    "The request's target is no path with a query: percent-encode what is not ASCII, in curl with -G --data-urlencode.",
+)
+HEAD_TOO_SLOW = Problem(408, "too_slow", "The request's head did not arrive in time (head_deadline).")
+HEAD_TOO_LARGE = Problem(
+    431, "head_too_large", "The request's head is larger than head_max. Name fewer topics or clients, or raise it."
+)
+UNKNOWN_VERSION = Problem(505, "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0 only.")
+OF_THE_SERVER = (BAD_REQUEST, BAD_TARGET, HEAD_TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
+
+# What Starlette refuses, and what it catches.
+NOT_FOUND = Problem(404, "not_found", "There is nothing at this path; /openapi.json lists what there is.")
+METHOD_NOT_ALLOWED = Problem(
+    405, "method_not_allowed", "This path does not take that method; the Allow header lists those it takes."
+)
+INTERNAL_ERROR = Problem(500, "internal_error", "The server failed on this request; its log says why.")
+OF_STARLETTE = (NOT_FOUND, METHOD_NOT_ALLOWED, INTERNAL_ERROR)
+
+
+def problem(error: Exception) -> Response:
+    """Return an error of ours as an answer."""
+    status, code = answer_of(type(error))
+    return _response(Problem(status, code, str(error)), headers_of(type(error)))
+
+
+def answer_of(kind: type[Exception]) -> tuple[int, str]:
+    """Return the status and code of an error: its row in ANSWERS, or that of the nearest parent that has one."""
+    return next(ANSWERS[parent] for parent in kind.__mro__ if parent in ANSWERS)
+
+
+def headers_of(kind: type[Exception]) -> Mapping[str, str]:
+    """Return the header fields that an error's answer has beside HEADERS."""
+    return next((HEADERS_OF[parent] for parent in kind.__mro__ if parent in HEADERS_OF), {})
+
+
+def body_of(found: Problem) -> dict[str, object]:
+    """Return the fields of a problem, in their order."""
+    status, code, detail = found
+    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+
+
+def method_not_allowed(headers: Mapping[str, str]) -> Response:
+    """Return a 405. ``headers`` has the Allow field."""
+    return _response(METHOD_NOT_ALLOWED, headers)
+
+
+def _response(found: Problem, headers: Mapping[str, str] = {}) -> Response:
+    return Response(
+        msgspec.json.encode(body_of(found)), found.status, media_type=MEDIA_TYPE, headers={**HEADERS, **headers}
+    )
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return problem(error)
+
+
+async def _on_refusal_of_starlette(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        return method_not_allowed(error.headers or {})
+    if error.status_code == 404:
+        return _not_found(request)
+    found = Problem(error.status_code, "http_error", "The request cannot be answered.")
+    return _response(found, error.headers or {})
+
+
+def _not_found(request: Request) -> Response:
+    advice = ""
+    if not isinstance(request.scope.get("endpoint"), StaticFiles):  # whose paths are below a prefix of their own
+        advice = hint(request.scope, [route.path for route in request.app.routes if isinstance(route, Route)])
+    return _response(NOT_FOUND._replace(detail=NOT_FOUND.detail + advice))
+
+
+async def _on_mistake(request: Request, error: Exception) -> Response:
+    return _response(INTERNAL_ERROR)
+
+
+HANDLERS = {errors.SSEAppError: _on_error, HTTPException: _on_refusal_of_starlette, Exception: _on_mistake}

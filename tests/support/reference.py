@@ -1,0 +1,26 @@
+"""A stream over sse-starlette's own streaming: what the writers of ours are held against, byte for byte."""
+
+from collections.abc import AsyncIterator
+
+from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from sse_app.subscriber import Subscriber
+from sse_app.web.stream import EventStream, Way
+
+
+class ReferenceStream(EventStream):
+    """The same response, whose body sse-starlette sends from a generator that reads the subscriber's queue."""
+
+    def _way(self) -> Way:
+        return self._send_blocks
+
+    async def _send_blocks(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
+        self.body_iterator = _blocks(subscriber)
+        await EventSourceResponse.__call__(self, scope, receive, send)
+        return True
+
+
+async def _blocks(subscriber: Subscriber) -> AsyncIterator[bytes]:
+    while data := await subscriber.read():
+        yield data
