@@ -44,6 +44,9 @@ FLOORS = (
     ("commands", "commands.posting"),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("cli",),
+    ("testing.libraries", "testing.server", "testing.tasks"),
+    ("testing.call", "testing.lifespan", "testing.stream"),
+    ("testing.transport",),
     ("testing",),
     ("pytest_plugin",),
 )
@@ -53,10 +56,11 @@ STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
 KNOWS = {
     "starlette": {
         *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "cors", "app")),
-        *("server.direct", "server.server", "testing", "pytest_plugin", "bench.naive"),
+        *("server.direct", "server.server", "pytest_plugin", "bench.naive"),
+        *(f"testing.{name}" for name in ("call", "lifespan", "server", "transport")),
     },
     "sse_starlette": {"web.stream", "server.server", "bench.naive"},  # the server for AppStatus alone
-    "uvicorn": {*(f"server.{name}" for name in ("direct", "logs", "protocol", "server")), "cli", "testing"},
+    "uvicorn": {*(f"server.{name}" for name in ("direct", "logs", "protocol", "server")), "cli", "testing.server"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},

@@ -26,12 +26,13 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_app import Config, create_app, testing
+from sse_app import Config, create_app
 from sse_app.events import Event
 from sse_app.pytest_plugin import HubServer
 from sse_app.server import Protocol
 from sse_app.server.server import Server
 from sse_app.testing import StreamingASGITransport, events, live
+from sse_app.testing import server as testing_server
 from tests.support.peers import PATIENCE
 from tests.support.virtual_time import run_virtual, virtual_time
 
@@ -958,8 +959,8 @@ def test_a_live_server_that_hangs_is_ended(phase: str, monkeypatch: pytest.Monke
         if phase == "start":
             yield
 
-    monkeypatch.setattr(testing, f"{phase.upper()}_SECONDS", 1.0)
-    monkeypatch.setattr(testing, "STOP_SECONDS", 1.0)
+    monkeypatch.setattr(testing_server, f"{phase.upper()}_SECONDS", 1.0)
+    monkeypatch.setattr(testing_server, "STOP_SECONDS", 1.0)
     with pytest.raises(RuntimeError, match=f"it did not {phase} within 1.0 s"), live(Starlette(lifespan=lifespan)):
         pass
     for thread in threading.enumerate():
