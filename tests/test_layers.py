@@ -44,7 +44,7 @@ FLOORS = (
     ("commands", "commands.posting"),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("cli",),
-    ("testing.libraries", "testing.server", "testing.tasks"),
+    ("testing.clock", "testing.libraries", "testing.server", "testing.tasks"),
     ("testing.call", "testing.lifespan", "testing.stream"),
     ("testing.transport",),
     ("testing",),

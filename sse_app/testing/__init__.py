@@ -8,8 +8,9 @@
 Nothing here sleeps or polls; every task belongs to its transport and every thread to its ``live`` block.
 """
 
+from sse_app.testing.clock import Deadlock, VirtualTimeLoop, run_virtual
 from sse_app.testing.server import LiveServer, live
 from sse_app.testing.stream import events
 from sse_app.testing.transport import StreamingASGITransport
 
-__all__ = ["LiveServer", "StreamingASGITransport", "events", "live"]
+__all__ = ["Deadlock", "LiveServer", "StreamingASGITransport", "VirtualTimeLoop", "events", "live", "run_virtual"]

@@ -11,7 +11,7 @@ from sse_app.commands.posting import PostingTransport
 from sse_app.errors import ConfigError, Unreachable
 from tests.commands.process import sse_app
 from tests.support.peers import PATIENCE, listening
-from tests.support.virtual_time import virtual_time
+from tests.support.virtual_time import VirtualTimeLoop, virtual_time
 from tests.support.web import live_hub
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nX-Served-By: me\r\n\r\n{"id":"e-1"}'
@@ -136,8 +136,10 @@ async def test_after_an_error_the_next_request_has_a_new_connection() -> None:
 
 
 @virtual_time
-async def test_a_server_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.support.virtual_time.PATIENCE", 0.2)  # real seconds: nothing on loopback takes so long
+async def test_a_server_that_says_nothing_is_not_waited_for_for_ever() -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.patience = 0.2  # real seconds: nothing on loopback takes so long
     async with serving(None) as (_, post):
         with pytest.raises(httpx.ReadTimeout):
             await post()

@@ -7,9 +7,8 @@ import anyio
 import httpx
 import pytest
 
-from sse_app.testing import live
-from tests.support import virtual_time as module
-from tests.support.virtual_time import Deadlock, VirtualTimeLoop, run_virtual, virtual_time
+from sse_app.testing import Deadlock, VirtualTimeLoop, live, run_virtual
+from tests.support.virtual_time import virtual_time
 
 DAY = 24 * 3600
 
@@ -106,10 +105,15 @@ def test_a_deadlock_raises_and_names_who_waits() -> None:
         run_virtual(waits_for_nobody())
 
 
-def test_a_deadlock_beside_an_idle_socket_raises_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEADLOCK", 0.05)
+def virtual_loop() -> VirtualTimeLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    return loop
 
+
+def test_a_deadlock_beside_an_idle_socket_raises_later() -> None:
     async def accept_nobody() -> None:
+        virtual_loop().deadlock = 0.05
         server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
         async with server:
             await asyncio.Event().wait()
@@ -121,9 +125,9 @@ def test_a_deadlock_beside_an_idle_socket_raises_later(monkeypatch: pytest.Monke
 @virtual_time
 @pytest.mark.parametrize("to_thread", [asyncio.to_thread, anyio.to_thread.run_sync])
 async def test_a_working_thread_is_not_overtaken(
-    to_thread: Callable[[Callable[[], int]], Awaitable[int]], monkeypatch: pytest.MonkeyPatch
+    to_thread: Callable[[Callable[[], int]], Awaitable[int]],
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0)
+    virtual_loop().patience = 0
     async with asyncio.timeout(1000):
         assert await to_thread(lambda: sum(range(1_000_000))) == 499_999_500_000  # some milliseconds of work
     assert asyncio.get_running_loop().time() < 10
