@@ -10,7 +10,6 @@ A project that configures its hub overrides ``sse_hub`` in its conftest.py; ``ss
 either plugin. Nothing of sse-app is imported until a fixture or the mark is used.
 """
 
-import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    import asyncio
+
     import httpx
 
     from sse_app import Hub
@@ -99,10 +100,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, No
 class _LoopFactories:
     """The loops that pytest-asyncio runs tests on. Without a hook of this name it takes asyncio's own."""
 
-    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]]
+    factories: dict[str, "Callable[[], asyncio.AbstractEventLoop]"]
 
     @pytest.hookimpl(tryfirst=True, optionalhook=True)
-    def pytest_asyncio_loop_factories(self) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    def pytest_asyncio_loop_factories(self) -> dict[str, "Callable[[], asyncio.AbstractEventLoop]"]:
         return self.factories
 
 
@@ -130,6 +131,8 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 def _on_virtual_time(test: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(test)
     async def checked(*arguments: Any, **named: Any) -> None:
+        import asyncio
+
         from sse_app.testing import VirtualTimeLoop
 
         if not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
