@@ -44,9 +44,9 @@ FLOORS = (
     ("commands", "commands.posting"),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("cli",),
-    ("testing.clock", "testing.libraries", "testing.server", "testing.tasks"),
-    ("testing.call", "testing.lifespan", "testing.stream"),
-    ("testing.transport",),
+    ("testing.clock", "testing.libraries", "testing.published", "testing.server", "testing.tasks"),
+    ("testing.assertions", "testing.call", "testing.lifespan", "testing.recording", "testing.stream"),
+    ("testing.cuts", "testing.readers", "testing.transport"),
     ("testing",),
     ("pytest_plugin",),
 )
@@ -57,7 +57,7 @@ KNOWS = {
     "starlette": {
         *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "cors", "app")),
         *("server.direct", "server.server", "pytest_plugin", "bench.naive"),
-        *(f"testing.{name}" for name in ("call", "lifespan", "server", "transport")),
+        *(f"testing.{name}" for name in ("call", "lifespan", "recording", "server", "transport")),
     },
     "sse_starlette": {"web.stream", "server.server", "bench.naive"},  # the server for AppStatus alone
     "uvicorn": {*(f"server.{name}" for name in ("direct", "logs", "protocol", "server")), "cli", "testing.server"},

@@ -6,11 +6,20 @@ from sse_app.events import MEDIA_TYPE, Event, EventDecoder
 from sse_app.testing.libraries import Response
 
 
+def is_event_stream(response: Response) -> bool:
+    """Return True for a ``200 text/event-stream``; EventSource refuses any other (WHATWG HTML 9.2.3)."""
+    return response.status_code == 200 and _media_type(response) == MEDIA_TYPE
+
+
 def check_event_stream(response: Response) -> None:
-    """Raise ValueError unless a response is a ``200 text/event-stream``, as EventSource asks (WHATWG HTML 9.2.3)."""
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if response.status_code != 200 or media_type != MEDIA_TYPE:
-        raise ValueError(f"no event stream: status {response.status_code}, content type {media_type or 'missing'}")
+    """Raise ValueError for a response that is no event stream."""
+    if not is_event_stream(response):
+        media_type = _media_type(response) or "missing"
+        raise ValueError(f"no event stream: status {response.status_code}, content type {media_type}")
+
+
+def _media_type(response: Response) -> str:
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
 
 async def events(response: Response) -> AsyncIterator[Event]:
