@@ -1,10 +1,13 @@
 """Fixtures and mark of ``sse_app.pytest_plugin`` in projects of others, under anyio's plugin and pytest-asyncio."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.test_docs import CHECKOUT, blocks
 
 SETTINGS = {
     "anyio": 'anyio_mode = "auto"',
@@ -121,6 +124,19 @@ def test_a_marked_test_that_is_not_async_fails(tmp_path: Path) -> None:
     last, said = run(tmp_path, "anyio", "@pytest.mark.virtual_time\ndef test_sync():\n    pass\n")
     assert last.startswith("1 failed"), said
     assert "run_virtual runs a coroutine in others" in said
+
+
+def test_the_tests_of_the_documentation_pass_under_pytest_asyncio_too(tmp_path: Path) -> None:
+    found = blocks(CHECKOUT / "docs" / "testing.md")
+    for block in found:
+        if name := re.match(r"# (\w+\.py)\n", block.text):
+            (tmp_path / name[1]).write_text(block.text)
+    settings = next(block.text for block in found if "asyncio_mode" in block.text)
+    (tmp_path / "pyproject.toml").write_text(settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_loops_of_other_tests_of_pytest_asyncio_stay_theirs(tmp_path: Path) -> None:
