@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from sse_app import EventDecoder, Hub
 from sse_app.listening import Door, Listener, listeners
 from sse_app.server.protocol import Protocol
-from sse_app.testing import live
+from sse_app.testing import UvicornOptions, live
 from tests.support.peers import PATIENCE, turns
 from tests.support.virtual_time import virtual_time
 
@@ -103,7 +103,7 @@ def test_streams_end_with_bye_when_uvicorn_has_had_enough_requests(http: str | t
     hub = Hub(drain=PATIENCE)
     routes = [Route("/", lambda request: Response("hello")), Mount("/hub", hub.app)]
     app = Starlette(routes=routes, lifespan=hub.lifespan)
-    options = {"http": http, "limit_max_requests": requests, "timeout_graceful_shutdown": PATIENCE}
+    options: UvicornOptions = {"http": http, "limit_max_requests": requests, "timeout_graceful_shutdown": PATIENCE}
     decoder = EventDecoder()
     with (
         live(app, server_class=uvicorn.Server, **options) as server,

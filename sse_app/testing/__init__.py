@@ -17,7 +17,7 @@ from sse_app.testing.cuts import CuttingTransport, Loss
 from sse_app.testing.published import PublishedEvent, published
 from sse_app.testing.readers import SlowReader
 from sse_app.testing.recording import Recording, record, replay
-from sse_app.testing.server import LiveServer, live
+from sse_app.testing.server import LiveServer, UvicornOptions, live
 from sse_app.testing.stream import events
 from sse_app.testing.transport import StreamingASGITransport
 
@@ -31,6 +31,7 @@ __all__ = [
     "Recording",
     "SlowReader",
     "StreamingASGITransport",
+    "UvicornOptions",
     "VirtualTimeLoop",
     "assert_events",
     "assert_received",

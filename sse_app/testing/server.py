@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,9 +16,44 @@ START_SECONDS = 30.0  # a server that takes longer to start is stuck
 STOP_SECONDS = 30.0  # the same for its end, on top of what its clients are granted
 
 
+class UvicornOptions(TypedDict, total=False):
+    """The arguments of uvicorn.Config for ``live``, which itself decides on address, processes and reloads."""
+
+    loop: str
+    http: Any  # a name, or what makes a protocol
+    ws: Any  # the same
+    lifespan: Literal["auto", "on", "off"]
+    interface: Literal["auto", "asgi3", "asgi2", "wsgi"]
+    log_config: dict[str, Any] | str | None
+    log_level: str | int | None
+    access_log: bool
+    proxy_headers: bool
+    server_header: bool
+    date_header: bool
+    forwarded_allow_ips: list[str] | str | None
+    root_path: str
+    limit_concurrency: int | None
+    limit_max_requests: int | None
+    backlog: int
+    timeout_keep_alive: int
+    timeout_graceful_shutdown: float | None
+    ssl_keyfile: str | os.PathLike[str] | None
+    ssl_certfile: str | os.PathLike[str] | None
+    ssl_keyfile_password: str | None
+    ssl_version: int
+    ssl_cert_reqs: int
+    ssl_ca_certs: str | os.PathLike[str] | None
+    ssl_ciphers: str
+    headers: list[tuple[str, str]] | None
+    h11_max_incomplete_event_size: int | None
+
+
 @contextlib.contextmanager
 def live(
-    app: ASGIApp, *, server_class: "Callable[[uvicorn.Config], uvicorn.Server] | None" = None, **uvicorn_options: Any
+    app: ASGIApp,
+    *,
+    server_class: "Callable[[uvicorn.Config], uvicorn.Server] | None" = None,
+    **uvicorn_options: Unpack[UvicornOptions],
 ) -> Iterator["LiveServer"]:
     """Serve an ASGI app on a real socket, 127.0.0.1 and a free port, from a thread of this process.
 
@@ -49,11 +85,11 @@ class LiveServer:
         self,
         app: ASGIApp,
         server_class: "Callable[[uvicorn.Config], uvicorn.Server] | None",
-        uvicorn_options: dict[str, Any],
+        uvicorn_options: UvicornOptions,
     ) -> None:
         import uvicorn  # the rest of this package does without uvicorn
 
-        options = {"log_config": None, "timeout_graceful_shutdown": 0.2} | uvicorn_options
+        options: dict[str, Any] = {"log_config": None, "timeout_graceful_shutdown": 0.2, **uvicorn_options}
         self._config = uvicorn.Config(
             self._watched(app), host="127.0.0.1", port=0, callback_notify=self._announce, **options
         )

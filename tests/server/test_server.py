@@ -23,7 +23,7 @@ from sse_app.publication import Position
 from sse_app.server import Protocol
 from sse_app.server.server import Server
 from sse_app.server.sockets import listen
-from sse_app.testing import live
+from sse_app.testing import UvicornOptions, live
 from tests.support.peers import PATIENCE
 from tests.support.virtual_time import virtual_time
 from tests.support.web import Answer, HastyHub, LiveHub, code_of, hasty_hub, live_hub, read_until
@@ -660,7 +660,7 @@ def stopped_in_the_middle(
         return servers[0]
 
     app = Starlette(lifespan=hub.lifespan, routes=[Mount("/", hub.app)])
-    options = {"http": Protocol, "ws": "none", "log_config": None, "access_log": False}
+    options: UvicornOptions = {"http": Protocol, "ws": "none", "log_config": None, "access_log": False}
     with ExitStack() as stack:
         running = stack.enter_context(live(app, server_class=server_of, **options))
         address = "127.0.0.1", running.port

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message
 from sse_app import Config, Event, Hub, create_app
 from sse_app.server import Protocol
 from sse_app.server.server import Server
-from sse_app.testing import StreamingASGITransport, VirtualTimeLoop, events, live
+from sse_app.testing import StreamingASGITransport, UvicornOptions, VirtualTimeLoop, events, live
 from tests.support.paths import served
 from tests.support.peers import PATIENCE, until
 
@@ -155,7 +155,14 @@ def live_hub(**settings: Any) -> Iterator[LiveHub]:
     app = create_app(config)
     hub = app.state.hub
     protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline)
-    options = {"http": protocol, "ws": "none", "proxy_headers": False, "server_header": False, "access_log": False}
+    options: UvicornOptions = {"http": protocol, "ws": "none", "access_log": False}
+    options |= {"proxy_headers": False, "server_header": False}
+        "http": protocol,
+        "ws": "none",
+        "proxy_headers": False,
+        "server_header": False,
+        "access_log": False,
+    }
     with live(app, server_class=lambda config: Server(config, hub), **options) as server:
         yield LiveHub(server.url, server.port, hub)
 

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import inspect
 import logging
 import socket
 import subprocess
@@ -31,7 +32,7 @@ from sse_app.events import Event
 from sse_app.pytest_plugin import HubServer
 from sse_app.server import Protocol
 from sse_app.server.server import Server
-from sse_app.testing import StreamingASGITransport, events, live
+from sse_app.testing import StreamingASGITransport, UvicornOptions, events, live
 from sse_app.testing import server as testing_server
 from tests.support.peers import PATIENCE
 from tests.support.virtual_time import run_virtual, virtual_time
@@ -972,6 +973,13 @@ def test_a_live_server_that_hangs_is_ended(phase: str, monkeypatch: pytest.Monke
 def test_a_live_server_that_cannot_start_raises() -> None:
     with pytest.raises(RuntimeError, match="the server failed"), live(hello, ssl_certfile="/nowhere"):
         pass
+
+
+def test_the_options_of_a_live_server_are_those_of_uvicorn() -> None:
+    ours = {"app", "host", "port", "uds", "fd", "callback_notify", "workers", "reload", "factory", "env_file"}
+    theirs = inspect.signature(uvicorn.Config).parameters.keys()
+    assert theirs - ours >= UvicornOptions.__annotations__.keys() > {"http", "loop", "ssl_certfile"}
+    assert not ours & UvicornOptions.__annotations__.keys()
 
 
 @pytest.mark.usefixtures("threads")
