@@ -155,8 +155,7 @@ def live_hub(**settings: Any) -> Iterator[LiveHub]:
     app = create_app(config)
     hub = app.state.hub
     protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline)
-    options: UvicornOptions = {"http": protocol, "ws": "none", "access_log": False}
-    options |= {"proxy_headers": False, "server_header": False}
+    options: UvicornOptions = {
         "http": protocol,
         "ws": "none",
         "proxy_headers": False,
