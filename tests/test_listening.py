@@ -18,7 +18,6 @@ from sse_app.listening import Door, Listener, listeners
 from sse_app.server.protocol import Protocol
 from sse_app.testing import UvicornOptions, live
 from tests.support.peers import PATIENCE, turns
-from tests.support.virtual_time import virtual_time
 
 
 def found(listening: socket.socket) -> list[Listener]:
@@ -81,7 +80,7 @@ def test_what_does_not_listen_on_a_loop_is_none_and_stays_as_it_is(listening: so
         assert os.get_blocking(of_a_thread.fileno())
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_door_is_closed_when_its_server_listens_no_longer() -> None:
     ours, other = [await asyncio.start_server(lambda *streams: None, "127.0.0.1", 0) for _ in range(2)]
     door = Door()

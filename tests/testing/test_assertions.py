@@ -19,7 +19,6 @@ from sse_app.testing import (
     published,
 )
 from tests.support.peers import PATIENCE
-from tests.support.virtual_time import virtual_time
 
 ORDER = Event('{"number":42,"paid":true}', "order", "e-7")
 TEXT = Event("hello", id="e-8")
@@ -127,7 +126,7 @@ async def test_a_stream_is_read_as_far_as_is_expected_and_can_be_read_on() -> No
     assert [event.data async for event in stream] == ["3"]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_what_does_not_come_in_time_is_told_and_what_came() -> None:
     with pytest.raises(AssertionError) as raised:
         await assert_received(stream_of(Event("1"), hold=True), ["1", "2"], timeout=3600)

@@ -19,7 +19,6 @@ from sse_app.testing import (
     replay,
 )
 from tests.support.peers import PATIENCE
-from tests.support.virtual_time import virtual_time
 
 BODY = b"id: e-1\ndata: one\n\nid: e-2\ndata: two\n\n"
 LIBRARIES = pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
@@ -122,7 +121,7 @@ async def test_streams_over_a_real_socket_are_cut_too(library: Any) -> None:
                 assert [(await anext(events(response))).data] == ["one"]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("loss", Loss)
 async def test_our_client_loses_and_doubles_nothing_whatever_byte_a_cut_is_at(loss: Loss) -> None:
     async with Hub() as hub:

@@ -7,7 +7,6 @@ import pytest
 from sse_app import Event, Hub
 from sse_app.testing import Recording, SlowReader, StreamingASGITransport, live, replay
 from tests.support.peers import PATIENCE
-from tests.support.virtual_time import virtual_time
 
 BODY = b"id: e-1\ndata: one\n\n:\n\nid: e-2\nevent: x\ndata: two\n\n"
 EVENTS = [Event("one", id="e-1"), Event("two", "x", "e-2")]
@@ -43,7 +42,7 @@ async def test_its_events_are_read_one_by_one() -> None:
         assert [event async for event in SlowReader(response)] == EVENTS
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_hub_tells_a_reader_that_is_too_slow_what_it_has_missed() -> None:
     """The queue of the stream holds 3, the log 5: of 100 publications the reader gets the last ones, and a gap."""
     async with (
