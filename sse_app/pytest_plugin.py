@@ -98,7 +98,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, No
 
 @dataclass(frozen=True)
 class _LoopFactories:
-    """The loops that pytest-asyncio runs tests on. Without a hook of this name it takes asyncio's own."""
+    """A plugin that names the loops for pytest-asyncio, which takes asyncio's own where no plugin names any."""
 
     factories: dict[str, "Callable[[], asyncio.AbstractEventLoop]"]
 
@@ -118,14 +118,20 @@ def _registered(manager: pytest.PytestPluginManager, plugin: object) -> Iterator
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    """Have a marked test fail on any other loop: there its sleeps would be real."""
+    """Make a marked test fail on any other loop: its sleeps would be real there."""
     if not isinstance(item, pytest.Function) or item.get_closest_marker("virtual_time") is None:
         return
     if hasattr(item.obj, "hypothesis"):  # its plugin runs the coroutine function inside
         return
-    if not inspect.iscoroutinefunction(item.obj):
+    if inspect.iscoroutinefunction(item.obj):
+        item.obj = _on_virtual_time(item.obj)
+    elif _is_marked_itself(item.obj):
         pytest.fail("virtual_time is for async tests; sse_app.testing.run_virtual runs a coroutine in others.")
-    item.obj = _on_virtual_time(item.obj)
+
+
+def _is_marked_itself(test: object) -> bool:
+    """Return True for a function that has the mark; one in a marked class or module need not be async."""
+    return any(mark.name == "virtual_time" for mark in getattr(test, "pytestmark", ()))
 
 
 def _on_virtual_time(test: Callable[..., Any]) -> Callable[..., Any]:

@@ -159,7 +159,8 @@ def _shown(event: Received) -> str:
     return _line(event.type, event.data, event.id, topics)
 
 
-def _line(type: str, data: str, id: str | None, topics: Sequence[str]) -> str:
+def _line(event_type: str, data: str, event_id: str | None, topics: Sequence[str]) -> str:
     text = data.replace("\n", "\\n")
     text = text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(data):,} characters)"
-    return " ".join([type, text, *(f"topic={topic}" for topic in topics), *([f"id={id}"] if id else [])])
+    facts = [f"topic={topic}" for topic in topics] + ([f"id={event_id}"] if event_id else [])
+    return " ".join([event_type, text, *facts])

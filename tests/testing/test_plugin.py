@@ -126,6 +126,12 @@ def test_a_marked_test_that_is_not_async_fails(tmp_path: Path) -> None:
     assert "run_virtual runs a coroutine in others" in said
 
 
+def test_a_mark_for_a_whole_module_concerns_its_async_tests(tmp_path: Path) -> None:
+    tests = "import asyncio\npytestmark = pytest.mark.virtual_time\n\ndef test_sync():\n    pass\n\n"
+    last, said = run(tmp_path, "anyio", f"{tests}async def test_async():\n    await asyncio.sleep(3600)\n")
+    assert last.startswith("2 passed"), said
+
+
 def test_the_tests_of_the_documentation_pass_under_pytest_asyncio_too(tmp_path: Path) -> None:
     found = blocks(CHECKOUT / "docs" / "testing.md")
     for block in found:
