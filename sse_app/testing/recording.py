@@ -79,19 +79,19 @@ def _kept(headers: Mapping[str, str]) -> dict[str, str]:
 async def record(response: Response, *, count: int | None = None) -> Recording:
     """Read a streaming response of httpx or httpx2 until ``count`` events have come, or to its end. A welcome counts.
 
-    The client's read timeout bounds the wait for the next bytes.
+    The client's read timeout bounds the wait for the next bytes. Raises ValueError for a count below 1.
     """
-    decoder, body, came = EventDecoder(), list[bytes](), 0
-    recorded = Recording(b"", response.status_code, _kept(response.headers))
+    if count is not None and count < 1:
+        raise ValueError("A recording has at least 1 event.")
+    decoder, body, read = EventDecoder(), list[bytes](), 0
+    head = response.status_code, _kept(response.headers)
     async for chunk in response.aiter_raw():
         for line in chunk.splitlines(keepends=True):
-            if count is not None and came >= count:
-                break
             body.append(line)
-            came += len(decoder.feed(line))
-        if count is not None and came >= count:
-            break
-    return Recording(b"".join(body), recorded.status, recorded.headers)
+            read += len(decoder.feed(line))  # a line completes at most one event
+            if read == count:
+                return Recording(b"".join(body), *head)
+    return Recording(b"".join(body), *head)
 
 
 def replay(recording: Recording, *, size: int | None = None, hold: bool = True) -> ASGIApp:
@@ -124,12 +124,12 @@ async def _send_body(pieces: Iterator[bytes], hold: bool, receive: Receive, send
     """Send a body until its client leaves."""
     async with anyio.create_task_group() as tasks:
 
-        async def leave() -> None:
+        async def stop_when_client_leaves() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
             tasks.cancel_scope.cancel()
 
-        tasks.start_soon(leave)
+        tasks.start_soon(stop_when_client_leaves)
         for piece in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         if not hold:
