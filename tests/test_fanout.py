@@ -13,9 +13,9 @@ from sse_app.events import EventDecoder
 from sse_app.hub import SLICE, Hub
 from sse_app.publication import Position
 from sse_app.subscriber import Batch, CloseReason, Subscriber
+from sse_app.testing import run_virtual
 from tests.support.paths import fixed_broker
 from tests.support.peers import turns
-from tests.support.virtual_time import run_virtual, virtual_time
 
 ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
 MANY = 5_000
@@ -69,7 +69,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._turn)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("filters", [1, 10, MANY], ids=["one group", "ten groups", "a group for each"])
 async def test_a_fan_out_to_thousands_lets_the_loop_turn_after_each_slice(filters: int) -> None:
     async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub:
@@ -90,7 +90,7 @@ async def test_a_fan_out_to_thousands_lets_the_loop_turn_after_each_slice(filter
         assert len(written) >= MANY // SLICE
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_small_fan_out_is_done_in_one_turn() -> None:
     async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub:
         sinks = [await join(hub) for _ in range(SLICE)]
@@ -99,7 +99,7 @@ async def test_a_small_fan_out_is_done_in_one_turn() -> None:
         assert [sink.offsets for sink in sinks] == [[1]] * SLICE
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_publications_that_come_between_two_slices_come_after_it_to_everyone() -> None:
     async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub:
         sinks = [await join(hub) for _ in range(MANY)]
@@ -111,7 +111,7 @@ async def test_publications_that_come_between_two_slices_come_after_it_to_everyo
         assert max(len(sink.seen) for sink in sinks) < 20  # what came meanwhile is joined
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_cursors_are_moved_without_holding_up_the_loop() -> None:
     """All of a large hub's quiet streams fall behind at the same time."""
     async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub:

@@ -41,9 +41,8 @@ from tests.support.peers import (
     log_of,
     received,
 )
-from tests.support.virtual_time import virtual_time
 
-pytestmark = virtual_time
+pytestmark = pytest.mark.virtual_time
 
 PATIENCE = 3_600  # virtual seconds
 

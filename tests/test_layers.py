@@ -47,6 +47,9 @@ FLOORS = (
     ("commands", "commands.posting"),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("cli",),
+    ("testing.clock", "testing.libraries", "testing.published", "testing.server", "testing.tasks"),
+    ("testing.assertions", "testing.call", "testing.lifespan", "testing.recording", "testing.stream"),
+    ("testing.cuts", "testing.readers", "testing.transport"),
     ("testing",),
     ("pytest_plugin",),
 )
@@ -56,10 +59,11 @@ STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # 
 KNOWS = {
     "starlette": {
         *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "problems", "cors", "app")),
-        *("server.direct", "server.server", "testing", "pytest_plugin", "bench.naive"),
+        *("server.direct", "server.server", "pytest_plugin", "bench.naive"),
+        *(f"testing.{name}" for name in ("call", "lifespan", "recording", "server", "transport")),
     },
     "sse_starlette": {"web.stream", "web.exit_signal", "bench.naive"},
-    "uvicorn": {"server.uvicorn_internals", "server.server", "cli", "testing"},
+    "uvicorn": {"server.uvicorn_internals", "server.server", "cli", "testing.server"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},

@@ -16,9 +16,8 @@ from starlette.routing import Mount, Route
 from sse_app import EventDecoder, Hub
 from sse_app.listening import Door, Listener, listeners
 from sse_app.server.protocol import Protocol
-from sse_app.testing import live
+from sse_app.testing import UvicornOptions, live
 from tests.support.peers import PATIENCE, turns
-from tests.support.virtual_time import virtual_time
 
 
 def found(listening: socket.socket) -> list[Listener]:
@@ -81,7 +80,7 @@ def test_what_does_not_listen_on_a_loop_is_none_and_stays_as_it_is(listening: so
         assert os.get_blocking(of_a_thread.fileno())
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_door_is_closed_when_its_server_listens_no_longer() -> None:
     ours, other = [await asyncio.start_server(lambda *streams: None, "127.0.0.1", 0) for _ in range(2)]
     door = Door()
@@ -103,7 +102,7 @@ def test_streams_end_with_bye_when_uvicorn_has_had_enough_requests(http: str | t
     hub = Hub(drain=PATIENCE)
     routes = [Route("/", lambda request: Response("hello")), Mount("/hub", hub.app)]
     app = Starlette(routes=routes, lifespan=hub.lifespan)
-    options = {"http": http, "limit_max_requests": requests, "timeout_graceful_shutdown": PATIENCE}
+    options: UvicornOptions = {"http": http, "limit_max_requests": requests, "timeout_graceful_shutdown": PATIENCE}
     decoder = EventDecoder()
     with (
         live(app, server_class=uvicorn.Server, **options) as server,

@@ -18,9 +18,8 @@ from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.topics import TopicFilter
 from tests.support import whatwg
 from tests.support.peers import MOMENT, DistantBroker, Socket, available, cancel_at, datas, turns
-from tests.support.virtual_time import virtual_time
 
-pytestmark = virtual_time
+pytestmark = pytest.mark.virtual_time
 
 GREETING = b"event: welcome\ndata: hello\n\n"
 

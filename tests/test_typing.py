@@ -16,7 +16,8 @@ import json
 import httpx
 from sse_app import AsyncPublisher, Client, Config, Event, Hub, SyncClient, create_app
 from sse_app.config import HubOptions
-from sse_app.testing import events
+from sse_app.testing import CuttingTransport, Expected, Loss, SlowReader, StreamingASGITransport, VirtualTimeLoop
+from sse_app.testing import assert_events, assert_received, events, live, published, record, replay, run_virtual
 
 hub = Hub("sqlite:///hub.db", history="1000", heartbeat="15s", publish_key=None, cors_origins=["https://a.example"])
 options: HubOptions = {"queue": 5}
@@ -50,6 +51,33 @@ async def subscribes(hub: Hub) -> str:
 
 async def tests(response: httpx.Response) -> list[Event]:
     return [event async for event in events(response) if event.data.startswith("{")]
+
+
+async def tests_an_app(hub: Hub, client: Client, response: httpx.Response) -> float:
+    transport = CuttingTransport(StreamingASGITransport(hub.app), after=range(10), loss=Loss.CLOSED)
+    CuttingTransport(transport, after=5)  # error: arg-type
+    httpx.AsyncClient(transport=transport)
+    with published(hub) as sent:
+        await hub.publish(1, topic="a")
+    assert_events(sent, [Expected(1, topic="a", type="x", id=sent[0].id), Event("x"), {"number": 42}])
+    assert_events(await tests(response), ["x"])
+    Expected(1, topics="a")  # error: call-arg
+    await assert_received(events(response), [Expected(...)], timeout=3)
+    await assert_received(client.listen(), ["x"])
+    await assert_received(SlowReader(response, size=3), ["x"])
+    async with hub.subscribe() as subscriber:
+        await assert_received(subscriber, ["x"])
+    await assert_received(sent, ["x"])  # error: arg-type
+    recording = await record(response, count=3)
+    recording.save("orders.sse")
+    with live(replay(recording, size=1)) as server:
+        length = len(server.url)
+    with live(hub.app, log_level="info", ssl_certfile="x", prot=1):  # error: call-arg
+        return length + VirtualTimeLoop().patience
+
+
+def runs_on_virtual_time(client: Client) -> list[str]:
+    return run_virtual(listens(client))
 
 
 async def publishes(hub: Hub) -> None:

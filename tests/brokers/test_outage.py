@@ -12,9 +12,8 @@ from sse_app.hub import Hub
 from sse_app.publication import Position
 from sse_app.subscriber import Subscriber
 from tests.support.peers import MOMENT, Socket, TroubledBroker, available, datas
-from tests.support.virtual_time import virtual_time
 
-pytestmark = virtual_time
+pytestmark = pytest.mark.virtual_time
 
 Read = Callable[[], list[Event]]
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from sse_app import Config, Hub, create_app
 from sse_app.server import Protocol
 from sse_app.server.server import Server
-from sse_app.testing import live
+from sse_app.testing import UvicornOptions, live
 from tests.chaos.conftest import count
 from tests.server.test_upgrade import FRAMINGS, OFFERS
 from tests.support.peers import PATIENCE
@@ -77,7 +77,7 @@ def watched() -> Iterator[Watched]:
                 found.asked.put(None)
         await app(scope, receive, send)
 
-    options = {"http": Protocol, "ws": "none", "proxy_headers": False, "access_log": False}
+    options: UvicornOptions = {"http": Protocol, "ws": "none", "proxy_headers": False, "access_log": False}
     with live(watching, server_class=partial(Server, hub=app.state.hub), **options) as server:
         found = Watched(app.state.hub, f"127.0.0.1:{server.port}")
         yield found

@@ -18,7 +18,6 @@ from sse_app.client.answers import BACKOFF, WAIT_MAX, WAIT_MIN, retry_after
 from sse_app.errors import BadInput, ClientError, Gap, InvalidURL, Refused, Unreachable
 from sse_app.events import Event
 from sse_app.testing import StreamingASGITransport
-from tests.support.virtual_time import virtual_time
 from tests.support.web import live_hub, until_open
 
 URL = "http://localhost"
@@ -133,7 +132,7 @@ async def test_the_welcome_and_the_state_are_there_to_see() -> None:
     assert states[0][1] > 0  # the welcome is known when the stream is said to be open
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_name_is_made_once_and_kept() -> None:
     transport = Scripted(stream_of(WELCOME), stream_of(WELCOME), stream_of(WELCOME, event(1)))
     async with client_of(transport) as client:
@@ -209,7 +208,7 @@ class CutBody(httpx.AsyncByteStream):
         await self.body.aclose()
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_cut_behind_any_byte_loses_and_doubles_nothing() -> None:
     async with Hub() as hub:
         for data in ("one", "two\nlines", "drei – ü"):
@@ -224,7 +223,7 @@ async def test_a_cut_behind_any_byte_loses_and_doubles_nothing() -> None:
     assert after > 300  # bytes, of the welcome and three events
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_position_is_that_of_the_last_event_given() -> None:
     everything = WELCOME + event(3) + event(4) + b"id: e-8\nevent: cursor\n\n"
     transport = Scripted(stream_of(everything, error=httpx.ReadError("cut")), stream_of(WELCOME, event(9)))
@@ -252,7 +251,7 @@ async def test_a_client_that_saw_nothing_but_the_welcome_resumes_without_loss() 
 # When to come back
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_time_that_the_server_says_is_kept() -> None:
     endings = [b"retry: 7000\n\n", b'event: bye\nretry: 4321\ndata: {"reason":"drain","retry":4321}\n\n', b""]
     transport = Scripted(*(stream_of(WELCOME, ending) for ending in endings), stream_of(WELCOME, event(1)))
@@ -272,7 +271,7 @@ async def test_the_time_that_the_server_says_is_kept() -> None:
     assert len(waiting) == 3
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_attempts_that_fail_come_further_apart_up_to_a_cap() -> None:
     failures: list[Answer] = [kind("?") for kind in (httpx.ConnectError, httpx.RemoteProtocolError) for _ in range(6)]
     transport = Scripted(stream_of(WELCOME), *failures, stream_of(WELCOME, event(1)), stream_of(WELCOME), stream_of())
@@ -292,7 +291,7 @@ async def test_attempts_that_fail_come_further_apart_up_to_a_cap() -> None:
         assert transport.waits[len(later) + 1] == pytest.approx(1)  # a stream that was open has its first wait again
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(("said", "wait"), [(0, WAIT_MIN), (10**14, WAIT_MAX)])
 async def test_no_server_has_its_clients_spin_or_sleep_for_ever(said: int, wait: float) -> None:
     ending = b"retry: %d\n\n" % said
@@ -306,7 +305,7 @@ async def test_no_server_has_its_clients_spin_or_sleep_for_ever(said: int, wait:
     assert after_failure >= max(wait, BACKOFF[0] / 2)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 async def test_a_server_that_cannot_now_is_asked_again_when_it_says(status: int) -> None:
     transport = Scripted(
@@ -322,7 +321,7 @@ async def test_a_server_that_cannot_now_is_asked_again_when_it_says(status: int)
     assert (error.status, error.code, error.detail) == (status, "draining", "The hub is stopping.")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_full_hub_that_lets_eventsource_come_back_is_no_open_stream() -> None:
     full = (stream_of(b"retry: 4000\n\n") for _ in range(3))
     transport = Scripted(*full, stream_of(WELCOME, event(1)))
@@ -379,13 +378,13 @@ async def losses(app: Any, until: float, **options: Any) -> list[tuple[Any, type
     return lost
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(("options", "patience"), [({}, 45), ({"heartbeat": 2.0}, 6)])
 async def test_a_stream_without_heartbeats_is_dead(options: dict[str, float], patience: float) -> None:
     assert await losses(silent, patience + 0.5, **options) == [(pytest.approx(patience), httpx.ReadTimeout)]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(
     ("said", "options", "patience"),
     [
@@ -399,7 +398,7 @@ async def test_a_hub_says_how_often_it_is_heard(said: str, options: dict[str, fl
     assert lost == [(pytest.approx(patience), httpx.ReadTimeout)]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_hub_with_few_heartbeats_keeps_its_streams() -> None:
     async with client_and_hub(heartbeat=120.0) as (client, hub):
         _, first = await opened(client)
@@ -409,7 +408,7 @@ async def test_a_hub_with_few_heartbeats_keeps_its_streams() -> None:
         assert hub.totals.connected == 1
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_quiet_hub_keeps_its_streams_alive() -> None:
     async with client_and_hub() as (client, hub):
         stream, first = await opened(client)
@@ -423,7 +422,7 @@ async def test_a_quiet_hub_keeps_its_streams_alive() -> None:
 # Answers that end it
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_204_ends_the_loop_for_good() -> None:
     transport = Scripted(stream_of(WELCOME, event(1)), httpx.Response(204))
     async with client_of(transport) as client:
@@ -481,7 +480,7 @@ async def test_an_error_page_without_an_end_is_not_read_to_it() -> None:
             await anext(client.listen())
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_an_error_page_that_never_comes_is_not_waited_for() -> None:
     async def stalled() -> AsyncIterator[bytes]:
         await asyncio.Event().wait()
@@ -493,7 +492,7 @@ async def test_an_error_page_that_never_comes_is_not_waited_for() -> None:
                 await anext(client.listen(retry_for=0))
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_trying_ends_when_its_time_is_over_and_can_begin_again() -> None:
     refused = httpx.ConnectError("nobody listens")
     transport = Scripted(*[refused] * 3, stream_of(WELCOME, event(1)), httpx.Response(204))
@@ -508,7 +507,7 @@ async def test_trying_ends_when_its_time_is_over_and_can_begin_again() -> None:
         assert [event.id async for event in stream] == ["e-1"]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_time_to_try_starts_anew_with_each_connection() -> None:
     transport = Scripted(*[answer for _ in range(20) for answer in (stream_of(WELCOME), httpx.ConnectError("?"))])
     transport.answers.append(stream_of(WELCOME, event(1)))
@@ -576,7 +575,7 @@ async def test_a_trimmed_log_is_told_with_what_is_left() -> None:
 # Ends and interruptions
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_wait_that_is_cancelled_loses_nothing() -> None:
     async with client_and_hub() as (client, hub):
         stream = client.listen(last=1)
@@ -595,7 +594,7 @@ async def test_a_wait_that_is_cancelled_loses_nothing() -> None:
             assert len(hub) == 1
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_wait_for_the_next_attempt_can_be_cancelled_and_goes_on() -> None:
     transport = Scripted(stream_of(WELCOME, b"retry: 10000\n\n"), stream_of(WELCOME, event(1)))
     async with client_of(transport) as client:
@@ -608,7 +607,7 @@ async def test_a_wait_for_the_next_attempt_can_be_cancelled_and_goes_on() -> Non
     assert transport.waits == pytest.approx([10])
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_closing_ends_whoever_iterates_wherever_he_waits() -> None:
     async with client_and_hub() as (client, hub), client_of(Scripted(httpx.ConnectError("no"))) as lost:
         for stream, task in (await opened(client), await opened(lost)):
@@ -709,7 +708,7 @@ class Deaf(httpx.AsyncBaseTransport):
         raise httpx.ReadError("cut")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_lost_answer_doubles_nothing() -> None:
     async with Hub() as hub:
         deaf = Deaf(StreamingASGITransport(hub.app), 3)
@@ -728,7 +727,7 @@ async def test_a_key_of_ones_own_holds_over_calls() -> None:
         assert (refused.value.status, refused.value.code) == (409, "key_reused")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 async def test_a_hub_that_cannot_now_is_published_to_when_it_says(status: int) -> None:
     done = httpx.Response(200, json={"id": "e-1"})
@@ -766,7 +765,7 @@ async def test_what_another_attempt_would_not_change_is_not_tried_again(
     assert len(transport.requests) == 1
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_publishing_is_tried_for_a_bounded_time() -> None:
     failure = httpx.ConnectError("refused")
     transport = Scripted(failure)
@@ -779,7 +778,7 @@ async def test_publishing_is_tried_for_a_bounded_time() -> None:
         assert 5 < len(transport.requests) < 20
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_hub_that_asks_for_more_time_than_there_is_is_not_waited_for() -> None:
     transport = Scripted(problem(503, "draining", "Stopping.", **{"Retry-After": "61"}))
     async with client_of(transport) as client:
@@ -795,7 +794,7 @@ async def never(scope: Any, receive: Any, send: Any) -> None:
         pass
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("retry_for", [3, 25])
 async def test_a_hub_that_does_not_answer_is_not_waited_for_longer(retry_for: float) -> None:
     async with client_of(StreamingASGITransport(never)) as client:

@@ -32,7 +32,6 @@ from sse_app.errors import (
     Unreachable,
 )
 from tests.support.peers import PATIENCE, listening, reserved_port
-from tests.support.virtual_time import virtual_time
 from tests.support.web import LiveHub, live_hub
 from tests.test_cli import environment
 
@@ -379,7 +378,7 @@ async def test_no_error_has_a_key_in_its_text_its_chain_or_the_names_of_its_fram
 
 
 @BOTH
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(
     ("names", "fate"),
     [
@@ -435,7 +434,7 @@ async def test_a_tls_handshake_that_fails_sends_nothing(library: ModuleType) -> 
 
 
 @BOTH
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(("retry_for", "seconds"), [(60, 10), (5, 4.5), (0, 9)])
 async def test_a_connection_fails_before_its_attempt_is_cut_off(
     library: ModuleType, retry_for: float, seconds: float
@@ -447,7 +446,7 @@ async def test_a_connection_fails_before_its_attempt_is_cut_off(
 
 
 @BOTH
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("retry_for", [0, 0.0])
 async def test_no_time_to_try_is_one_attempt(library: ModuleType, retry_for: float) -> None:
     answering = Answering(library, 503)
@@ -460,7 +459,7 @@ async def test_no_time_to_try_is_one_attempt(library: ModuleType, retry_for: flo
 
 
 @BOTH
-@virtual_time
+@pytest.mark.virtual_time
 async def test_one_attempt_has_the_time_of_an_answer(library: ModuleType) -> None:
     async def never(request: Any) -> Any:
         await asyncio.Event().wait()

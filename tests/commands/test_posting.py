@@ -9,9 +9,9 @@ import pytest
 from sse_app import Client
 from sse_app.commands.posting import PostingTransport
 from sse_app.errors import ConfigError, Unreachable
+from sse_app.testing import VirtualTimeLoop
 from tests.commands.process import sse_app
 from tests.support.peers import PATIENCE, listening
-from tests.support.virtual_time import virtual_time
 from tests.support.web import live_hub
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nX-Served-By: me\r\n\r\n{"id":"e-1"}'
@@ -135,9 +135,11 @@ async def test_after_an_error_the_next_request_has_a_new_connection() -> None:
     assert server.connections == 2
 
 
-@virtual_time
-async def test_a_server_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.support.virtual_time.PATIENCE", 0.2)  # real seconds: nothing on loopback takes so long
+@pytest.mark.virtual_time
+async def test_a_server_that_says_nothing_is_not_waited_for_for_ever() -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.patience = 0.2  # real seconds: nothing on loopback takes so long
     async with serving(None) as (_, post):
         with pytest.raises(httpx.ReadTimeout):
             await post()
@@ -156,7 +158,7 @@ async def test_what_would_end_a_header_is_not_sent(name: str, value: bytes) -> N
     assert server.connections == 0
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_connection_has_the_time_that_its_request_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nowhere(*arguments: object, **options: object) -> None:
         await asyncio.Event().wait()

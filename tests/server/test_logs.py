@@ -7,12 +7,11 @@ import pytest
 
 from sse_app.server import logs
 from sse_app.server.logs import WINDOW, Refusals, WithoutQuery
-from tests.support.virtual_time import virtual_time
 
 FIRST, SECOND = ("192.0.2.1", 1000), ("2001:db8::2", 2000)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_refusal_is_a_line_at_once_and_those_after_it_are_one_with_their_number(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -32,7 +31,7 @@ async def test_a_refusal_is_a_line_at_once_and_those_after_it_are_one_with_their
     assert caplog.messages[3:] == ["refused a request from [2001:db8::2]:2000: bad_request"], "it was quiet meanwhile"
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_each_reason_has_its_own_lines(caplog: pytest.LogCaptureFixture) -> None:
     refusals = Refusals()
     for reason in ("bad_request", "head_too_large"):

@@ -8,7 +8,6 @@ from select import select
 
 import pytest
 
-from tests.support.virtual_time import virtual_time
 from tests.support.web import DEADLINE, Answer, LiveHub, code_of, hasty_hub, live_hub, read_until
 
 HEAD_MAX = 2048
@@ -45,7 +44,7 @@ def test_a_body_much_larger_than_a_head_is_published(server: LiveHub) -> None:
     assert server.hub.totals.published == 1
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_body_that_goes_on_after_its_answer_does_not_keep_the_connection() -> None:
     async with (
         hasty_hub(body_max=1000) as hasty,

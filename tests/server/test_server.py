@@ -23,9 +23,8 @@ from sse_app.publication import Position
 from sse_app.server import Protocol
 from sse_app.server.server import Server
 from sse_app.server.sockets import listen
-from sse_app.testing import live
+from sse_app.testing import UvicornOptions, live
 from tests.support.peers import PATIENCE
-from tests.support.virtual_time import virtual_time
 from tests.support.web import Answer, HastyHub, LiveHub, code_of, hasty_hub, live_hub, read_until
 
 HOST = b"Host: localhost\r\n"
@@ -228,7 +227,7 @@ def test_a_path_is_taken_as_it_is(server: LiveHub, path: bytes) -> None:
     assert code_of(server.answer(b"GET " + path + b" HTTP/1.1\r\n" + CLOSE + b"\r\n")) == (404, "not_found")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("body", [b"hello world", b""])
 async def test_a_body_that_ends_early_is_a_408_and_published_by_nobody(hasty: HastyHub, body: bytes) -> None:
     assert code_of(await hasty.answer(post(b"Content-Length: 50", body=body))) == (408, "too_slow")
@@ -292,7 +291,7 @@ def test_a_bad_request_shows_that_the_body_before_it_was_whole(server: LiveHub, 
     assert server.hub.totals.published == before + 1
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_head_that_comes_too_slowly_behind_a_slow_request_is_a_408_after_its_answer(hasty: HastyHub) -> None:
     async with hasty.connect() as (incoming, outgoing):
         outgoing.write(b"POST /broadcast HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhelloGET /heal")
@@ -347,7 +346,7 @@ def test_a_long_body_is_no_long_head(server: LiveHub) -> None:
     assert server.answer(raw).status_code == 200
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\n" + HOST, b"G", b"\r\n"])
 async def test_a_head_that_does_not_end_in_time_is_a_408(hasty: HastyHub, begun: bytes) -> None:
     answer = await hasty.answer(begun)
@@ -355,7 +354,7 @@ async def test_a_head_that_does_not_end_in_time_is_a_408(hasty: HastyHub, begun:
     assert answer.headers["connection"] == "close"
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_deadline_of_a_head_holds_for_every_head_of_a_connection(hasty: HastyHub) -> None:
     async with hasty.connect() as (incoming, outgoing):
         outgoing.write(b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -364,7 +363,7 @@ async def test_the_deadline_of_a_head_holds_for_every_head_of_a_connection(hasty
         assert (await incoming.read()).startswith(b"HTTP/1.1 408 ")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_stream_outlives_the_deadline_of_heads(hasty: HastyHub) -> None:
     async with hasty.connect() as (incoming, outgoing):
         outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -374,7 +373,7 @@ async def test_a_stream_outlives_the_deadline_of_heads(hasty: HastyHub) -> None:
         assert b"data: still here" in await incoming.readuntil(b"still here")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(
     ("after", "garbage"),
     [
@@ -660,7 +659,7 @@ def stopped_in_the_middle(
         return servers[0]
 
     app = Starlette(lifespan=hub.lifespan, routes=[Mount("/", hub.app)])
-    options = {"http": Protocol, "ws": "none", "log_config": None, "access_log": False}
+    options: UvicornOptions = {"http": Protocol, "ws": "none", "log_config": None, "access_log": False}
     with ExitStack() as stack:
         running = stack.enter_context(live(app, server_class=server_of, **options))
         address = "127.0.0.1", running.port

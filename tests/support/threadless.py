@@ -21,7 +21,7 @@ from sse_app.brokers.sqlite import SQLiteBroker
 from sse_app.brokers.sqlite.log import Appended, Entry
 from sse_app.brokers.sqlite.writer import Writer
 from sse_app.publication import Position
-from tests.support.virtual_time import VirtualTimeLoop
+from sse_app.testing import VirtualTimeLoop
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import httpx
 import msgspec
@@ -16,7 +15,7 @@ from starlette.types import ASGIApp, Message
 from sse_app import Config, Event, Hub, create_app
 from sse_app.server import Protocol
 from sse_app.server.server import Server
-from sse_app.testing import StreamingASGITransport, events, live
+from sse_app.testing import StreamingASGITransport, UvicornOptions, VirtualTimeLoop, events, live
 from tests.support.paths import served
 from tests.support.peers import PATIENCE, until
 
@@ -156,7 +155,13 @@ def live_hub(**settings: Any) -> Iterator[LiveHub]:
     app = create_app(config)
     hub = app.state.hub
     protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline)
-    options = {"http": protocol, "ws": "none", "proxy_headers": False, "server_header": False, "access_log": False}
+    options: UvicornOptions = {
+        "http": protocol,
+        "ws": "none",
+        "proxy_headers": False,
+        "server_header": False,
+        "access_log": False,
+    }
     with live(app, server_class=lambda config: Server(config, hub), **options) as server:
         yield LiveHub(server.url, server.port, hub)
 
@@ -189,7 +194,7 @@ class HastyHub:
 async def hasty_hub(**settings: Any) -> AsyncIterator[HastyHub]:
     protocol = partial(Protocol, head_deadline=DEADLINE)
     async with Hub(head_deadline=DEADLINE, **settings) as hub, served(hub.app, protocol) as server:
-        with patch(
-            "tests.support.virtual_time.PATIENCE", 0.2
-        ):  # real seconds: nothing on loopback is under way for so long
-            yield HastyHub(hub, server.port)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.patience = 0.2  # real seconds: nothing on loopback is under way for so long
+        yield HastyHub(hub, server.port)

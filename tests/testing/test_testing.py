@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import inspect
 import logging
 import socket
 import subprocess
@@ -26,14 +27,14 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_app import Config, create_app, testing
+from sse_app import Config, create_app
 from sse_app.events import Event
 from sse_app.pytest_plugin import HubServer
 from sse_app.server import Protocol
 from sse_app.server.server import Server
-from sse_app.testing import StreamingASGITransport, events, live
+from sse_app.testing import StreamingASGITransport, UvicornOptions, events, live, run_virtual
+from sse_app.testing import server as testing_server
 from tests.support.peers import PATIENCE
-from tests.support.virtual_time import run_virtual, virtual_time
 
 START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"Content-Type", b"text/event-stream")]}
 
@@ -80,7 +81,7 @@ async def fetch(app: ASGIApp, method: str = "GET", url: str = "/", **options: An
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
-@virtual_time
+@pytest.mark.virtual_time
 async def test_clients_of_both_libraries_stream_and_get_errors_of_their_own(library: Any) -> None:
     app = Endless()
     transport = StreamingASGITransport(app)
@@ -217,7 +218,7 @@ async def test_closing_the_client_disconnects_the_app_and_tells_the_reader() -> 
         await reader
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("started", [True, False])
 async def test_cancelling_the_reader_disconnects_the_app(started: bool) -> None:
     app, late = Endless(), Endless()
@@ -264,7 +265,7 @@ async def test_send_after_the_client_left(version: str, answer: str) -> None:
     assert answers == [answer]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_send_that_waits_for_room_ends_when_the_client_leaves() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(START)
@@ -277,7 +278,7 @@ async def test_a_send_that_waits_for_room_ends_when_the_client_leaves() -> None:
     assert asyncio.get_running_loop().time() == 0
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_who_is_cancelled_by_anyio_waits_for_the_app_too() -> None:
     ended = False
 
@@ -295,7 +296,7 @@ async def test_who_is_cancelled_by_anyio_waits_for_the_app_too() -> None:
         assert ended
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_an_app_that_ignores_the_disconnect_is_cancelled_after_the_grace() -> None:
     cancelled: list[float] = []
 
@@ -312,7 +313,7 @@ async def test_an_app_that_ignores_the_disconnect_is_cancelled_after_the_grace()
         assert cancelled == [7]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_an_app_that_ignores_its_cancellation_is_reported() -> None:
     release = asyncio.Event()
 
@@ -343,7 +344,7 @@ async def test_disconnect_comes_also_after_a_complete_response() -> None:
     assert seen == ["http.disconnect"]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_background_task_outlives_its_response_but_not_its_client() -> None:
     finished: list[str] = []
 
@@ -371,7 +372,7 @@ async def test_a_background_task_outlives_its_response_but_not_its_client() -> N
 # Timeouts
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_read_timeout_ends_a_silent_stream() -> None:
     app, clock = Endless(), asyncio.get_running_loop().time
     async with client_of(app, timeout=30) as client:
@@ -387,7 +388,7 @@ async def test_the_read_timeout_ends_a_silent_stream() -> None:
         assert clock() == pytest.approx(50)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_read_timeout_ends_the_wait_for_a_response() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -397,7 +398,7 @@ async def test_the_read_timeout_ends_the_wait_for_a_response() -> None:
         await fetch(app, timeout=30)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_without_a_timeout_a_stream_may_be_silent_for_long() -> None:
     app = Endless()
     async with client_of(app, timeout=None) as client, client.stream("GET", "/") as response:
@@ -575,7 +576,7 @@ async def test_head_has_headers_and_no_body() -> None:
     assert response.content == b""
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_head_on_an_endless_stream_is_found_by_the_timeout() -> None:
     with pytest.raises(httpx.ReadTimeout):
         await fetch(Endless(), "HEAD")
@@ -641,7 +642,7 @@ async def test_the_last_message_of_a_request_body_says_so(content: Any, sizes: l
     assert [message["more_body"] for message in messages] == [True] * (len(sizes) - 1) + [False]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_an_answer_ends_an_upload_that_nobody_reads() -> None:
     async def upload() -> AsyncIterator[bytes]:
         await asyncio.Event().wait()
@@ -652,7 +653,7 @@ async def test_an_answer_ends_an_upload_that_nobody_reads() -> None:
     assert asyncio.get_running_loop().time() == 0
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_error_of_an_upload_is_its_callers_and_the_app_sees_a_disconnect() -> None:
     seen: list[str] = []
 
@@ -744,7 +745,7 @@ async def test_a_lifespan_that_nobody_started_is_named() -> None:
         await client.get("/")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_cancelled_startup_leaves_no_task() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.Event().wait()
@@ -822,7 +823,7 @@ def fastapi_app(counter: Counter) -> ASGIApp:
 
 @pytest.mark.parametrize("make", [starlette_app, sse_starlette_app, fastapi_app])
 @pytest.mark.parametrize("version", ["2.3", "2.4"])
-@virtual_time
+@pytest.mark.virtual_time
 async def test_with_the_streams_of(make: Callable[[Counter], ASGIApp], version: str) -> None:
     counter, clock = Counter(), asyncio.get_running_loop().time
     async with client_of(make(counter), spec_version=version) as client:
@@ -958,8 +959,8 @@ def test_a_live_server_that_hangs_is_ended(phase: str, monkeypatch: pytest.Monke
         if phase == "start":
             yield
 
-    monkeypatch.setattr(testing, f"{phase.upper()}_SECONDS", 1.0)
-    monkeypatch.setattr(testing, "STOP_SECONDS", 1.0)
+    monkeypatch.setattr(testing_server, f"{phase.upper()}_SECONDS", 1.0)
+    monkeypatch.setattr(testing_server, "STOP_SECONDS", 1.0)
     with pytest.raises(RuntimeError, match=f"it did not {phase} within 1.0 s"), live(Starlette(lifespan=lifespan)):
         pass
     for thread in threading.enumerate():
@@ -971,6 +972,13 @@ def test_a_live_server_that_hangs_is_ended(phase: str, monkeypatch: pytest.Monke
 def test_a_live_server_that_cannot_start_raises() -> None:
     with pytest.raises(RuntimeError, match="the server failed"), live(hello, ssl_certfile="/nowhere"):
         pass
+
+
+def test_the_options_of_a_live_server_are_those_of_uvicorn() -> None:
+    ours = {"app", "host", "port", "uds", "fd", "callback_notify", "workers", "reload", "factory", "env_file"}
+    theirs = inspect.signature(uvicorn.Config).parameters.keys()
+    assert theirs - ours >= UvicornOptions.__annotations__.keys() > {"http", "loop", "ssl_certfile"}
+    assert not ours & UvicornOptions.__annotations__.keys()
 
 
 @pytest.mark.usefixtures("threads")

@@ -7,9 +7,7 @@ import anyio
 import httpx
 import pytest
 
-from sse_app.testing import live
-from tests.support import virtual_time as module
-from tests.support.virtual_time import Deadlock, VirtualTimeLoop, run_virtual, virtual_time
+from sse_app.testing import Deadlock, VirtualTimeLoop, live, run_virtual
 
 DAY = 24 * 3600
 
@@ -30,7 +28,7 @@ def real_time() -> Iterator[None]:
 pytestmark = pytest.mark.usefixtures("real_time")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_marked_test_and_its_fixtures_share_a_virtual_loop(loop: asyncio.AbstractEventLoop) -> None:
     assert isinstance(loop, VirtualTimeLoop)
     assert asyncio.get_running_loop() is loop
@@ -40,7 +38,7 @@ async def test_an_unmarked_test_runs_in_real_time() -> None:
     assert not isinstance(asyncio.get_running_loop(), VirtualTimeLoop)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_the_clock_starts_at_zero_and_jumps_exactly() -> None:
     clock = asyncio.get_running_loop().time
     assert clock() == 0
@@ -52,14 +50,14 @@ async def test_the_clock_starts_at_zero_and_jumps_exactly() -> None:
     assert clock() == pytest.approx(15 + 400 * DAY)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_day_of_heartbeats_is_short() -> None:
     for _ in range(DAY // 15):
         await asyncio.sleep(15)
     assert asyncio.get_running_loop().time() == pytest.approx(DAY)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_timers_fire_in_their_order() -> None:
     fired: list[tuple[int, float]] = []
 
@@ -73,14 +71,14 @@ async def test_timers_fire_in_their_order() -> None:
     assert fired == [(10, 10), (10, 10), (20, 20), (30, 30)]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_time_does_not_pass_while_something_is_ready() -> None:
     for _ in range(1000):
         await asyncio.sleep(0)
     assert asyncio.get_running_loop().time() == 0
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_timeouts_of_asyncio_and_anyio() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(60):
@@ -106,10 +104,15 @@ def test_a_deadlock_raises_and_names_who_waits() -> None:
         run_virtual(waits_for_nobody())
 
 
-def test_a_deadlock_beside_an_idle_socket_raises_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEADLOCK", 0.05)
+def virtual_loop() -> VirtualTimeLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    return loop
 
+
+def test_a_deadlock_beside_an_idle_socket_raises_later() -> None:
     async def accept_nobody() -> None:
+        virtual_loop().deadlock = 0.05
         server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
         async with server:
             await asyncio.Event().wait()
@@ -118,18 +121,18 @@ def test_a_deadlock_beside_an_idle_socket_raises_later(monkeypatch: pytest.Monke
         run_virtual(accept_nobody())
 
 
-@virtual_time
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("to_thread", [asyncio.to_thread, anyio.to_thread.run_sync])
 async def test_a_working_thread_is_not_overtaken(
-    to_thread: Callable[[Callable[[], int]], Awaitable[int]], monkeypatch: pytest.MonkeyPatch
+    to_thread: Callable[[Callable[[], int]], Awaitable[int]],
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0)
+    virtual_loop().patience = 0
     async with asyncio.timeout(1000):
         assert await to_thread(lambda: sum(range(1_000_000))) == 499_999_500_000  # some milliseconds of work
     assert asyncio.get_running_loop().time() < 10
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_thread_may_wake_the_loop() -> None:
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
     thread = threading.Thread(target=loop.call_soon_threadsafe, args=(woken.set,))
@@ -138,7 +141,7 @@ async def test_a_thread_may_wake_the_loop() -> None:
     thread.join()
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_sockets_work_between_jumps() -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
@@ -158,7 +161,7 @@ async def test_sockets_work_between_jumps() -> None:
     assert asyncio.get_running_loop().time() == pytest.approx(200)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_server_in_another_thread_answers() -> None:
     async def app(scope: object, receive: object, send: object) -> None:
         await send({"type": "http.response.start", "status": 204})  # type: ignore[operator]

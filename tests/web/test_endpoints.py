@@ -21,9 +21,9 @@ from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES
 from sse_app.hub import LAST_MAX
 from sse_app.pytest_plugin import HubServer
 from sse_app.server.protocol import TARGET_MAX
+from sse_app.testing import run_virtual
 from sse_app.web.endpoints import BROADCAST_PARAMETERS, CONTENT_SECURITY_POLICY
 from tests.support.peers import PATIENCE
-from tests.support.virtual_time import run_virtual, virtual_time
 from tests.support.web import Web, call, code_of, live_hub, web
 
 JSON = {"Content-Type": "application/json"}
@@ -149,7 +149,7 @@ async def test_a_chunked_body_that_is_too_large_is_refused_before_it_is_read_to_
     assert sent < 20
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_body_that_stops_coming_is_a_408_after_ten_seconds() -> None:
     async def stalled() -> AsyncIterator[bytes]:
         yield b"the beginning"

@@ -10,7 +10,6 @@ from sse_starlette.sse import AppStatus
 
 from sse_app.web import exit_signal
 from tests.support.peers import PATIENCE, turns
-from tests.support.virtual_time import virtual_time
 
 MOVED = f"sse-starlette {version('sse-starlette')} has no {{}}: see sse_app/web/exit_signal.py"
 
@@ -34,7 +33,7 @@ def test_its_watcher_still_takes_no_arguments() -> None:
     assert not inspect.signature(watcher).parameters, MOVED.format("_listen_for_exit_signal without arguments")
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_it_returns_when_a_signal_has_been_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AppStatus, "should_exit", False)
     stopped = asyncio.create_task(exit_signal.stopped())

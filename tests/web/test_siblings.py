@@ -14,7 +14,6 @@ import pytest
 from sse_app import Hub
 from sse_app.listening import listeners
 from sse_app.web.siblings import FIRST_LOOKS, OVERLAP, SEPARATE
-from tests.support.virtual_time import virtual_time
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 
@@ -111,7 +110,7 @@ def names() -> list[object]:
     return [listener.name for listener in listeners() if isinstance(listener.name, bytes)]
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_two_hubs_of_one_process_say_nothing(listening: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         async with Hub() as hub, Hub():
@@ -123,7 +122,7 @@ async def test_two_hubs_of_one_process_say_nothing(listening: socket.socket, cap
     assert not caplog.records
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_log_that_is_shared_and_a_process_that_serves_nobody_are_left_alone(
     listening: socket.socket, tmp_path: Path
 ) -> None:

@@ -25,7 +25,6 @@ from sse_app.topics import TopicFilter
 from sse_app.web.stream import EventStream
 from tests.support.peers import PATIENCE
 from tests.support.reference import ReferenceStream
-from tests.support.virtual_time import virtual_time
 from tests.support.web import LiveHub, Web, code_of, live_hub, read_until, web
 
 EVENT_SOURCE = {"Accept": "text/event-stream"}
@@ -214,7 +213,7 @@ async def test_a_stopping_hub_sends_an_event_source_away_for_a_while_and_others_
     assert int(refused.headers["retry-after"]) > 0
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_a_drained_stream_ends_with_bye_after_what_was_queued(hub_web: Web) -> None:
     async with hub_web.stream() as received:
         await anext(received)

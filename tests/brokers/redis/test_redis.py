@@ -34,7 +34,6 @@ from tests.brokers.test_brokers import publish, replayed, take, texts
 from tests.support.broker_process import HOST, free_port
 from tests.support.peers import PATIENCE, Clock, Serve, hear, listening, turns, until
 from tests.support.redis_server import RedisServer, StartRedis
-from tests.support.virtual_time import virtual_time
 
 pytestmark = pytest.mark.usefixtures("patient_redis")
 EVERYTHING = TopicFilter()
@@ -799,7 +798,7 @@ async def line_to(serve: Serve) -> AsyncIterator[Line]:
             await close(pool)
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_readers_wait_as_long_as_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many they are: who gives up and asks again would only make the line longer."""
     monkeypatch.setattr("sse_app.brokers.redis.connection.SILENCE", 1.0)
@@ -835,7 +834,7 @@ async def test_whoever_still_waits_at_the_end_is_told() -> None:
             await task
 
 
-@virtual_time
+@pytest.mark.virtual_time
 async def test_what_nobody_waits_for_any_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sse_app.brokers.redis.connection.CONNECT", 0.1)
     connected = 0

@@ -1,12 +1,15 @@
-"""An event loop on which time passes only when nobody has anything to do: ``asyncio.sleep(15)`` takes microseconds.
+"""An event loop on which time passes only when no task can go on: ``asyncio.sleep(15)`` takes microseconds.
 
-    @virtual_time
-    async def test_idle_stream_gets_a_comment_after_15_seconds() -> None: ...
+    @pytest.mark.virtual_time
+    async def test_an_idle_stream_gets_a_comment_after_15_seconds() -> None: ...
 
-The clock starts at 0.0 and stands still while callbacks run. When nothing is ready it jumps to the next timer, at once
-if only this loop can make something happen. If sockets or threads might (a fd is watched, a thread lives), they first
-get ``PATIENCE``; while a thread works for this loop (run_in_executor, to_thread) time goes at its real pace. A loop
-that waits for nothing at all raises ``Deadlock`` instead of hanging. Code that polls the clock without waiting hangs.
+The clock starts at 0.0 and stands still while callbacks run. When no callback is ready it jumps to the next timer: at
+once where nothing but this loop could wake a task, else (a socket is watched, another thread lives) after ``patience``
+real seconds. While a thread works for this loop (run_in_executor, to_thread) the clock goes at its real pace.
+
+Waiting for what cannot come fails loudly: a loop without timers and without other wakers raises Deadlock at once, with
+them after ``deadlock`` real seconds, and names what each task waits for. A peer on a real socket that takes longer than
+``patience`` to answer meets every timeout that the test has. Code that polls the clock without waiting hangs.
 """
 
 import asyncio
@@ -17,14 +20,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
-import pytest
 from anyio.to_thread import current_default_thread_limiter
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
-
-PATIENCE = 0.02  # real seconds; an answer over loopback takes about 1 ms
-DEADLOCK = 20.0  # real seconds until a loop without timers gives up on peers and threads
 
 Ready = list[tuple[selectors.SelectorKey, int]]
 T = TypeVar("T")
@@ -32,16 +31,25 @@ Ts = TypeVarTuple("Ts")
 
 
 class Deadlock(RuntimeError):
-    """Every task waits and nothing is left that could wake one."""
+    """Every task waits, and nothing is left that could wake one."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """See the module. ``time()`` is in virtual seconds since the loop was made."""
+    """An event loop of virtual time. ``time()`` is the virtual seconds since it was made.
+
+    patience: real seconds for which sockets and other threads may wake the loop before the clock jumps. An answer over
+        loopback takes about 1 ms.
+    deadlock: real seconds for which a loop without timers waits for sockets and threads.
+
+    Both may be set while the loop runs: ``asyncio.get_running_loop().patience = 0.2``.
+    """
 
     def __init__(self) -> None:
+        self.patience = 0.02
+        self.deadlock = 20.0
         self._virtual_selector = _VirtualTimeSelector(self)
         super().__init__(self._virtual_selector)
-        self._threads_at_work = 0
+        self._working_threads = 0
         # asyncio fires a timer when it is due before ``time() + _clock_resolution``. With the 1 ns of the real clock
         # that sum is ``time()`` itself from half a year on (float), and a timer due exactly now would never fire.
         self._clock_resolution = 1e-6
@@ -53,22 +61,22 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], Any], *args: *Ts
     ) -> asyncio.Future[Any]:
         future = super().run_in_executor(executor, func, *args)
-        self._threads_at_work += 1
+        self._working_threads += 1
         future.add_done_callback(self._thread_done)
         return future
 
     def _thread_done(self, _: object) -> None:
-        self._threads_at_work -= 1
+        self._working_threads -= 1
 
-    def threads_work(self) -> bool:
-        return self._threads_at_work > 0 or current_default_thread_limiter().borrowed_tokens > 0
+    def has_working_threads(self) -> bool:
+        return self._working_threads > 0 or current_default_thread_limiter().borrowed_tokens > 0
 
-    def waiting(self) -> str:
+    def describe_tasks(self) -> str:
         return "\n".join(f"  {task.get_name()}: {_where(task)}" for task in asyncio.all_tasks(self))
 
 
 class _VirtualTimeSelector(selectors.BaseSelector):
-    """A selector that moves ``now`` instead of waiting."""
+    """A selector that moves the clock ``now`` instead of waiting."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         self.now = 0.0
@@ -79,14 +87,14 @@ class _VirtualTimeSelector(selectors.BaseSelector):
         ready = self._real.select(0)
         if ready or timeout == 0:
             return ready
-        if self._loop.threads_work():
+        if self._loop.has_working_threads():
             return self._wait_for_real(timeout)
-        patience = DEADLOCK if timeout is None else PATIENCE
-        # Looked at again in any case: a thread that has just ended may have woken the loop before it did.
+        patience = self._loop.deadlock if timeout is None else self._loop.patience
+        # Selected again in any case: a thread may have woken the loop just before it ended.
         if ready := self._real.select(patience if self._others_may_wake() else 0):
             return ready
         if timeout is None:
-            raise Deadlock(f"the loop would wait for ever; its tasks:\n{self._loop.waiting()}")
+            raise Deadlock(f"nothing can wake the loop; its tasks:\n{self._loop.describe_tasks()}")
         self.now += timeout
         return []
 
@@ -123,13 +131,6 @@ def _where(task: asyncio.Task[Any]) -> str:
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run on virtual time. For tests that are not async themselves, as under hypothesis."""
+    """Run a coroutine as asyncio.run does, on virtual time. For tests that are not async, as under hypothesis."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
-
-
-# Marks an async test, a class, or with ``pytestmark`` a module. The async fixtures it uses must have function scope:
-# anyio has one loop at a time, and one that a session's fixture holds open would be used instead.
-virtual_time = pytest.mark.parametrize(
-    "anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})], ids=["virtual"]
-)
