@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sse_app.errors import SSEAppError as SSEAppError
     from sse_app.events import Event as Event
     from sse_app.events import EventDecoder as EventDecoder
-    from sse_app.hub import Receipt as Receipt
+    from sse_app.publication import Receipt as Receipt
     from sse_app.publisher import AsyncPublisher as AsyncPublisher
     from sse_app.publisher import Publisher as Publisher
     from sse_app.subscriber import Subscriber as Subscriber
@@ -38,7 +38,7 @@ _HOMES = {
     "EventDecoder": "events",
     "Hub": "web.app",
     "Publisher": "publisher",
-    "Receipt": "hub",
+    "Receipt": "publication",
     "SSEAppError": "errors",
     "Subscriber": "subscriber",
     "SyncClient": "client.sync",

@@ -25,13 +25,21 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from sse_app import notices
-from sse_app.brokers import Broker, Durability, Tail
+from sse_app.brokers import Broker, Tail
 from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
 from sse_app.listening import Door
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
-from sse_app.publication import Names, Position, Publication, PublishOptions, check_client, check_key, names
-from sse_app.publisher import compose
+from sse_app.publication import (
+    Audience,
+    Draft,
+    Position,
+    Publication,
+    PublishOptions,
+    Receipt,
+    check_client,
+    names,
+)
 from sse_app.stack import Alone, leave
 from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
 from sse_app.topics import TopicFilter, TopicIndex
@@ -78,20 +86,6 @@ RUNNING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """The acknowledgement of a publication: in the log at ``position``, as safe as ``durable`` says, and queued for or
-    replayable by each of the ``subscribers`` it matches on this node."""
-
-    position: Position
-    subscribers: int
-    durable: Durability
-
-    @property
-    def id(self) -> str:
-        return str(self.position)
-
-
 class Group:
     """The subscribers with equal filters: what is for one is for all, but for ``to`` and ``exclude``."""
 
@@ -125,7 +119,7 @@ class Group:
     ) -> None:
         for subscriber in members:
             if subscriber.client in named:
-                if own := [item for item in publications if item.visible_to(subscriber.client)]:
+                if own := [item for item in publications if item.visible_to(subscriber.audience)]:
                     subscriber.offer(Batch.join(own))
             elif batch:
                 subscriber.offer(batch)
@@ -261,36 +255,30 @@ class Hub:
 
     # Publishing
 
-    async def publish(
-        self,
-        data: object,
-        *,
-        topic: Names = None,
-        event: str = "message",
-        to: Names = None,
-        exclude: Names = None,
-        key: str | None = None,
-    ) -> Receipt:
+    async def publish(self, data: object, **options: Unpack[PublishOptions]) -> Receipt:
         """Publish to every subscriber, or on one or several topics to those whose filter matches.
 
         ``data`` goes out as it is when it is a str, else as JSON (``sse_app.payload``). ``to`` and ``exclude`` name
         clients; an empty list of topics, or of clients in ``to``, is refused, since it is not everyone. With the same
-        ``key`` and publication again within the idempotency window nothing is published, and the answer is the same.
-        Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
+        ``idempotency_key`` and publication again within the idempotency window nothing is published, and the answer is
+        the same. Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
         """
         self._check_here()
-        draft = compose(data, topic, event, to, exclude, body_max=self._body_max)
-        key = None if key is None else check_key(key)
-        before = self._delivered
-        position = await self.broker.publish(draft.event, draft.topics, to=draft.to, exclude=draft.exclude, key=key)
+        return await self.publish_draft(Draft.compose(data, body_max=self._body_max, **options))
+
+    async def publish_draft(self, draft: Draft) -> Receipt:
+        """``publish`` for who has checked it already."""
+        self._check_here()
+        key, before = draft.idempotency_key, self._delivered
+        position = await self.broker.publish(draft)
         if key is not None and (known := self._receipts.get(key)) and known[0] == position:
             return Receipt(position, known[1], self.broker.durability)
         if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
             self.totals.published += 1
-        receipt = Receipt(position, self._count(draft.topics, draft.to, draft.exclude), self.broker.durability)
+        subscribers = self._count(draft)
         if key is not None:
-            self._remember(key, receipt)
-        return receipt
+            self._remember(key, position, subscribers)
+        return Receipt(position, subscribers, self.broker.durability)
 
     def publish_threadsafe(
         self, data: object, *, timeout: float | None = 10.0, **options: Unpack[PublishOptions]
@@ -311,13 +299,13 @@ class Hub:
             )
         return asyncio.run_coroutine_threadsafe(self.publish(data, **options), loop).result(timeout)
 
-    def _remember(self, key: str, receipt: Receipt) -> None:
-        self._receipts[key] = (receipt.position, receipt.subscribers)
+    def _remember(self, key: str, position: Position, subscribers: int) -> None:
+        self._receipts[key] = position, subscribers
         if len(self._receipts) > 10_000:
             del self._receipts[next(iter(self._receipts))]
 
-    def _count(self, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> int:
-        groups = self._index.match(topics)
+    def _count(self, draft: Draft) -> int:
+        groups, to, exclude = self._index.match(draft.topics), draft.to, draft.exclude
         if not to and not exclude:
             return sum(len(group.members) for group in groups)
         members = chain.from_iterable(group.members for group in groups)
@@ -475,7 +463,7 @@ class Hub:
                 top = await self.broker.top(fresh=True)
                 start = _resume(after, oldest, top)
         elif last is not None:
-            position, enough = await self.broker.last(last, subscriber.filter, subscriber.client)
+            position, enough = await self.broker.last(last, subscriber.filter, subscriber.audience)
             start = _Start(position, complete=enough or oldest.offset == 0)
         elif since is not None:
             position, complete = await self.broker.since(since)
@@ -511,9 +499,9 @@ class Hub:
         newest = group.newest
         if newest is None or newest.position.offset <= oldest.offset:
             return None
-        if newest.visible_to(subscriber.client):
+        if newest.visible_to(subscriber.audience):
             return newest
-        found = await self.broker.newest(1, group.filter, subscriber.client)
+        found = await self.broker.newest(1, group.filter, subscriber.audience)
         return found[0] if found else None
 
     # Keeping alive
@@ -643,7 +631,7 @@ class Hub:
         """The newest publications, and what is wrong with the log just now."""
         try:
             self.broker.check()
-            return await self.broker.newest(RECENT, TopicFilter(), ""), None
+            return await self.broker.newest(RECENT, TopicFilter(), Audience()), None
         except BrokerError as error:
             return (), str(error)
 

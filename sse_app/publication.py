@@ -1,14 +1,18 @@
-"""A publication, and its position in the log."""
+"""What travels through the hub: a draft as a publisher hands it in, its position in the log, the publication.
+
+data -> Draft.compose -> Broker.publish(draft) -> Position -> Publication, announced to those whom it is for
+"""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, Self, TypedDict
 
-from sse_app.errors import BadInput, ConfigError, InvalidClient, InvalidIdempotencyKey
-from sse_app.events import Event, EventDecoder
-from sse_app.topics import TopicFilter
+from sse_app.errors import BadInput, ConfigError, InvalidClient, InvalidIdempotencyKey, InvalidTopic
+from sse_app.events import Event, EventDecoder, check_type, encode
+from sse_app.payload import encode_data
+from sse_app.topics import TopicFilter, check_topics
 
 _POSITION = re.compile(r"([0-9a-z]{1,32})-(0|[1-9][0-9]{0,17})")
 _CLIENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -17,15 +21,17 @@ _SECRET = re.compile(r"[\x21-\x7e]+")
 
 Names = str | Iterable[str] | None  # of topics or clients: one, several, or not given
 
+Durability = Literal["none", "log", "fsync"]  # of the log: in memory; survives the process; survives the machine
+
 
 class PublishOptions(TypedDict, total=False):
-    """The options of everyone who publishes, beside the data."""
+    """The options of everyone who publishes, beside the data: those of ``Draft.compose``."""
 
     topic: Names
     event: str
     to: Names
     exclude: Names
-    key: str | None
+    idempotency_key: str | None
 
 
 class Position(NamedTuple):
@@ -74,7 +80,7 @@ def recipients(parameter: str, given: Names, error: type[BadInput]) -> tuple[str
     return found
 
 
-def check_key(key: str) -> str:
+def check_idempotency_key(key: str) -> str:
     """A publication's idempotency key. Raises InvalidIdempotencyKey."""
     if not (isinstance(key, str) and _KEY.fullmatch(key)):
         raise InvalidIdempotencyKey("An idempotency key has 1 to 128 visible ASCII characters.")
@@ -109,6 +115,84 @@ def check_clients(names: Iterable[str]) -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """A publication that is checked and has no position yet: one value through every door, from who makes it to the
+    broker.
+
+    Without ``topics`` it is for everyone. ``to`` limits it to these clients when there are any, ``exclude`` keeps it
+    from those. ``idempotency_key``: with the same one, the same publication is appended once. ``is_json``: its data
+    is known to be JSON. Raises InvalidIdempotencyKey.
+    """
+
+    event: Event
+    topics: tuple[str, ...] = ()
+    to: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
+    idempotency_key: str | None = None
+    is_json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.idempotency_key is not None:
+            check_idempotency_key(self.idempotency_key)
+
+    @classmethod
+    def compose(
+        cls,
+        data: object,
+        *,
+        body_max: int | None = None,
+        is_json: bool | None = None,
+        topic: Names = None,
+        event: str = "message",
+        to: Names = None,
+        exclude: Names = None,
+        idempotency_key: str | None = None,
+    ) -> Self:
+        """Return what a publisher gave, checked. ``data`` goes out as it is when it is a str, else as JSON; it has
+        ``body_max`` bytes at most. ``is_json`` tells of a str that it is JSON. Raises BadInput.
+        """
+        topics = check_topics(recipients("topic", topic, InvalidTopic))
+        return cls(
+            Event(encode_data(data, body_max), check_type(event)),
+            topics,
+            check_clients(recipients("to", to, InvalidClient)),
+            check_clients(names("exclude", exclude, InvalidClient)),
+            None if idempotency_key is None else check_idempotency_key(idempotency_key),
+            not isinstance(data, str) if is_json is None else is_json,
+        )
+
+    def encode(self) -> bytes:
+        """Return the event as it is stored and sent, without an id. Raises InvalidEvent."""
+        return encode(Event(self.event.data, self.event.type))
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The acknowledgement of a publication: in the log at ``position``, as safe as ``durable`` says.
+
+    ``subscribers``: how many it is queued for or replayable by on the node that took it; None where no hub did.
+    """
+
+    position: Position
+    subscribers: int | None
+    durable: Durability
+
+    @property
+    def id(self) -> str:
+        """The id of the event on every stream."""
+        return str(self.position)
+
+
+class Audience(NamedTuple):
+    """Who reads, as far as publications name their readers: the names that ``to`` and ``exclude`` may have for them.
+
+    Without a name it is a stranger, who sees what nobody is named in.
+    """
+
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Publication:
     """An event with its topics and its position. ``frame`` is its encoding, made once for all subscribers.
 
@@ -128,11 +212,15 @@ class Publication:
     def event(self) -> Event:
         return EventDecoder().feed(self.frame)[0]
 
-    def visible_to(self, client: str | None) -> bool:
-        return client is None or (client not in self.exclude and (not self.to or client in self.to))
+    def visible_to(self, audience: Audience | None) -> bool:
+        """True when these readers may see it; None stands for anybody, whoever it is for."""
+        if audience is None:
+            return True
+        names = audience.names
+        return self.exclude.isdisjoint(names) and (not self.to or not self.to.isdisjoint(names))
 
-    def reaches(self, filter: TopicFilter, client: str | None) -> bool:
-        return self.visible_to(client) and filter.matches(self.topics)
+    def reaches(self, filter: TopicFilter, audience: Audience | None) -> bool:
+        return self.visible_to(audience) and filter.matches(self.topics)
 
     def summary(self) -> dict[str, object]:
         """What can be said of it without its data, as JSON types."""

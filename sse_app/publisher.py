@@ -13,43 +13,13 @@ processes can share.
 import asyncio
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, Unpack
+from typing import Self, Unpack
 
 from sse_app.brokers import open_broker
 from sse_app.config import Config, PublisherOptions, check_names
-from sse_app.errors import ConfigError, InvalidClient, InvalidTopic
-from sse_app.events import Event, check_type
+from sse_app.errors import ConfigError
 from sse_app.loop_thread import LoopThread
-from sse_app.payload import encode_data
-from sse_app.publication import Names, Position, PublishOptions, check_clients, check_key, names, recipients
-from sse_app.topics import check_topics
-
-
-class Draft(NamedTuple):
-    """A publication that is checked and has no position yet."""
-
-    event: Event
-    topics: tuple[str, ...]
-    to: frozenset[str]
-    exclude: frozenset[str]
-
-
-def compose(
-    data: object,
-    topic: Names = None,
-    event: str = "message",
-    to: Names = None,
-    exclude: Names = None,
-    *,
-    body_max: int | None = None,
-) -> Draft:
-    """What a publisher gave, checked. Raises BadInput."""
-    topics = check_topics(recipients("topic", topic, InvalidTopic))
-    clients = (
-        check_clients(recipients("to", to, InvalidClient)),
-        check_clients(names("exclude", exclude, InvalidClient)),
-    )
-    return Draft(Event(encode_data(data, body_max), check_type(event)), topics, *clients)
+from sse_app.publication import Draft, PublishOptions, Receipt
 
 
 class AsyncPublisher:
@@ -87,24 +57,14 @@ class AsyncPublisher:
         self._loop, self._ended = None, True
         await self._broker.__aexit__(kind, error, trace)
 
-    async def publish(
-        self,
-        data: object,
-        *,
-        topic: Names = None,
-        event: str = "message",
-        to: Names = None,
-        exclude: Names = None,
-        key: str | None = None,
-    ) -> Position:
-        """Publish as ``Hub.publish`` does. Returns once the log has it: ``str(position)`` is the event's id.
+    async def publish(self, data: object, **options: Unpack[PublishOptions]) -> Receipt:
+        """Publish as ``Hub.publish`` does. Returns once the log has it; no subscribers are counted.
 
         Raises BadInput, BrokerError, and RuntimeError outside its ``async with`` or in another event loop.
         """
         self._check_open()
-        draft = compose(data, topic, event, to, exclude, body_max=self._body_max)
-        key = None if key is None else check_key(key)
-        return await self._broker.publish(draft.event, draft.topics, to=draft.to, exclude=draft.exclude, key=key)
+        position = await self._broker.publish(Draft.compose(data, body_max=self._body_max, **options))
+        return Receipt(position, None, self._broker.durability)
 
     def _check_open(self) -> None:
         if self._loop is None:
@@ -138,7 +98,7 @@ class Publisher:
         """Close the log and end the thread."""
         self._thread.close()
 
-    def publish(self, data: object, **options: Unpack[PublishOptions]) -> Position:
+    def publish(self, data: object, **options: Unpack[PublishOptions]) -> Receipt:
         """Publish, and return once the log has it. Takes what ``AsyncPublisher.publish`` does, raises that and Closed.
 
         An exception of a signal meanwhile gives it up: it may have been published.

@@ -25,7 +25,7 @@ from sse_app.errors import BrokerError
 from sse_app.events import Event, EventDecoder
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -128,6 +128,10 @@ class Subscriber:
     def position(self) -> Position:
         """Everything up to here was read, or is not for this subscriber."""
         return Position(self._epoch, self._offset)
+
+    @property
+    def audience(self) -> Audience:
+        return Audience((self.client,))
 
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""
@@ -328,7 +332,7 @@ class Subscriber:
         until = self._until
         page = await self._broker.replay(self.position, until, self.filter)
         parts = [] if page.start == self.position else [self._gap(page.start, until)]
-        visible = [publication for publication in page.publications if publication.visible_to(self.client)]
+        visible = [publication for publication in page.publications if publication.visible_to(self.audience)]
         parts += [publication.frame for publication in visible]
         self._epoch, self._offset = page.end
         self._totals.delivered += len(visible)

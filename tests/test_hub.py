@@ -212,7 +212,9 @@ async def test_a_subscriber_that_ends_by_an_error_is_counted_so(hub: Hub) -> Non
 
 async def test_a_receipt_counts_whom_it_is_for(hub: Hub) -> None:
     async def count(**options: Any) -> int:
-        return (await hub.publish("x", **options)).subscribers
+        receipt = await hub.publish("x", **options)
+        assert receipt.subscribers is not None
+        return receipt.subscribers
 
     async with AsyncExitStack() as stack:
         for topic, client in [("a", "ann"), ("a", "bob"), ("a/*", "ann"), ("b", "cid")]:
@@ -276,15 +278,15 @@ async def test_a_publication_that_is_refused_is_seen_by_nobody(
 async def test_a_key_publishes_once_and_gets_the_same_answer(hub: Hub) -> None:
     async with hub.subscribe() as subscriber:
         async with asyncio.TaskGroup() as tasks:
-            calls = [tasks.create_task(hub.publish("x", key="k")) for _ in range(100)]
+            calls = [tasks.create_task(hub.publish("x", idempotency_key="k")) for _ in range(100)]
         async with hub.subscribe():
-            again = await hub.publish("x", key="k")
+            again = await hub.publish("x", idempotency_key="k")
         assert {call.result() for call in calls} == {again}
         assert again.subscribers == 1
         assert await texts(subscriber) == ["x"]
     assert hub.totals.published == 1
     with pytest.raises(KeyReused):
-        await hub.publish("y", key="k")
+        await hub.publish("y", idempotency_key="k")
 
 
 # --- who gets what ---
@@ -1096,8 +1098,8 @@ async def test_a_publisher_cancelled_anywhere_published_once_or_not_at_all() -> 
     finished = 0
     for number, late in attempts():
         async with Hub(DistantBroker([2, 1])) as hub, hub.subscribe() as subscriber:
-            was_cancelled = await cancel_at(number, hub.publish("x", key="k"), late=late)
-            await hub.publish("x", key="k")
+            was_cancelled = await cancel_at(number, hub.publish("x", idempotency_key="k"), late=late)
+            await hub.publish("x", idempotency_key="k")
             assert await texts(subscriber) == ["x"]
         finished += not was_cancelled
         if finished == 2:

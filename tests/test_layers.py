@@ -16,8 +16,9 @@ PACKAGE = Path(sse_app.__file__).parent
 FLOORS = (
     ("errors", "characters", "quantities", "backoff", "stack", "listening", "descriptors"),
     ("events", "topics", "content_type", "loop_thread"),
+    ("payload",),
     ("publication",),
-    ("config", "metrics", "notices", "payload", "brokers"),
+    ("config", "metrics", "notices", "brokers"),
     ("brokers.tail", "brokers.recent"),
     ("brokers.memory", "brokers.sqlite.files"),
     ("brokers.sqlite.watermark", "brokers.sqlite.nodes"),
@@ -49,7 +50,7 @@ FLOORS = (
 )
 COMMANDS = {name for floor in FLOORS for name in floor if name.split(".")[0] == "commands"}
 ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
-STDLIB_ONLY = {name for floor in FLOORS[:3] for name in floor}
+STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # which knows msgspec
 KNOWS = {
     "starlette": {
         *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "cors", "app")),

@@ -28,7 +28,7 @@ from sse_app.brokers import Broker
 from sse_app.events import Event, EventDecoder
 from sse_app.hub import Hub
 from sse_app.notices import HEARTBEAT
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Position, Publication
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, turns
@@ -75,7 +75,7 @@ class Client:
     seen: set[Position] = field(default_factory=set)
 
     def wants(self, publication: Publication) -> bool:
-        return publication.reaches(self.filter, self.name)
+        return publication.reaches(self.filter, Audience((self.name,)))
 
 
 class Driver:

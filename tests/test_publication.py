@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app.errors import InvalidClient
+from sse_app.errors import InvalidClient, InvalidIdempotencyKey
 from sse_app.events import Event, encode
-from sse_app.publication import Position, Publication, check_client, check_clients
+from sse_app.publication import Audience, Draft, Position, Publication, check_client, check_clients
 from sse_app.topics import TopicFilter
 
 EPOCH_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -103,6 +103,34 @@ def test_at_most_a_thousand_clients_are_named_each_once() -> None:
         check_clients(names)
 
 
+# --- drafts ---
+
+
+def test_one_name_is_as_good_as_several() -> None:
+    one = Draft.compose("x", topic="t", event="tick", to="ann", exclude="bob")
+    assert one == Draft(Event("x", "tick"), ("t",), frozenset(["ann"]), frozenset(["bob"]))
+    several = Draft.compose("x", topic=["t", "u", "t"], to=iter(["ann", "bob"]), exclude={"cid"})
+    assert several == Draft(Event("x"), ("t", "u"), frozenset(["ann", "bob"]), frozenset(["cid"]))
+
+
+@pytest.mark.parametrize(
+    ("data", "told", "is_json"),
+    [("x", None, False), ('{"a":1}', None, False), ('{"a":1}', True, True), ({"a": 1}, None, True), (None, None, True)],
+)
+def test_a_draft_knows_whether_its_data_is_json(data: object, told: bool | None, is_json: bool) -> None:
+    assert Draft.compose(data, is_json=told).is_json == is_json
+
+
+@pytest.mark.parametrize("key", ["", "two words", "\ud800", "é", "k\n", "k" * 129])
+def test_a_draft_with_a_key_that_cannot_be_sent_cannot_be_made(key: str) -> None:
+    with pytest.raises(InvalidIdempotencyKey):
+        Draft(Event("x"), idempotency_key=key)
+
+
+def test_a_draft_is_encoded_without_an_id() -> None:
+    assert Draft(Event("a\nb", "tick", "e-7", 3)).encode() == b"event: tick\ndata: a\ndata: b\n\n"
+
+
 # --- publications ---
 
 
@@ -115,15 +143,32 @@ def test_the_event_of_a_publication_is_what_its_frame_says() -> None:
 )
 def test_to_and_exclude_decide_who_sees_it(to: str, exclude: str, seen_by: str) -> None:
     item = publication(to=to, exclude=exclude)
-    assert "".join(filter(item.visible_to, "abc")) == seen_by
+    assert "".join(name for name in "abc" if item.visible_to(Audience((name,)))) == seen_by
+
+
+@pytest.mark.parametrize(
+    ("to", "exclude", "names", "seen"),
+    [
+        ("", "", (), True),
+        ("a", "", (), False),
+        ("", "a", (), True),
+        ("a", "", ("x", "a"), True),
+        ("", "a", ("x", "a"), False),
+        ("a", "x", ("x", "a"), False),
+    ],
+)
+def test_readers_with_several_names_or_none(to: str, exclude: str, names: tuple[str, ...], seen: bool) -> None:
+    item = publication(to=to, exclude=exclude)
+    assert item.visible_to(Audience(names)) == seen
+    assert item.visible_to(None)
 
 
 def test_it_reaches_a_client_that_may_see_it_and_whose_filter_matches() -> None:
     item = publication(topics=("t",), exclude="x")
     matching, other = TopicFilter.parse(["t"]), TopicFilter.parse(["u"])
-    assert item.reaches(matching, "a")
-    assert not item.reaches(matching, "x")
-    assert not item.reaches(other, "a")
+    assert item.reaches(matching, Audience(("a",)))
+    assert not item.reaches(matching, Audience(("x",)))
+    assert not item.reaches(other, Audience(("a",)))
 
 
 def test_the_summary_has_no_data_and_a_time_in_utc() -> None:

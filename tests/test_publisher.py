@@ -26,7 +26,7 @@ from sse_app.errors import (
 from sse_app.events import Event, EventDecoder
 from sse_app.hub import Hub
 from sse_app.publication import Position
-from sse_app.publisher import AsyncPublisher, Draft, Publisher, compose
+from sse_app.publisher import AsyncPublisher, Publisher
 from sse_app.subscriber import Subscriber
 from tests.support.peers import PATIENCE
 from tests.support.worlds import World
@@ -49,15 +49,7 @@ class Listener:
         return found
 
 
-# --- compose ---
-
-
-def test_one_name_is_as_good_as_several() -> None:
-    assert compose("x", "t", "tick", "ann", "bob") == Draft(
-        Event("x", "tick"), ("t",), frozenset(["ann"]), frozenset(["bob"])
-    )
-    several = compose("x", ["t", "u", "t"], to=iter(["ann", "bob"]), exclude={"cid"})
-    assert several == Draft(Event("x"), ("t", "u"), frozenset(["ann", "bob"]), frozenset(["cid"]))
+# --- what is refused ---
 
 
 BAD_INPUT: list[tuple[dict[str, Any], type[BadInput]]] = [
@@ -83,7 +75,7 @@ async def test_what_is_not_right_is_refused_and_in_no_log(
         given = {key: list(value) if isinstance(value, map) else value for key, value in given.items()}
         with pytest.raises(error):
             await publisher.publish(**{"data": "x", **given})
-        assert (await publisher.publish("fine")).offset == 1
+        assert (await publisher.publish("fine")).position.offset == 1
 
 
 # --- URLs ---
@@ -126,7 +118,7 @@ def test_a_publisher_makes_no_log_in_the_wrong_directory(
     with Publisher("sqlite:///hub.db", create=True) as publisher:
         publisher.publish("a")
     with Publisher("sqlite:///hub.db") as publisher:
-        assert publisher.publish("b").offset == 2
+        assert publisher.publish("b").position.offset == 2
 
 
 REFUSED_SETTINGS: list[tuple[dict[str, Any], str]] = [
@@ -157,28 +149,29 @@ async def test_what_is_published_elsewhere_reaches_who_it_is_for(sqlite_world: W
         hub.subscribe(client="bob") as bob,
         AsyncPublisher(sqlite_world.url) as publisher,
     ):
-        position = await publisher.publish({"number": 42}, topic="orders/42", event="order")
+        receipt = await publisher.publish({"number": 42}, topic="orders/42", event="order")
         await publisher.publish("not for ann", exclude="ann")
         await publisher.publish("on another topic", topic=["users", "posts"])
         await publisher.publish("for ann", topic="orders/1", to=["ann"])
         everyone = await publisher.publish("for all")
-        order = Event('{"number":42}', "order", str(position))
+        order = Event('{"number":42}', "order", receipt.id)
         found = await Listener(ann).take(3)
         assert found[0] == order
         assert [event.data for event in found[1:]] == ["for ann", "for all"]
         found = await Listener(bob).take(4)
         assert found[0] == order
         assert [event.data for event in found[1:]] == ["not for ann", "on another topic", "for all"]
-        assert everyone == await hub.broker.top()
+        assert everyone.position == await hub.broker.top()
 
 
 async def test_a_key_is_one_publication_whoever_uses_it(sqlite_world: World) -> None:
     async with Hub(sqlite_world.open()) as hub, AsyncPublisher(sqlite_world.url) as publisher:
-        position = await publisher.publish("a", key="k")
-        assert await publisher.publish("a", key="k") == position
-        assert (await hub.publish("a", key="k")).position == position
+        receipt = await publisher.publish("a", idempotency_key="k")
+        assert receipt.subscribers is None  # it knows of no hub
+        assert await publisher.publish("a", idempotency_key="k") == receipt
+        assert (await hub.publish("a", idempotency_key="k")).position == receipt.position
         with pytest.raises(KeyReused):
-            await publisher.publish("b", key="k")
+            await publisher.publish("b", idempotency_key="k")
 
 
 async def test_a_publisher_is_no_node_with_subscribers(sqlite_world: World) -> None:
@@ -201,7 +194,8 @@ async def test_threads_share_a_publisher_and_a_hub_hears_all_of_it(sqlite_world:
             return list(threads.map(lambda name: several(publisher, name), range(8)))
 
     def several(publisher: Publisher, name: int) -> list[Position]:
-        return [publisher.publish(f"{name}:{number}", topic="t", key=f"{name}:{number}") for number in range(20)]
+        texts = [f"{name}:{number}" for number in range(20)]
+        return [publisher.publish(text, topic="t", idempotency_key=text).position for text in texts]
 
     async with Hub(sqlite_world.open()) as hub, hub.subscribe("t") as subscriber:
         each = await asyncio.to_thread(work)
@@ -217,16 +211,17 @@ async def test_threads_share_a_publisher_and_a_hub_hears_all_of_it(sqlite_world:
 
 def test_without_a_loop_it_publishes_and_raises_as_the_other_does(sqlite_world: World) -> None:
     with Publisher(sqlite_world.url, history=100, create=True) as publisher:
-        assert publisher.publish("a", topic="t", event="tick", to="ann", exclude=["bob"], key="k").offset == 1
+        first = publisher.publish("a", topic="t", event="tick", to="ann", exclude=["bob"], idempotency_key="k")
+        assert first.position.offset == 1
         with pytest.raises(KeyReused):
-            publisher.publish("b", key="k")
+            publisher.publish("b", idempotency_key="k")
         with pytest.raises(InvalidTopic):
             publisher.publish("b", topic="a//b")
         with pytest.raises(TypeError):
             publisher.publish("b", topics="t")  # type: ignore[call-arg]
-        assert publisher.publish({"b": 1}).offset == 2
+        assert publisher.publish({"b": 1}).position.offset == 2
     with Publisher(sqlite_world.url) as publisher:
-        assert publisher.publish("c").offset == 3
+        assert publisher.publish("c").position.offset == 3
 
 
 def test_after_its_end_a_publisher_refuses(sqlite_world: World) -> None:
@@ -240,14 +235,14 @@ def test_a_publisher_needs_no_block(sqlite_world: World) -> None:
     threads = set(threading.enumerate())
     publisher = Publisher(sqlite_world.url, create=True)
     assert set(threading.enumerate()) <= threads  # it opens its log when it is used
-    assert [publisher.publish(text).offset for text in "ab"] == [1, 2]
+    assert [publisher.publish(text).position.offset for text in "ab"] == [1, 2]
     publisher.close()
     publisher.close()
     assert set(threading.enumerate()) <= threads
     with pytest.raises(Closed):
         publisher.publish("c")
     with publisher:
-        assert publisher.publish("d").offset == 3
+        assert publisher.publish("d").position.offset == 3
 
 
 async def test_outside_its_block_an_async_publisher_refuses_and_does_not_wait(sqlite_world: World) -> None:
@@ -260,18 +255,18 @@ async def test_outside_its_block_an_async_publisher_refuses_and_does_not_wait(sq
         with pytest.raises(RuntimeError, match=r"inside its `async with`; its own has ended\.$"):
             await publisher.publish("b")
     async with publisher:
-        assert (await publisher.publish("b")).offset == 2
+        assert (await publisher.publish("b")).position.offset == 2
 
 
 async def test_an_async_publisher_is_of_one_loop(sqlite_world: World) -> None:
     async with AsyncPublisher(sqlite_world.url, create=True) as publisher:
         with pytest.raises(RuntimeError, match="another event loop"):
             await asyncio.to_thread(asyncio.run, publisher.publish("a"))
-        assert (await publisher.publish("b")).offset == 1
+        assert (await publisher.publish("b")).position.offset == 1
 
 
 def test_an_error_within_the_block_comes_out_as_it_is(sqlite_world: World) -> None:
     threads = set(threading.enumerate())
     with pytest.raises(KeyReused), Publisher(sqlite_world.url, create=True) as publisher:
-        list(map(partial(publisher.publish, key="k"), "ab"))
+        list(map(partial(publisher.publish, idempotency_key="k"), "ab"))
     assert set(threading.enumerate()) <= threads

@@ -100,13 +100,13 @@ REFUSED: list[tuple[dict[str, Any], type[BadInput], str]] = [
     ({"event": b"secret"}, InvalidEvent, "is a str"),
     ({"event": ""}, InvalidEvent, "1 to 128 characters"),
     ({"event": "gap"}, ReservedEvent, "hub's own"),
-    ({"key": ""}, InvalidIdempotencyKey, KEY),
-    ({"key": "two words"}, InvalidIdempotencyKey, KEY),
-    ({"key": "secret\r\n"}, InvalidIdempotencyKey, KEY),
-    ({"key": "é"}, InvalidIdempotencyKey, KEY),
-    ({"key": "k" * 129}, InvalidIdempotencyKey, KEY),
-    ({"key": 42}, InvalidIdempotencyKey, KEY),
-    ({"key": b"secret"}, InvalidIdempotencyKey, KEY),
+    ({"idempotency_key": ""}, InvalidIdempotencyKey, KEY),
+    ({"idempotency_key": "two words"}, InvalidIdempotencyKey, KEY),
+    ({"idempotency_key": "secret\r\n"}, InvalidIdempotencyKey, KEY),
+    ({"idempotency_key": "é"}, InvalidIdempotencyKey, KEY),
+    ({"idempotency_key": "k" * 129}, InvalidIdempotencyKey, KEY),
+    ({"idempotency_key": 42}, InvalidIdempotencyKey, KEY),
+    ({"idempotency_key": b"secret"}, InvalidIdempotencyKey, KEY),
     ({"data": b"secret"}, InvalidData, r"decode\(\)"),
     ({"data": [float("nan")]}, InvalidData, "NaN"),
     ({"data": object()}, InvalidData, "of type object cannot be published"),
@@ -161,5 +161,7 @@ async def test_names_come_alone_or_several_in_anything_that_can_be_iterated(way:
 
 async def test_an_enum_is_its_value_for_a_retry_too(sqlite_world: World) -> None:
     async with Hub(sqlite_world.url) as hub:
-        first = await hub.publish(Kind.ORDER, topic=Kind.ORDER, to=Kind.ORDER, event=Kind.ORDER, key=Kind.ORDER)
-        assert first == await hub.publish("order", topic="order", to="order", event="order", key="order")
+        first = await hub.publish(
+            Kind.ORDER, topic=Kind.ORDER, to=Kind.ORDER, event=Kind.ORDER, idempotency_key=Kind.ORDER
+        )
+        assert first == await hub.publish("order", topic="order", to="order", event="order", idempotency_key="order")

@@ -13,7 +13,7 @@ from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.events import Event, EventDecoder
 from sse_app.metrics import Totals
-from sse_app.publication import Position, Publication
+from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.topics import TopicFilter
 from tests.support import whatwg
@@ -51,7 +51,7 @@ class Stream:
 
     async def publish(self, *texts: str) -> list[Position]:
         """Publish, and offer it as one batch, as the hub would."""
-        positions = [await self.broker.publish(Event(text)) for text in texts]
+        positions = [await self.broker.publish(Draft(Event(text))) for text in texts]
         self.subscriber.offer(Batch.join(await anext(self.tail)))
         return positions
 
@@ -183,7 +183,7 @@ async def test_part_of_a_batch_that_was_read_from_the_log_comes_once(broker: Mem
     stream = Stream(broker, room)
     start = await broker.top()
     for text in "ab":
-        await broker.publish(Event(text))
+        await broker.publish(Draft(Event(text)))
     await stream.begin(start)
     assert await stream.texts() == ["a", "b"]
     await stream.publish("c")  # the batch is a, b and c
@@ -196,7 +196,7 @@ async def test_the_log_is_read_in_pages_and_then_what_is_new(broker: MemoryBroke
     stream = Stream(broker, room)
     start = await broker.top()
     for number in range(1_000):
-        await broker.publish(Event(str(number)))
+        await broker.publish(Draft(Event(str(number))))
     await anext(stream.tail)
     await stream.begin(start)
     await stream.publish("new")
@@ -208,10 +208,10 @@ async def test_the_log_is_read_in_pages_and_then_what_is_new(broker: MemoryBroke
 async def test_the_log_shows_only_what_the_client_may_see(broker: MemoryBroker, room: int | None) -> None:
     stream = Stream(broker, room)
     start = await broker.top()
-    await broker.publish(Event("others"), to=frozenset(["you"]))
-    await broker.publish(Event("mine"), to=frozenset(["you", "me"]))
-    await broker.publish(Event("not mine"), exclude=frozenset(["me"]))
-    await broker.publish(Event("all"))
+    await broker.publish(Draft(Event("others"), to=frozenset(["you"])))
+    await broker.publish(Draft(Event("mine"), to=frozenset(["you", "me"])))
+    await broker.publish(Draft(Event("not mine"), exclude=frozenset(["me"])))
+    await broker.publish(Draft(Event("all")))
     await stream.begin(start)
     assert await stream.texts() == ["mine", "all"]
     assert stream.totals.delivered == 2
@@ -263,7 +263,7 @@ async def test_a_queue_that_runs_over_while_the_log_is_read_loses_nothing(
     stream = Stream(broker, room, queue=2)
     start = await broker.top()
     for number in range(600):
-        await broker.publish(Event(str(number)))
+        await broker.publish(Draft(Event(str(number))))
     await anext(stream.tail)
     await stream.begin(start)
     texts, _ = await asyncio.gather(stream.texts(), stream.publish_meanwhile(*map(str, range(600, 700))))
@@ -555,7 +555,7 @@ async def test_a_log_that_fails_ends_the_stream_with_one_line_in_the_log(
 
     broker = Broken()
     start = await broker.top()
-    await broker.publish(Event("secret"))
+    await broker.publish(Draft(Event("secret")))
     stream = Stream(broker, room)
     with caplog.at_level(logging.INFO):
         await stream.begin(start)
@@ -572,7 +572,7 @@ async def test_a_catch_up_ends_with_its_stream(broker: MemoryBroker) -> None:
     stream = Stream(broker, 1)
     start = await broker.top()
     for number in range(2_000):
-        await broker.publish(Event(str(number)))
+        await broker.publish(Draft(Event(str(number))))
     await stream.begin(start)
     await asyncio.sleep(MOMENT)
     assert any(not task.done() for task in stream.tasks) or stream.socket is not None
@@ -609,7 +609,7 @@ async def test_a_read_that_is_cancelled_anywhere_loses_nothing() -> None:
         stream, texts = Stream(broker, None, queue=2), list[str]()
         start = await broker.top()
         for text in "abc":
-            await broker.publish(Event(text))
+            await broker.publish(Draft(Event(text)))
         await anext(stream.tail)
         await stream.begin(start)
         async with asyncio.timeout(1), asyncio.TaskGroup() as tasks:

@@ -53,7 +53,7 @@ async def tests(response: httpx.Response) -> list[Event]:
 
 
 async def publishes(hub: Hub) -> None:
-    await hub.publish({"number": 42}, topic=["a", "b"], to={"ann"}, exclude=None, key="k")
+    await hub.publish({"number": 42}, topic=["a", "b"], to={"ann"}, exclude=None, idempotency_key="k")
     await hub.publish("x", topics="a")  # error: call-arg
     await hub.publish("x", to=[1])  # error: list-item
     hub.publish_threadsafe("x", topic="a", timeout=None)

@@ -8,14 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 from sse_app.errors import ConfigError
-from sse_app.events import Event
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
 
-Durability = Literal["none", "log", "fsync"]
 SCHEMES = ("memory", "sqlite", "redis", "nats")
 ALIASES = {
     "rediss": "redis",  # over TLS
@@ -71,20 +69,12 @@ class Broker(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def publish(
-        self,
-        event: Event,
-        topics: tuple[str, ...] = (),
-        *,
-        to: frozenset[str] = frozenset(),
-        exclude: frozenset[str] = frozenset(),
-        key: str | None = None,
-    ) -> Position:
+    async def publish(self, draft: Draft) -> Position:
         """Append, and return the position: that is the acknowledgement.
 
-        The same ``key`` with the same publication within the idempotency window appends once and returns the same
-        position. Raises InvalidEvent for what cannot be encoded, KeyReused for the same key with another publication,
-        OutcomeUnknown when it may be in the log or not, else a BrokerError when it is not.
+        The same draft with the same ``idempotency_key`` within the idempotency window is appended once and gets the
+        same position. Raises InvalidEvent for what cannot be encoded, KeyReused for the same key with another
+        publication, OutcomeUnknown when it may be in the log or not, else a BrokerError when it is not.
         """
         ...
 
@@ -106,12 +96,12 @@ class Broker(Protocol):
         """The next page of matching publications in ``(after, until]``, oldest first."""
         ...
 
-    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
-        """The newest ``count`` publications that this client may see, oldest first; None: whoever they are for."""
+    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+        """The newest ``count`` publications that these readers may see, oldest first; None: whoever they are for."""
         ...
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
-        """The position before the newest ``count`` publications that this client may see, or ``top()`` if there are
+    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+        """The position before the newest ``count`` publications that these readers may see, or ``top()`` if there are
         none; False if the log holds fewer."""
         ...
 

@@ -12,11 +12,11 @@ from operator import attrgetter
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sse_app.brokers import Durability, Page, Tail
+from sse_app.brokers import Page, Tail
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import KeyReused
 from sse_app.events import Event, encode
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
 
 PAGE_COUNT = 256  # publications looked at for one page of a replay
@@ -81,36 +81,33 @@ class MemoryBroker:
     ) -> None:
         return None
 
-    async def publish(
-        self,
-        event: Event,
-        topics: tuple[str, ...] = (),
-        *,
-        to: frozenset[str] = frozenset(),
-        exclude: frozenset[str] = frozenset(),
-        key: str | None = None,
-    ) -> Position:
+    async def publish(self, draft: Draft) -> Position:
         # No await in here: between the look at the key and the append nobody else may come.
+        key = draft.idempotency_key
         if key is None:
-            return self._append(event, topics, to, exclude)
+            return self._append(draft)
         self._forget_old_keys()
-        digest = hashlib.sha256(repr((event, topics, sorted(to), sorted(exclude))).encode()).digest()
+        content = draft.event, draft.topics, sorted(draft.to), sorted(draft.exclude)
+        digest = hashlib.sha256(repr(content).encode()).digest()
         known = self._keys.get(key)
         if known is None:
             if len(self._keys) >= KEYS_MAX:
                 del self._keys[next(iter(self._keys))]
-            position = self._append(event, topics, to, exclude)
+            position = self._append(draft)
             self._keys[key] = _Keyed(digest, position, self._clock() + self._window)
             return position
         if known.digest != digest:
             raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
         return known.position
 
-    def _append(self, event: Event, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> Position:
+    def _append(self, draft: Draft) -> Position:
         position = Position(self._epoch, self._top + 1)
+        event, topics = draft.event, draft.topics
         frame = encode(Event(event.data, event.type, str(position)))
         newest = max(self._trimmed_time, self._log[-1].time) if self._log else self._trimmed_time
-        publication = Publication(position, event.type, topics, frame, max(newest, self._wall()), to, exclude)
+        publication = Publication(
+            position, event.type, topics, frame, max(newest, self._wall()), draft.to, draft.exclude
+        )
         self._top += 1
         self._log.append(publication)
         self._appended.append(self._clock())
@@ -180,19 +177,19 @@ class MemoryBroker:
                     break
         return Page(Position(self._epoch, start), found, Position(self._epoch, end))
 
-    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         self._trim()
         found: deque[Publication] = deque()
         offset = self._newest_offset(filter)
         while len(found) < count and offset >= self._oldest:
             publication = self._log[self._start + offset - self._oldest]
-            if publication.reaches(filter, client):
+            if publication.reaches(filter, audience):
                 found.appendleft(publication)
             offset -= 1
         return found
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
-        newest = await self.newest(count, filter, client)
+    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+        newest = await self.newest(count, filter, audience)
         offset = newest[0].position.offset - 1 if newest else self._top
         return Position(self._epoch, offset), len(newest) >= count
 

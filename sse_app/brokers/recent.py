@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
 
 COUNT = 10_000  # publications at most
@@ -20,9 +20,9 @@ def placeholder(position: Position, time: float) -> Publication:
     return Publication(position, "message", (), b"", time, NOBODY)
 
 
-def reaches(publication: Publication, filter: TopicFilter, client: str | None) -> bool:
-    """Whether this client may see it; None: anybody, whoever it is for."""
-    return publication.to is not NOBODY and publication.reaches(filter, client)
+def reaches(publication: Publication, filter: TopicFilter, audience: Audience | None) -> bool:
+    """True when these readers may see it; None: anybody, whoever it is for."""
+    return publication.to is not NOBODY and publication.reaches(filter, audience)
 
 
 class Recent:

@@ -35,7 +35,7 @@ from sse_app.errors import (
 )
 from sse_app.events import check_type
 from sse_app.payload import encode_data
-from sse_app.publication import Names, check_key, check_publish_key, names, recipients
+from sse_app.publication import Names, check_idempotency_key, check_publish_key, names, recipients
 
 if TYPE_CHECKING:
     from sse_app.client.http import AsyncClient, Response
@@ -182,7 +182,7 @@ class Client:
         event: str = "message",
         to: Names = None,
         exclude: Names = None,
-        key: str | None = None,
+        idempotency_key: str | None = None,
         retry_for: float = RETRY_FOR,
     ) -> Published:
         """Publish to every subscriber, or on one or several topics to those whose filter matches.
@@ -191,7 +191,7 @@ class Client:
 
         data: a str goes out as it is, anything else as JSON (``sse_app.payload``).
         to, exclude: names of clients.
-        key: the Idempotency-Key of every attempt, so that a lost answer publishes nothing twice; by default random.
+        idempotency_key: sent with every attempt, so that a lost answer publishes nothing twice; by default random.
         retry_for: seconds in which to try again while the hub cannot be reached or says that it cannot now; 0 is one
             attempt.
 
@@ -199,7 +199,7 @@ class Client:
         have been.
         """
         self._check_open()
-        key = secrets.token_hex(16) if key is None else check_key(key)
+        key = secrets.token_hex(16) if idempotency_key is None else check_idempotency_key(idempotency_key)
         target = self._http.target(f"{self.url}/broadcast", _parameters(topic, event, to, exclude))
         request = self._http.request(
             "POST", target, {"Idempotency-Key": key, **self._publisher}, timeout=TIMEOUT, **_body(data)

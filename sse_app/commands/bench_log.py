@@ -14,6 +14,7 @@ from sse_app.brokers import Broker, open_broker
 from sse_app.commands import Number, Whole, exits
 from sse_app.errors import BenchRefused
 from sse_app.events import Event
+from sse_app.publication import Draft
 
 LATENCIES = 300  # publications, one after the other, each timed until the tail announces it
 WARM_UP = 30
@@ -81,17 +82,17 @@ async def _measure(url: str, seconds: float, data: str, used: bool) -> Figures:
     async with open_broker(url) as broker:  # limits would be kept in the log, for all who use it
         if not used and (await broker.top(fresh=True)).offset:
             raise BenchRefused(f"{name} holds publications already, which this would push out; --used does it anyway.")
-        taken = await _latencies(broker, Event(data))
-        per_second = {number: await _rate(broker, Event(data), number, seconds) for number in AT_A_TIME}
+        taken = await _latencies(broker, Draft(Event(data)))
+        per_second = {number: await _rate(broker, Draft(Event(data)), number, seconds) for number in AT_A_TIME}
         return Figures(name, broker.durability, median(taken), quantiles(taken, n=100)[98], per_second)
 
 
-async def _latencies(broker: Broker, event: Event) -> list[float]:
+async def _latencies(broker: Broker, draft: Draft) -> list[float]:
     """Return the times of ``LATENCIES`` publications, in ms."""
     tail, taken = broker.tail(), []
     for _ in range(WARM_UP + LATENCIES):
         begun = perf_counter()
-        position = await broker.publish(event)
+        position = await broker.publish(draft)
         while not any(publication.position == position for publication in await anext(tail)):
             pass
         taken.append((perf_counter() - begun) * 1000)
@@ -99,14 +100,14 @@ async def _latencies(broker: Broker, event: Event) -> list[float]:
     return taken[WARM_UP:]
 
 
-async def _rate(broker: Broker, event: Event, publishers: int, seconds: float) -> float:
+async def _rate(broker: Broker, draft: Draft, publishers: int, seconds: float) -> float:
     """Return acknowledged publications per second, while the tail is read as a hub reads it."""
     tail, acknowledged, begun = broker.tail(), 0, perf_counter()
 
     async def publish() -> None:
         nonlocal acknowledged
         while acknowledged == 0 or perf_counter() < begun + seconds:
-            await broker.publish(event)
+            await broker.publish(draft)
             acknowledged += 1
 
     async def follow() -> None:

@@ -17,7 +17,7 @@ import click
 
 from sse_app.commands import Exit, Number, Whole, printable, publish_key_option, run, url_option
 from sse_app.errors import BadInput, ClientError, InvalidIdempotencyKey, InvalidUTF8
-from sse_app.publication import check_key
+from sse_app.publication import check_idempotency_key
 
 if TYPE_CHECKING:
     from sse_app.client import Published
@@ -81,7 +81,7 @@ async def _publish(
 
     async with _http() as http, Client(url, publish_key=publish_key, http=http) as client:
         if data is not None and data != "-":
-            click.echo(printable((await client.publish(data, key=key, **options)).id))
+            click.echo(printable((await client.publish(data, idempotency_key=key, **options)).id))
             return Exit.DONE
         if os.isatty(STDIN):
             click.echo("Each line is an event; Ctrl+D ends.", err=True)
@@ -111,7 +111,7 @@ async def _http() -> "AsyncIterator[AsyncClient | None]":
 def _key(given: str) -> str:
     """Return a key without the white space around it in a file or a variable."""
     try:
-        return check_key(given.strip())
+        return check_idempotency_key(given.strip())
     except InvalidIdempotencyKey as error:
         raise click.BadParameter(str(error)) from None
 
@@ -145,7 +145,7 @@ class _Lines:
                 return
             number, line = numbered
             try:
-                published = await self._publish(_text(line), key=f"{self._key}-{number}")
+                published = await self._publish(_text(line), idempotency_key=f"{self._key}-{number}")
             except (ClientError, BadInput):
                 again = f"the same lines again with --idempotency-key {self._key} publish what is missing"
                 click.echo(f"sse-app: stopped at line {number:,}; {again}.", err=True)

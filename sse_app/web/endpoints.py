@@ -33,7 +33,7 @@ from sse_app.errors import (
 )
 from sse_app.hub import LAST_MAX, Hub
 from sse_app.payload import check_json, too_large
-from sse_app.publication import check_client, check_key
+from sse_app.publication import Draft, check_client
 from sse_app.topics import TopicFilter
 from sse_app.web.stream import EventStream
 
@@ -96,16 +96,17 @@ class Endpoints:
             given = _parameters(request)
             _refuse_unknown(given, BROADCAST_PARAMETERS)
             event = _only(given, "event", InvalidEvent)
-            key = _idempotency_key(request)
-            data = await self._data(request)
-            receipt = await self._hub.publish(
+            data, is_json = await self._data(request)
+            draft = Draft.compose(
                 data,
+                is_json=is_json,
                 topic=given.get("topic"),
                 event="message" if event is None else event,
                 to=given.get("to"),
                 exclude=given.get("exclude"),
-                key=key,
+                idempotency_key=request.headers.get("idempotency-key"),
             )
+            receipt = await self._hub.publish_draft(draft)
         return _json({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
 
     def _authorize(self, request: Request) -> None:
@@ -116,8 +117,8 @@ class Endpoints:
         if scheme.lower() != "bearer" or not right:
             raise Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
 
-    async def _data(self, request: Request) -> str:
-        """The body as it is, once it is what its headers say."""
+    async def _data(self, request: Request) -> tuple[str, bool]:
+        """The body as it is, once it is what its headers say, and whether they say that it is JSON."""
         must_be_json = is_json(request.headers.get("content-type") or "text/plain")
         if (request.headers.get("content-encoding") or "identity").lower() != "identity":
             raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
@@ -130,7 +131,7 @@ class Endpoints:
             raise InvalidUTF8("The body is not valid UTF-8 text.") from None
         if must_be_json:
             check_json(body)
-        return text
+        return text, must_be_json
 
     async def _body(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "0")
@@ -252,8 +253,3 @@ def _moment(text: str) -> float:
         except (ValueError, OverflowError):
             pass
     raise InvalidSince("since is an RFC 3339 time such as 2026-01-31T08:00:00Z, or 30s, 15m, 2h, 1d.")
-
-
-def _idempotency_key(request: Request) -> str | None:
-    given = request.headers.get("idempotency-key")
-    return None if given is None else check_key(given)

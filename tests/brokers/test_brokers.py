@@ -11,7 +11,7 @@ import pytest
 from sse_app.brokers import SCHEMES, Broker, open_broker
 from sse_app.errors import ConfigError, InvalidEvent, KeyReused
 from sse_app.events import Event
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Draft, Position, Publication
 from sse_app.topics import TopicFilter
 from tests.support.peers import PATIENCE, until
 from tests.support.worlds import World
@@ -51,7 +51,7 @@ async def broker(world: World) -> AsyncIterator[Broker]:
 
 async def publish(broker: Broker, *texts: str, topic: str = "", **named: Any) -> list[Position]:
     topics = (topic,) if topic else ()
-    return [await broker.publish(Event(text), topics, **named) for text in texts]
+    return [await broker.publish(Draft(Event(text), topics, **named)) for text in texts]
 
 
 async def replayed(broker: Broker, after: Position | None = None, *topics: str) -> list[Publication]:
@@ -112,7 +112,7 @@ async def test_an_empty_log_begins_before_its_first_position(broker: Broker) -> 
     assert top.offset == 0
     assert await broker.oldest() == top
     assert await replayed(broker) == []
-    assert not await broker.newest(5, EVERYTHING, "c")
+    assert not await broker.newest(5, EVERYTHING, Audience(("c",)))
     assert await broker.since(0) == (top, True)
 
 
@@ -130,7 +130,7 @@ async def test_a_position_is_an_id_that_is_parsed_again(broker: Broker) -> None:
 
 async def test_what_is_published_can_be_read_as_it_was(broker: Broker) -> None:
     event = Event("a\nb\0é😀", "tick")
-    position = await broker.publish(event, ("t", "u"), to=frozenset("ab"), exclude=frozenset("b"))
+    position = await broker.publish(Draft(event, ("t", "u"), to=frozenset("ab"), exclude=frozenset("b")))
     (publication,) = await replayed(broker)
     assert publication.position == position
     assert publication.topics == ("t", "u")
@@ -161,9 +161,9 @@ async def test_many_publishers_at_once_make_one_order(broker: Broker) -> None:
 
 async def test_what_cannot_be_encoded_is_in_no_log(broker: Broker) -> None:
     with pytest.raises(InvalidEvent):
-        await broker.publish(Event("\ud800"), key="k")
+        await broker.publish(Draft(Event("\ud800"), idempotency_key="k"))
     assert (await broker.top()).offset == 0
-    await publish(broker, "fine", key="k")
+    await publish(broker, "fine", idempotency_key="k")
     assert texts(await replayed(broker)) == ["fine"]
 
 
@@ -251,7 +251,7 @@ async def test_the_oldest_are_trimmed_by_age(world: World) -> None:
         positions = await publish(broker, "b")
         world.clock.now += 40
         assert texts(await replayed(broker)) == ["b"]
-        assert texts(await broker.newest(5, EVERYTHING, "c")) == ["b"]
+        assert texts(await broker.newest(5, EVERYTHING, Audience(("c",)))) == ["b"]
         world.clock.now += 40
         assert await replayed(broker) == []
         assert await broker.oldest() == await broker.top() == positions[0]
@@ -302,7 +302,7 @@ async def test_newest_are_the_last_that_the_client_may_see_oldest_first(broker: 
     await publish(broker, "6", topic="a/x")
 
     async def newest(count: int, client: str, *patterns: str) -> list[str | None]:
-        return texts(await broker.newest(count, TopicFilter.parse(patterns), client))
+        return texts(await broker.newest(count, TopicFilter.parse(patterns), Audience((client,))))
 
     assert await newest(2, "me") == ["5", "6"]
     assert await newest(99, "me") == ["1", "2", "5", "6"]
@@ -318,10 +318,10 @@ async def test_newest_of_a_topic_are_found_after_its_newest_were_trimmed(world: 
     async with world.open(history=3) as broker:
         await publish(broker, "old", topic="t")
         await publish(broker, *"abc", topic="u")
-        assert texts(await broker.newest(1, TopicFilter.parse(["t"]), "c")) == []
+        assert texts(await broker.newest(1, TopicFilter.parse(["t"]), Audience(("c",)))) == []
         await publish(broker, "new", topic="t")
-        assert texts(await broker.newest(5, TopicFilter.parse(["t"]), "c")) == ["new"]
-        assert texts(await broker.newest(5, TopicFilter.parse(["t", "u"]), "c")) == ["b", "c", "new"]
+        assert texts(await broker.newest(5, TopicFilter.parse(["t"]), Audience(("c",)))) == ["new"]
+        assert texts(await broker.newest(5, TopicFilter.parse(["t", "u"]), Audience(("c",)))) == ["b", "c", "new"]
 
 
 @pytest.mark.parametrize(
@@ -355,21 +355,26 @@ async def test_last_is_the_position_before_the_newest_that_the_client_may_see(
     await publish(broker, "4", topic="a/z", to=frozenset(["you"]))
     await publish(broker, "5")
     top = (await publish(broker, "6", topic="a/x"))[0]
-    assert await broker.last(count, TopicFilter.parse(patterns), client) == (top._replace(offset=offset), enough)
+    assert await broker.last(count, TopicFilter.parse(patterns), Audience((client,))) == (
+        top._replace(offset=offset),
+        enough,
+    )
 
 
 async def test_last_of_nothing_is_the_top(world: World) -> None:
     async with world.open(history=3) as broker:
-        assert await broker.last(5, EVERYTHING, "me") == (await broker.top(), False)
+        assert await broker.last(5, EVERYTHING, Audience(("me",))) == (await broker.top(), False)
         await publish(broker, "mine", topic="t")
         top = (await publish(broker, "yours", topic="u", to=frozenset(["you"])))[0]
-        assert await broker.last(5, TopicFilter.parse(["u"]), "me") == (top, False)
-        assert await broker.last(5, TopicFilter.parse(["nowhere"]), "you") == (top, False)
+        assert await broker.last(5, TopicFilter.parse(["u"]), Audience(("me",))) == (top, False)
+        assert await broker.last(5, TopicFilter.parse(["nowhere"]), Audience(("you",))) == (top, False)
         top = (await publish(broker, *"abc", topic="v"))[-1]
-        assert await broker.last(5, TopicFilter.parse(["t"]), "me") == (top, False), "all of them are trimmed"
-        assert await broker.last(5, EVERYTHING, "me") == (await broker.oldest(), False)
-        assert await broker.last(3, EVERYTHING, "me") == (await broker.oldest(), True)
-        assert await broker.last(0, EVERYTHING, "me") == (top, True)
+        assert await broker.last(5, TopicFilter.parse(["t"]), Audience(("me",))) == (top, False), (
+            "all of them are trimmed"
+        )
+        assert await broker.last(5, EVERYTHING, Audience(("me",))) == (await broker.oldest(), False)
+        assert await broker.last(3, EVERYTHING, Audience(("me",))) == (await broker.oldest(), True)
+        assert await broker.last(0, EVERYTHING, Audience(("me",))) == (top, True)
 
 
 @clocked
@@ -451,7 +456,9 @@ async def test_a_tail_announces_what_the_log_has_trimmed_already_or_says_that_it
 
 async def test_a_hundred_at_once_with_one_key_are_one_publication(broker: Broker) -> None:
     async with asyncio.timeout(PATIENCE):
-        positions = await asyncio.gather(*(broker.publish(Event("a"), ("t",), key="k") for _ in range(100)))
+        positions = await asyncio.gather(
+            *(broker.publish(Draft(Event("a"), ("t",), idempotency_key="k")) for _ in range(100))
+        )
     assert len(set(positions)) == 1
     assert texts(await replayed(broker)) == ["a"]
 
@@ -459,56 +466,56 @@ async def test_a_hundred_at_once_with_one_key_are_one_publication(broker: Broker
 @pytest.mark.parametrize(
     "other",
     [
-        lambda broker: broker.publish(Event("b"), ("t",), key="k"),
-        lambda broker: broker.publish(Event("a", "tick"), ("t",), key="k"),
-        lambda broker: broker.publish(Event("a"), (), key="k"),
-        lambda broker: broker.publish(Event("a"), ("t", "u"), key="k"),
-        lambda broker: broker.publish(Event("a"), ("t",), to=frozenset("c"), key="k"),
-        lambda broker: broker.publish(Event("a"), ("t",), exclude=frozenset("c"), key="k"),
+        lambda broker: broker.publish(Draft(Event("b"), ("t",), idempotency_key="k")),
+        lambda broker: broker.publish(Draft(Event("a", "tick"), ("t",), idempotency_key="k")),
+        lambda broker: broker.publish(Draft(Event("a"), (), idempotency_key="k")),
+        lambda broker: broker.publish(Draft(Event("a"), ("t", "u"), idempotency_key="k")),
+        lambda broker: broker.publish(Draft(Event("a"), ("t",), to=frozenset("c"), idempotency_key="k")),
+        lambda broker: broker.publish(Draft(Event("a"), ("t",), exclude=frozenset("c"), idempotency_key="k")),
     ],
     ids=["data", "type", "no topic", "more topics", "to", "exclude"],
 )
 async def test_a_key_with_another_publication_is_refused(
     broker: Broker, other: Callable[[Broker], Awaitable[Position]]
 ) -> None:
-    first = await broker.publish(Event("a"), ("t",), key="k")
+    first = await broker.publish(Draft(Event("a"), ("t",), idempotency_key="k"))
     with pytest.raises(KeyReused):
         await other(broker)
     assert await broker.top() == first
-    assert await broker.publish(Event("a"), ("t",), key="k") == first
+    assert await broker.publish(Draft(Event("a"), ("t",), idempotency_key="k")) == first
 
 
 async def test_clients_are_a_set_for_a_key_too(broker: Broker) -> None:
     names = [f"c{number}" for number in range(50)]
-    first = await publish(broker, "a", to=frozenset(names), key="k")
-    assert await publish(broker, "a", to=frozenset(reversed(names)), key="k") == first
+    first = await publish(broker, "a", to=frozenset(names), idempotency_key="k")
+    assert await publish(broker, "a", to=frozenset(reversed(names)), idempotency_key="k") == first
 
 
 async def test_other_keys_and_none_are_other_publications(broker: Broker) -> None:
     await publish(broker, "a", "a")
-    await publish(broker, "a", key="k")
-    await publish(broker, "a", key="l")
+    await publish(broker, "a", idempotency_key="k")
+    await publish(broker, "a", idempotency_key="l")
     assert len(await replayed(broker)) == 4
 
 
 @clocked
 async def test_after_the_window_a_key_is_new(world: World) -> None:
     async with world.open(idempotency_window=300) as broker:
-        first = await publish(broker, "a", key="k")
+        first = await publish(broker, "a", idempotency_key="k")
         world.clock.now += 299
-        assert await publish(broker, "a", key="k") == first
+        assert await publish(broker, "a", idempotency_key="k") == first
         world.clock.now += 2
-        assert await publish(broker, "b", key="k") == [first[0].next()]
+        assert await publish(broker, "b", idempotency_key="k") == [first[0].next()]
         world.clock.now += 299
         with pytest.raises(KeyReused):
-            await publish(broker, "a", key="k")
+            await publish(broker, "a", idempotency_key="k")
 
 
 async def test_a_key_outlives_its_publication_in_the_log(world: World) -> None:
     async with world.open(history=1) as broker:
-        first = await publish(broker, "a", key="k")
+        first = await publish(broker, "a", idempotency_key="k")
         await publish(broker, *"bcd")
-        assert await publish(broker, "a", key="k") == first
+        assert await publish(broker, "a", idempotency_key="k") == first
 
 
 # --- the wall clock (N1) ---
@@ -518,14 +525,14 @@ async def test_a_key_outlives_its_publication_in_the_log(world: World) -> None:
 async def test_a_jump_of_the_wall_clock_changes_no_order(world: World, jump: float) -> None:
     async with world.open(history_age=7 * DAY, idempotency_window=300) as broker:
         before = await publish(broker, *"ab")
-        keyed = await publish(broker, "keyed", key="k")
+        keyed = await publish(broker, "keyed", idempotency_key="k")
         world.wall.now += jump
         after = await publish(broker, *"cd")
         assert [item.offset for item in before + keyed + after] == [1, 2, 3, 4, 5]
         times = [item.time for item in await replayed(broker)]
         assert times == sorted(times), "the time of a publication never falls"
         assert texts(await replayed(broker)) == ["a", "b", "keyed", "c", "d"], "retention errs to keeping"
-        assert await publish(broker, "keyed", key="k") == keyed, "windows are measured on another clock"
+        assert await publish(broker, "keyed", idempotency_key="k") == keyed, "windows are measured on another clock"
 
 
 @clocked
@@ -559,24 +566,24 @@ async def test_a_log_is_what_it_was_when_it_is_opened_again(kept: World) -> None
 
 async def test_keys_are_known_when_a_log_is_opened_again(kept: World) -> None:
     async with kept.open(idempotency_window=300) as broker:
-        first = await publish(broker, "a", key="k")
+        first = await publish(broker, "a", idempotency_key="k")
     async with kept.open(idempotency_window=300) as broker:
-        assert await publish(broker, "a", key="k") == first
+        assert await publish(broker, "a", idempotency_key="k") == first
         with pytest.raises(KeyReused):
-            await publish(broker, "b", key="k")
+            await publish(broker, "b", idempotency_key="k")
 
 
 @clocked_and_kept
 async def test_the_window_of_a_key_goes_on_while_its_log_is_closed(kept: World) -> None:
     async with kept.open(idempotency_window=300) as broker:
-        first = await publish(broker, "a", key="k")
+        first = await publish(broker, "a", idempotency_key="k")
     kept.clock.now += 100
     kept.wall.now += 100
     async with kept.open(idempotency_window=300) as broker:
-        assert await publish(broker, "a", key="k") == first
+        assert await publish(broker, "a", idempotency_key="k") == first
         kept.clock.now += 201
         kept.wall.now += 201
-        assert await publish(broker, "b", key="k") == [first[0].next()]
+        assert await publish(broker, "b", idempotency_key="k") == [first[0].next()]
 
 
 async def test_limits_hold_for_what_was_there_when_it_was_opened(kept: World) -> None:
@@ -657,7 +664,7 @@ async def test_a_publication_is_on_the_other_nodes_as_it_was(kept: World) -> Non
     async with nodes(kept, 2) as (one, other):
         here, there = one.tail(), other.tail()
         event = Event("a\nb\0é😀", "tick")
-        await one.publish(event, ("t", "u"), to=frozenset("ab"), exclude=frozenset("b"))
+        await one.publish(Draft(event, ("t", "u"), to=frozenset("ab"), exclude=frozenset("b")))
         (found,) = await take(there, 1)
         assert [found] == await take(here, 1) == await replayed(one) == await replayed(other)
         assert found.event == Event(event.data, event.type, str(found.position))
@@ -665,11 +672,13 @@ async def test_a_publication_is_on_the_other_nodes_as_it_was(kept: World) -> Non
 
 async def test_a_key_is_known_on_every_node(kept: World) -> None:
     async with nodes(kept, 2) as (one, other):
-        first = await publish(one, "a", key="k")
-        assert await publish(other, "a", key="k") == first
+        first = await publish(one, "a", idempotency_key="k")
+        assert await publish(other, "a", idempotency_key="k") == first
         with pytest.raises(KeyReused):
-            await publish(other, "b", key="k")
-        positions = await asyncio.gather(*(node.publish(Event("c"), key="l") for node in (one, other) * 20))
+            await publish(other, "b", idempotency_key="k")
+        positions = await asyncio.gather(
+            *(node.publish(Draft(Event("c"), idempotency_key="l")) for node in (one, other) * 20)
+        )
         assert len(set(positions)) == 1
         assert texts(await replayed(one)) == ["a", "c"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sse_app.brokers import memory
 from sse_app.brokers.memory import OVERHEAD, MemoryBroker
 from sse_app.events import Event
-from sse_app.publication import Position, Publication
+from sse_app.publication import Draft, Position, Publication
 from tests.support.peers import Clock, log_of
 
 appends = st.tuples(st.just("append"), st.integers(0, 2_000))
@@ -31,7 +31,7 @@ def test_count_bytes_and_age_are_never_above_their_bounds_and_no_more_is_trimmed
             if step == "wait":
                 clock.now += amount
             else:
-                born[await broker.publish(Event("x" * amount))] = clock.now
+                born[await broker.publish(Draft(Event("x" * amount)))] = clock.now
                 everything += await anext(tail)
             log = await log_of(broker)
             assert log == everything[len(everything) - len(log) :]
@@ -56,14 +56,14 @@ async def test_what_was_trimmed_is_not_in_memory_any_more() -> None:
     before = frames_alive()
     broker = MemoryBroker(history_bytes=1_000_000)
     for _ in range(150):
-        await broker.publish(Event("x" * 20_000), ("t",))
+        await broker.publish(Draft(Event("x" * 20_000), ("t",)))
     assert 0 < frames_alive() - before <= 1_000_000
 
 
 async def test_a_topic_that_is_no_longer_in_the_log_leaves_nothing_behind() -> None:
     broker = MemoryBroker(history=10)
     for number in range(1_000):
-        await broker.publish(Event("x"), (f"t/{number}", "all"))
+        await broker.publish(Draft(Event("x"), (f"t/{number}", "all")))
     assert len(broker._latest) == 11
 
 
@@ -71,7 +71,7 @@ async def test_keys_are_forgotten_after_their_window() -> None:
     clock = Clock()
     broker = MemoryBroker(idempotency_window=10, clock=clock)
     for number in range(100):
-        await broker.publish(Event("x"), key=str(number))
+        await broker.publish(Draft(Event("x"), idempotency_key=str(number)))
         clock.now += 1
     assert len(broker._keys) <= 11
 
@@ -80,14 +80,14 @@ async def test_a_tail_that_is_closed_is_told_nothing_more() -> None:
     broker = MemoryBroker()
     tail = broker.tail()
     await tail.aclose()
-    await broker.publish(Event("x"))
+    await broker.publish(Draft(Event("x")))
     assert broker._tails == []
 
 
 async def test_a_replay_gives_way_at_every_page() -> None:
     broker = MemoryBroker()
     for _ in range(1_000):
-        await broker.publish(Event("x"))
+        await broker.publish(Draft(Event("x")))
     turns = 0
 
     async def other() -> None:
@@ -109,6 +109,8 @@ async def test_it_is_not_durable() -> None:
 async def test_no_more_keys_are_kept_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "KEYS_MAX", 10)
     broker = MemoryBroker()
-    positions = [await broker.publish(Event("x"), key=str(number)) for number in range(20)]
-    assert [await broker.publish(Event("x"), key=str(number)) for number in range(10, 20)] == positions[10:]
-    assert await broker.publish(Event("x"), key="0") not in positions
+    positions = [await broker.publish(Draft(Event("x"), idempotency_key=str(number))) for number in range(20)]
+    assert [
+        await broker.publish(Draft(Event("x"), idempotency_key=str(number))) for number in range(10, 20)
+    ] == positions[10:]
+    assert await broker.publish(Draft(Event("x"), idempotency_key="0")) not in positions

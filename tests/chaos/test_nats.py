@@ -12,6 +12,7 @@ from sse_app.brokers import open_broker
 from sse_app.brokers.nats import log
 from sse_app.errors import BrokerError, BrokerUnavailable, OutcomeUnknown
 from sse_app.events import Event
+from sse_app.publication import Draft
 from tests.chaos.client import PATIENCE, offset_of, publish_all, told
 from tests.chaos.conftest import Server, assert_in_time, count
 from tests.chaos.launch import nothing_for
@@ -74,7 +75,7 @@ async def test_connections_that_break_under_load_leave_nothing_behind(
 
             async def publish() -> None:
                 try:
-                    await broker.publish(Event("x" * 10_000))
+                    await broker.publish(Draft(Event("x" * 10_000)))
                     outcomes.add(None)
                 except BrokerError as error:
                     outcomes.add(type(error))
@@ -92,7 +93,7 @@ async def test_connections_that_break_under_load_leave_nothing_behind(
                 proxy.release()
                 while True:
                     try:
-                        await broker.publish(Event("back"))
+                        await broker.publish(Draft(Event("back")))
                         break
                     except BrokerError:
                         await turns()

@@ -13,7 +13,7 @@ from redis import Redis
 from sse_app.brokers import open_broker
 from sse_app.errors import BrokerError
 from sse_app.events import Event
-from sse_app.publication import Publication
+from sse_app.publication import Draft, Publication
 from tests.chaos.client import Stream, offset_of, publish_all, told
 from tests.chaos.conftest import assert_in_time, count
 from tests.chaos.launch import nothing_for
@@ -210,7 +210,7 @@ async def test_sentinels_name_the_master_and_the_next_one(
         await asyncio.to_thread(until_it_knows_the_replica, client)
     async with open_broker(f"redis+sentinel://{HOST}:1,{HOST}:{sentinel.port}/ours?prefix=x") as broker:
         tail = broker.tail()
-        before = await broker.publish(Event("before"))
+        before = await broker.publish(Draft(Event("before")))
         with redis.client() as master:
             await asyncio.to_thread(master.wait, 1, 10_000)
         redis.kill()
@@ -218,7 +218,7 @@ async def test_sentinels_name_the_master_and_the_next_one(
             position = None
             while position is None:
                 try:
-                    position = await broker.publish(Event("after"), key="k")
+                    position = await broker.publish(Draft(Event("after"), idempotency_key="k"))
                 except BrokerError:
                     await turns()
             assert position == before.next(), "nothing was lost"

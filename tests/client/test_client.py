@@ -664,7 +664,9 @@ async def test_data_goes_out_as_it_is_or_as_json(data: object, text: str) -> Non
 async def test_what_is_asked_reaches_the_hub() -> None:
     transport = Scripted(lambda: httpx.Response(200, json={"id": "e-1", "subscribers": 3, "durable": "log"}))
     async with client_of(transport, publish_key="s3cret") as client:
-        answer = await client.publish("x", topic=["a", "b"], event="e", to="c", exclude=("d", "me"), key="k")
+        answer = await client.publish(
+            "x", topic=["a", "b"], event="e", to="c", exclude=("d", "me"), idempotency_key="k"
+        )
         assert answer == ("e-1", 3, "log")
         await client.publish("x")
         await client.publish("x")
@@ -719,10 +721,10 @@ async def test_a_lost_answer_doubles_nothing() -> None:
 
 async def test_a_key_of_ones_own_holds_over_calls() -> None:
     async with client_and_hub() as (client, _):
-        first = await client.publish("x", key="order-42")
-        assert await client.publish("x", key="order-42") == first
+        first = await client.publish("x", idempotency_key="order-42")
+        assert await client.publish("x", idempotency_key="order-42") == first
         with pytest.raises(Refused) as refused:
-            await client.publish("y", key="order-42")
+            await client.publish("y", idempotency_key="order-42")
         assert (refused.value.status, refused.value.code) == (409, "key_reused")
 
 
@@ -782,7 +784,7 @@ async def test_a_hub_that_asks_for_more_time_than_there_is_is_not_waited_for() -
     transport = Scripted(problem(503, "draining", "Stopping.", **{"Retry-After": "61"}))
     async with client_of(transport) as client:
         with pytest.raises(Unreachable, match="Stopping") as unreachable:
-            await client.publish("x", key="k")
+            await client.publish("x", idempotency_key="k")
         assert asyncio.get_running_loop().time() == pytest.approx(0)
     assert unreachable.value.key == "k"
     assert isinstance(unreachable.value.__cause__, Refused)

@@ -176,9 +176,9 @@ async def test_an_idempotency_key_is_checked_before_anything_is_sent(library: Mo
     answering = Answering(library)
     async with client_of(library, answering) as client:
         with pytest.raises(InvalidIdempotencyKey, match="1 to 128"):
-            await client.publish("x", key=key)
+            await client.publish("x", idempotency_key=key)
         assert not answering.requests
-        await client.publish("x", key="k" * 128)
+        await client.publish("x", idempotency_key="k" * 128)
 
 
 @BOTH

@@ -98,7 +98,7 @@ import sys
 from sse_app import Publisher
 publisher = Publisher(sys.argv[1], create=True)
 {enter}
-print(publisher.publish("x").offset)
+print(publisher.publish("x").position.offset)
 """
     assert [script(text, sqlite_world.url) for _ in range(2)] == ["1\n", "2\n"]
 
@@ -193,7 +193,7 @@ with SyncClient(sys.argv[1]) as client, Publisher(sys.argv[2], create=True) as p
     publisher.publish("x")
     in_child(lambda: None)
     in_child(lambda: (client.close(), publisher.close()))
-    print(client.stats()["totals"]["published"], publisher.publish("y").offset)
+    print(client.stats()["totals"]["published"], publisher.publish("y").position.offset)
 """
     assert script(FORKED + text, server.url, sqlite_world.url) == "1 2\n"
 
@@ -202,8 +202,8 @@ def test_a_publisher_opens_its_log_in_each_process_that_uses_it(sqlite_world: Wo
     text = """
 publisher = Publisher(sys.argv[1], create=True)
 for _ in range(2):
-    in_child(lambda: print(publisher.publish("x").offset))
-print(publisher.publish("y").offset)
+    in_child(lambda: print(publisher.publish("x").position.offset))
+print(publisher.publish("y").position.offset)
 """
     assert script(FORKED + text, sqlite_world.url) == "1\n2\n3\n"
 
@@ -220,9 +220,9 @@ def child():
         print(error)
 
 in_child(child)
-print(publisher.publish("z").offset)
+print(publisher.publish("z").position.offset)
 publisher.close()
-in_child(lambda: print(Publisher(sys.argv[1], create=True).publish("again").offset))
+in_child(lambda: print(Publisher(sys.argv[1], create=True).publish("again").position.offset))
 """
     refused, *offsets = script(FORKED + text, sqlite_world.url).splitlines()
     assert "Open it after the fork" in refused
@@ -238,7 +238,7 @@ try:
 except LogUnavailable:
     with Publisher(sys.argv[1], create=True) as other:
         other.publish("made meanwhile")
-in_child(lambda: print(publisher.publish("y").offset))
+in_child(lambda: print(publisher.publish("y").position.offset))
 """
     assert script(FORKED + text, sqlite_world.url) == "2\n"
 

@@ -49,8 +49,8 @@ def test_what_was_published_is_in_the_log(tmp_path: Path) -> None:
     file = f"sqlite:///{tmp_path}/hub.db"
     figures("--repeat", "1", "--payload", "7", file)
     with Publisher(file) as publisher:
-        position = publisher.publish("next")
-    assert position.offset > LATENCIES + WARM_UP + sum(AT_A_TIME)
+        receipt = publisher.publish("next")
+    assert receipt.position.offset > LATENCIES + WARM_UP + sum(AT_A_TIME)
 
 
 def test_a_log_in_use_is_left_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sse_app.brokers import Page, Tail
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable
 from sse_app.events import Event, EventDecoder
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Draft, Position, Publication
 from sse_app.subscriber import Batch, Subscriber
 from sse_app.topics import TopicFilter
 
@@ -187,9 +187,9 @@ class DistantBroker(MemoryBroker):
     async def _travel(self) -> None:
         await turns(next(self._delays))
 
-    async def publish(self, *args: Any, **named: Any) -> Position:
+    async def publish(self, draft: Draft) -> Position:
         await self._travel()
-        position = await super().publish(*args, **named)
+        position = await super().publish(draft)
         await self._travel()
         return position
 
@@ -243,12 +243,12 @@ class TroubledBroker(MemoryBroker):
         if self.down:
             raise BrokerUnavailable("The log is away.")
 
-    async def publish(self, *args: Any, **named: Any) -> Position:
+    async def publish(self, draft: Draft) -> Position:
         self.check()
         tails = self._tails
         self._tails = [] if self.deaf else tails
         try:
-            return await super().publish(*args, **named)
+            return await super().publish(draft)
         finally:
             self._tails = tails
 
@@ -263,9 +263,9 @@ class TroubledBroker(MemoryBroker):
         self.check()
         return page
 
-    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         self.check()
-        return await super().newest(count, filter, client)
+        return await super().newest(count, filter, audience)
 
     def begin_anew(self) -> None:
         fresh = MemoryBroker()

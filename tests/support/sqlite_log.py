@@ -13,7 +13,7 @@ from sse_app.brokers.sqlite.log import Entry, Limits, connect
 from sse_app.brokers.sqlite.opening import Asked, LogFile, opened
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.events import Event, encode
-from sse_app.publication import Position, Publication
+from sse_app.publication import Draft, Position, Publication
 from sse_app.topics import TopicFilter
 from tests.support.peers import PATIENCE
 from tests.support.worlds import World
@@ -57,7 +57,7 @@ def broker_on(world: World, **settings: Any) -> SQLiteBroker:
 
 
 async def publish(broker: SQLiteBroker, *texts: str) -> list[Position]:
-    return [await broker.publish(Event(text)) for text in texts]
+    return [await broker.publish(Draft(Event(text))) for text in texts]
 
 
 async def held(broker: SQLiteBroker) -> list[str | None]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from nats.aio.client import Client
 
-from sse_app.brokers import Durability, Page, Tail
+from sse_app.brokers import Page, Tail
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
 from sse_app.brokers.nats.entries import Message, envelope, publication_of
 from sse_app.brokers.nats.feed import Feed
@@ -31,8 +31,7 @@ from sse_app.brokers.nats.url import Place, parse
 from sse_app.brokers.recent import BYTES, COUNT, Recent, placeholder, reaches
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
-from sse_app.events import Event
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.stack import OPEN, Alone, leave
 from sse_app.topics import TopicFilter
 
@@ -247,16 +246,8 @@ class NatsBroker:
 
     # Publishing
 
-    async def publish(
-        self,
-        event: Event,
-        topics: tuple[str, ...] = (),
-        *,
-        to: frozenset[str] = frozenset(),
-        exclude: frozenset[str] = frozenset(),
-        key: str | None = None,
-    ) -> Position:
-        content = envelope(event, topics, to, exclude)
+    async def publish(self, draft: Draft) -> Position:
+        content, key = envelope(draft), draft.idempotency_key
         deadline = asyncio.get_running_loop().time() + COMMAND
         if self._log is None:
             raise BrokerUnavailable(AWAY)
@@ -316,18 +307,20 @@ class NatsBroker:
         end = found[-1].position.offset if found else start
         return Page(Position(epoch, start), found, Position(epoch, end))
 
-    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
-        return [publication async for publication in self._backwards(count, filter, client)][::-1]
+    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+        return [publication async for publication in self._backwards(count, filter, audience)][::-1]
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
+    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         position, found = None, 0
-        async for publication in self._backwards(count, filter, client):
+        async for publication in self._backwards(count, filter, audience):
             position, found = publication.position, found + 1
         before = position._replace(offset=position.offset - 1) if position else self._known
         return before, found >= count
 
-    async def _backwards(self, count: int, filter: TopicFilter, client: str | None) -> AsyncIterator[Publication]:
-        """At most ``count`` publications that this client may see, newest first."""
+    async def _backwards(
+        self, count: int, filter: TopicFilter, audience: Audience | None
+    ) -> AsyncIterator[Publication]:
+        """At most ``count`` publications that these readers may see, newest first."""
         epoch, recent = self._known.epoch, self._recent
         until = recent.below(self._known.offset, filter)
         while count and until > (oldest := self._held_from()):
@@ -339,7 +332,7 @@ class NatsBroker:
                 return
             recent.learn(after, until, found)
             for publication in reversed(found):
-                if count and reaches(publication, filter, client):
+                if count and reaches(publication, filter, audience):
                     count -= 1
                     yield publication
             until = recent.below(after, filter)

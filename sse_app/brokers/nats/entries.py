@@ -11,7 +11,7 @@ import msgspec
 
 from sse_app.errors import BadInput
 from sse_app.events import Event, check_type, encode
-from sse_app.publication import Position, Publication
+from sse_app.publication import Draft, Position, Publication
 
 
 class Message(NamedTuple):
@@ -35,10 +35,11 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Envelope).decode
 
 
-def envelope(event: Event, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> bytes:
+def envelope(draft: Draft) -> bytes:
     """The same bytes for the same publication. Raises InvalidEvent."""
-    encode(event)  # what cannot go to subscribers is refused now
-    return _encode(_Envelope(1, event.data, event.type, topics, tuple(sorted(to)), tuple(sorted(exclude))))
+    draft.encode()  # what cannot go to subscribers is refused now
+    named = tuple(sorted(draft.to)), tuple(sorted(draft.exclude))
+    return _encode(_Envelope(1, draft.event.data, draft.event.type, draft.topics, *named))
 
 
 def publication_of(message: Message, epoch: str) -> Publication | None:

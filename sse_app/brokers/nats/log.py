@@ -17,13 +17,12 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
-from sse_app.brokers import Durability
 from sse_app.brokers.nats.connection import FAILURES, reason
 from sse_app.brokers.nats.entries import Message
 from sse_app.brokers.nats.feed import Feed, is_message, message_of, status_of
 from sse_app.brokers.nats.url import Place
 from sse_app.errors import BrokerUnavailable, LogFull, OutcomeUnknown, TooLarge
-from sse_app.publication import Position
+from sse_app.publication import Durability, Position
 
 logger = logging.getLogger("sse_app")
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
 
-from sse_app.brokers import Durability, Page, Tail
+from sse_app.brokers import Page, Tail
 from sse_app.brokers.recent import BYTES, COUNT, Recent, placeholder, reaches
 from sse_app.brokers.redis.connection import (
     AWAY,
@@ -50,8 +50,7 @@ from sse_app.brokers.redis.entries import (
 )
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
-from sse_app.events import Event
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.stack import OPEN, Alone, leave
 from sse_app.topics import TopicFilter
 
@@ -232,16 +231,8 @@ class RedisBroker:
 
     # Publishing
 
-    async def publish(
-        self,
-        event: Event,
-        topics: tuple[str, ...] = (),
-        *,
-        to: frozenset[str] = frozenset(),
-        exclude: frozenset[str] = frozenset(),
-        key: str | None = None,
-    ) -> Position:
-        content = envelope(event, topics, to, exclude)
+    async def publish(self, draft: Draft) -> Position:
+        content, key = envelope(draft), draft.idempotency_key
         digest = "" if key is None else hashlib.sha256(content).hexdigest()
         sent, command = self._script("publish", f"{self._keys}:{key}", content, digest)
         answer = await self._publishing.ask(*command)
@@ -287,25 +278,27 @@ class RedisBroker:
                 found.append(publication)
         return Page(Position(epoch, start), found, Position(epoch, end))
 
-    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
-        return [publication async for publication in self._backwards(count, filter, client)][::-1]
+    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+        return [publication async for publication in self._backwards(count, filter, audience)][::-1]
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
+    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         position, found = None, 0
-        async for publication in self._backwards(count, filter, client):
+        async for publication in self._backwards(count, filter, audience):
             position, found = publication.position, found + 1
         before = position._replace(offset=position.offset - 1) if position else self._known
         return before, found >= count
 
-    async def _backwards(self, count: int, filter: TopicFilter, client: str | None) -> AsyncIterator[Publication]:
-        """At most ``count`` publications that this client may see, newest first."""
+    async def _backwards(
+        self, count: int, filter: TopicFilter, audience: Audience | None
+    ) -> AsyncIterator[Publication]:
+        """At most ``count`` publications that these readers may see, newest first."""
         until, size, epoch = self._known.offset, min(count, PAGE_COUNT), ""
         while count and (until := self._recent.below(until, filter)) > self._oldest:
             found = self._recent.before(until, PAGE_COUNT) or await self._read_back(until, size, filter)
             if not found or found[0].position.epoch != (epoch or found[0].position.epoch):
                 return
             for publication in found:
-                if count and reaches(publication, filter, client):
+                if count and reaches(publication, filter, audience):
                     count -= 1
                     yield publication
             epoch, until, size = found[-1].position.epoch, found[-1].position.offset - 1, PAGE_COUNT

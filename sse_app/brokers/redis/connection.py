@@ -15,8 +15,8 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
-from sse_app.brokers import Durability
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
+from sse_app.publication import Durability
 from sse_app.quantities import number, whole
 
 logger = logging.getLogger("sse_app")

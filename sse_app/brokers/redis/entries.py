@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sse_app.events import Event, encode
-from sse_app.publication import Position, Publication
+from sse_app.publication import Draft, Position, Publication
 
 RawEntry = tuple[bytes, Sequence[bytes]]  # as Redis answers it: its id, then fields and values in turn
 
@@ -23,10 +22,9 @@ def microseconds(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-def envelope(event: Event, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> bytes:
+def envelope(draft: Draft) -> bytes:
     """The same bytes for the same publication. Raises InvalidEvent."""
-    body = encode(Event(event.data, event.type))  # the frame without its first line, the id
-    return _encode((event.type, topics, sorted(to), sorted(exclude), body))
+    return _encode((draft.event.type, draft.topics, sorted(draft.to), sorted(draft.exclude), draft.encode()))
 
 
 def has_place(entry: RawEntry) -> bool:

@@ -23,16 +23,15 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, unquote
 
-from sse_app.brokers import Durability, Page, Tail
+from sse_app.brokers import Page, Tail
 from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, Limits, State, connect
 from sse_app.brokers.sqlite.nodes import LOOPBACK, Node
 from sse_app.brokers.sqlite.opening import Asked, opened
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.brokers.sqlite.writer import Writer
 from sse_app.brokers.tail import QueuedTail
-from sse_app.errors import BrokerError, ConfigError, InvalidIdempotencyKey, LogUnavailable
-from sse_app.events import Event, encode
-from sse_app.publication import Position, Publication
+from sse_app.errors import BrokerError, ConfigError, LogUnavailable
+from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.stack import OPEN, Alone, leave
 from sse_app.topics import TopicFilter
 
@@ -139,23 +138,9 @@ class SQLiteBroker:
 
     # Publishing
 
-    async def publish(
-        self,
-        event: Event,
-        topics: tuple[str, ...] = (),
-        *,
-        to: frozenset[str] = frozenset(),
-        exclude: frozenset[str] = frozenset(),
-        key: str | None = None,
-    ) -> Position:
-        if key is not None and not key.isascii():
-            raise InvalidIdempotencyKey("An Idempotency-Key is ASCII text.")
-        body = encode(Event(event.data, event.type))
-        digest = (
-            b"" if key is None else hashlib.sha256(repr((body, topics, sorted(to), sorted(exclude))).encode()).digest()
-        )
+    async def publish(self, draft: Draft) -> Position:
         try:
-            return await self._writer.submit(Entry(event.type, body, topics, to, exclude, key, digest))
+            return await self._writer.submit(_entry(draft))
         except BrokerError as error:
             self._troubled(error)
             raise
@@ -237,13 +222,13 @@ class SQLiteBroker:
         await self._trim()
         return await self._read(lambda reader: reader.replay(after, until, filter))
 
-    async def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         await self._trim()
-        return await self._read(lambda reader: reader.newest(count, filter, client))
+        return await self._read(lambda reader: reader.newest(count, filter, audience))
 
-    async def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
+    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         await self._trim()
-        return await self._read(lambda reader: reader.last(count, filter, client))
+        return await self._read(lambda reader: reader.last(count, filter, audience))
 
     async def since(self, time: float) -> tuple[Position, bool]:
         await self._trim()
@@ -360,3 +345,11 @@ class SQLiteBroker:
                 await self._writer.submit(None)
         except BrokerError as error:
             self._troubled(error)
+
+
+def _entry(draft: Draft) -> Entry:
+    body, key, digest = draft.encode(), draft.idempotency_key, b""
+    if key is not None:
+        content = body, draft.topics, sorted(draft.to), sorted(draft.exclude)
+        digest = hashlib.sha256(repr(content).encode()).digest()
+    return Entry(draft.event.type, body, draft.topics, draft.to, draft.exclude, key, digest)

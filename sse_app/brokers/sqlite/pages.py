@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sse_app.brokers import Page
 from sse_app.brokers.sqlite.log import HOLES, State, only, publication, read_state
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
 
 PAGE_COUNT = 256  # publications of one page of a replay
@@ -63,18 +63,18 @@ class Reader:
             end = publications[-1].position.offset if cut else max(start, found.looked)
             return Page(Position(state.epoch, start), publications, Position(state.epoch, end))
 
-    def newest(self, count: int, filter: TopicFilter, client: str | None) -> Sequence[Publication]:
+    def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         with self._snapshot() as state:
-            offsets = self._newest(count, filter, client, state)
+            offsets = self._newest(count, filter, audience, state)
             found: list[Publication] = []
             while len(found) < len(offsets):
                 found += self._load(state.epoch, offsets[len(found) : len(found) + PAGE_COUNT])[0]
             return found
 
-    def last(self, count: int, filter: TopicFilter, client: str) -> tuple[Position, bool]:
-        """The position before the newest so many that this client may see; False if there are fewer."""
+    def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+        """The position before the newest so many that these readers may see; False if there are fewer."""
         with self._snapshot() as state:
-            offsets = self._newest(count, filter, client, state)
+            offsets = self._newest(count, filter, audience, state)
             return Position(state.epoch, offsets[0] - 1 if offsets else state.top), len(offsets) >= count
 
     def since(self, time: float) -> tuple[Position, bool]:
@@ -89,33 +89,34 @@ class Reader:
 
     # Searching
 
-    def _newest(self, count: int, filter: TopicFilter, client: str | None, state: State) -> Sequence[int]:
-        """The offsets of the newest that match and that the client may see, in order."""
+    def _newest(self, count: int, filter: TopicFilter, audience: Audience | None, state: State) -> Sequence[int]:
+        """The offsets of the newest that match and that these readers may see, in order."""
         kept: list[int] = []
         last = state.top
         while len(kept) < count and last > state.oldest:
             found = self._matching(filter, state.oldest + 1, last, count - len(kept), newest=True)
-            hidden = self._hidden(found.offsets, client)
+            hidden = self._hidden(found.offsets, audience)
             kept += [offset for offset in found.offsets if offset not in hidden] if hidden else found.offsets
             last = found.looked - 1
         return kept[::-1]
 
-    def _hidden(self, offsets: Sequence[int], client: str | None) -> set[int]:
+    def _hidden(self, offsets: Sequence[int], audience: Audience | None) -> set[int]:
         """Those of them that are for others."""
-        if client is None or not offsets:
+        if audience is None or not offsets:
             return set()
         if isinstance(offsets, range):
-            return set(self._named(f"BETWEEN {min(offsets)} AND {max(offsets)}", client))
+            return set(self._named(f"BETWEEN {min(offsets)} AND {max(offsets)}", audience))
         pieces = (offsets[start : start + SCAN] for start in range(0, len(offsets), SCAN))
-        return {offset for piece in pieces for offset in self._named(f"IN ({_listed(piece)})", client)}
+        return {offset for piece in pieces for offset in self._named(f"IN ({_listed(piece)})", audience)}
 
-    def _named(self, where: str, client: str) -> Iterator[int]:
+    def _named(self, where: str, audience: Audience) -> Iterator[int]:
         rows = self._connection.execute(
             'SELECT offset, "to", exclude FROM log INDEXED BY named'
             f" WHERE offset {where} AND (\"to\" <> '' OR exclude <> '')"
         )
         for offset, to, exclude in rows:
-            if client in exclude.split("\n") or (to and client not in to.split("\n")):
+            kept_from, meant_for = frozenset(exclude.split("\n")), frozenset(to.split("\n"))
+            if not kept_from.isdisjoint(audience.names) or (to and meant_for.isdisjoint(audience.names)):
                 yield offset
 
     def _matching(self, filter: TopicFilter, first: int, last: int, count: int, *, newest: bool = False) -> _Stretch:

@@ -31,7 +31,7 @@ from sse_app.brokers.nats.url import Place, parse
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, LogFull, OutcomeUnknown, TooLarge
 from sse_app.events import Event
 from sse_app.hub import Hub
-from sse_app.publication import Position
+from sse_app.publication import Audience, Draft, Position
 from sse_app.publisher import AsyncPublisher
 from sse_app.topics import TopicFilter
 from tests.brokers.test_brokers import publish, replayed, take, texts
@@ -316,9 +316,9 @@ async def test_these_subjects_are_all_that_it_needs(start_nats: StartNats) -> No
     server = start_nats(f"authorization: {{users: [{{user: a, password: b, {permissions}}}]}}")
     async with opened(server.url("x").replace("//", "//a:b@")) as broker:
         tail = broker.tail()
-        await publish(broker, *"abc", key=None)
-        await publish(broker, "k", key="k")
-        await publish(broker, "k", key="k")
+        await publish(broker, *"abc", idempotency_key=None)
+        await publish(broker, "k", idempotency_key="k")
+        await publish(broker, "k", idempotency_key="k")
         assert texts(await take(tail, 4)) == ["a", "b", "c", "k"]
         broker._recent.restart(4)
         assert texts(await replayed(broker)) == ["a", "b", "c", "k"]
@@ -365,9 +365,9 @@ async def test_a_server_without_jetstream_ends_the_start_in_one_line(start_nats:
 async def test_a_publisher_opens_the_same_url(broker: NatsBroker, url: str) -> None:
     tail = broker.tail()
     async with AsyncPublisher(url) as publisher:
-        position = await publisher.publish({"n": 1}, topic="t")
+        receipt = await publisher.publish({"n": 1}, topic="t")
     (publication,) = await take(tail, 1)
-    assert (publication.position, publication.event.data) == (position, '{"n":1}')
+    assert (publication.position, publication.event.data) == (receipt.position, '{"n":1}')
 
 
 # --- limits, durability ---
@@ -431,7 +431,7 @@ async def test_a_stream_that_an_administrator_made_is_used_as_it_is(
     )
     async with opened(url) as broker:
         assert broker.durability == "none"
-        await publish(broker, "a", key="k")
+        await publish(broker, "a", idempotency_key="k")
         assert texts(await replayed(broker)) == ["a"]
         assert (await js.stream_info(log_of(broker))).config.description == "theirs"
     async with opened(nats_server.url()) as other:
@@ -442,7 +442,7 @@ async def test_what_is_larger_than_the_server_takes_is_refused_and_the_connectio
     with pytest.raises(TooLarge, match="at most 1,047,552 bytes"):
         await publish(broker, "x" * 1_048_000)
     with pytest.raises(TooLarge):
-        await publish(broker, "x" * 1_048_000, key="k")
+        await publish(broker, "x" * 1_048_000, idempotency_key="k")
     await publish(broker, "x" * 1_040_000)
     assert (await broker.top()).offset == 1
     broker.check()
@@ -510,7 +510,7 @@ async def test_the_oldest_are_trimmed_by_age_on_the_servers_clock(url: str) -> N
         await set_limits(url, history_age=1)
         assert await until_trimmed(broker) == position
         assert await replayed(broker) == []
-        assert not await broker.newest(5, EVERYTHING, "c")
+        assert not await broker.newest(5, EVERYTHING, Audience(("c",)))
         await set_limits(url, history_age=60)
         assert await publish(broker, "b") == [position.next()]
         assert texts(await take(tail, 1)) == ["b"]
@@ -518,26 +518,26 @@ async def test_the_oldest_are_trimmed_by_age_on_the_servers_clock(url: str) -> N
 
 async def test_after_the_window_a_key_is_new(url: str) -> None:
     async with opened(url) as broker:
-        (first,) = await publish(broker, "a", key="k")
-        assert await publish(broker, "a", key="k") == [first]
+        (first,) = await publish(broker, "a", idempotency_key="k")
+        assert await publish(broker, "a", idempotency_key="k") == [first]
         await set_limits(url, idempotency_window=1)
         position = None
         async with asyncio.timeout(PATIENCE):
             while position is None:
                 with suppress(KeyReused):
-                    (position,) = await publish(broker, "b", key="k")
+                    (position,) = await publish(broker, "b", idempotency_key="k")
         assert position == first.next()
 
 
 async def test_a_key_outlives_its_publication_and_the_server(own_server: NatsServer) -> None:
     async with opened(own_server.url(), history_age=1, idempotency_window=300) as broker:
-        (first,) = await publish(broker, "a", key="k")
+        (first,) = await publish(broker, "a", idempotency_key="k")
         await until_trimmed(broker)
-        assert await publish(broker, "a", key="k") == [first]
+        assert await publish(broker, "a", idempotency_key="k") == [first]
         await restart(own_server, broker)
-        assert await publish(broker, "a", key="k") == [first]
+        assert await publish(broker, "a", idempotency_key="k") == [first]
         with pytest.raises(KeyReused):
-            await publish(broker, "b", key="k")
+            await publish(broker, "b", idempotency_key="k")
 
 
 async def test_a_key_that_was_claimed_and_never_used_is_used_by_the_next(
@@ -549,23 +549,23 @@ async def test_a_key_that_was_claimed_and_never_used_is_used_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(log.Log, "append", dies)
         with pytest.raises(asyncio.CancelledError):
-            await publish(broker, "a", key="k")
+            await publish(broker, "a", idempotency_key="k")
     with pytest.raises(KeyReused):
-        await publish(broker, "b", key="k")
-    (first,) = await publish(broker, "a", key="k")
-    assert await publish(broker, "a", key="k") == [first]
+        await publish(broker, "b", idempotency_key="k")
+    (first,) = await publish(broker, "a", idempotency_key="k")
+    assert await publish(broker, "a", idempotency_key="k") == [first]
     assert texts(await replayed(broker)) == ["a"]
 
 
 async def test_keys_that_somebody_deletes_are_new_and_their_stream_is_made_anew(
     broker: NatsBroker, js: JetStreamContext
 ) -> None:
-    (first,) = await publish(broker, "a", key="k")
+    (first,) = await publish(broker, "a", idempotency_key="k")
     await js.delete_stream(f"SSE_KEYS_{broker._place.name}")
-    assert await publish(broker, "a", key="k") == [first], "the log itself knows it for a while"
-    assert await publish(broker, "b", key="l") == [first.next()]
+    assert await publish(broker, "a", idempotency_key="k") == [first], "the log itself knows it for a while"
+    assert await publish(broker, "b", idempotency_key="l") == [first.next()]
     with pytest.raises(KeyReused):
-        await publish(broker, "c", key="k")
+        await publish(broker, "c", idempotency_key="k")
 
 
 async def test_times_are_the_servers_and_since_finds_each(url: str) -> None:
@@ -716,7 +716,7 @@ async def test_who_waits_for_an_answer_is_told_when_the_connection_breaks(
     monkeypatch.setattr(log, "ANSWER", 10 * PATIENCE)
     async with proxy_to(nats_server.port) as proxy, opened(nats_server.url(port=proxy.port)) as broker:
         proxy.deaf = True
-        waiting = [asyncio.create_task(publish(broker, "a", key=key)) for key in (None, "k")]
+        waiting = [asyncio.create_task(publish(broker, "a", idempotency_key=key)) for key in (None, "k")]
         reading = asyncio.create_task(broker.top(fresh=True))
         await until(lambda: len(broker._log._client._resp_map) == 3)  # type: ignore[union-attr]
         proxy.cut()
@@ -784,7 +784,7 @@ async def test_messages_that_are_not_ours_stop_nobody(url: str, js: JetStreamCon
         assert hub.totals.gaps == {}
         assert [item.position for item in await replayed(other)] == positions
         assert [item.position for item in await other.newest(99, EVERYTHING, None)] == positions
-        assert await other.last(99, EVERYTHING, "c") == (await other.oldest(), False)
+        assert await other.last(99, EVERYTHING, Audience(("c",))) == (await other.oldest(), False)
 
 
 async def test_strangers_are_logged_seldom(
@@ -807,7 +807,7 @@ def test_no_message_breaks_its_reader(data: bytes) -> None:
 
 
 def test_a_message_is_read_as_it_was_written() -> None:
-    content = envelope(Event("a\nb\0é😀", "tick"), ("t", "u"), frozenset("ab"), frozenset("c"))
+    content = envelope(Draft(Event("a\nb\0é😀", "tick"), ("t", "u"), frozenset("ab"), frozenset("c")))
     publication = publication_of(Message(7, 1.5, content), "e")
     assert publication is not None
     assert (publication.position, publication.topics, publication.time) == (Position("e", 7), ("t", "u"), 1.5)
@@ -832,7 +832,7 @@ async def test_what_somebody_deletes_in_the_log_breaks_nothing(url: str, js: Jet
             assert (page.start.offset, texts(page.publications), page.end) == (4, ["e", "f", "g"], top), "a gap"
             page = await broker.replay(oldest._replace(offset=2), oldest._replace(offset=3), EVERYTHING)
             assert (page.start.offset, page.publications, page.end.offset) == (3, [], 3)
-            assert texts(await broker.newest(4, EVERYTHING, "c")) == ["b", "e", "f", "g"]
+            assert texts(await broker.newest(4, EVERYTHING, Audience(("c",)))) == ["b", "e", "f", "g"]
 
         await read_it()
         tail = broker.tail()
@@ -951,8 +951,8 @@ async def test_a_node_that_starts_hears_of_the_newest_first(url: str, js: JetStr
         await until(lambda: broker._recent.top == 50)
         async with broker._looking:  # it does not know yet what is gone
             await js.purge_stream(log_of(broker), seq=11)
-            assert texts(await broker.newest(1, TopicFilter.parse(["t/30"]), "c")) == ["30"]
-            assert not await broker.newest(1, TopicFilter.parse(["silent"]), "c")
+            assert texts(await broker.newest(1, TopicFilter.parse(["t/30"]), Audience(("c",)))) == ["30"]
+            assert not await broker.newest(1, TopicFilter.parse(["silent"]), Audience(("c",)))
             assert len(await replayed(broker)) == 50
         assert len(await broker.top(fresh=True) and await replayed(broker)) == 40
         await publish(broker, "next")
@@ -975,7 +975,7 @@ async def test_a_search_below_what_was_heard_of_is_made_once(url: str, monkeypat
 
         monkeypatch.setattr(log.Log, "fetch", counted)
         for pattern, expected in (("silent", 0), ("t", 1), ("silent/too", 0)):
-            found = await broker.newest(1, TopicFilter.parse([pattern]), "c")
+            found = await broker.newest(1, TopicFilter.parse([pattern]), Audience(("c",)))
             assert len(found) == expected
             if pattern == "silent":
                 assert read == 4
@@ -993,11 +993,13 @@ async def test_cancelled_commands_leave_no_answer_to_another(broker: NatsBroker)
     async def command(number: int) -> None:
         match number % 5:
             case 0 | 1:
-                acknowledged[await broker.publish(Event(str(number)), (f"t/{number}",))] = str(number)
+                acknowledged[await broker.publish(Draft(Event(str(number)), (f"t/{number}",)))] = str(number)
             case 2:
-                acknowledged[await broker.publish(Event(str(number)), key=f"k{number}")] = str(number)
+                acknowledged[await broker.publish(Draft(Event(str(number)), idempotency_key=f"k{number}"))] = str(
+                    number
+                )
             case 3:
-                found = await broker.newest(1, TopicFilter.parse(["t/0"]), "c")
+                found = await broker.newest(1, TopicFilter.parse(["t/0"]), Audience(("c",)))
                 assert len(found) <= 1
             case 4:
                 position, complete = await broker.since(0)
@@ -1040,7 +1042,7 @@ async def test_nothing_is_left_when_it_is_closed(
     for key in "kl":
         async with opened(url) as broker:
             tail = broker.tail()
-            await publish(broker, "a", key=key)
+            await publish(broker, "a", idempotency_key=key)
             await take(tail, 1)
             broker._recent.restart(0)
             await replayed(broker)

@@ -27,7 +27,7 @@ from sse_app.brokers.redis.entries import RawEntry, envelope, microseconds, publ
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
 from sse_app.events import Event
 from sse_app.hub import Hub
-from sse_app.publication import Position
+from sse_app.publication import Audience, Draft, Position
 from sse_app.publisher import AsyncPublisher
 from sse_app.topics import TopicFilter
 from tests.brokers.test_brokers import publish, replayed, take, texts
@@ -260,14 +260,14 @@ async def test_these_commands_and_keys_are_all_that_it_needs(own_server: RedisSe
     )
     async with RedisBroker(own_server.url("ours").replace("//", "//app:pw@"), history=3) as broker:
         tail = broker.tail()
-        await publish(broker, "a", key="k")
+        await publish(broker, "a", idempotency_key="k")
         heard = await take(tail, 1)
         own_redis.xadd(broker._log, {"junk": "x"})
         for text in "bcde":  # each is heard before the next trims it
             await publish(broker, text)
             heard += await take(tail, 1)
         assert texts(await replayed(broker)) == ["c", "d", "e"]
-        assert texts(await broker.newest(1, EVERYTHING, "c")) == ["e"]
+        assert texts(await broker.newest(1, EVERYTHING, Audience(("c",)))) == ["e"]
         await broker.since(0)
         await broker.top(fresh=True)
         assert [item.position.offset for item in heard] == [1, 2, 3, 4, 5]
@@ -289,7 +289,7 @@ async def test_all_nodes_hear_the_same_each_once(url: str) -> None:
 
         async def publisher(node: RedisBroker) -> None:
             for _ in range(each):
-                await node.publish(Event("x"))
+                await node.publish(Draft(Event("x")))
 
         await asyncio.gather(*(publisher(node) for node in nodes for _ in range(publishers)))
         heard = [await take(tail, number) for tail in tails]
@@ -446,7 +446,7 @@ async def test_of_nodes_that_notice_at_once_one_begins_the_new_epoch(url: str, r
         await publish(nodes[0], "d")
         await asyncio.gather(*(node.top(fresh=True) for node in nodes))
         copy.restore()
-        positions = await asyncio.gather(*(node.publish(Event("x")) for node in nodes))
+        positions = await asyncio.gather(*(node.publish(Draft(Event("x"))) for node in nodes))
         assert len({position.epoch for position in positions}) == 1
         assert sorted(position.offset for position in positions) == [1, 2, 3, 4, 5]
         tops = await asyncio.gather(*(node.top(fresh=True) for node in nodes))
@@ -467,7 +467,7 @@ async def test_an_answer_of_an_epoch_that_is_over_says_nothing(broker: RedisBrok
 
 def strange_entries(epoch: str) -> list[tuple[dict[str, str | bytes], str]]:
     """Fields and ids that an XADD of another program, or another version of ours, may make."""
-    good = envelope(Event("x"), (), frozenset(), frozenset())
+    good = envelope(Draft(Event("x")))
     head = f"{epoch} 1 1 0 ".encode()
     return [
         ({"junk": "x"}, "*"),
@@ -500,7 +500,7 @@ async def test_entries_that_are_not_ours_stop_nobody(url: str, redis: Redis) -> 
         assert hub.totals.gaps == {}
         assert one.bad_envelopes >= len([id for _, id in strange if id == "0-*"])
         assert [item.position for item in await replayed(other)] == positions
-        assert [item.position for item in await other.newest(99, EVERYTHING, "c")] == positions
+        assert [item.position for item in await other.newest(99, EVERYTHING, Audience(("c",)))] == positions
         assert await other.since(0) == (await other.oldest(), True)
 
 
@@ -543,7 +543,7 @@ def test_no_entry_breaks_its_reader(fields: list[bytes], value: bytes, id: bytes
 
 
 def test_an_entry_is_read_as_it_was_written() -> None:
-    content = envelope(Event("a\nb", "tick"), ("t", "u"), frozenset("ab"), frozenset("c"))
+    content = envelope(Draft(Event("a\nb", "tick"), ("t", "u"), frozenset("ab"), frozenset("c")))
     publication = publication_of((b"0-7", [b"v1", b"e 1500000 2 1 " + content]), "e")
     assert publication is not None
     assert (publication.position, publication.topics, publication.time) == (Position("e", 7), ("t", "u"), 1.5)
@@ -575,7 +575,7 @@ async def test_what_was_trimmed_before_the_tail_read_it_is_told(own_server: Redi
         with own_redis.pipeline(transaction=True) as transaction:  # nothing is read in between
             for number in range(2, 30):
                 head = f"{broker._known.epoch} {now} {now + number} {now + number - 1} ".encode()
-                content = head + envelope(Event(str(number)), (), frozenset(), frozenset())
+                content = head + envelope(Draft(Event(str(number))))
                 transaction.xadd(broker._log, {"v1": content}, id=f"0-{number}", maxlen=5, approximate=False)
             transaction.execute()
         gap, *rest = await hear(subscriber, lambda events: len(events) == 6)
@@ -590,7 +590,7 @@ async def test_what_was_trimmed_before_the_tail_read_it_is_told(own_server: Redi
 def fill(redis: Redis, broker: RedisBroker, count: int) -> None:
     """The log, with so many publications, made without publishing each."""
     now = microseconds(time.time())
-    content = envelope(Event("x"), (), frozenset(), frozenset())
+    content = envelope(Draft(Event("x")))
     with redis.pipeline(transaction=True) as transaction:
         for offset in range(1, count + 1):
             head = f"{broker._known.epoch} {now} {now + offset} {now + offset - 1} ".encode()
@@ -692,8 +692,8 @@ async def test_what_the_tail_has_not_read_yet_is_found_in_the_log(url: str, read
         assert texts(await take(tail, 1)) == ["a"]
         reads.flowing.clear()
         positions = await publish(broker, *"bc")
-        assert texts(await broker.newest(2, EVERYTHING, "x")) == ["b", "c"]
-        assert await broker.last(1, EVERYTHING, "x") == (positions[0], True)
+        assert texts(await broker.newest(2, EVERYTHING, Audience(("x",)))) == ["b", "c"]
+        assert await broker.last(1, EVERYTHING, Audience(("x",))) == (positions[0], True)
         reads.flowing.set()
 
 
@@ -731,7 +731,7 @@ async def test_the_newest_are_read_page_by_page_however_many_are_asked_for(
         return answer
 
     monkeypatch.setattr(broker, "_read", count)
-    assert (await broker.last(1_000_000, EVERYTHING, "c"))[0].offset == 0
+    assert (await broker.last(1_000_000, EVERYTHING, Audience(("c",))))[0].offset == 0
     assert max(looked_at) <= PAGE_COUNT
 
 
@@ -747,9 +747,9 @@ async def test_cancelled_commands_leave_no_answer_to_another(broker: RedisBroker
     async def command(number: int) -> None:
         match number % 4:
             case 0 | 1:
-                acknowledged[await broker.publish(Event(str(number)), (f"t/{number}",))] = str(number)
+                acknowledged[await broker.publish(Draft(Event(str(number)), (f"t/{number}",)))] = str(number)
             case 2:
-                found = await broker.newest(1, TopicFilter.parse(["t/0"]), "c")
+                found = await broker.newest(1, TopicFilter.parse(["t/0"]), Audience(("c",)))
                 assert texts(found) in ([], ["0"])
             case 3:
                 position, complete = await broker.since(microseconds(1))
@@ -769,7 +769,7 @@ async def test_cancelled_commands_leave_no_answer_to_another(broker: RedisBroker
 
 
 async def test_a_publication_that_is_cancelled_before_it_was_sent_is_never_sent(broker: RedisBroker) -> None:
-    first, second = (asyncio.create_task(broker.publish(Event(text))) for text in "ab")
+    first, second = (asyncio.create_task(broker.publish(Draft(Event(text)))) for text in "ab")
     await asyncio.sleep(0)
     second.cancel()
     await first

@@ -15,10 +15,10 @@ from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.sqlite import opening
 from sse_app.brokers.sqlite.log import Appended, Entry, State
 from sse_app.brokers.sqlite.writer import Writer
-from sse_app.errors import InvalidIdempotencyKey, LogUnavailable
+from sse_app.errors import LogUnavailable
 from sse_app.events import Event
 from sse_app.hub import Hub
-from sse_app.publication import Position
+from sse_app.publication import Draft, Position
 from sse_app.topics import TopicFilter
 from tests.support.peers import PATIENCE, turns
 
@@ -81,7 +81,7 @@ async def test_junk_among_the_nodes_is_passed_over(broker: Broker, path: Path) -
     with (nodes(path) / "junk").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         await looked_around(path)
-        assert (await broker.publish(Event("x"))).offset == 1
+        assert (await broker.publish(Draft(Event("x")))).offset == 1
     await looked_around(path)
     assert [item.name for item in nodes(path).iterdir() if len(item.name) != 16] == ["directory"]
 
@@ -90,7 +90,7 @@ async def test_junk_in_place_of_the_watermark_is_written_over(broker: Broker, pa
     broker.tail()
     watermark(path).write_text("four words of junk")
     await looked_around(path)
-    position = await broker.publish(Event("x"))
+    position = await broker.publish(Draft(Event("x")))
     assert watermark(path).read_text().split()[:2] == [position.epoch, "1"]
 
 
@@ -102,19 +102,19 @@ async def test_a_directory_that_is_gone_is_an_unavailable_log_until_it_is_back(b
     while not unavailable(broker):
         await turns(1)
     with pytest.raises(LogUnavailable, match="gone"):
-        await broker.publish(Event("x"))
+        await broker.publish(Draft(Event("x")))
     data.unlink()
     away.rename(data)
     while unavailable(broker):
         await turns(1)
-    assert (await broker.publish(Event("x"))).offset == 1
+    assert (await broker.publish(Draft(Event("x")))).offset == 1
 
 
 async def test_publishing_and_closing_do_not_wait_for_a_process_that_stands_still(path: Path) -> None:
     with ExitStack() as stack:
         async with asyncio.timeout(PATIENCE), open_broker(f"sqlite:///{path}") as broker:
             stack.enter_context(suspended(path))
-            assert (await broker.publish(Event("x"))).offset == 1
+            assert (await broker.publish(Draft(Event("x")))).offset == 1
     async with open_broker(f"sqlite:///{path}") as broker:
         assert (await broker.top()).offset == 1
 
@@ -130,10 +130,10 @@ async def test_opening_gives_up_on_a_process_that_stands_still(path: Path, monke
 
 async def test_a_file_that_took_its_place_is_not_read(path: Path, tmp_path: Path) -> None:
     async with open_broker(f"sqlite:///{path}") as broker:
-        await broker.publish(Event("a"))
+        await broker.publish(Draft(Event("a")))
     shutil.copy(path, tmp_path / "older")
     async with asyncio.timeout(PATIENCE), open_broker(f"sqlite:///{path}") as broker:
-        top = await broker.publish(Event("b"))
+        top = await broker.publish(Draft(Event("b")))
         os.rename(tmp_path / "older", path)
         with pytest.raises(LogUnavailable):
             await broker.replay(top._replace(offset=0), top, EVERYTHING)
@@ -178,10 +178,3 @@ async def test_a_lock_of_any_kind_is_waited_for() -> None:
 
 
 # --- callers ---
-
-
-async def test_a_key_that_no_database_can_hold_harms_nobody_else(broker: Broker) -> None:
-    texts = [broker.publish(Event(str(number))) for number in range(5)]
-    odd, *others = await asyncio.gather(broker.publish(Event("x"), key="\ud800"), *texts, return_exceptions=True)
-    assert isinstance(odd, InvalidIdempotencyKey)
-    assert [position for position in others if isinstance(position, Position)] == others

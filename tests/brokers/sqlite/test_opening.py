@@ -16,7 +16,7 @@ from sse_app.brokers.sqlite import opening
 from sse_app.brokers.sqlite.log import SCHEMA_VERSION
 from sse_app.errors import ConfigError, LogUnavailable
 from sse_app.events import Event
-from sse_app.publication import Position
+from sse_app.publication import Draft, Position
 from sse_app.topics import TopicFilter
 from tests.support.sqlite_log import append, open_log, reading
 
@@ -233,7 +233,7 @@ async def test_a_url_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     os.mkdir("data")
     async with open_broker(url.format(here=str(tmp_path).lstrip("/"))) as broker:
-        await broker.publish(Event("x"))
+        await broker.publish(Draft(Event("x")))
         monkeypatch.chdir("/")  # a relative one was meant from where it was opened
         assert len(await broker.newest(1, TopicFilter(), None)) == 1
         assert (tmp_path / name).is_file()

@@ -13,7 +13,7 @@ from sse_app.brokers.memory import MemoryBroker
 from sse_app.brokers.sqlite.log import Limits, connect
 from sse_app.brokers.sqlite.pages import PAGE_BYTES, PAGE_COUNT, SCAN, TOPICS_AT_ONCE, Reader
 from sse_app.events import Event
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Draft, Position, Publication
 from sse_app.topics import TopicFilter
 from tests.support.peers import Clock, log_of
 from tests.support.sqlite_log import END, NOBODY, append, entry, open_log, reading
@@ -54,11 +54,11 @@ READS: dict[str, Work] = {
     "replay of a topic": lambda reader: reader.replay(START, END, QUIET),
     "replay of topics": lambda reader: reader.replay(START, END, SEVERAL),
     "replay of a wildcard": lambda reader: reader.replay(START, END, WILD),
-    "newest of all": lambda reader: reader.newest(5, EVERYTHING, "me"),
-    "newest of a topic": lambda reader: reader.newest(5, QUIET, "me"),
-    "newest of topics": lambda reader: reader.newest(5, SEVERAL, "you"),
+    "newest of all": lambda reader: reader.newest(5, EVERYTHING, Audience(("me",))),
+    "newest of a topic": lambda reader: reader.newest(5, QUIET, Audience(("me",))),
+    "newest of topics": lambda reader: reader.newest(5, SEVERAL, Audience(("you",))),
     "newest of a wildcard": lambda reader: reader.newest(1, WILD, None),
-    "last of a topic": lambda reader: reader.last(5, QUIET, "me"),
+    "last of a topic": lambda reader: reader.last(5, QUIET, Audience(("me",))),
     "since": lambda reader: reader.since(0.0),
     "state": lambda reader: reader.state(),
 }
@@ -116,7 +116,7 @@ def test_what_a_wildcard_matches_is_found_however_far_apart_it_is(path: Path) ->
     with reading(path) as reader:
         page = reader.replay(START, END, WILD)
         assert (texts(page.publications), page.end.offset) == (["first", "last"], 2 * SCAN + 2)
-        assert texts(reader.newest(2, WILD, "me")) == ["first", "last"]
+        assert texts(reader.newest(2, WILD, Audience(("me",)))) == ["first", "last"]
         nothing = reader.replay(START, END, TopicFilter.parse(["nothing/*"]))
         assert (nothing.publications, nothing.end.offset) == ([], 2 * SCAN + 2)
 
@@ -174,7 +174,7 @@ def test_it_reads_what_the_log_in_memory_reads(
         memory._epoch = epoch = file.state.epoch
         limits = Limits(held, 2**26, 86_400.0, 300.0)
         for number, (topics, to, exclude, seconds) in enumerate(history):
-            position = await memory.publish(Event(str(number)), topics, to=to, exclude=exclude)
+            position = await memory.publish(Draft(Event(str(number)), topics, to=to, exclude=exclude))
             found = append(file, entry(str(number), topics, to, exclude), limits=limits, now=clock.now)
             assert found == [position]
             clock.now += seconds
@@ -187,9 +187,10 @@ def test_it_reads_what_the_log_in_memory_reads(
                 expected = await memory.replay(after, top, filter)
                 assert reader.replay(after, top, filter).start == expected.start
                 assert list(pages_of(reader, after, top, filter)) == list(expected.publications)
-                assert list(reader.newest(count, filter, client)) == list(await memory.newest(count, filter, client))
+                who = Audience((client,))
+                assert list(reader.newest(count, filter, who)) == list(await memory.newest(count, filter, who))
                 assert list(reader.newest(count, filter, None)) == list(await memory.newest(count, filter, None))
-                assert reader.last(count, filter, client) == await memory.last(count, filter, client)
+                assert reader.last(count, filter, who) == await memory.last(count, filter, who)
                 assert reader.since(1_000.0 + place) == await memory.since(1_000.0 + place)
         file.close()
 

@@ -18,7 +18,7 @@ from sse_app.brokers.sqlite import SQLiteBroker, nodes
 from sse_app.brokers.sqlite.log import OVERHEAD, TRIM_SPARE, Limits
 from sse_app.errors import LogUnavailable
 from sse_app.events import Event
-from sse_app.publication import Position, Publication
+from sse_app.publication import Draft, Position, Publication
 from tests.support.peers import PATIENCE
 from tests.support.sqlite_log import (
     EVERYTHING,
@@ -53,7 +53,7 @@ async def test_publishers_that_wait_together_share_few_commits(broker: SQLiteBro
     statements: list[str] = []
     with locked(path):
         broker._file.log._connection.set_trace_callback(statements.append)
-        tasks = [asyncio.create_task(broker.publish(Event(str(number)))) for number in range(500)]
+        tasks = [asyncio.create_task(broker.publish(Draft(Event(str(number))))) for number in range(500)]
         await asyncio.sleep(0)  # each has come so far that it waits
     positions = await asyncio.gather(*tasks)
     assert [position.offset for position in positions] == list(range(1, 501))
@@ -65,7 +65,7 @@ async def test_a_publisher_that_is_cancelled_may_be_in_the_log_and_holds_up_nobo
 ) -> None:
     tail = broker.tail()
     with locked(path):
-        gone, stays = (asyncio.create_task(broker.publish(Event(text))) for text in ("gone", "stays"))
+        gone, stays = (asyncio.create_task(broker.publish(Draft(Event(text)))) for text in ("gone", "stays"))
         await asyncio.sleep(0)
         gone.cancel()
     assert (await stays).offset == 2
@@ -76,7 +76,7 @@ async def test_a_publisher_that_is_cancelled_may_be_in_the_log_and_holds_up_nobo
 async def test_the_end_waits_for_what_is_being_published(sqlite_world: World, path: Path) -> None:
     async with broker_on(sqlite_world) as broker:
         with locked(path):
-            tasks = [asyncio.create_task(broker.publish(Event(str(number)))) for number in range(50)]
+            tasks = [asyncio.create_task(broker.publish(Draft(Event(str(number))))) for number in range(50)]
             await asyncio.sleep(0)
     assert len({task.result() for task in tasks}) == 50
     with reading(path) as reader:
@@ -95,9 +95,10 @@ PUBLISHES = """
 import asyncio, sys
 from sse_app.brokers import open_broker
 from sse_app.events import Event
+from sse_app.publication import Draft
 async def one(broker, name):
     for number in range(1_000):
-        print(await broker.publish(Event(f"{name}:{number}")), flush=True)
+        print(await broker.publish(Draft(Event(f"{name}:{number}"))), flush=True)
 async def main():
     async with open_broker(sys.argv[1]) as broker:
         await asyncio.gather(*(one(broker, name) for name in range(8)))
@@ -180,7 +181,7 @@ def test_a_limit_that_is_much_lower_than_it_was_is_reached_in_small_steps(path: 
 
 async def test_what_grows_too_old_goes_without_anything_being_published(sqlite_world: World) -> None:
     async with broker_on(sqlite_world, history_age=60) as broker:
-        tasks = [asyncio.create_task(broker.publish(Event(str(number)))) for number in range(TRIM_SPARE + 10)]
+        tasks = [asyncio.create_task(broker.publish(Draft(Event(str(number))))) for number in range(TRIM_SPARE + 10)]
         await asyncio.gather(*tasks)
         sqlite_world.clock.now += 61
         assert len(await held(broker)) == 10
@@ -192,7 +193,7 @@ async def test_what_grows_too_old_goes_without_anything_being_published(sqlite_w
 async def test_keys_are_forgotten_after_their_window(sqlite_world: World, path: Path) -> None:
     async with broker_on(sqlite_world, idempotency_window=10) as broker:
         for number in range(30):
-            await broker.publish(Event("x"), key=str(number))
+            await broker.publish(Draft(Event("x"), idempotency_key=str(number)))
             sqlite_world.clock.now += 1
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("SELECT count(*) FROM keys").fetchone() == (10,)
@@ -253,7 +254,7 @@ async def test_what_was_trimmed_before_it_was_read_is_told_by_an_empty_step(
         tail = other.tail()
         with monkeypatch.context() as patch:
             patch.setattr(nodes.Nodes, "wake", lambda self: None)  # it reads nothing of this before the last is there
-            await asyncio.gather(*(one.publish(Event(str(number))) for number in range(20)))
+            await asyncio.gather(*(one.publish(Draft(Event(str(number)))) for number in range(20)))
         await publish(one, "the last")
         assert list(await anext(tail)) == []
         assert await other.top() == await one.top()

@@ -15,6 +15,7 @@ from sse_app.brokers.sqlite.pages import Reader
 from sse_app.errors import BrokerError, LogFull, LogUnavailable, OutcomeUnknown
 from sse_app.events import Event
 from sse_app.hub import Hub
+from sse_app.publication import Audience, Draft
 from tests.support.peers import PATIENCE, until
 from tests.support.sqlite_log import END, EVERYTHING, broker_on, held, locked, publish, take
 from tests.support.worlds import World
@@ -100,11 +101,11 @@ async def test_a_commit_of_unknown_outcome_is_safe_to_repeat_with_its_key(broker
     connection = log._connection
     log._connection = Failing(connection, "COMMIT", sqlite3.SQLITE_IOERR_FSYNC, done=done)  # type: ignore[assignment]
     with pytest.raises(OutcomeUnknown, match="same Idempotency-Key"):
-        await broker.publish(Event("a"), key="k")
+        await broker.publish(Draft(Event("a"), idempotency_key="k"))
     with pytest.raises(OutcomeUnknown):
         broker.check()
     log._connection = connection
-    position = await broker.publish(Event("a"), key="k")
+    position = await broker.publish(Draft(Event("a"), idempotency_key="k"))
     assert position.offset == 1
     broker.check()
     assert await take(tail, 1) == ["a"]
@@ -137,7 +138,7 @@ async def test_what_cannot_be_read_is_said_and_the_tail_stays(
         for work in (
             lambda: broker.replay(top, END, EVERYTHING),
             lambda: broker.newest(1, EVERYTHING, None),
-            lambda: broker.last(1, EVERYTHING, "c"),
+            lambda: broker.last(1, EVERYTHING, Audience(("c",))),
             lambda: broker.since(0),
             lambda: broker.top(fresh=True),
         ):
