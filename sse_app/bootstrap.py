@@ -29,7 +29,7 @@ OPT_OUT = "SSE_APP_NO_BOOTSTRAP"
 
 
 class Stamp(NamedTuple):
-    """What an environment was made from. It lies in the environment: empty while at work, written when all is done."""
+    """The sources of an environment. Its file lies there: empty during the work, written when all is done."""
 
     checkout: str  # the environment's scripts and the editable install hold this path
     python: str  # version and real path of the interpreter below the environment
@@ -62,7 +62,7 @@ class Plan(Enum):
 
 
 def plan(found: Stamp | None, wanted: Stamp, sound: bool) -> Plan:
-    """What to do with an environment stamped `found`; `sound` says whether its interpreter still stands."""
+    """Return what to do with an environment stamped `found`; `sound`: its interpreter is still usable."""
     if found is None or not sound or (found.checkout, found.python) != (wanted.checkout, wanted.python):
         return Plan.REMAKE
     if found.pyproject != wanted.pyproject or not wanted.extras <= found.extras:

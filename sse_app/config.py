@@ -24,7 +24,7 @@ LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")  # RFC 6761,
 
 @dataclass(frozen=True)
 class Setting:
-    """How a setting is read and shown. ``low`` and ``high`` bound a number; a secret's value is never shown."""
+    """The way to read and show a setting. ``low`` and ``high`` bound a number; a secret's value is never shown."""
 
     help: str
     read: Callable[[str], Any]
@@ -258,7 +258,7 @@ def check_names(whose: str, given: Collection[str], known: Collection[str]) -> N
 
 
 def _read(name: str, setting: Setting, given: Any) -> Any:
-    """The value that a text stands for; what is none is the value."""
+    """Return the value that a text stands for; any other type is the value itself."""
     if isinstance(given, list):
         return tuple(given)
     if not isinstance(given, str):
@@ -286,7 +286,7 @@ def _check(name: str, setting: Setting, value: Any, default: Any) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Return True when only this machine reaches a server that listens there."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict, get_args
 from weakref import WeakSet
 
 import anyio
@@ -35,7 +35,16 @@ from sse_app.errors import (
 )
 from sse_app.events import check_type
 from sse_app.payload import encode_data
-from sse_app.publication import Names, check_idempotency_key, check_publish_key, names, recipients
+from sse_app.publication import (
+    Durability,
+    Names,
+    Position,
+    Receipt,
+    check_idempotency_key,
+    check_publish_key,
+    names,
+    recipients,
+)
 
 if TYPE_CHECKING:
     from sse_app.client.http import AsyncClient, Response
@@ -66,16 +75,6 @@ class ListenOptions(TypedDict, total=False):
     last_event_id: str
     retry_for: float | None
     on_state: Callable[[Stream], None] | None
-
-
-class Published(NamedTuple):
-    """The hub's acknowledgement: ``id`` is the position in its log, ``subscribers`` how many it was queued for or is
-    replayable by, ``durable`` what the log promises.
-    """
-
-    id: str
-    subscribers: int
-    durable: str
 
 
 class Client:
@@ -184,15 +183,14 @@ class Client:
         exclude: Names = None,
         idempotency_key: str | None = None,
         retry_for: float = RETRY_FOR,
-    ) -> Published:
+    ) -> Receipt:
         """Publish to every subscriber, or on one or several topics to those whose filter matches.
 
         Return when the log holds the publication.
 
         data: a str goes out as it is, anything else as JSON (``sse_app.payload``).
         to, exclude: names of clients.
-        idempotency_key: the Idempotency-Key of every attempt, so that a lost answer publishes nothing twice; random by
-            default.
+        idempotency_key: sent with every attempt, so that a lost answer publishes nothing twice; by default random.
         retry_for: seconds in which to try again while the hub cannot be reached or says that it cannot now; 0 is one
             attempt.
 
@@ -212,7 +210,7 @@ class Client:
                 wait = backoff.next()
                 try:
                     response = await self._http.attempt(request, allowed.deadline - anyio.current_time())
-                    return _published(response)
+                    return _receipt(response)
                 except self._http.transient as error:
                     failure = error
                 except Refused as error:
@@ -287,8 +285,10 @@ def _answer(response: "Response") -> dict[str, Any]:
     raise not_a_hub()
 
 
-def _published(response: "Response") -> Published:
+def _receipt(response: "Response") -> Receipt:
     answer = _answer(response)
-    if not isinstance(answer.get("id"), str):
+    position = Position.parse(str(answer.get("id")).encode())
+    if position is None:
         raise not_a_hub()
-    return Published(answer["id"], answer.get("subscribers", 0), answer.get("durable", "none"))
+    durable: Durability = answer["durable"] if answer.get("durable") in get_args(Durability) else "none"
+    return Receipt(position, answer.get("subscribers"), durable)

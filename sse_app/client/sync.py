@@ -13,11 +13,11 @@ from typing import Any, Final, Self, Unpack
 
 import anyio
 
-from sse_app.client import RETRY_FOR, Client, ClientOptions, ListenOptions, Published, State, Stream
+from sse_app.client import RETRY_FOR, Client, ClientOptions, ListenOptions, State, Stream
 from sse_app.errors import Closed, Gap
 from sse_app.events import Event
 from sse_app.loop_thread import Call, LoopThread, Running
-from sse_app.publication import PublishOptions
+from sse_app.publication import PublishOptions, Receipt
 
 
 class SyncClient:
@@ -73,7 +73,7 @@ class SyncClient:
         *,
         retry_for: float = RETRY_FOR,
         **options: Unpack[PublishOptions],
-    ) -> Published:
+    ) -> Receipt:
         """Publish as ``Client.publish`` does, and return when the log holds it. An exception that a signal raises
         meanwhile gives it up: it may have been published.
         """

@@ -17,10 +17,9 @@ import click
 
 from sse_app.commands import Exit, Number, Whole, printable, publish_key_option, run, url_option
 from sse_app.errors import BadInput, ClientError, InvalidIdempotencyKey, InvalidUTF8
-from sse_app.publication import check_idempotency_key
+from sse_app.publication import Receipt, check_idempotency_key
 
 if TYPE_CHECKING:
-    from sse_app.client import Published
     from sse_app.client.http import AsyncClient
 
 STDIN = 0
@@ -119,9 +118,7 @@ def _key(given: str) -> str:
 class _Lines:
     """Publishes the lines of standard input, some at a time, and counts them."""
 
-    def __init__(
-        self, publish: "Callable[..., Awaitable[Published]]", key: str, show: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, publish: Callable[..., Awaitable[Receipt]], key: str, show: Callable[[int, int], None]) -> None:
         self._publish, self._key, self._show = publish, key, show
         self._lines = _lines()
         self._reading = asyncio.Lock()

@@ -13,10 +13,11 @@ import httpx
 import pytest
 
 from sse_app import Client, Hub, SyncClient
-from sse_app.client import Published, State, Stream
+from sse_app.client import State, Stream
 from sse_app.client.answers import BACKOFF, WAIT_MAX, WAIT_MIN, retry_after
 from sse_app.errors import BadInput, ClientError, Gap, InvalidURL, Refused, Unreachable
 from sse_app.events import Event
+from sse_app.publication import Position, Receipt
 from sse_app.testing import StreamingASGITransport
 from tests.support.web import live_hub, until_open
 
@@ -655,7 +656,7 @@ async def test_streams_beyond_the_pool_of_httpx_all_come_through() -> None:
 async def test_data_goes_out_as_it_is_or_as_json(data: object, text: str) -> None:
     async with client_and_hub() as (client, _):
         published = await client.publish(data, topic="a/b", event="order")
-        assert published == Published(published.id, 0, "none")
+        assert published == Receipt(published.position, 0, "none")
         event = await anext(client.listen("a/*", last=1))
         assert event == Event(text, "order", published.id)
 
@@ -666,7 +667,7 @@ async def test_what_is_asked_reaches_the_hub() -> None:
         answer = await client.publish(
             "x", topic=["a", "b"], event="e", to="c", exclude=("d", "me"), idempotency_key="k"
         )
-        assert answer == ("e-1", 3, "log")
+        assert answer == Receipt(Position("e", 1), 3, "log")
         await client.publish("x")
         await client.publish("x")
     asked, plain, other = transport.requests
