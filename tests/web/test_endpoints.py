@@ -21,7 +21,8 @@ from sse_app.events import RESERVED_TYPES
 from sse_app.hub import LAST_MAX
 from sse_app.pytest_plugin import HubServer
 from sse_app.server.protocol import TARGET_MAX
-from sse_app.web.endpoints import BROADCAST_PARAMETERS, CONTENT_SECURITY_POLICY
+from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
+from sse_app.web.endpoints.pages import CONTENT_SECURITY_POLICY
 from tests.support.peers import PATIENCE
 from tests.support.virtual_time import run_virtual, virtual_time
 from tests.support.web import Web, call, code_of, live_hub, web
