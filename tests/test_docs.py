@@ -48,7 +48,8 @@ from sse_app.metrics import Totals, exposition
 from sse_app.payload import JSON_DEPTH
 from sse_app.pytest_plugin import HubServer
 from sse_app.subscriber import CloseReason
-from sse_app.web.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS
+from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
+from sse_app.web.endpoints.events import EVENTS_PARAMETERS
 from sse_app.web.problems import ANSWERS, OF_THE_SERVER
 from tests.support.proxies import LISTENS
 

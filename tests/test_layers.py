@@ -37,7 +37,9 @@ FLOORS = (
     ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
     ("web.stream",),
-    ("web.endpoints",),
+    ("web.endpoints", "web.endpoints.json_answer", "web.endpoints.parameters"),
+    ("web.endpoints.events", "web.endpoints.broadcast", "web.endpoints.operations"),
+    ("web.endpoints.pages",),
     ("web.app", "server.direct", "server.logs"),
     ("server.protocol",),
     ("server",),
@@ -58,7 +60,11 @@ ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
 STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # which knows msgspec
 KNOWS = {
     "starlette": {
-        *(f"web.{name}" for name in ("stream", "stepped", "endpoints", "guard", "prefix", "problems", "cors", "app")),
+        *(f"web.{name}" for name in ("stream", "stepped", "guard", "prefix", "problems", "cors", "app")),
+        *(
+            f"web.endpoints.{name}"
+            for name in ("broadcast", "events", "json_answer", "operations", "pages", "parameters")
+        ),
         *("server.direct", "server.server", "pytest_plugin", "bench.naive"),
         *(f"testing.{name}" for name in ("call", "lifespan", "recording", "server", "transport")),
     },
@@ -68,7 +74,7 @@ KNOWS = {
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},
     "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in ("connection", "feed", "log", "nodes"))},
-    "prometheus_client": {"metrics", "web.endpoints"},  # the endpoints for the media type alone
+    "prometheus_client": {"metrics", "web.endpoints.operations"},  # the endpoints for the media type alone
 }
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 MODULES = {

@@ -7,7 +7,6 @@ from typing import Any, Self, Unpack
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,10 +16,13 @@ from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.web.cors import Cors
-from sse_app.web.endpoints import HEALTH, Endpoints
+from sse_app.web.endpoints.broadcast import Broadcast
+from sse_app.web.endpoints.events import Events
+from sse_app.web.endpoints.operations import HEALTH, Operations
+from sse_app.web.endpoints.pages import Pages
 from sse_app.web.guard import Guard
 from sse_app.web.prefix import route_path, with_prefix
-from sse_app.web.problems import HANDLERS, method_not_allowed, problem
+from sse_app.web.problems import HANDLERS, problem
 from sse_app.web.siblings import warn_of_siblings
 from sse_app.web.stream import drain_after, signs_of_a_stop
 
@@ -31,9 +33,9 @@ class _App(Starlette):
     comes before them, and puts that endpoint behind it like all others.
     """
 
-    def __init__(self, endpoints: Endpoints, ours: list[Middleware], **options: Any) -> None:
+    def __init__(self, events: Events, ours: list[Middleware], **options: Any) -> None:
         super().__init__(**options)
-        self._endpoints, self._ours = endpoints, ours
+        self._events, self._ours = events, ours
 
     def build_middleware_stack(self) -> ASGIApp:
         if added := [item for item in self.user_middleware if item not in self._ours]:
@@ -50,15 +52,6 @@ class _App(Starlette):
             return (self._events if of_streams else rest)(scope, receive, send)
 
         return dispatch
-
-    async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] not in ("GET", "HEAD"):
-            await method_not_allowed({"Allow": "GET, HEAD"})(scope, receive, send)
-            return
-        try:
-            await (await self._endpoints.events(Request(scope)))(scope, receive, send)
-        except errors.SSEAppError as error:
-            await problem(error)(scope, receive, send)
 
 
 def _prefixed(app: ASGIApp) -> ASGIApp:
@@ -114,8 +107,9 @@ class Hub(hub.Hub):
 
     def _build(self, **options: Any) -> Starlette:
         config, static = self.config, static_directory()
-        endpoints = Endpoints(
-            self, static, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
+        events, operations, pages = Events(self), Operations(self), Pages(static)
+        broadcast = Broadcast(
+            self, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
         )
         ours = [
             Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem, any_host=HEALTH),
@@ -123,17 +117,17 @@ class Hub(hub.Hub):
         if config.cors_origins:
             ours.append(Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem))
         app = _App(
-            endpoints,
+            events,
             ours,
             routes=[
-                Route("/", endpoints.console),
-                Route("/events", endpoints.events),
-                Route("/broadcast", endpoints.broadcast, methods=["POST"]),
-                Route("/stats", endpoints.stats),
-                Route("/metrics", endpoints.metrics),
-                Route("/healthz", endpoints.healthz),
-                Route("/readyz", endpoints.readyz),
-                Route("/openapi.json", endpoints.openapi),
+                Route("/", pages.console),
+                Route("/events", events, methods=["GET"]),
+                Route("/broadcast", broadcast.broadcast, methods=["POST"]),
+                Route("/stats", operations.stats),
+                Route("/metrics", operations.metrics),
+                Route("/healthz", operations.healthz),
+                Route("/readyz", operations.readyz),
+                Route("/openapi.json", pages.openapi),
                 Mount("/static", StaticFiles(directory=static)),
             ],
             exception_handlers=dict(HANDLERS),

@@ -19,17 +19,19 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_app import notices
-from sse_app.errors import BrokerError, Draining, Overloaded
+from sse_app.errors import BrokerError, Draining, Overloaded, SSEAppError
 from sse_app.events import MEDIA_TYPE
 from sse_app.hub import Hub
 from sse_app.subscriber import CloseReason, Subscriber, Writer
 from sse_app.web import exit_signal
+from sse_app.web.problems import problem
 from sse_app.web.stepped import SteppedWriter, goes_by_steps
 
 logger = logging.getLogger("sse_app")
 
 CONTENT_TYPE = f"{MEDIA_TYPE}; charset=utf-8"
 HEADERS = {"Cache-Control": "no-store, no-transform"}  # no-transform keeps proxies from compressing, so from buffering
+COME_BACK = (Draining, Overloaded, BrokerError)  # errors that pass: the same request succeeds later
 EXTENSION = "sse_app.connection"  # in scope["extensions"]: a Connection
 
 
@@ -89,10 +91,8 @@ async def _respond(
 ) -> None:
     try:
         subscriber = await join()
-    except (Draining, Overloaded, BrokerError):
-        if MEDIA_TYPE not in ",".join(Headers(scope=scope).getlist("accept")).lower():
-            raise
-        await _come_back_later(hub, scope, receive, send)
+    except SSEAppError as error:
+        await refusal(error, scope, hub.retry())(scope, receive, send)
         return
     running = way(subscriber, scope, receive, send)
     del join, way  # an open stream has no use for these either
@@ -162,11 +162,22 @@ async def _watch(receive: Receive, here: asyncio.Timeout) -> None:
     here.reschedule(0)
 
 
-async def _come_back_later(hub: Hub, scope: Scope, receive: Receive, send: Send) -> None:
-    response = Response(notices.come_back_later(2 * hub.retry()), headers=HEADERS, media_type=CONTENT_TYPE)
+def refusal(error: SSEAppError, scope: Scope, retry: int) -> Response:
+    """Return the answer to a request for a stream that ends with this error.
+
+    An EventSource gets an empty stream and a time to come back, twice ``retry`` ms, for an error in COME_BACK: an HTTP
+    error would end it for good. All else is a problem.
+    """
+    if not isinstance(error, COME_BACK) or not _is_event_source(scope):
+        return problem(error)
+    response = Response(notices.come_back_later(2 * retry), headers=HEADERS, media_type=CONTENT_TYPE)
     if scope["http_version"].startswith("1"):
         response.headers["Connection"] = "close"  # a full hub needs the descriptor; HTTP/2 knows no such header
-    await response(scope, receive, send)
+    return response
+
+
+def _is_event_source(scope: Scope) -> bool:
+    return MEDIA_TYPE in ",".join(Headers(scope=scope).getlist("accept")).lower()
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -22,7 +22,8 @@ from sse_app.hub import LAST_MAX
 from sse_app.pytest_plugin import HubServer
 from sse_app.server.protocol import TARGET_MAX
 from sse_app.testing import run_virtual
-from sse_app.web.endpoints import BROADCAST_PARAMETERS, CONTENT_SECURITY_POLICY
+from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
+from sse_app.web.endpoints.pages import CONTENT_SECURITY_POLICY
 from tests.support.peers import PATIENCE
 from tests.support.web import Web, call, code_of, live_hub, web
 

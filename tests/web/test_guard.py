@@ -12,7 +12,7 @@ from sse_app import Config, Hub
 from sse_app.config import LOOPBACK_NAMES
 from sse_app.pytest_plugin import HubServer
 from sse_app.server.protocol import Protocol
-from sse_app.web.endpoints import HEALTH
+from sse_app.web.endpoints.operations import HEALTH
 from sse_app.web.guard import ONCE, Guard
 from sse_app.web.problems import ANSWERS, problem
 from tests.chaos.client import Connection

@@ -17,7 +17,9 @@ from sse_app.subscriber import CloseReason
 from sse_app.topics import TOPIC_MAX
 from sse_app.web import openapi
 from sse_app.web.app import Hub
-from sse_app.web.endpoints import BROADCAST_PARAMETERS, EVENTS_PARAMETERS, HEALTH
+from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
+from sse_app.web.endpoints.events import EVENTS_PARAMETERS
+from sse_app.web.endpoints.operations import HEALTH
 from sse_app.web.problems import ANSWERS, OF_STARLETTE, OF_THE_SERVER, RETRY_AFTER
 from tests.support.web import PROBLEM, web
 

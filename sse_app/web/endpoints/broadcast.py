@@ -1,0 +1,90 @@
+"""``POST /broadcast``: publish the body."""
+
+import asyncio
+import hmac
+import re
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from sse_app.content_type import is_json
+from sse_app.errors import EmptyBody, InvalidBody, InvalidEvent, InvalidUTF8, TooSlow, Unauthorized, UnsupportedEncoding
+from sse_app.hub import Hub
+from sse_app.payload import check_json, too_large
+from sse_app.publication import Draft
+from sse_app.web.endpoints.json_answer import json_answer
+from sse_app.web.endpoints.parameters import only, parse, refuse_unknown
+
+BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
+
+
+class Broadcast:
+    """The endpoint of one hub. ``body_max`` is in bytes, ``body_deadline`` in seconds."""
+
+    def __init__(self, hub: Hub, *, body_max: int, body_deadline: float, publish_key: str | None = None) -> None:
+        self._hub = hub
+        self._body_max, self._body_deadline = body_max, body_deadline
+        self._publish_key = None if publish_key is None else publish_key.encode()
+
+    async def broadcast(self, request: Request) -> Response:
+        """POST /broadcast: publish the body."""
+        self._authorize(request)
+        with self._hub.admitted():
+            given = parse(request)
+            refuse_unknown(given, BROADCAST_PARAMETERS)
+            event = only(given, "event", InvalidEvent)
+            data, is_json = await self._data(request)
+            draft = Draft.compose(
+                data,
+                is_json=is_json,
+                topic=given.get("topic"),
+                event="message" if event is None else event,
+                to=given.get("to"),
+                exclude=given.get("exclude"),
+                idempotency_key=request.headers.get("idempotency-key"),
+            )
+            receipt = await self._hub.publish_draft(draft)
+        return json_answer({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
+
+    def _authorize(self, request: Request) -> None:
+        if self._publish_key is None:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(key.strip().encode(), self._publish_key)  # in constant time
+        if scheme.lower() != "bearer" or not right:
+            raise Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
+
+    async def _data(self, request: Request) -> tuple[str, bool]:
+        """The body as it is, once it is what its headers say, and whether they say that it is JSON."""
+        must_be_json = is_json(request.headers.get("content-type") or "text/plain")
+        if (request.headers.get("content-encoding") or "identity").lower() != "identity":
+            raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
+        body = await self._body(request)
+        if not body:
+            raise EmptyBody("The body is the data to publish, and it is empty.")
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            raise InvalidUTF8("The body is not valid UTF-8 text.") from None
+        if must_be_json:
+            check_json(body)
+        return text, must_be_json
+
+    async def _body(self, request: Request) -> bytes:
+        declared = request.headers.get("content-length", "0")
+        if not re.fullmatch("[0-9]{1,18}", declared):
+            raise InvalidBody("Content-Length is not a number of bytes.")
+        if int(declared) > self._body_max:
+            raise too_large(self._body_max)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._body_deadline):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self._body_max:
+                        raise too_large(self._body_max)
+        except TimeoutError:
+            raise TooSlow("The body did not arrive in time (head_deadline).") from None
+        except ClientDisconnect:
+            raise InvalidBody("The connection ended before the body did.") from None
+        return bytes(body)

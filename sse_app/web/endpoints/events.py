@@ -1,0 +1,56 @@
+"""``GET /events``: the stream of one subscriber."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sse_app.errors import InvalidClient, InvalidSince, SSEAppError
+from sse_app.hub import Hub
+from sse_app.publication import check_client
+from sse_app.topics import TopicFilter
+from sse_app.web.endpoints.parameters import count, cursor, moment, only, parse, refuse_near_misses
+from sse_app.web.problems import method_not_allowed
+from sse_app.web.stream import EventStream, refusal
+
+EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "client")
+
+
+class Events:
+    """The endpoint as an ASGI app, since it stands outside Starlette's routing (``app.py``). It answers its errors
+    itself: an HTTP error would end an EventSource for good where it should come back.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # No name here holds the answer: an open stream has no use for it.
+        await (await self._answer(Request(scope)))(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return method_not_allowed({"Allow": "GET, HEAD"})
+        try:
+            return self._stream(request)
+        except SSEAppError as error:
+            return refusal(error, request.scope, self._hub.retry())
+
+    def _stream(self, request: Request) -> Response:
+        given = parse(request)
+        refuse_near_misses(given, EVENTS_PARAMETERS)
+        last, since = only(given, "last", InvalidSince), only(given, "since", InvalidSince)
+        if last is not None and since is not None:
+            raise InvalidSince("Give last or since, not both.")
+        topics, client = given.get("topic", ()), only(given, "client", InvalidClient)
+        if request.method == "HEAD":  # subscribes to nothing, but is told what GET would be
+            TopicFilter.parse(topics)
+            if client is not None:
+                check_client(client)
+        return EventStream(
+            self._hub,
+            topics,
+            after=cursor(request, given),
+            last=None if last is None else count(last),
+            since=None if since is None else moment(since),
+            client=client,
+        )

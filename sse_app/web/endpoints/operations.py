@@ -1,0 +1,41 @@
+"""How the hub is doing: ``/stats``, ``/metrics``, ``/healthz``, ``/readyz``."""
+
+from importlib.metadata import version
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sse_app import metrics
+from sse_app.errors import Draining
+from sse_app.hub import Hub
+from sse_app.web.endpoints.json_answer import json_answer
+
+HEALTH = ("/healthz", "/readyz")  # asked by probes, which know an address at most, and telling nothing
+VERSIONS = {name: version(name) for name in ("sse-app", "starlette", "sse-starlette", "uvicorn")}
+
+
+class Operations:
+    """The endpoints of one hub for its operators."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def stats(self, request: Request) -> Response:
+        return json_answer({**await self._hub.stats(), "versions": VERSIONS})
+
+    async def metrics(self, request: Request) -> Response:
+        totals = self._hub.totals + self._hub.siblings
+        return Response(metrics.exposition(totals, self._hub.gauges()), media_type=CONTENT_TYPE_LATEST)
+
+    async def healthz(self, request: Request) -> Response:
+        """The process answers."""
+        return json_answer({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        """It takes publishers and subscribers."""
+        self._hub.check_started()
+        if self._hub.draining:
+            raise Draining("The hub is stopping.")
+        self._hub.broker.check()
+        return json_answer({"status": "ready"})
