@@ -197,7 +197,8 @@ class Publication:
     """An event with its topics and its position. ``frame`` is its encoding, made once for all subscribers.
 
     ``time`` is Unix time in seconds and never falls from one publication to the next. ``to`` limits it to these clients
-    when there are any, ``exclude`` keeps it from those; both hold for replay too.
+    when there are any, ``exclude`` keeps it from those; both hold for replay too. ``is_json``: its data is known to be
+    JSON. ``lost``: it stands for an entry that this node cannot read or must not show; nothing of it is known.
     """
 
     position: Position
@@ -207,6 +208,8 @@ class Publication:
     time: float
     to: frozenset[str] = frozenset()
     exclude: frozenset[str] = frozenset()
+    is_json: bool = False
+    lost: bool = False
 
     @property
     def event(self) -> Event:

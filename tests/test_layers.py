@@ -19,7 +19,7 @@ FLOORS = (
     ("payload",),
     ("publication",),
     ("config", "metrics", "notices", "brokers"),
-    ("brokers.tail", "brokers.offsets"),
+    ("brokers.tail", "brokers.offsets", "brokers.formats"),
     ("brokers.recent",),
     ("brokers.memory", "brokers.sqlite.files"),
     ("brokers.sqlite.watermark", "brokers.sqlite.nodes"),
