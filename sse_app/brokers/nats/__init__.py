@@ -66,6 +66,8 @@ class NatsBroker:
     who names none leaves them.
     """
 
+    outdated = False  # each message says its version
+
     def __init__(
         self,
         place: Place,

@@ -99,6 +99,8 @@ class RedisBroker:
     The limits stay in Redis: who names any sets them for everyone, as long as it is there; who names none leaves them.
     """
 
+    outdated = False  # each entry says its version
+
     def __init__(
         self,
         url: str,
