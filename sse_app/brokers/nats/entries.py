@@ -47,8 +47,8 @@ def publication_of(message: Message, epoch: str) -> Publication | None:
     position = Position(epoch, message.offset)
     try:
         content = _decode(message.data)
-        frame = encode(Event(content.data, check_type(content.event), str(position)))
+        body = encode(Event(content.data, check_type(content.event)))
     except (msgspec.MsgspecError, UnicodeDecodeError, BadInput):
         return None
     named = frozenset(content.to), frozenset(content.exclude)
-    return Publication(position, content.event, content.topics, frame, message.time, *named)
+    return Publication(position, content.event, content.topics, body, message.time, *named)

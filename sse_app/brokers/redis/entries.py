@@ -53,7 +53,6 @@ def publication_of(entry: RawEntry, epoch: str) -> Publication | None:
             return None
         type, topics, to, exclude, body = _decode(rest)
         offset = offset_of(entry)
-        frame = b"id: %b-%d\n%b" % (its_epoch, offset, body)
-        return Publication(Position(epoch, offset), type, topics, frame, int(moment) / 1_000_000, to, exclude)
+        return Publication(Position(epoch, offset), type, topics, body, int(moment) / 1_000_000, to, exclude)
     except (ValueError, msgspec.MsgspecError):
         return None

@@ -340,7 +340,7 @@ def publication(
     body: bytes,
 ) -> Publication:
     position = Position(epoch, offset)
-    return Publication(position, type, topics, b"id: %b\n%b" % (str(position).encode(), body), time, to, exclude)
+    return Publication(position, type, topics, body, time, to, exclude)
 
 
 def _joined(names: frozenset[str]) -> str:
