@@ -739,10 +739,10 @@ def _pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
     piece: list[Publication] = []
     size = 0
     for publication in publications:
-        size += len(publication.frame)
+        size += len(publication.body)
         if piece and size > BATCH_BYTES:
             yield piece
-            piece, size = [], len(publication.frame)
+            piece, size = [], len(publication.body)
         piece.append(publication)
     if piece:
         yield piece

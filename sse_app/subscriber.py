@@ -21,6 +21,7 @@ from typing import Any, NoReturn, Protocol
 
 from sse_app import notices
 from sse_app.brokers import Broker
+from sse_app.dialects import NATIVE
 from sse_app.errors import BrokerError
 from sse_app.events import Event, EventDecoder
 from sse_app.metrics import Totals
@@ -55,7 +56,7 @@ class Batch:
 
     @classmethod
     def join(cls, publications: Sequence[Publication]) -> "Batch":
-        data = b"".join([publication.frame for publication in publications])
+        data = b"".join(map(NATIVE.frame, publications))
         return cls(data, publications[0].position.offset, publications[-1].position.offset, publications)
 
 
@@ -333,7 +334,7 @@ class Subscriber:
         page = await self._broker.replay(self.position, until, self.filter)
         parts = [] if page.start == self.position else [self._gap(page.start, until)]
         visible = [publication for publication in page.publications if publication.visible_to(self.audience)]
-        parts += [publication.frame for publication in visible]
+        parts += map(NATIVE.frame, visible)
         self._epoch, self._offset = page.end
         self._totals.delivered += len(visible)
         if page.end.epoch != until.epoch:  # the log began anew meanwhile: look again where it ends
@@ -376,7 +377,7 @@ class Subscriber:
         if batch.first > self._offset:
             self._totals.delivered += batch.count
             return batch.data
-        rest = [item.frame for item in batch.publications if item.position.offset > self._offset]
+        rest = [NATIVE.frame(item) for item in batch.publications if item.position.offset > self._offset]
         self._totals.delivered += len(rest)
         return b"".join(rest)
 

@@ -121,7 +121,7 @@ def broker() -> MemoryBroker:
 
 
 def publication(offset: int, text: str = "x") -> Publication:
-    return Publication(Position("e", offset), "message", (), f"id: e-{offset}\ndata: {text}\n\n".encode(), 0.0)
+    return Publication(Position("e", offset), "message", (), f"data: {text}\n\n".encode(), 0.0)
 
 
 async def test_a_batch_is_its_frames_joined_and_framed_as_one_chunk() -> None:

@@ -71,4 +71,4 @@ UNREADABLE = (NotUnderstood, BadInput, ValueError, OverflowError, RecursionError
 
 def lost(position: Position, time: float) -> Publication:
     """Return what stands in the place of an entry that cannot be read or shown: for everyone, since it may be."""
-    return Publication(position, "message", (), b"", time, lost=True)
+    return Publication(position, "message", (), b"", time if 0 <= time < TIME_MAX else 0.0, lost=True)

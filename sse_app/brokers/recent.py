@@ -74,7 +74,7 @@ class Recent:
         found, size = list[Publication](), 0
         for offset in range(after + 1, min(until, self.top, after + count) + 1):
             found.append(self._held[offset])
-            size += len(found[-1].frame)
+            size += len(found[-1].body)
             if size >= PAGE_BYTES:
                 break
         return found

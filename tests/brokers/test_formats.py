@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from sse_app.brokers.formats import VERSION, NotUnderstood, check_body
 from sse_app.brokers.nats import entries as nats_entries
 from sse_app.brokers.redis import entries as redis_entries
+from sse_app.brokers.sqlite import entries as sqlite_entries
 from sse_app.events import Event
 from sse_app.publication import Draft, Position, Publication
 
 ROUNDS = 1_000_000 if settings().max_examples >= 2_000 else 3_000
 
 DRAFT = Draft(Event("a\nb é", "tick"), ("t", "u/v"), frozenset({"c-1"}), frozenset({"c-2"}), is_json=True)
+KINDS = st.sampled_from(["message", "tick", "é"])
 DEEP = b"[" * 2_000 + b"]" * 2_000
 
 
@@ -59,7 +61,7 @@ def test_what_must_not_be_ignored_is_lost(
 ) -> None:
     found = read(made(topics=["t"], to=["c"], **fields))
     assert found.lost
-    assert (found.position, found.topics, found.to, found.frame) == (Position("e", 7), (), frozenset(), b"")
+    assert (found.position, found.topics, found.to, found.body) == (Position("e", 7), (), frozenset(), b"")
 
 
 @each_format
@@ -213,6 +215,60 @@ def test_no_bytes_break_a_decoder(read: Read, made: Callable[..., bytes], good: 
     seeds = [good, made(), made(crit=["x"], x=1), made(topics=["a", "b"], new=[{"k": None}])]
     understood = sum(assert_total(read, mutated(chance, seeds)) for _ in range(ROUNDS))
     assert 0 < understood < ROUNDS, "both ways were gone"
+
+
+NUMBERS = st.none() | st.integers(-(2**63), 2**63 - 1)
+ROWS = st.builds(
+    sqlite_entries.Row,
+    st.just(7),
+    st.floats(allow_nan=False),
+    *[st.text(max_size=20) | st.sampled_from(["message", "tick"])] * 4,
+    st.binary(max_size=40) | st.builds(lambda text, kind: Draft(Event(text, kind)).encode(), st.text(), KINDS),
+    *[NUMBERS] * 2,
+    st.none() | st.text(max_size=9),
+)
+
+
+@settings(max_examples=ROUNDS if ROUNDS > 10_000 else settings().max_examples)
+@given(ROWS)
+def test_no_row_breaks_its_decoder(row: sqlite_entries.Row) -> None:
+    found = sqlite_entries.publication_of(row, "e")
+    found.summary()
+    assert found.lost or found.event.id == "e-7"
+    if found.lost:
+        assert sqlite_entries.publication_of(row._replace(version=None, crit=None), "e").position == found.position
+
+
+GOOD_ROW = sqlite_entries.Row(7, 1.5, "tick", "t\nu/v", "c-1", "c-2", DRAFT.encode(), 1, None, None)
+
+
+def test_a_row_is_read_as_it_was_written() -> None:
+    found = sqlite_entries.publication_of(GOOD_ROW, "e")
+    assert (
+        found
+        == read_redis(b"e 1500000 2 1 " + redis_entries.envelope(DRAFT))
+        == read_nats(nats_entries.envelope(DRAFT))
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"version": VERSION + 1},
+        {"version": 0},
+        {"crit": "private"},
+        {"topics": "a\rid: 1"},
+        {"time": float("inf")},
+        {"time": 1e300},
+        {"time": -1.0},
+        {"body": b""},
+        {"body": b"data: x\n\nid: 1\n\n"},
+    ],
+)
+def test_a_row_that_cannot_be_shown_is_lost(fields: dict[str, Any]) -> None:
+    found = sqlite_entries.publication_of(GOOD_ROW._replace(**fields), "e")
+    assert (found.lost, found.position, found.topics) == (True, Position("e", 7), ())
+    found.summary()
 
 
 @given(st.binary(max_size=200))

@@ -420,5 +420,5 @@ def _without_break(publications: Sequence[Publication]) -> Iterator[Publication]
     for publication in publications:
         if publication.position.offset != expected or size >= PAGE_BYTES:
             return
-        size, expected = size + len(publication.frame), expected + 1
+        size, expected = size + len(publication.body), expected + 1
         yield publication

@@ -70,6 +70,6 @@ def _read(position: Position, message: Message) -> Publication:
     read = _decode(message.data)
     check_understood(read.v, read.crit)
     check_topics(read.topics)
-    frame = encode(Event(read.data, read.event, str(position)))
+    body = encode(Event(read.data, read.event))
     named = frozenset(read.to), frozenset(read.exclude)
-    return Publication(position, read.event, read.topics, frame, check_time(message.time), *named, read.json)
+    return Publication(position, read.event, read.topics, body, check_time(message.time), *named, read.json)

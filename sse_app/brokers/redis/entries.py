@@ -125,5 +125,4 @@ def _read(position: Position, head: Head) -> Publication:
         kind, topics, to, exclude, body, is_json = read.type, read.topics, read.to, read.exclude, read.body, read.json
     check_topics(topics)
     check_body(kind, body)
-    frame = b"id: %b\n%b" % (str(position).encode(), body)
-    return Publication(position, kind, topics, frame, time, to, exclude, is_json)
+    return Publication(position, kind, topics, body, time, to, exclude, is_json)

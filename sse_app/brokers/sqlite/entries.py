@@ -58,7 +58,6 @@ def publication_of(row: Row, epoch: str) -> Publication:
         topics, to, exclude = split(row.topics), frozenset(split(row.to)), frozenset(split(row.exclude))
         check_topics(topics)
         check_body(row.type, row.body)
-        frame = b"id: %b\n%b" % (str(position).encode(), row.body)
-        return Publication(position, row.type, topics, frame, check_time(row.time), to, exclude, bool(row.json))
+        return Publication(position, row.type, topics, row.body, check_time(row.time), to, exclude, bool(row.json))
     except UNREADABLE:
         return lost(position, row.time)

@@ -314,8 +314,7 @@ class Log:
 
 
 def _publication(position: Position, time: float, entry: Entry) -> Publication:
-    frame = b"id: %b\n%b" % (str(position).encode(), entry.body)
-    return Publication(position, entry.type, entry.topics, frame, time, entry.to, entry.exclude, entry.is_json)
+    return Publication(position, entry.type, entry.topics, entry.body, time, entry.to, entry.exclude, entry.is_json)
 
 
 def _joined(names: frozenset[str]) -> str:

@@ -619,7 +619,7 @@ async def test_a_reader_is_given_no_more_at_once_than_a_page(broker: RedisBroker
     position, until = await broker.oldest(), await broker.top()
     while position != until:
         page = await broker.replay(position, until, EVERYTHING)
-        assert sum(len(item.frame) for item in page.publications) <= PAGE_BYTES + 101_000
+        assert sum(len(item.body) for item in page.publications) <= PAGE_BYTES + 101_000
         position = page.end
 
 
