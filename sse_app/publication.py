@@ -230,6 +230,6 @@ class Publication:
         return self.visible_to(audience) and filter.matches(self.topics)
 
     def summary(self) -> dict[str, object]:
-        """What can be said of it without its data, as JSON types."""
+        """Return what can be said of it without its data, as JSON types."""
         time = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"id": str(self.position), "topics": list(self.topics), "event": self.type, "time": time}

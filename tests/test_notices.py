@@ -7,7 +7,7 @@ import pytest
 
 from sse_app import notices
 from sse_app.events import RESERVED_TYPES, Event, encode
-from sse_app.notices import GapReason
+from sse_app.notices import GapReason, Welcome
 from sse_app.publication import Position, Publication
 from tests.support import whatwg
 
@@ -17,7 +17,17 @@ LAST = Publication(TOP, "tick", ("t",), encode(Event("secret", "tick")), 0.0)
 
 def welcome(id: Position | None = TOP, last: Publication | None = None) -> bytes:
     return notices.welcome(
-        id, client="c", subscribers=2, topics=("t",), recovered=True, last=last, top=TOP, retry=3_000, heartbeat=7.5
+        Welcome(
+            id=id,
+            client="c",
+            subscribers=2,
+            topics=("t",),
+            recovered=True,
+            last=last.summary() if last else None,
+            top=TOP,
+            retry=3_000,
+            heartbeat=7.5,
+        )
     )
 
 
