@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from base64 import b64decode
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from sse_app.brokers.sqlite import SQLiteBroker
 from sse_app.brokers.sqlite.log import read_state
 from sse_app.errors import KeyReused
 from sse_app.events import Event
+from sse_app.hub import Hub
 from sse_app.publication import Audience, Draft, Position
 from sse_app.topics import TopicFilter
 from tests.brokers.test_brokers import EVERYTHING, KEPT, publish, replayed, take
+from tests.support.peers import hear
 from tests.support.worlds import World
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -140,6 +143,29 @@ async def test_an_entry_keeps_that_its_data_is_json(world: World) -> None:
         assert [item.is_json for item in await take(tail, 2)] == [True, False]
         for broker in (writer, node):
             assert [item.is_json for item in await replayed(broker)] == [True, False]
+
+
+async def test_every_stream_is_told_what_its_node_cannot_show(world: World) -> None:
+    """Live and on a resume, in the place where it is; nothing of it is shown."""
+    async with world.open() as writer, Hub(world.open()) as hub, hub.subscribe("t") as live:
+        ours, strange = await mixed(writer)
+        last = str(ours[-1])
+        events = await hear(live, lambda events: any(event.id == last for event in events))
+        assert_told(events[1:], ours, strange)
+        async with hub.subscribe("t", after=ours[1]) as resumed:
+            welcome, *events = await hear(resumed, lambda events: any(event.id == last for event in events))
+        assert '"recovered":true' in welcome.data
+        assert_told(events, ours[2:], strange[1:])
+        assert hub.totals.gaps == {"lost": len(strange) + len(strange[1:])}
+        stats = await hub.stats()
+        assert stats["recent"]
+
+
+def assert_told(events: Sequence[Event], ours: list[Position], strange: list[Position]) -> None:
+    assert [event.id for event in events] == [str(position) for position in sorted(ours + strange)]
+    gaps = [event for event in events if event.type == "gap"]
+    assert [event.id for event in gaps] == [str(position) for position in strange]
+    assert all('"reason":"lost"' in event.data and "private" not in event.data for event in gaps)
 
 
 # --- what version 1 has left, made by commit 52d9bc9 ---
