@@ -29,7 +29,7 @@ from sse_app.brokers import Broker, Tail
 from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
 from sse_app.listening import Door
 from sse_app.metrics import Totals
-from sse_app.notices import GapReason
+from sse_app.notices import GapReason, Welcome
 from sse_app.publication import (
     Audience,
     Draft,
@@ -202,7 +202,7 @@ class Hub:
     ) -> None:
         self.stop_accepting()
         for subscriber in list(self._everyone()):
-            subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN, self.retry()))
+            subscriber.close(CloseReason.DRAIN, subscriber.dialect.bye(CloseReason.DRAIN, self.retry()))
         self._started_at = self._loop = None
         self._has_stopped = True
         try:
@@ -355,7 +355,8 @@ class Hub:
                 wanted.setdefault(group, []).append(publication)
         budget = SLICE
         for group, items in wanted.items():
-            group.know(items[-1])
+            if told := [item for item in items if not item.lost]:
+                group.know(told[-1])
             for _ in group.offer(items):
                 budget -= min(SLICE, len(group.members))
                 if budget <= 0:
@@ -471,22 +472,24 @@ class Hub:
         else:
             start = _Start(top)
         last_seen = await self._newest(subscriber, oldest)
-        greeting = notices.welcome(
-            start.requested if start.gap else start.position,
+        welcome = Welcome(
+            id=start.requested if start.gap else start.position,
             client=subscriber.client,
             subscribers=self.totals.subscribers + self.broker.subscribers_elsewhere,
             topics=subscriber.filter.shown,
             recovered=after is not None and start.gap is None,
-            last=last_seen,
+            last=last_seen.summary() if last_seen else None,
             top=top,
             complete=start.complete,
             retry=self.retry(),
             heartbeat=self._heartbeat,
         )
+        dialect = subscriber.dialect
+        greeting = dialect.welcome(welcome)
         if start.gap:
             self.totals.gaps[start.gap] += 1
             requested = start.requested and str(start.requested)
-            greeting += notices.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
+            greeting += dialect.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
         subscriber.begin(start.position, greeting, behind=start.position != top)
 
     async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
@@ -578,7 +581,7 @@ class Hub:
             due = begun + seconds * index / len(subscribers)
             if due - loop.time() > 0.01:  # a hundred steps a second are smooth enough
                 await asyncio.sleep(due - loop.time())
-            subscriber.close(CloseReason.DRAIN, notices.bye(CloseReason.DRAIN, self.retry()))
+            subscriber.close(CloseReason.DRAIN, subscriber.dialect.bye(CloseReason.DRAIN, self.retry()))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -739,10 +742,10 @@ def _pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
     piece: list[Publication] = []
     size = 0
     for publication in publications:
-        size += len(publication.frame)
+        size += len(publication.body)
         if piece and size > BATCH_BYTES:
             yield piece
-            piece, size = [], len(publication.frame)
+            piece, size = [], len(publication.body)
         piece.append(publication)
     if piece:
         yield piece

@@ -1,6 +1,7 @@
-"""What the hub itself says on a stream: welcome, gap, cursor, bye and the heartbeat, as frames."""
+"""The hub's own notices on a stream: welcome, gap, cursor, bye and the heartbeat, as blocks of the native dialect."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -17,50 +18,55 @@ class GapReason(StrEnum):
     EPOCH = "epoch"  # the cursor is of a log that is no more
     AHEAD = "ahead"  # the cursor is past the end of the log
     MALFORMED = "malformed"  # no cursor of ours
-    LOST = "lost"  # the broker lost it
+    LOST = "lost"  # the log has an entry there that this node cannot read
 
 
-def welcome(
-    id: Position | None,
-    *,
-    client: str,
-    subscribers: int,
-    topics: tuple[str, ...],
-    recovered: bool,
-    last: Publication | None,
-    top: Position,
-    complete: bool | None = None,
-    retry: int,
-    heartbeat: float,
-) -> bytes:
-    """The first block of every stream. Without an id the client keeps the cursor it came with. ``complete`` says of a
-    stream that begins in the past whether the log still holds what was asked for. ``retry`` is the reconnection time,
-    in milliseconds; ``heartbeat`` is in seconds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """The facts of the first block of a stream. Without an id the client keeps the cursor it came with.
+
+    ``complete`` says of a stream that begins in the past whether the log still holds what was asked for. ``retry`` is
+    the reconnection time, in milliseconds; ``heartbeat`` is in seconds.
     """
+
+    id: Position | None
+    client: str
+    subscribers: int
+    topics: tuple[str, ...]
+    recovered: bool
+    last: Mapping[str, object] | None  # the summary of the newest publication
+    top: Position
+    complete: bool | None = None
+    retry: int
+    heartbeat: float
+
+
+def welcome(welcome: Welcome) -> bytes:
+    """Return the first block of a stream."""
     data = {
         "message": "Welcome!",
-        "client": client,
-        "subscribers": subscribers,
-        "topics": topics,
-        "recovered": recovered,
-        "last": last and last.summary(),  # named, not repeated: `last=1` replays it as the event that it is
-        "top": str(top),
-        **({} if complete is None else {"complete": complete}),
-        "retry": retry,
-        "heartbeat": heartbeat,  # so that a client knows how long a silence is a dead connection
+        "client": welcome.client,
+        "subscribers": welcome.subscribers,
+        "topics": welcome.topics,
+        "recovered": welcome.recovered,
+        "last": welcome.last,  # named, not repeated: `last=1` replays it as the event that it is
+        "top": str(welcome.top),
+        **({} if welcome.complete is None else {"complete": welcome.complete}),
+        "retry": welcome.retry,
+        "heartbeat": welcome.heartbeat,  # so that a client knows how long a silence is a dead connection
     }
-    return encode(Event(_json(data), "welcome", id and str(id), retry))
+    return encode(Event(_json(data), "welcome", welcome.id and str(welcome.id), welcome.retry))
 
 
 def describe(publication: Publication) -> dict[str, object]:
-    """A publication as ``last`` in ``/stats``; data of more than 1,024 characters is cut and says so."""
+    """Return a publication as ``last`` in ``/stats``; data of more than 1,024 characters is cut and says so."""
     data = publication.event.data
     described = {**publication.summary(), "data": data[:LAST_DATA_MAX]}
     return described if len(data) <= LAST_DATA_MAX else {**described, "truncated": True}
 
 
 def gap(reason: GapReason, requested: str | None, *, start: Position, oldest: Position, top: Position) -> bytes:
-    """Tells that publications are missing between ``requested`` and ``start``, which becomes the client's cursor.
+    """Return the notice that publications are missing between ``requested`` and ``start``, the client's new cursor.
 
     ``oldest`` is the first publication that the log still holds, ``top`` its last.
     """
@@ -69,17 +75,17 @@ def gap(reason: GapReason, requested: str | None, *, start: Position, oldest: Po
 
 
 def cursor(position: Position) -> bytes:
-    """Moves the client's cursor: a block with an id and no data, which browsers do not dispatch."""
+    """Return what moves the client's cursor: a block with an id and no data, which browsers do not dispatch."""
     return f"id: {position}\nevent: cursor\n\n".encode()
 
 
 def bye(reason: str, retry: int) -> bytes:
-    """The last block before a planned close, with a reconnection time of its own, in milliseconds."""
+    """Return the last block before a planned close, with a reconnection time of its own, in milliseconds."""
     return encode(Event(_json({"reason": reason, "retry": retry}), "bye", None, retry))
 
 
 def come_back_later(retry: int) -> bytes:
-    """The whole stream for an EventSource that cannot be served now: an HTTP error would end it for good."""
+    """Return the whole stream for an EventSource that cannot be served now: an HTTP error would end it for good."""
     return b"retry: %d\n\n" % retry
 
 

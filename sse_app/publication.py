@@ -5,7 +5,7 @@ data -> Draft.compose -> Broker.publish(draft) -> Position -> Publication, annou
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Self, TypedDict
 
@@ -194,23 +194,30 @@ class Audience(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """An event with its topics and its position. ``frame`` is its encoding, made once for all subscribers.
+    """An event with its topics and its position.
 
-    ``time`` is Unix time in seconds and never falls from one publication to the next. ``to`` limits it to these clients
-    when there are any, ``exclude`` keeps it from those; both hold for replay too.
+    ``body`` is the encoded event without its id, made once for all subscribers; a dialect adds the id. ``time`` is Unix
+    time in seconds and never falls from one publication to the next. ``to`` limits it to these clients when there are
+    any, ``exclude`` keeps it from those; both hold for replay too. ``is_json``: its data is known to be JSON.
+
+    One that is ``lost`` stands in the place of an entry of the log that this node cannot read. It has no body and no
+    topics: every stream is told that something is missing there.
     """
 
     position: Position
     type: str
     topics: tuple[str, ...]
-    frame: bytes
+    body: bytes
     time: float
     to: frozenset[str] = frozenset()
     exclude: frozenset[str] = frozenset()
+    is_json: bool = False
+    lost: bool = False
 
     @property
     def event(self) -> Event:
-        return EventDecoder().feed(self.frame)[0]
+        (event,) = EventDecoder().feed(self.body)
+        return replace(event, id=str(self.position))
 
     def visible_to(self, audience: Audience | None) -> bool:
         """True when these readers may see it; None stands for anybody, whoever it is for."""
@@ -223,6 +230,6 @@ class Publication:
         return self.visible_to(audience) and filter.matches(self.topics)
 
     def summary(self) -> dict[str, object]:
-        """What can be said of it without its data, as JSON types."""
+        """Return what can be said of it without its data, as JSON types."""
         time = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"id": str(self.position), "topics": list(self.topics), "event": self.type, "time": time}

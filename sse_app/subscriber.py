@@ -19,8 +19,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from enum import StrEnum
 from typing import Any, NoReturn, Protocol
 
-from sse_app import notices
 from sse_app.brokers import Broker
+from sse_app.dialects import NATIVE, Dialect, write
 from sse_app.errors import BrokerError
 from sse_app.events import Event, EventDecoder
 from sse_app.metrics import Totals
@@ -41,27 +41,39 @@ class Batch:
     """Consecutive publications as they go to subscribers, joined once and shared.
 
     Everything from offset ``first`` to ``top`` that is for the subscriber is in it; a cursor has no publications, and
-    bytes that are in no log have 0 and 0. ``data`` are the frames, ``chunk`` the same framed for HTTP/1.1.
+    bytes that are in no log have 0 and 0. ``data`` are the frames, ``chunk`` the same framed for HTTP/1.1. ``count``
+    is how many publications that are, ``gaps`` how many gaps in place of lost ones.
     """
 
-    __slots__ = ("chunk", "count", "data", "first", "publications", "top")
+    __slots__ = ("chunk", "count", "data", "first", "gaps", "publications", "top")
 
-    def __init__(self, data: bytes, first: int = 0, top: int = 0, publications: Sequence[Publication] = ()) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        first: int = 0,
+        top: int = 0,
+        publications: Sequence[Publication] = (),
+        *,
+        count: int = 0,
+        gaps: int = 0,
+    ) -> None:
         self.data = data
         self.chunk = b"%x\r\n%b\r\n" % (len(data), data)
         self.first, self.top = first, top
         self.publications = publications
-        self.count = len(publications)
+        self.count, self.gaps = count, gaps
 
     @classmethod
-    def join(cls, publications: Sequence[Publication]) -> "Batch":
-        data = b"".join([publication.frame for publication in publications])
-        return cls(data, publications[0].position.offset, publications[-1].position.offset, publications)
+    def join(cls, publications: Sequence[Publication], dialect: Dialect = NATIVE) -> "Batch":
+        """Return the batch of these publications, of which there is at least one."""
+        blocks, events, gaps = write(publications, dialect)
+        first, top = publications[0].position.offset, publications[-1].position.offset
+        return cls(b"".join(blocks), first, top, publications, count=events, gaps=gaps)
 
 
 AGAIN = (0.2, 1.0)  # seconds, random in between, until it tries to read a log again that could not be read
 
-HEARTBEAT = Batch(notices.HEARTBEAT)
+HEARTBEAT = Batch(NATIVE.heartbeat)
 WAKE = Batch(b"")  # makes a waiting reader look around
 
 
@@ -90,7 +102,7 @@ class Subscriber:
     __slots__ = (
         "_behind", "_broker", "_bytes", "_count", "_ended", "_epoch", "_farewell", "_greeting", "_lagging", "_offset",
         "_queue", "_queue_bytes", "_queue_size", "_ready", "_totals", "_until", "_writable", "_writer", "client",
-        "closing", "filter", "spawn", "turn",
+        "closing", "dialect", "filter", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -102,8 +114,11 @@ class Subscriber:
         queue_size: int,
         queue_bytes: int,
         spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]] | None = None,
+        *,
+        dialect: Dialect = NATIVE,
     ) -> None:
         self.filter = filter
+        self.dialect = dialect
         self.client = client
         self.closing: CloseReason | None = None
         self.turn = 0  # which beat of the hub is its heartbeat
@@ -179,15 +194,18 @@ class Subscriber:
 
     def offer_cursor(self, position: Position) -> None:
         """Move the client's cursor here: everything up to it was offered."""
-        self.offer(Batch(notices.cursor(position), position.offset, position.offset))
+        self.offer(Batch(self.dialect.cursor(position), position.offset, position.offset))
 
     def beat(self) -> None:
         """A heartbeat, for a stream that could take it at once."""
         if self._ready:
-            if not self._writer.write(HEARTBEAT):  # type: ignore[union-attr]
+            if not self._writer.write(self._heartbeat()):  # type: ignore[union-attr]
                 self._ready = False
         elif self._writer is None and not self._behind:
-            self._queue_up(HEARTBEAT)
+            self._queue_up(self._heartbeat())
+
+    def _heartbeat(self) -> Batch:
+        return HEARTBEAT if self.dialect is NATIVE else Batch(self.dialect.heartbeat)
 
     def close(self, reason: CloseReason, farewell: bytes = b"") -> None:
         """End the stream after everything offered so far and these last bytes."""
@@ -333,9 +351,10 @@ class Subscriber:
         page = await self._broker.replay(self.position, until, self.filter)
         parts = [] if page.start == self.position else [self._gap(page.start, until)]
         visible = [publication for publication in page.publications if publication.visible_to(self.audience)]
-        parts += [publication.frame for publication in visible]
+        blocks, events, gaps = write(visible, self.dialect)
+        parts += blocks
         self._epoch, self._offset = page.end
-        self._totals.delivered += len(visible)
+        self._count_written(events, gaps)
         if page.end.epoch != until.epoch:  # the log began anew meanwhile: look again where it ends
             self._behind, self._until = True, None
         elif self._offset >= until.offset:
@@ -347,7 +366,7 @@ class Subscriber:
     def _gap(self, start: Position, top: Position) -> bytes:
         reason = GapReason.TRIMMED if start.epoch == self._epoch else GapReason.EPOCH
         self._totals.gaps[reason] += 1
-        return notices.gap(reason, str(self.position), start=start, oldest=start.next(), top=top)
+        return self.dialect.gap(reason, str(self.position), start=start, oldest=start.next(), top=top)
 
     def _caught_up(self) -> None:
         if self._lagging:
@@ -374,11 +393,17 @@ class Subscriber:
 
     def _unread(self, batch: Batch) -> bytes:
         if batch.first > self._offset:
-            self._totals.delivered += batch.count
+            self._count_written(batch.count, batch.gaps)
             return batch.data
-        rest = [item.frame for item in batch.publications if item.position.offset > self._offset]
-        self._totals.delivered += len(rest)
-        return b"".join(rest)
+        rest = [item for item in batch.publications if item.position.offset > self._offset]
+        blocks, events, gaps = write(rest, self.dialect)
+        self._count_written(events, gaps)
+        return b"".join(blocks)
+
+    def _count_written(self, events: int, gaps: int) -> None:
+        self._totals.delivered += events
+        if gaps:
+            self._totals.gaps[GapReason.LOST] += gaps
 
 
 def offer_all(subscribers: Iterable[Subscriber], batch: Batch) -> None:
@@ -396,6 +421,8 @@ def offer_all(subscribers: Iterable[Subscriber], batch: Batch) -> None:
             subscriber._queue_up(batch)
     if written:
         totals.delivered += written * batch.count
+        if batch.gaps:
+            totals.gaps[GapReason.LOST] += written * batch.gaps
 
 
 def _no_owner(work: Coroutine[Any, Any, Any]) -> NoReturn:

@@ -738,16 +738,18 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
     stats = await sse_hub.stats()
     position = publication.Position("e", 1)
     welcome = notices.welcome(
-        position,
-        client="c",
-        subscribers=1,
-        topics=(),
-        recovered=False,
-        last=None,
-        top=position,
-        complete=True,
-        retry=1,
-        heartbeat=1.0,
+        notices.Welcome(
+            id=position,
+            client="c",
+            subscribers=1,
+            topics=(),
+            recovered=False,
+            last=None,
+            top=position,
+            complete=True,
+            retry=1,
+            heartbeat=1.0,
+        )
     )
     gap = notices.gap(notices.GapReason.EPOCH, None, start=position, oldest=position, top=position)
     said = [json.loads(event.data) for event in EventDecoder().feed(welcome + gap)]

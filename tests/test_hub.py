@@ -14,6 +14,7 @@ import pytest
 from sse_app import notices
 from sse_app.brokers import Tail
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.dialects import NATIVE
 from sse_app.errors import (
     BadInput,
     Draining,
@@ -39,6 +40,7 @@ from tests.support.peers import (
     cancel_at,
     datas,
     log_of,
+    lose,
     received,
 )
 
@@ -663,8 +665,66 @@ async def test_who_gets_everything_is_sent_no_cursors(hub: Hub) -> None:
         for number in range(1_000):
             await hub.publish(str(number))
             frames += await available(subscriber)
-        log = b"".join(item.frame for item in await log_of(hub.broker))  # type: ignore[arg-type]
+        log = b"".join(map(NATIVE.frame, await log_of(hub.broker)))  # type: ignore[arg-type]
         assert frames == log
+
+
+# --- entries that a node cannot read ---
+
+
+def shown(events: list[Event]) -> list[str]:
+    """The data of publications, and of each gap from where to where it is, and why."""
+    found = []
+    for event in events:
+        if event.type == "gap":
+            cursor = Position.parse((event.id or "").encode())
+            assert cursor
+            requested = Position.parse(told(event)["requested"].encode())
+            assert requested
+            found.append(f"{told(event)['reason']} {requested.offset}>{cursor.offset}")
+        elif event.type != "welcome":
+            found.append(event.data)
+    return found
+
+
+async def test_a_lost_publication_is_told_to_every_stream_as_a_gap(hub: Hub) -> None:
+    async with hub.subscribe("a") as first, hub.subscribe("b") as second:
+        await received(first), await received(second)
+        await publish(hub, "1", topic="a")
+        await lose(hub.broker)  # type: ignore[arg-type]
+        await publish(hub, "3", topic="a")
+        assert shown(await received(first)) == ["1", "lost 1>2", "3"]
+        assert shown(await received(second)) == ["lost 1>2"]
+        assert (hub.totals.delivered, dict(hub.totals.gaps)) == (2, {"lost": 2})
+
+
+async def test_lost_publications_in_a_row_are_one_gap_for_who_resumes(hub: Hub) -> None:
+    start = await hub.broker.top()
+    await publish(hub, "1", topic="a")
+    await lose(hub.broker)  # type: ignore[arg-type]
+    await publish(hub, "3", topic="b")
+    await lose(hub.broker)  # type: ignore[arg-type]
+    await publish(hub, "5", topic="a")
+    assert shown(await replay(hub, "a", after=start)) == ["1", "lost 1>4", "5"]
+    assert (hub.totals.delivered, dict(hub.totals.gaps)) == (2, {"lost": 1})
+
+
+async def test_a_client_may_resume_from_a_lost_publication(hub: Hub) -> None:
+    await publish(hub, "1")
+    lost = await lose(hub.broker)  # type: ignore[arg-type]
+    await publish(hub, "3")
+    welcome, *rest = await replay(hub, after=lost)
+    assert told(welcome)["recovered"]
+    assert shown(rest) == ["3"]
+
+
+async def test_a_lost_publication_is_not_what_was_last(hub: Hub) -> None:
+    async with hub.subscribe():
+        (before,) = await publish(hub, "1")
+        await lose(hub.broker)  # type: ignore[arg-type]
+        await asyncio.sleep(MOMENT)
+        (welcome,) = await replay(hub)
+        assert told(welcome)["last"]["id"] == str(before)
 
 
 # --- limits and life ---

@@ -7,17 +7,27 @@ import pytest
 
 from sse_app import notices
 from sse_app.events import RESERVED_TYPES, Event, encode
-from sse_app.notices import GapReason
+from sse_app.notices import GapReason, Welcome
 from sse_app.publication import Position, Publication
 from tests.support import whatwg
 
 TOP = Position("e", 9)
-LAST = Publication(TOP, "tick", ("t",), encode(Event("secret", "tick", "e-9")), 0.0)
+LAST = Publication(TOP, "tick", ("t",), encode(Event("secret", "tick")), 0.0)
 
 
 def welcome(id: Position | None = TOP, last: Publication | None = None) -> bytes:
     return notices.welcome(
-        id, client="c", subscribers=2, topics=("t",), recovered=True, last=last, top=TOP, retry=3_000, heartbeat=7.5
+        Welcome(
+            id=id,
+            client="c",
+            subscribers=2,
+            topics=("t",),
+            recovered=True,
+            last=last.summary() if last else None,
+            top=TOP,
+            retry=3_000,
+            heartbeat=7.5,
+        )
     )
 
 
@@ -110,8 +120,8 @@ def test_who_is_sent_away_gets_only_a_later_time_to_come_back() -> None:
 
 @pytest.mark.parametrize(("length", "cut"), [(0, False), (notices.LAST_DATA_MAX, False), (10_000, True)])
 def test_a_described_publication_shows_at_most_1024_characters(length: int, cut: bool) -> None:
-    frame = encode(Event("é" * length, id="e-9"))
-    described = notices.describe(Publication(TOP, "message", (), frame, 0.0))
+    body = encode(Event("é" * length))
+    described = notices.describe(Publication(TOP, "message", (), body, 0.0))
     assert described["data"] == "é" * min(length, 1_024)
     assert described.get("truncated", False) is cut
     assert described["id"] == "e-9"

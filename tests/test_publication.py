@@ -14,8 +14,8 @@ positions = st.builds(Position, st.text(EPOCH_LETTERS, min_size=1, max_size=32),
 
 
 def publication(*, topics: tuple[str, ...] = (), to: str = "", exclude: str = "", time: float = 0.0) -> Publication:
-    frame = encode(Event("a\nb", "tick", "e-7"))
-    return Publication(Position("e", 7), "tick", topics, frame, time, frozenset(to), frozenset(exclude))
+    body = encode(Event("a\nb", "tick"))
+    return Publication(Position("e", 7), "tick", topics, body, time, frozenset(to), frozenset(exclude))
 
 
 # --- positions ---

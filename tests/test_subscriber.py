@@ -17,7 +17,7 @@ from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.topics import TopicFilter
 from tests.support import whatwg
-from tests.support.peers import MOMENT, DistantBroker, Socket, available, cancel_at, datas, turns
+from tests.support.peers import MOMENT, DistantBroker, Socket, available, cancel_at, datas, lose, turns
 
 pytestmark = pytest.mark.virtual_time
 
@@ -121,7 +121,7 @@ def broker() -> MemoryBroker:
 
 
 def publication(offset: int, text: str = "x") -> Publication:
-    return Publication(Position("e", offset), "message", (), f"id: e-{offset}\ndata: {text}\n\n".encode(), 0.0)
+    return Publication(Position("e", offset), "message", (), f"data: {text}\n\n".encode(), 0.0)
 
 
 async def test_a_batch_is_its_frames_joined_and_framed_as_one_chunk() -> None:
@@ -129,6 +129,24 @@ async def test_a_batch_is_its_frames_joined_and_framed_as_one_chunk() -> None:
     assert batch.data == b"id: e-3\ndata: x\n\nid: e-5\ndata: x\n\nid: e-9\ndata: x\n\n"
     assert batch.chunk == b"%x\r\n" % len(batch.data) + batch.data + b"\r\n"
     assert (batch.first, batch.top, batch.count) == (3, 9, 3)
+
+
+@ways
+async def test_a_lost_publication_is_a_gap_and_no_delivery(broker: MemoryBroker, room: int | None) -> None:
+    stream = Stream(broker, room)
+    await stream.begin()
+    await stream.publish("1")
+    for _ in range(2):
+        await lose(broker)
+    stream.subscriber.offer(Batch.join(await anext(stream.tail)))
+    await stream.publish("4")
+    events = await stream.read()
+    assert [(event.type, (event.id or "").partition("-")[2]) for event in events[1:]] == [
+        ("message", "1"),
+        ("gap", "3"),
+        ("message", "4"),
+    ]
+    assert (stream.totals.delivered, dict(stream.totals.gaps)) == (2, {"lost": 1})
 
 
 # --- what is offered ---

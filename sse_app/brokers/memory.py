@@ -16,7 +16,6 @@ from sse_app.brokers import Page, Tail
 from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import KeyReused, LogFull
-from sse_app.events import Event, encode
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
 
@@ -52,7 +51,7 @@ class MemoryBroker:
     """
 
     durability: Durability = "none"
-    bad_envelopes = 0  # nobody else writes here
+    bad_envelopes, outdated = 0, False  # nobody else writes here
 
     def __init__(
         self,
@@ -110,11 +109,12 @@ class MemoryBroker:
 
     def _append(self, draft: Draft) -> Position:
         position = Position(self._epoch, self._top + 1)
-        event, topics = draft.event, draft.topics
-        frame = encode(Event(event.data, event.type, str(position)))
+        topics, body = draft.topics, draft.encode()
         newest = max(self._trimmed_time, self._log[-1].time) if self._log else self._trimmed_time
         time = max(newest, self._wall())
-        publication = Publication(position, event.type, topics, frame, time, draft.to, draft.exclude)
+        publication = Publication(
+            position, draft.event.type, topics, body, time, draft.to, draft.exclude, draft.is_json
+        )
         self._top += 1
         self._log.append(publication)
         self._appended.append(self._clock())
@@ -216,7 +216,7 @@ class MemoryBroker:
 
     def _cut(self, start: int, found: Sequence[Publication], last: int) -> Page:
         """The page of all that was found up to ``last``: shorter where that is as much as a page may have."""
-        sizes = list(accumulate(len(publication.frame) for publication in found))
+        sizes = list(accumulate(len(publication.body) for publication in found))
         count = min(bisect_left(sizes, PAGE_BYTES) + 1, PAGE_COUNT)
         end = found[count - 1].position.offset if len(found) >= count else last
         return Page(Position(self._epoch, start), found[:count], Position(self._epoch, end))

@@ -12,7 +12,7 @@ from sys import getsizeof
 from sse_app.publication import Publication
 from sse_app.topics import Filter
 
-# What a publication takes beside its frame, and each of its topics beside its text: measured with tracemalloc
+# What a publication takes beside its body, and each of its topics beside its text: measured with tracemalloc
 # on CPython 3.11, for a topic on which nothing else is.
 OVERHEAD = 550  # bytes
 TOPIC_OVERHEAD = 150
@@ -28,7 +28,7 @@ BROADCAST = ("",)  # in place of the topics of a publication that has none: ever
 
 def footprint(publication: Publication) -> int:
     """The bytes that a publication takes in memory."""
-    size = len(publication.frame) + OVERHEAD
+    size = len(publication.body) + OVERHEAD
     for topic in publication.topics:
         size += getsizeof(topic) + TOPIC_OVERHEAD
     for names in (publication.to, publication.exclude):

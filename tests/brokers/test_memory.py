@@ -56,15 +56,15 @@ def test_count_bytes_and_age_are_never_above_their_bounds_and_no_more_is_trimmed
 
 
 async def test_what_was_trimmed_is_not_in_memory_any_more() -> None:
-    def frames_alive() -> int:
+    def bodies_alive() -> int:
         gc.collect()
-        return sum(len(item.frame) for item in gc.get_objects() if type(item) is Publication)
+        return sum(len(item.body) for item in gc.get_objects() if type(item) is Publication)
 
-    before = frames_alive()
+    before = bodies_alive()
     broker = MemoryBroker(history_bytes=1_000_000)
     for _ in range(150):
         await broker.publish(Draft(Event("x" * 20_000), ("t",)))
-    assert 0 < frames_alive() - before <= 1_000_000
+    assert 0 < bodies_alive() - before <= 1_000_000
 
 
 async def test_a_topic_that_is_no_longer_in_the_log_leaves_nothing_behind() -> None:

@@ -10,7 +10,9 @@ from functools import partial
 from itertools import cycle
 from typing import Any, Self
 
-from sse_app.brokers import Page, Tail
+import pytest
+
+from sse_app.brokers import Page, Tail, memory
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable
 from sse_app.events import Event, EventDecoder
@@ -123,6 +125,13 @@ def reserved_port() -> Iterator[int]:
 def datas(events: list[Event]) -> list[str]:
     """The data of the publications among these events: what is not a notice of the hub."""
     return [event.data for event in events if event.type not in ("welcome", "gap", "bye")]
+
+
+async def lose(broker: MemoryBroker) -> Position:
+    """Append what stands in the place of an entry that a node cannot read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "Publication", partial(Publication, lost=True))
+        return await broker.publish(Draft(Event("")))
 
 
 async def log_of(broker: MemoryBroker) -> list[Publication]:

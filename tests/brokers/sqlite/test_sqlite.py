@@ -138,7 +138,7 @@ def test_count_bytes_and_age_are_never_above_their_bounds_and_no_more_is_trimmed
     limits = Limits(history, history_bytes, history_age, 300)
 
     def fits(log: list[Publication], now: float) -> bool:
-        size = sum(len(item.frame) - len(f"id: {item.position}\n") + OVERHEAD for item in log)
+        size = sum(len(item.body) + OVERHEAD for item in log)
         young = all(item.time >= now - history_age for item in log)
         return len(log) <= history and (size <= history_bytes or len(log) == 1) and young
 
@@ -158,7 +158,7 @@ def test_count_bytes_and_age_are_never_above_their_bounds_and_no_more_is_trimmed
                     assert not fits(everything[-len(log) - 1 :], now)
                 before = len(log)
                 state = reader.state()
-                assert state.bytes == sum(len(item.frame) - len(f"id: {item.position}\n") + OVERHEAD for item in log)
+                assert state.bytes == sum(len(item.body) + OVERHEAD for item in log)
                 assert (state.top, state.top - state.oldest) == (len(everything), len(log))
         topics = file.log._connection.execute("SELECT count(*) FROM topics").fetchone()
         assert topics == (before,), "nothing is left of what was trimmed"

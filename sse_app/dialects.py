@@ -1,0 +1,91 @@
+"""Dialects: how publications, and the hub's own notices, are written for a stream.
+
+A publication's body is encoded once, by its publisher. What stands around it is the dialect's: the id, and the notices.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+from sse_app import notices
+from sse_app.notices import GapReason, Welcome
+from sse_app.publication import Position, Publication
+
+
+class Dialect(Protocol):
+    """A way to write a stream: the same bytes for the same arguments, so that all streams of a dialect share them."""
+
+    heartbeat: bytes
+
+    def frame(self, publication: Publication) -> bytes:
+        """Return the block of one publication, which is not a lost one."""
+        ...
+
+    def welcome(self, welcome: Welcome) -> bytes:
+        """Return the first block of a stream."""
+        ...
+
+    def gap(
+        self, reason: GapReason, requested: str | None, *, start: Position, oldest: Position, top: Position
+    ) -> bytes:
+        """Return the notice that publications are missing between ``requested`` and ``start``, the new cursor."""
+        ...
+
+    def cursor(self, position: Position) -> bytes:
+        """Return a block that moves the client's cursor and dispatches nothing."""
+        ...
+
+    def bye(self, reason: str, retry: int) -> bytes:
+        """Return the last block before a planned close; ``retry`` is in milliseconds."""
+        ...
+
+
+class Native:
+    """The dialect of ``docs/http-api.md``: each event has its position as id, notices are events of reserved types."""
+
+    heartbeat = notices.HEARTBEAT
+    welcome = staticmethod(notices.welcome)
+    gap = staticmethod(notices.gap)
+    cursor = staticmethod(notices.cursor)
+    bye = staticmethod(notices.bye)
+
+    def frame(self, publication: Publication) -> bytes:
+        """Return the event with its position as id."""
+        epoch, offset = publication.position
+        return b"id: %b-%d\n%b" % (epoch.encode(), offset, publication.body)
+
+
+NATIVE = Native()
+
+_is_lost = attrgetter("lost")
+
+
+class Written(NamedTuple):
+    """Publications as the blocks of a stream: ``events``, and ``gaps`` in place of lost ones, are how many of each."""
+
+    blocks: list[bytes]
+    events: int
+    gaps: int
+
+
+def write(publications: Sequence[Publication], dialect: Dialect) -> Written:
+    """Return the blocks of consecutive publications of one stream; lost ones in a row are one gap."""
+    if not any(map(_is_lost, publications)):
+        return Written(list(map(dialect.frame, publications)), len(publications), 0)
+    blocks = list[bytes]()
+    events = gaps = 0
+    for lost, run in groupby(publications, _is_lost):
+        items = list(run)
+        if lost:
+            blocks.append(_lost(items[0].position, items[-1].position, dialect))
+            gaps += 1
+        else:
+            blocks += map(dialect.frame, items)
+            events += len(items)
+    return Written(blocks, events, gaps)
+
+
+def _lost(first: Position, last: Position, dialect: Dialect) -> bytes:
+    before = Position(first.epoch, first.offset - 1)
+    return dialect.gap(GapReason.LOST, str(before), start=last, oldest=last.next(), top=last)
