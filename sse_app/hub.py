@@ -20,12 +20,13 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
-from itertools import chain
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from sse_app import notices
 from sse_app.brokers import Broker, Tail
+from sse_app.delivery import Groups, deliver, pieces, slices
+from sse_app.dialects import NATIVE
 from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
 from sse_app.listening import Door
 from sse_app.metrics import Totals
@@ -41,14 +42,12 @@ from sse_app.publication import (
     names,
 )
 from sse_app.stack import Alone, leave
-from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
-from sse_app.topics import TopicFilter, TopicIndex
+from sse_app.subscriber import CloseReason, Subscriber
+from sse_app.topics import TopicFilter
 
 T = TypeVar("T")
 
 BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
-SLICE = 1_000  # subscribers that are offered a batch between two turns of the loop: some 6 ms
-BATCH_BYTES = 256 * 1024  # of frames that are joined into one batch
 RECENT = 100  # publications that /stats lists
 CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
 LAST_MAX = 1_000_000  # publications that a new subscriber may ask for
@@ -86,45 +85,6 @@ RUNNING = (
 )
 
 
-class Group:
-    """The subscribers with equal filters: what is for one is for all, but for ``to`` and ``exclude``."""
-
-    __slots__ = ("filter", "known", "members", "newest")
-
-    def __init__(self, filter: TopicFilter) -> None:
-        self.filter = filter
-        self.members: dict[Subscriber, None] = {}
-        self.newest: Publication | None = None  # of all that match, once that is known
-        self.known = False
-
-    def know(self, newest: Publication | None) -> None:
-        self.newest, self.known = newest, True
-
-    def offer(self, publications: Sequence[Publication]) -> Iterator[None]:
-        """Offer them to every member; a step at a time, so that the loop can turn between two slices of a large
-        group.
-        """
-        named = frozenset(chain.from_iterable(item.to | item.exclude for item in publications))
-        untold = [item for item in publications if not item.to]
-        batch = Batch.join(untold) if untold else None  # what a client that nobody names gets
-        for slice in _slices(list(self.members)):
-            if batch and not named:
-                offer_all(slice, batch)
-            else:
-                self._offer_by_name(slice, publications, named, batch)
-            yield
-
-    def _offer_by_name(
-        self, members: list[Subscriber], publications: Sequence[Publication], named: frozenset[str], batch: Batch | None
-    ) -> None:
-        for subscriber in members:
-            if subscriber.client in named:
-                if own := [item for item in publications if item.visible_to(subscriber.audience)]:
-                    subscriber.offer(Batch.join(own))
-            elif batch:
-                subscriber.offer(batch)
-
-
 class Hub:
     """Start it with ``async with hub:``, or with ``lifespan=hub.lifespan`` in a Starlette or FastAPI app. It opens and
     closes its broker. Raises RuntimeError when it is started while it runs.
@@ -157,8 +117,7 @@ class Hub:
         self._max_subscribers = max_subscribers
         self.drain_window = drain
         self._body_max = body_max
-        self._groups: dict[TopicFilter, Group] = {}
-        self._index: TopicIndex[Group] = TopicIndex()
+        self._groups = Groups()
         self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
         self._beat = 0
         self._delivered = Position("", 0)  # everything up to here was offered to whom it is for
@@ -275,7 +234,7 @@ class Hub:
             return Receipt(position, known[1], self.broker.durability)
         if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
             self.totals.published += 1
-        subscribers = self._count(draft)
+        subscribers = self._groups.count(draft)
         if key is not None:
             self._remember(key, position, subscribers)
         return Receipt(position, subscribers, self.broker.durability)
@@ -304,13 +263,6 @@ class Hub:
         if len(self._receipts) > 10_000:
             del self._receipts[next(iter(self._receipts))]
 
-    def _count(self, draft: Draft) -> int:
-        groups, to, exclude = self._index.match(draft.topics), draft.to, draft.exclude
-        if not to and not exclude:
-            return sum(len(group.members) for group in groups)
-        members = chain.from_iterable(group.members for group in groups)
-        return sum(member.client not in exclude and (not to or member.client in to) for member in members)
-
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """While a publisher's request is open: a drain waits for it. Raises Draining when one has begun."""
@@ -330,8 +282,10 @@ class Hub:
         async for announced in tail:
             if not announced or announced[0].position != self._delivered.next():
                 await self._read_again()
-            for publications in _pieces(announced):
-                await _outside_tasks(self._deliver(publications))
+            for publications in pieces(announced):
+                await _outside_tasks(deliver(self._groups, publications))
+                self._delivered = publications[-1].position
+                self._quiet.set()
             if self._delivered.offset - self._swept >= self._sweep_step:
                 self._swept = self._delivered.offset
                 await self._move_cursors(list(self._everyone()))
@@ -339,31 +293,9 @@ class Hub:
     async def _read_again(self) -> None:
         """The tail does not go on where it was: another epoch, or some are lost. Everyone reads on from the log."""
         self._delivered = await self.broker.top()
-        for group in self._groups.values():
+        for group in self._groups:
             group.known = False
         await _outside_tasks(_fall_behind(list(self._everyone())))
-
-    def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
-        """Offer what the log announced to whom it is for. Never waits for any of them.
-
-        Between two steps the loop may turn. Who joins meanwhile finds these publications in the log, who leaves takes
-        nothing more, and the next batch comes after this one: nothing is reordered.
-        """
-        wanted: dict[Group, list[Publication]] = {}
-        for publication in publications:
-            for group in self._index.match(publication.topics):
-                wanted.setdefault(group, []).append(publication)
-        budget = SLICE
-        for group, items in wanted.items():
-            if told := [item for item in items if not item.lost]:
-                group.know(told[-1])
-            for _ in group.offer(items):
-                budget -= min(SLICE, len(group.members))
-                if budget <= 0:
-                    budget = SLICE
-                    yield
-        self._delivered = publications[-1].position
-        self._quiet.set()
 
     # Subscribing
 
@@ -407,13 +339,19 @@ class Hub:
         filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
         self._check_room()
-        group = self._groups.get(filter)
-        if group is None:
-            group = self._groups[filter] = Group(filter)
-            self._index.add(filter, group)
-        subscriber = Subscriber(self.broker, self.totals, group.filter, name, *self._queue_limits, self._spawner)
+        group = self._groups.of(filter, NATIVE)
+        subscriber = Subscriber(
+            self.broker,
+            self.totals,
+            group.filter,
+            name,
+            *self._queue_limits,
+            self._spawner,
+            dialect=group.dialect,
+        )
         subscriber.turn = self._beat
-        group.members[subscriber] = self._beats[self._beat][subscriber] = None
+        self._groups.add(subscriber)
+        self._beats[self._beat][subscriber] = None
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:
@@ -427,11 +365,8 @@ class Hub:
 
     def leave(self, subscriber: Subscriber, reason: CloseReason) -> None:
         """The stream has ended; ``reason`` counts unless the hub itself ended it."""
-        group = self._groups[subscriber.filter]
-        del group.members[subscriber], self._beats[subscriber.turn][subscriber]
-        if not group.members:
-            del self._groups[subscriber.filter]
-            self._index.remove(subscriber.filter, group)
+        self._groups.remove(subscriber)
+        del self._beats[subscriber.turn][subscriber]
         self._count_subscribers(-1)
         self.totals.closed[subscriber.closing or reason] += 1
         subscriber.release()
@@ -478,7 +413,7 @@ class Hub:
             subscribers=self.totals.subscribers + self.broker.subscribers_elsewhere,
             topics=subscriber.filter.shown,
             recovered=after is not None and start.gap is None,
-            last=last_seen.summary() if last_seen else None,
+            last=None if last_seen is None else _shown(last_seen, subscriber.filter),
             top=top,
             complete=start.complete,
             retry=self.retry(),
@@ -494,11 +429,11 @@ class Hub:
 
     async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
         """The newest publication that it may see. What its group was given last needs no look at the log."""
-        group = self._groups[subscriber.filter]
+        group = self._groups.group_of(subscriber)
         if not group.known:
             found = await self.broker.newest(1, group.filter, None)
             if not group.known:  # nothing was delivered meanwhile
-                group.know(found[0] if found else None)
+                group.remember(found[0] if found else None)
         newest = group.newest
         if newest is None or newest.position.offset <= oldest.offset:
             return None
@@ -602,7 +537,7 @@ class Hub:
         return self._started_at is not None
 
     def _everyone(self) -> Iterator[Subscriber]:
-        return chain.from_iterable(group.members for group in self._groups.values())
+        return self._groups.everyone()
 
     async def stats(self) -> dict[str, object]:
         """What ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
@@ -611,11 +546,11 @@ class Hub:
         self._check_here()
         recent, trouble = await self._recent()
         totals = self.totals + self.siblings
-        groups = sorted(self._groups.values(), key=lambda group: len(group.members), reverse=True)
+        groups = sorted(self._groups, key=len, reverse=True)
         return {
             "subscribers": self.totals.subscribers + self.broker.subscribers_elsewhere,
             "here": self.totals.subscribers,
-            "filters": [{"topics": group.filter.shown, "subscribers": len(group.members)} for group in groups[:RECENT]],
+            "filters": [{"topics": group.filter.shown, "subscribers": len(group)} for group in groups[:RECENT]],
             "last": notices.describe(recent[-1]) if recent else None,
             "recent": [publication.summary() for publication in recent],
             "totals": totals.as_dict(),
@@ -657,6 +592,11 @@ class _Start:
     gap: GapReason | None = None
     requested: Position | None = None
     complete: bool | None = None
+
+
+def _shown(publication: Publication, topics: TopicFilter) -> dict[str, object]:
+    """Return what a stream is told of a publication: of its topics those that the stream asked for."""
+    return {**publication.summary(), "topics": list(topics.matched(publication.topics))}
 
 
 def _check_start(after: object, last: object, since: object) -> None:
@@ -717,43 +657,21 @@ async def _outside_tasks(steps: Iterator[None]) -> None:
 
 
 def _beat_all(subscribers: list[Subscriber]) -> Iterator[None]:
-    for slice in _slices(subscribers):
-        for subscriber in slice:
+    for part in slices(subscribers):
+        for subscriber in part:
             subscriber.beat()
         yield
 
 
 def _offer_cursor(subscribers: list[Subscriber], position: Position) -> Iterator[None]:
-    for slice in _slices(subscribers):
-        for subscriber in slice:
+    for part in slices(subscribers):
+        for subscriber in part:
             subscriber.offer_cursor(position)
         yield
 
 
 def _fall_behind(subscribers: list[Subscriber]) -> Iterator[None]:
-    for slice in _slices(subscribers):
-        for subscriber in slice:
+    for part in slices(subscribers):
+        for subscriber in part:
             subscriber.fall_behind()
         yield
-
-
-def _pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
-    """Cut so that no batch is larger than BATCH_BYTES, or one publication: it is what may exceed a queue's bound."""
-    piece: list[Publication] = []
-    size = 0
-    for publication in publications:
-        size += len(publication.body)
-        if piece and size > BATCH_BYTES:
-            yield piece
-            piece, size = [], len(publication.body)
-        piece.append(publication)
-    if piece:
-        yield piece
-
-
-def _slices(members: list[Subscriber]) -> Iterator[list[Subscriber]]:
-    if len(members) <= SLICE:
-        yield members
-    else:
-        for start in range(0, len(members), SLICE):
-            yield members[start : start + SLICE]

@@ -1145,7 +1145,7 @@ async def test_a_subscriber_cancelled_anywhere_leaves_nothing_and_takes_nothing_
                 assert await texts(other) == ["d", "e", "f"]
                 assert state(hub) == (1, 1, 1, 0), (number, late)
             assert state(hub) == (0, 0, 0, 0)
-            assert list(hub._index) == []
+            assert list(hub._groups) == []
             assert hub.totals.connected == hub.totals.closed.total()
         finished += not was_cancelled
         if finished == 2:
