@@ -448,6 +448,8 @@ class Hub:
         """One owner of every subscriber's heartbeat: each has its turn once in ``heartbeat`` seconds."""
         while True:
             await asyncio.sleep(self._heartbeat / BEATS)
+            if self.broker.outdated:
+                self.begin_drain()  # its subscribers come back to a node that reads what a newer version writes
             self._beat = (self._beat + 1) % BEATS
             turn = list(self._beats[self._beat])
             await self._move_cursors(turn)

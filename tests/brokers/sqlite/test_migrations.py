@@ -14,9 +14,10 @@ import pytest
 from sse_app.brokers.sqlite.log import Log
 from sse_app.brokers.sqlite.schema import CREATED, MIGRATIONS, OUTDATED, SCHEMA_VERSION, version_of
 from sse_app.errors import BrokerError, ConfigError, LogUnavailable
+from sse_app.hub import Hub
 from sse_app.publication import Position
 from tests.brokers.test_brokers import replayed
-from tests.support.peers import PATIENCE, until
+from tests.support.peers import PATIENCE, hear, until
 from tests.support.sqlite_log import broker_on, held, open_log, publish, take
 from tests.support.worlds import World
 
@@ -178,6 +179,17 @@ async def test_who_only_listens_finds_a_newer_version_too(sqlite_world: World, p
             return False
 
         await until(refuses)
+
+
+async def test_a_hub_drains_whose_log_a_newer_version_took_over(sqlite_world: World, path: Path) -> None:
+    async with Hub(broker_on(sqlite_world), heartbeat=0.15, drain=0.1) as hub, hub.subscribe() as subscriber:
+        await hub.publish("before")
+        await asyncio.to_thread(migrate_further, path)
+        with pytest.raises(LogUnavailable):
+            await hub.publish("refused")
+        events = await hear(subscriber, lambda events: any(event.type == "bye" for event in events))
+        assert [event.type for event in events] == ["welcome", "message", "bye"]
+        assert hub.draining
 
 
 def test_nothing_is_changed_in_a_file_that_a_newer_version_took_over(path: Path) -> None:
