@@ -11,7 +11,6 @@ the stream: that is the ping, and shows whether the stream is still the one it w
 import asyncio
 import hashlib
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from nats.aio.client import Client
 
+from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
 from sse_app.brokers.nats.entries import Message, content, envelope, publication_of
@@ -39,7 +39,7 @@ logger = logging.getLogger("sse_app")
 
 BEAT = 1.0  # seconds between two looks at the stream, and two words about our subscribers
 SILENCE = 3.0  # seconds that a feed may be without a sign of life
-BACKOFF = (0.1, 2.0)  # seconds, random from the first to twice as much as before, at most to the second
+BACKOFF = (0.2, 2.0)  # seconds after the first failure, and at most
 PAGE_COUNT = 256  # publications looked at for one page of a replay
 SAME_TIME = 0.001  # seconds; the server's nanoseconds are rounded in more than one way
 
@@ -125,17 +125,16 @@ class NatsBroker:
         self._attention.set()
 
     async def _stay_connected(self) -> None:
-        failures = 0
+        backoff = Backoff(*BACKOFF)
         while not self._ending:
             try:
                 async with connected(self._place, self._attention.set) as client:
                     await self._arrive(client)
-                    failures = 0
+                    backoff.reset()
                     await self._attend(client)
             except FAILURES as error:
                 self._went_away(error)
-            failures += 1
-            await asyncio.sleep(random.uniform(BACKOFF[0], min(BACKOFF[1], BACKOFF[0] * 2**failures)))
+            await asyncio.sleep(backoff.next())
             self.subscribers_elsewhere = self._nodes.subscribers()
 
     async def _arrive(self, client: Client) -> None:

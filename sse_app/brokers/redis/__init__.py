@@ -11,7 +11,6 @@ flushed, or is an older copy of itself. Once a second the tail looks too, so tha
 import asyncio
 import hashlib
 import logging
-import random
 import re
 import secrets
 import time
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
 
+from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.formats import lost
 from sse_app.brokers.recent import BYTES, COUNT, Recent
@@ -61,7 +61,7 @@ logger = logging.getLogger("sse_app")
 PREFIX = "sse-app"
 LOOK = 1.0  # seconds between two looks at the log's state; no read of the tail blocks longer
 SOON = 0.05  # seconds to the next look while there is more to trim than one does
-BACKOFF = (0.1, 2.0)  # seconds, random from the first to twice as much as before, at most to the second
+BACKOFF = (0.2, 2.0)  # seconds after the first failure, and at most
 PAGE_COUNT = 256  # publications looked at for one page of a replay
 PAGE_BYTES = 256 * 1024  # and bytes, so that no reader holds much more than that
 DEADLINE = 1.5  # seconds for a publication, from the call to its answer: a publisher is answered within 2 s
@@ -334,18 +334,17 @@ class RedisBroker:
 
     async def _follow(self) -> NoReturn:
         """Read the tail and look after the log, as long as the broker is open."""
-        failures = 0
+        backoff = Backoff(*BACKOFF)
         while True:
             try:
                 async with connected(self._pool) as connection:
                     await self._arrive(connection)
-                    failures = 0
+                    backoff.reset()
                     while True:
                         await self._step(connection)
             except FAILURES as error:
                 self._went_away(error)
-            failures += 1
-            await asyncio.sleep(random.uniform(BACKOFF[0], min(BACKOFF[1], BACKOFF[0] * 2**failures)))
+            await asyncio.sleep(backoff.next())
 
     async def _arrive(self, connection: AbstractConnection) -> None:
         self.durability = await durability(connection)

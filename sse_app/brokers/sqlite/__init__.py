@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import logging
 import queue
-import random
 import socket
 import sqlite3
 import time
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, unquote
 
+from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, Limits, State, connect
 from sse_app.brokers.sqlite.nodes import LOOPBACK, Node
@@ -44,7 +44,7 @@ READERS = 4  # threads: a read from a cold disk does not hold up all others
 POLL = 0.05  # seconds between two looks whether others have written, should their datagram not arrive
 LOOK = 0.5  # seconds between two looks at the other processes, at the file, and after trouble
 TRIM = 1.0  # seconds at least between two looks for what is too old
-AGAIN = (0.1, 0.5)  # seconds, random in between, until the tail tries again to read a log that could not be read
+BACKOFF = (0.2, 1.0)  # seconds after the first failure to read the log for the tail, and at most
 EVERYTHING = TopicFilter()
 END = Position("", 2**62)  # behind all others
 
@@ -305,14 +305,16 @@ class SQLiteBroker:
         return port
 
     async def _follow(self) -> None:
+        backoff = Backoff(*BACKOFF)
         while True:
             await self._news.wait()
             self._news.clear()
             try:
                 while not await self._read_on():
                     pass
+                backoff.reset()
             except BrokerError:
-                await asyncio.sleep(random.uniform(*AGAIN))
+                await asyncio.sleep(backoff.next())
                 self._news.set()
 
     async def _read_on(self) -> bool:
