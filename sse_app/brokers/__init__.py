@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Protocol, Self, Unpack, cast
 
+from sse_app.brokers.limits import BrokerSettings
 from sse_app.errors import ConfigError
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
@@ -119,7 +120,7 @@ class Broker(Protocol):
         ...
 
 
-def open_broker(url: str, **settings: Any) -> Broker:
+def open_broker(url: str, **settings: Unpack[BrokerSettings]) -> Broker:
     """The broker that a URL names; settings are the keywords of its class. Raises ConfigError.
 
     ``memory://`` keeps the log in this process: gone when it ends. ``sqlite:///path`` keeps it in a file, for all

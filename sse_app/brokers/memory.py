@@ -10,9 +10,10 @@ from functools import partial
 from itertools import accumulate, islice, takewhile
 from operator import attrgetter
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, Unpack
 
 from sse_app.brokers import Page, Tail
+from sse_app.brokers.limits import Limits, LogSettings
 from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import KeyReused, LogFull
@@ -33,8 +34,8 @@ STRETCH = 2_048  # publications in one step of such a search, less than 1 ms
 _TRIMMED = Publication(Position("", 0), "", (), b"", float("-inf"))
 
 
-def open_url(url: str, **settings: float) -> "MemoryBroker":
-    return MemoryBroker(**settings)  # type: ignore[arg-type]
+def open_url(url: str, **settings: Unpack[LogSettings]) -> "MemoryBroker":
+    return MemoryBroker(**settings)
 
 
 class _Keyed(NamedTuple):
@@ -56,15 +57,14 @@ class MemoryBroker:
     def __init__(
         self,
         *,
-        history: int = 10_000,
-        history_bytes: int = 64 * 1024 * 1024,
-        history_age: float = 24 * 3600,
-        idempotency_window: float = 300,
+        history: int | None = None,
+        history_bytes: int | None = None,
+        history_age: float | None = None,
+        idempotency_window: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._limits = (history, history_bytes, history_age)
-        self._window = idempotency_window
+        self._limits = Limits.of(history, history_bytes, history_age, idempotency_window)
         self._clock, self._wall = clock, wall
         self._epoch = secrets.token_hex(6)
         self._log: list[Publication] = []
@@ -100,7 +100,7 @@ class MemoryBroker:
         if known is None:
             self._check_room_for_key(key)
             position = self._append(draft)
-            self._keys[key] = _Keyed(digest, position, self._clock() + self._window)
+            self._keys[key] = _Keyed(digest, position, self._clock() + self._limits.window)
             self._keys_bytes += len(key) + KEY_OVERHEAD
             return position
         if known.digest != digest:
@@ -140,7 +140,7 @@ class MemoryBroker:
             )
 
     def _trim(self) -> None:
-        count, size, age = self._limits
+        count, size, age, _ = self._limits
         horizon = self._clock() - age
         while (held := len(self._log) - self._start) and (
             held > count or (self._bytes > size and held > 1) or self._appended[self._start] < horizon

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_app import errors, hub
 from sse_app.brokers import Broker, open_broker
+from sse_app.brokers.limits import BrokerSettings
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.web.cors import Cors
@@ -170,14 +171,15 @@ def _alone(config: Config, broker: str | Broker | None, settings: HubOptions) ->
 
 def broker_of(config: Config) -> Broker:
     """The broker that a configuration names, not opened. Raises ConfigError."""
-    return open_broker(
-        config.broker,
-        history=config.history,
-        history_bytes=config.history_bytes,
-        history_age=config.history_age,
-        idempotency_window=config.idempotency_window,
-        **({"recover": True} if config.recover else {}),
-    )
+    settings: BrokerSettings = {
+        "history": config.history,
+        "history_bytes": config.history_bytes,
+        "history_age": config.history_age,
+        "idempotency_window": config.idempotency_window,
+    }
+    if config.recover:
+        settings["recover"] = True  # which only SQLite takes
+    return open_broker(config.broker, **settings)
 
 
 def create_app(config: Config | None = None) -> Starlette:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sse_app.brokers import Tail
+from sse_app.brokers.limits import Limits
 from sse_app.brokers.sqlite import SQLiteBroker
-from sse_app.brokers.sqlite.log import Entry, Limits, connect
+from sse_app.brokers.sqlite.log import Entry, connect
 from sse_app.brokers.sqlite.opening import Asked, LogFile, opened
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.events import Event, encode

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sse_app.brokers import Broker, open_broker
+from sse_app.brokers.limits import LogSettings
 from tests.support.peers import Clock
 
 
@@ -25,7 +26,7 @@ class World:
     wall: Clock = field(default_factory=lambda: Clock(1_700_000_000.0))  # Unix time, which may
 
     def open(self, **settings: Any) -> Broker:
-        clocks = {"clock": self.clock, "wall": self.wall} if self.clocked else {}
+        clocks: LogSettings = {"clock": self.clock, "wall": self.wall} if self.clocked else {}
         return open_broker(self.url, **clocks, **settings)
 
 

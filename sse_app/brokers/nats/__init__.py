@@ -16,16 +16,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self, Unpack
 
 from nats.aio.client import Client
 
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
+from sse_app.brokers.limits import LimitSettings
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
 from sse_app.brokers.nats.entries import Message, content, envelope, publication_of
 from sse_app.brokers.nats.feed import Feed
-from sse_app.brokers.nats.log import AWAY, COMMAND, PAGE_BYTES, SETTLE, Limits, Log, State
+from sse_app.brokers.nats.log import AWAY, COMMAND, PAGE_BYTES, SETTLE, GivenLimits, Log, State
 from sse_app.brokers.nats.nodes import Nodes
 from sse_app.brokers.nats.url import Place, parse
 from sse_app.brokers.recent import BYTES, COUNT, Recent
@@ -44,7 +45,7 @@ PAGE_COUNT = 256  # publications looked at for one page of a replay
 SAME_TIME = 0.001  # seconds; the server's nanoseconds are rounded in more than one way
 
 
-def open_url(url: str, **settings: Any) -> "NatsBroker":
+def open_url(url: str, **settings: Unpack[LimitSettings]) -> "NatsBroker":
     """``nats://host:4222/name`` (``hub``), of a cluster ``nats://host,host,host/name?replicas=3``, ``tls://`` with TLS.
 
     ``nats://user:password@host``, ``nats://token@host`` and ``?creds=hub.creds`` say who we are, ``?ca=ca.pem`` whom we
@@ -79,7 +80,7 @@ class NatsBroker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._place = place
-        self._limits = Limits(history, history_bytes, history_age, idempotency_window)
+        self._limits = GivenLimits(history, history_bytes, history_age, idempotency_window)
         self._log: Log | None = None  # while it can be reached
         self._feeding = AsyncExitStack()  # closes the feed
         self._feed: Feed | None = None

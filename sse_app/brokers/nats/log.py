@@ -17,6 +17,7 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
+from sse_app.brokers.limits import DEFAULTS
 from sse_app.brokers.nats.connection import FAILURES, reason
 from sse_app.brokers.nats.entries import Message
 from sse_app.brokers.nats.feed import Feed, is_message, message_of, status_of
@@ -40,12 +41,6 @@ UNBOUNDED = 2**62
 KEYS_MAX = 100_000  # idempotency keys that are remembered at once
 END_OF_TIME = 9e9  # Unix time; the server's nanoseconds end in 2262
 
-# The limits of a log that is made by who names none.
-HISTORY = 10_000  # publications
-HISTORY_BYTES = 64 * 1024 * 1024
-HISTORY_AGE = 24 * 3600.0  # seconds
-WINDOW = 300.0  # seconds that a key is remembered
-
 AWAY = "The broker, a NATS server, cannot be reached; nothing was published. Try again in a few seconds."
 REFUSED = "The broker, a NATS server, takes no publications now; nothing was published. Our log says why; try later."
 FULL = (
@@ -66,7 +61,7 @@ NOT_STORED = 10077  # why is in its text
 NO_ROOM = {10002, 10023, 10028, 10047}  # of the account, of the server, in memory, on the disk
 
 
-class Limits(NamedTuple):
+class GivenLimits(NamedTuple):
     """Publications, bytes and seconds that the log holds, and seconds that a key is remembered; None: as they are."""
 
     history: int | None
@@ -89,7 +84,7 @@ class State(NamedTuple):
 class Log:
     """Methods raise FAILURES but for those that publish. ``on_break`` is called when a feed breaks."""
 
-    def __init__(self, client: Client, place: Place, limits: Limits, on_break: Callable[[], object]) -> None:
+    def __init__(self, client: Client, place: Place, limits: GivenLimits, on_break: Callable[[], object]) -> None:
         self._client, self._limits, self._on_break = client, limits, on_break
         self._js = client.jetstream(timeout=ANSWER)
         self._stream, self._keys = f"SSE_LOG_{place.name}", f"SSE_KEYS_{place.name}"
@@ -130,10 +125,10 @@ class Log:
             subjects=[f"{self._subjects}.log.{secrets.token_hex(6)}"],
             storage=api.StorageType.FILE,
             num_replicas=self._replicas,
-            max_msgs=(self._limits.history or HISTORY) + SLACK,
-            max_bytes=self._limits.size or HISTORY_BYTES,
-            max_age=(age := self._limits.age or HISTORY_AGE),
-            duplicate_window=min(self._limits.window or WINDOW, age),  # the server refuses more than the age
+            max_msgs=(self._limits.history or DEFAULTS.publications) + SLACK,
+            max_bytes=self._limits.size or DEFAULTS.bytes,
+            max_age=(age := self._limits.age or DEFAULTS.age),
+            duplicate_window=min(self._limits.window or DEFAULTS.window, age),  # the server refuses more than the age
         )
 
     def _keys_config(self) -> api.StreamConfig:
@@ -146,7 +141,7 @@ class Log:
             max_msgs_per_subject=1,
             max_msgs=KEYS_MAX,
             max_bytes=-1,
-            max_age=self._limits.window or WINDOW,
+            max_age=self._limits.window or DEFAULTS.window,
             duplicate_window=0.1,  # it is not used
         )
 

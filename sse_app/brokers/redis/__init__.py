@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self, Unpack
 
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
@@ -26,6 +26,7 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.formats import lost
+from sse_app.brokers.limits import DEFAULTS, LogSettings
 from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.redis.connection import (
     AWAY,
@@ -75,11 +76,13 @@ UNKNOWN = (
     "Idempotency-Key, and it is published once."
 )
 
-SCRIPT = Path(__file__).with_name("log.lua").read_bytes()
+# The limits of a log that is made by who names none: whole numbers, ages in microseconds.
+_DEFAULTS = DEFAULTS.publications, DEFAULTS.bytes, microseconds(DEFAULTS.age), microseconds(DEFAULTS.window)
+SCRIPT = b"local DEFAULTS = {%d, %d, %d, %d}\n" % _DEFAULTS + Path(__file__).with_name("log.lua").read_bytes()
 SCRIPT_SHA = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
 
-def open_url(url: str, **settings: Any) -> "RedisBroker":
+def open_url(url: str, **settings: Unpack[LogSettings]) -> "RedisBroker":
     """``redis://host:6379/0``, ``rediss://`` over TLS, ``unix:///path``, ``redis+sentinel://host,host/service``, with
     the parameters of redis-py; ``?prefix=`` is ours, for several hubs in one database."""
     return RedisBroker(url, **settings)

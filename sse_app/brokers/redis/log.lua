@@ -1,4 +1,5 @@
--- What has to happen at once in Redis. ``__init__.py`` calls it; the operations stand at the end.
+-- What has to happen at once in Redis. ``__init__.py`` calls it; the operations stand at the end. Before it goes a line
+-- with DEFAULTS, the limits of a new log.
 --
 -- KEYS  1 the log, a stream; each entry has one field, v1: "<epoch> <time> <stamp> <previous stamp> <envelope>"
 --       2 its state, a hash: epoch, top, oldest, time, stamp, bytes, trimmed, and the limits of 9 to 12
@@ -16,7 +17,6 @@
 local LOG, STATE = KEYS[1], KEYS[2]
 local OVERHEAD = 64 -- bytes of an entry beside its value: MEMORY USAGE of Redis 7.0 says 24 to 400
 local LIMITS = {'history', 'history_bytes', 'history_age', 'idempotency_window'}
-local DEFAULTS = {10000, 64 * 1024 * 1024, 24 * 3600 * 1000000, 300 * 1000000}
 local TRIM_COUNT, TRIM_BYTES = 256, 8 * 1024 * 1024 -- at once: some 2 ms, in which Redis does nothing else
 local FOREIGN = 1000 -- entries of others that are removed at once
 local PIECE = 32 -- entries that are read at once, of which only the first ones' size is known

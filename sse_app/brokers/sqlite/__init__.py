@@ -19,12 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar, Unpack
 from urllib.parse import parse_qsl, unquote
 
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
-from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, Limits, State, connect
+from sse_app.brokers.limits import BrokerSettings, Limits
+from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, State, connect
 from sse_app.brokers.sqlite.nodes import LOOPBACK, Node
 from sse_app.brokers.sqlite.opening import Asked, opened
 from sse_app.brokers.sqlite.pages import Reader
@@ -49,7 +50,7 @@ EVERYTHING = TopicFilter()
 END = Position("", 2**62)  # behind all others
 
 
-def open_url(url: str, **settings: Any) -> "SQLiteBroker":
+def open_url(url: str, **settings: Unpack[BrokerSettings]) -> "SQLiteBroker":
     """``sqlite:///relative/hub.db``, ``sqlite:////absolute/hub.db``; ``?sync=normal`` commits without waiting for the
     disk."""
     rest, _, query = url.partition("://")[2].partition("?")
@@ -91,12 +92,9 @@ class SQLiteBroker:
         self.durability: Durability = "fsync" if sync == "full" else "log"
         self.subscribers_elsewhere = self.bad_envelopes = 0
         given = history, history_bytes, history_age, idempotency_window
-        limits = Limits._make(
-            default if value is None else value for value, default in zip(given, Limits(), strict=True)
-        )
         self._path = path.absolute()
         limited = any(value is not None for value in given)
-        self._asked = Asked(self._path, sync, limits if limited else None, recover, create=create)
+        self._asked = Asked(self._path, sync, Limits.of(*given) if limited else None, recover, create=create)
         self._clock, self._wall = clock, wall
         self._born = wall() - clock()
         self._tails: list[QueuedTail] = []

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sse_app.brokers.limits import DEFAULTS, Limits
 from sse_app.brokers.sqlite.schema import check_schema, check_version, create, is_empty, migrate
 from sse_app.brokers.sqlite.watermark import Watermark
 from sse_app.errors import BrokerError, ConfigError, KeyReused, LogFull, LogUnavailable, OutcomeUnknown
@@ -64,15 +65,6 @@ class State(NamedTuple):
     @property
     def position(self) -> Position:
         return Position(self.epoch, self.top)
-
-
-class Limits(NamedTuple):
-    """What bounds the log. It is kept in the file, so that whoever publishes trims alike."""
-
-    publications: int = 10_000
-    bytes: int = 64 * 1024 * 1024
-    age: float = 24 * 3600
-    window: float = 300  # of idempotency keys
 
 
 Outcome = Position | KeyReused
@@ -287,7 +279,7 @@ class Log:
                 migrate(self._connection)
                 state = State(secrets.token_hex(6), 0, 0, 0, 0.0, 0.0, float("-inf"))
                 self._connection.execute("INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?)", state)
-                self._connection.execute("INSERT INTO limits VALUES (1, ?, ?, ?, ?)", limits or Limits())
+                self._connection.execute("INSERT INTO limits VALUES (1, ?, ?, ?, ?)", limits or DEFAULTS)
                 return state
             if migrate(self._connection):
                 logger.warning("%s is now a log of this version; older ones of sse-app cannot open it", self._path)

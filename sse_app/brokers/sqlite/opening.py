@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from sse_app.brokers.limits import Limits
 from sse_app.brokers.sqlite.files import check, make_database
-from sse_app.brokers.sqlite.log import GONE, Limits, Log, State
+from sse_app.brokers.sqlite.log import GONE, Log, State
 from sse_app.brokers.sqlite.nodes import Nodes
 from sse_app.brokers.sqlite.watermark import SYNCED, WatermarkFile, boot_id
 from sse_app.errors import LogUnavailable

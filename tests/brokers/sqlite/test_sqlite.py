@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_app.brokers import sqlite as module
+from sse_app.brokers.limits import Limits
 from sse_app.brokers.sqlite import SQLiteBroker, nodes
-from sse_app.brokers.sqlite.log import OVERHEAD, TRIM_SPARE, Limits
+from sse_app.brokers.sqlite.log import OVERHEAD, TRIM_SPARE
 from sse_app.errors import LogUnavailable
 from sse_app.events import Event
 from sse_app.publication import Draft, Position, Publication

@@ -1,0 +1,44 @@
+"""The bounds of a log: in every broker the same, with the same defaults, units and keywords."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self, TypedDict
+
+
+class LimitSettings(TypedDict, total=False):
+    """The keywords of every broker. What is left out, or None, leaves a log that there is as it is."""
+
+    history: int | None  # publications
+    history_bytes: int | None
+    history_age: float | None  # seconds
+    idempotency_window: float | None  # seconds
+    clock: Callable[[], float]  # seconds that never jump
+
+
+class LogSettings(LimitSettings, total=False):
+    """The keywords of a broker that gives publications their time itself."""
+
+    wall: Callable[[], float]  # Unix time
+
+
+class BrokerSettings(LogSettings, total=False):
+    """The keywords of ``open_broker``: those of all, some of which are of SQLite alone."""
+
+    recover: bool
+    create: bool
+
+
+class Limits(NamedTuple):
+    """What a log holds at most: the oldest publications go first, idempotency keys after their window."""
+
+    publications: int = 10_000
+    bytes: int = 64 * 1024 * 1024
+    age: float = 24 * 3600.0  # seconds
+    window: float = 300.0  # seconds that an idempotency key is remembered
+
+    @classmethod
+    def of(cls, *given: float | None) -> Self:
+        """Return the limits that were given, in their order, each None being the default."""
+        return cls._make(default if value is None else value for value, default in zip(given, cls(), strict=True))
+
+
+DEFAULTS = Limits()
