@@ -20,12 +20,13 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
-from itertools import chain
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from sse_app import notices
 from sse_app.brokers import Broker, Tail
+from sse_app.delivery import Delivery, Group, in_steps, pieces
+from sse_app.dialects import NATIVE
 from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
 from sse_app.listening import Door
 from sse_app.metrics import Totals
@@ -41,14 +42,12 @@ from sse_app.publication import (
     names,
 )
 from sse_app.stack import Alone, leave
-from sse_app.subscriber import Batch, CloseReason, Subscriber, offer_all
-from sse_app.topics import TopicFilter, TopicIndex
+from sse_app.subscriber import CloseReason, Subscriber
+from sse_app.topics import TopicFilter
 
 T = TypeVar("T")
 
 BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
-SLICE = 1_000  # subscribers that are offered a batch between two turns of the loop: some 6 ms
-BATCH_BYTES = 256 * 1024  # of frames that are joined into one batch
 RECENT = 100  # publications that /stats lists
 CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
 LAST_MAX = 1_000_000  # publications that a new subscriber may ask for
@@ -86,45 +85,6 @@ RUNNING = (
 )
 
 
-class Group:
-    """The subscribers with equal filters: what is for one is for all, but for ``to`` and ``exclude``."""
-
-    __slots__ = ("filter", "known", "members", "newest")
-
-    def __init__(self, filter: TopicFilter) -> None:
-        self.filter = filter
-        self.members: dict[Subscriber, None] = {}
-        self.newest: Publication | None = None  # of all that match, once that is known
-        self.known = False
-
-    def know(self, newest: Publication | None) -> None:
-        self.newest, self.known = newest, True
-
-    def offer(self, publications: Sequence[Publication]) -> Iterator[None]:
-        """Offer them to every member; a step at a time, so that the loop can turn between two slices of a large
-        group.
-        """
-        named = frozenset(chain.from_iterable(item.to | item.exclude for item in publications))
-        untold = [item for item in publications if not item.to]
-        batch = Batch.join(untold) if untold else None  # what a client that nobody names gets
-        for slice in _slices(list(self.members)):
-            if batch and not named:
-                offer_all(slice, batch)
-            else:
-                self._offer_by_name(slice, publications, named, batch)
-            yield
-
-    def _offer_by_name(
-        self, members: list[Subscriber], publications: Sequence[Publication], named: frozenset[str], batch: Batch | None
-    ) -> None:
-        for subscriber in members:
-            if subscriber.client in named:
-                if own := [item for item in publications if item.visible_to(subscriber.audience)]:
-                    subscriber.offer(Batch.join(own))
-            elif batch:
-                subscriber.offer(batch)
-
-
 class Hub:
     """Start it with ``async with hub:``, or with ``lifespan=hub.lifespan`` in a Starlette or FastAPI app. It opens and
     closes its broker. Raises RuntimeError when it is started while it runs.
@@ -157,8 +117,7 @@ class Hub:
         self._max_subscribers = max_subscribers
         self.drain_window = drain
         self._body_max = body_max
-        self._groups: dict[TopicFilter, Group] = {}
-        self._index: TopicIndex[Group] = TopicIndex()
+        self._delivery = Delivery()
         self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
         self._beat = 0
         self._delivered = Position("", 0)  # everything up to here was offered to whom it is for
@@ -201,14 +160,14 @@ class Hub:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_accepting()
-        for subscriber in list(self._everyone()):
+        for subscriber in list(self._delivery):
             subscriber.close(CloseReason.DRAIN, subscriber.dialect.bye(CloseReason.DRAIN, self.retry()))
         self._started_at = self._loop = None
         self._has_stopped = True
         try:
             await leave(self._stack, kind, error, trace)
         finally:
-            for subscriber in list(self._everyone()):
+            for subscriber in list(self._delivery):
                 subscriber.cut()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -275,7 +234,7 @@ class Hub:
             return Receipt(position, known[1], self.broker.durability)
         if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
             self.totals.published += 1
-        subscribers = self._count(draft)
+        subscribers = self._delivery.count(draft)
         if key is not None:
             self._remember(key, position, subscribers)
         return Receipt(position, subscribers, self.broker.durability)
@@ -304,13 +263,6 @@ class Hub:
         if len(self._receipts) > 10_000:
             del self._receipts[next(iter(self._receipts))]
 
-    def _count(self, draft: Draft) -> int:
-        groups, to, exclude = self._index.match(draft.topics), draft.to, draft.exclude
-        if not to and not exclude:
-            return sum(len(group.members) for group in groups)
-        members = chain.from_iterable(group.members for group in groups)
-        return sum(member.client not in exclude and (not to or member.client in to) for member in members)
-
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """While a publisher's request is open: a drain waits for it. Raises Draining when one has begun."""
@@ -330,38 +282,21 @@ class Hub:
         async for announced in tail:
             if not announced or announced[0].position != self._delivered.next():
                 await self._read_again()
-            for publications in _pieces(announced):
+            for publications in pieces(announced):
                 await _outside_tasks(self._deliver(publications))
             if self._delivered.offset - self._swept >= self._sweep_step:
                 self._swept = self._delivered.offset
-                await self._move_cursors(list(self._everyone()))
+                await self._move_cursors(list(self._delivery))
 
     async def _read_again(self) -> None:
         """The tail does not go on where it was: another epoch, or some are lost. Everyone reads on from the log."""
         self._delivered = await self.broker.top()
-        for group in self._groups.values():
-            group.known = False
-        await _outside_tasks(_fall_behind(list(self._everyone())))
+        self._delivery.forget_newest()
+        await _outside_tasks(in_steps(Subscriber.fall_behind, list(self._delivery)))
 
     def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
-        """Offer what the log announced to whom it is for. Never waits for any of them.
-
-        Between two steps the loop may turn. Who joins meanwhile finds these publications in the log, who leaves takes
-        nothing more, and the next batch comes after this one: nothing is reordered.
-        """
-        wanted: dict[Group, list[Publication]] = {}
-        for publication in publications:
-            for group in self._index.match(publication.topics):
-                wanted.setdefault(group, []).append(publication)
-        budget = SLICE
-        for group, items in wanted.items():
-            if told := [item for item in items if not item.lost]:
-                group.know(told[-1])
-            for _ in group.offer(items):
-                budget -= min(SLICE, len(group.members))
-                if budget <= 0:
-                    budget = SLICE
-                    yield
+        """Offer a piece of what the log announced to all whom it is for, in steps."""
+        yield from self._delivery.deliver(publications)
         self._delivered = publications[-1].position
         self._quiet.set()
 
@@ -407,13 +342,11 @@ class Hub:
         filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
         self._check_room()
-        group = self._groups.get(filter)
-        if group is None:
-            group = self._groups[filter] = Group(filter)
-            self._index.add(filter, group)
-        subscriber = Subscriber(self.broker, self.totals, group.filter, name, *self._queue_limits, self._spawner)
+        filter = self._delivery.shared(filter, NATIVE)
+        subscriber = Subscriber(self.broker, self.totals, filter, name, *self._queue_limits, self._spawner)
         subscriber.turn = self._beat
-        group.members[subscriber] = self._beats[self._beat][subscriber] = None
+        self._delivery.add(subscriber)
+        self._beats[self._beat][subscriber] = None
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:
@@ -427,11 +360,8 @@ class Hub:
 
     def leave(self, subscriber: Subscriber, reason: CloseReason) -> None:
         """The stream has ended; ``reason`` counts unless the hub itself ended it."""
-        group = self._groups[subscriber.filter]
-        del group.members[subscriber], self._beats[subscriber.turn][subscriber]
-        if not group.members:
-            del self._groups[subscriber.filter]
-            self._index.remove(subscriber.filter, group)
+        self._delivery.remove(subscriber)
+        del self._beats[subscriber.turn][subscriber]
         self._count_subscribers(-1)
         self.totals.closed[subscriber.closing or reason] += 1
         subscriber.release()
@@ -478,7 +408,7 @@ class Hub:
             subscribers=self.totals.subscribers + self.broker.subscribers_elsewhere,
             topics=subscriber.filter.shown,
             recovered=after is not None and start.gap is None,
-            last=last_seen.summary() if last_seen else None,
+            last=last_seen.summary(subscriber.filter) if last_seen else None,
             top=top,
             complete=start.complete,
             retry=self.retry(),
@@ -494,11 +424,9 @@ class Hub:
 
     async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
         """The newest publication that it may see. What its group was given last needs no look at the log."""
-        group = self._groups[subscriber.filter]
+        group = self._delivery.group_of(subscriber)
         if not group.known:
-            found = await self.broker.newest(1, group.filter, None)
-            if not group.known:  # nothing was delivered meanwhile
-                group.know(found[0] if found else None)
+            await self._look_up_newest(group)
         newest = group.newest
         if newest is None or newest.position.offset <= oldest.offset:
             return None
@@ -506,6 +434,15 @@ class Hub:
             return newest
         found = await self.broker.newest(1, group.filter, subscriber.audience)
         return found[0] if found else None
+
+    async def _look_up_newest(self, group: Group) -> None:
+        """Find the newest publication of a group in the log; all who join it meanwhile wait for one look-up."""
+        group.looking_up = group.looking_up or asyncio.Lock()
+        async with group.looking_up:
+            if not group.known:
+                found = await self.broker.newest(1, group.filter, None)
+                if not group.known:  # nothing was delivered meanwhile
+                    group.set_newest(found[0] if found else None)
 
     # Keeping alive
 
@@ -516,7 +453,7 @@ class Hub:
             self._beat = (self._beat + 1) % BEATS
             turn = list(self._beats[self._beat])
             await self._move_cursors(turn)
-            await _outside_tasks(_beat_all(turn))
+            await _outside_tasks(in_steps(Subscriber.beat, turn))
             self.totals.heartbeats += len(turn)
 
     async def _move_cursors(self, subscribers: list[Subscriber]) -> None:
@@ -532,7 +469,7 @@ class Hub:
         safe = min(oldest + held // 2, top.offset - CURSOR_STEP + 1)
         endangered = [subscriber for subscriber in subscribers if subscriber.position.offset < safe]
         if endangered:
-            await _outside_tasks(_offer_cursor(endangered, top))
+            await _outside_tasks(in_steps(lambda subscriber: subscriber.offer_cursor(top), endangered))
 
     # Stopping
 
@@ -573,7 +510,7 @@ class Hub:
                 await self._until(lambda: not self.totals.subscribers)
 
     async def _close_all(self, seconds: float) -> None:
-        subscribers = list(self._everyone())
+        subscribers = list(self._delivery)
         random.shuffle(subscribers)
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -601,9 +538,6 @@ class Hub:
     def started(self) -> bool:
         return self._started_at is not None
 
-    def _everyone(self) -> Iterator[Subscriber]:
-        return chain.from_iterable(group.members for group in self._groups.values())
-
     async def stats(self) -> dict[str, object]:
         """What ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
         ``recent``.
@@ -611,7 +545,7 @@ class Hub:
         self._check_here()
         recent, trouble = await self._recent()
         totals = self.totals + self.siblings
-        groups = sorted(self._groups.values(), key=lambda group: len(group.members), reverse=True)
+        groups = sorted(self._delivery.groups, key=lambda group: len(group.members), reverse=True)
         return {
             "subscribers": self.totals.subscribers + self.broker.subscribers_elsewhere,
             "here": self.totals.subscribers,
@@ -639,7 +573,7 @@ class Hub:
     def gauges(self) -> dict[str, float]:
         """The states that ``GET /metrics`` shows beside the totals."""
         return {
-            "filters": len(self._groups),
+            "filters": len(self._delivery.groups),
             "draining": self.draining,
             "log_top_offset": self._delivered.offset,
             "subscribers_elsewhere": self.broker.subscribers_elsewhere,
@@ -714,46 +648,3 @@ async def _outside_tasks(steps: Iterator[None]) -> None:
 
     loop.call_soon(step)
     await done
-
-
-def _beat_all(subscribers: list[Subscriber]) -> Iterator[None]:
-    for slice in _slices(subscribers):
-        for subscriber in slice:
-            subscriber.beat()
-        yield
-
-
-def _offer_cursor(subscribers: list[Subscriber], position: Position) -> Iterator[None]:
-    for slice in _slices(subscribers):
-        for subscriber in slice:
-            subscriber.offer_cursor(position)
-        yield
-
-
-def _fall_behind(subscribers: list[Subscriber]) -> Iterator[None]:
-    for slice in _slices(subscribers):
-        for subscriber in slice:
-            subscriber.fall_behind()
-        yield
-
-
-def _pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
-    """Cut so that no batch is larger than BATCH_BYTES, or one publication: it is what may exceed a queue's bound."""
-    piece: list[Publication] = []
-    size = 0
-    for publication in publications:
-        size += len(publication.body)
-        if piece and size > BATCH_BYTES:
-            yield piece
-            piece, size = [], len(publication.body)
-        piece.append(publication)
-    if piece:
-        yield piece
-
-
-def _slices(members: list[Subscriber]) -> Iterator[list[Subscriber]]:
-    if len(members) <= SLICE:
-        yield members
-    else:
-        for start in range(0, len(members), SLICE):
-            yield members[start : start + SLICE]

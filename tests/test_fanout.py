@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app import hub as hub_module
+from sse_app import delivery
+from sse_app.delivery import SLICE
 from sse_app.events import EventDecoder
-from sse_app.hub import SLICE, Hub
+from sse_app.hub import Hub
 from sse_app.publication import Position
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.testing import run_virtual
@@ -221,5 +222,5 @@ def test_whoever_comes_goes_or_stalls_between_slices_gets_everything_once_and_in
     actions: list[tuple[str, int]], slice: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hub_module, "SLICE", slice)
+        patch.setattr(delivery, "SLICE", slice)
         run_virtual(interleave(actions))

@@ -34,6 +34,7 @@ FLOORS = (
     ("brokers.sqlite",),
     ("dialects", "publisher"),
     ("subscriber",),
+    ("delivery",),
     ("hub", "web", "web.prefix", "server.uvicorn_internals"),
     ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),

@@ -1,0 +1,224 @@
+"""Delivery: who is offered what, in how few batches, and at what cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_app import delivery as module
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.delivery import PIECE_BYTES, ClientIndex, Delivery, pieces
+from sse_app.dialects import NATIVE, Native
+from sse_app.events import Event
+from sse_app.metrics import Totals
+from sse_app.publication import Draft, Position, Publication
+from sse_app.subscriber import Batch, Subscriber
+from sse_app.topics import TopicFilter
+
+START = Position("e", 0)
+
+
+@dataclass
+class Sink:
+    """A writer that always has room."""
+
+    seen: list[Batch] = field(default_factory=list)
+
+    def write(self, batch: Batch) -> bool:
+        self.seen.append(batch)
+        return True
+
+    def end(self) -> None:
+        pass
+
+    @property
+    def offsets(self) -> list[int]:
+        return [item.position.offset for batch in self.seen for item in batch.publications]
+
+
+def join(delivery: Delivery, *topics: str, client: str = "c", dialect: Native = NATIVE) -> tuple[Subscriber, Sink]:
+    subscriber = Subscriber(MemoryBroker(), Totals(), TopicFilter.parse(topics), client, 100, 100_000, dialect=dialect)
+    delivery.add(subscriber)
+    subscriber.begin(START, b"", behind=False)
+    sink = Sink()
+    subscriber.attach(sink)
+    return subscriber, sink
+
+
+def publication(offset: int, *topics: str, to: str = "", exclude: str = "", lost: bool = False) -> Publication:
+    body = b"" if lost else b"data: x\n\n"
+    named = frozenset(to), frozenset(exclude)
+    return Publication(Position("e", offset), "message", topics, body, 0.0, *named, lost=lost)
+
+
+def deliver(delivery: Delivery, *publications: Publication) -> None:
+    for _ in delivery.deliver(publications):
+        pass
+
+
+# Who gets what
+
+clients = st.lists(st.tuples(st.sampled_from(["", "a", "b", "*", "a b"]), st.sampled_from("xyz")), max_size=8)
+named = st.sets(st.sampled_from("xyz"), max_size=2).map("".join)
+published = st.lists(
+    st.tuples(st.sampled_from(["", "a", "b", "c", "a b"]), named, named, st.sampled_from([False] * 4 + [True])),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(clients, published)
+def test_each_subscriber_gets_exactly_what_matches_and_is_visible_to_it(
+    clients: list[tuple[str, str]], published: list[tuple[str, str, str, bool]]
+) -> None:
+    delivery = Delivery()
+    joined = [join(delivery, *topics.split(), client=name) for topics, name in clients]
+    piece = [
+        publication(offset, lost=True) if lost else publication(offset, *topics.split(), to=to, exclude=exclude)
+        for offset, (topics, to, exclude, lost) in enumerate(published, 1)
+    ]
+    deliver(delivery, *piece)
+    for subscriber, sink in joined:
+        wanted = [item.position.offset for item in piece if item.reaches(subscriber.filter, subscriber.audience)]
+        assert sink.offsets == wanted
+        assert len(sink.seen) <= 1, "a piece is one write"
+        assert sum(batch.count for batch in sink.seen) == sum(not piece[offset - 1].lost for offset in wanted)
+
+
+@given(clients, published)
+def test_a_draft_counts_those_who_would_get_it(
+    clients: list[tuple[str, str]], published: list[tuple[str, str, str, bool]]
+) -> None:
+    delivery = Delivery()
+    joined = [join(delivery, *topics.split(), client=name) for topics, name in clients]
+    for topics, to, exclude, _ in published:
+        draft = Draft(Event("x"), tuple(topics.split()), frozenset(to), frozenset(exclude))
+        deliver(delivery, one := publication(1, *topics.split(), to=to, exclude=exclude))
+        assert delivery.count(draft) == sum(one.reaches(item.filter, item.audience) for item, _ in joined)
+
+
+# In how few batches
+
+
+def batches_of(sinks: Sequence[Sink]) -> set[int]:
+    return {id(batch) for sink in sinks for batch in sink.seen}
+
+
+def test_groups_for_which_the_same_publications_are_share_one_batch() -> None:
+    delivery = Delivery()
+    sinks = [join(delivery, f"own/{number}", "all")[1] for number in range(50)]
+    deliver(delivery, publication(1, "all"), publication(2, "all"))
+    assert len(batches_of(sinks)) == 1
+    assert {tuple(sink.offsets) for sink in sinks} == {(1, 2)}
+
+
+def test_each_set_of_publications_is_a_batch() -> None:
+    delivery = Delivery()
+    sinks = [join(delivery, *topics)[1] for topics in (["a"], ["b"], ["a", "b"], ["a", "b", "z"])]
+    deliver(delivery, publication(1, "a"), publication(2, "b"))
+    assert [sink.offsets for sink in sinks] == [[1], [2], [1, 2], [1, 2]]
+    assert len(batches_of(sinks)) == 3
+
+
+class Counting(Native):
+    """A dialect that counts what it writes."""
+
+    def __init__(self) -> None:
+        self.written = list[int]()
+
+    def frame(self, publication: Publication) -> bytes:
+        self.written.append(publication.position.offset)
+        return super().frame(publication)
+
+
+def test_each_dialect_writes_a_publication_once_however_many_sets_it_is_in() -> None:
+    delivery, first, second = Delivery(), Counting(), Counting()
+    sinks = [
+        join(delivery, *topics, dialect=dialect)[1]
+        for dialect in (first, second)
+        for topics in (["a"], ["b"], ["a", "b"], [])
+    ]
+    deliver(delivery, publication(1, "a"), publication(2, "b"))
+    assert first.written == second.written == [1, 2]
+    assert len(batches_of(sinks)) == 6
+
+
+# At what cost
+
+
+def test_a_publication_to_one_client_is_offered_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    delivery = Delivery()
+    for number in range(100):
+        join(delivery, client=f"c{number}")
+    _, sink = join(delivery, client="x")
+    offered = list[Subscriber]()
+    monkeypatch.setattr(module, "offer_all", lambda members, batch: offered.extend(members))
+    deliver(delivery, publication(1, to="x"))
+    assert [subscriber.client for subscriber in offered] == ["x"]
+    assert sink.seen == []
+
+
+def test_who_is_not_excluded_shares_one_batch() -> None:
+    delivery = Delivery()
+    sinks = [join(delivery, client=name)[1] for name in "xyz"]
+    deliver(delivery, publication(1), publication(2, exclude="x"))
+    assert [sink.offsets for sink in sinks] == [[1], [1, 2], [1, 2]]
+    assert len(batches_of(sinks)) == 2
+
+
+def test_a_client_that_leaves_between_two_steps_gets_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", 1)
+    delivery = Delivery()
+    joined = [join(delivery, client=name) for name in "xyz"]
+    steps = delivery.deliver([publication(1, exclude="x"), publication(2)])
+    next(steps)
+    for subscriber, _ in joined[1:]:
+        delivery.remove(subscriber)
+        subscriber.release()
+    for _ in steps:
+        pass
+    assert [sink.offsets for _, sink in joined] == [[2], [1, 2], []]
+
+
+def test_many_names_make_a_piece_smaller() -> None:
+    names = "".join(chr(0x4E00 + number) for number in range(1_000))
+    cut = list(pieces([publication(offset, to=names) for offset in range(1, 13)]))
+    assert [len(piece) for piece in cut] == [4, 4, 4]
+    assert 4 * 1_000 * module.NAME_BYTES < PIECE_BYTES
+
+
+# Clients by name
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("xyz")), max_size=30))
+def test_the_index_of_clients_holds_exactly_who_is_there(steps: list[tuple[bool, str]]) -> None:
+    index, here = ClientIndex(), list[Subscriber]()
+    for joins, name in steps:
+        if joins or not here:
+            here.append(Subscriber(MemoryBroker(), Totals(), TopicFilter(), name, 1, 1))
+            index.add(here[-1])
+        else:
+            index.remove(here.pop(ord(name) % len(here)))
+    for names in ("", "x", "yz", "xyz", "w"):
+        assert index.find(names) == {item for item in here if item.client in names}
+    for subscriber in here:
+        index.remove(subscriber)
+    assert index._found == {}
+
+
+# The newest of a group
+
+
+def test_a_group_knows_its_newest_from_what_it_was_given() -> None:
+    delivery = Delivery()
+    subscriber, _ = join(delivery, "a")
+    group = delivery.group_of(subscriber)
+    deliver(delivery, publication(1, "b"))
+    assert not group.known
+    deliver(delivery, publication(2, "a", to="q"), publication(3, "b"), publication(4, lost=True))
+    assert group.known
+    assert group.newest == publication(2, "a", to="q")
+    delivery.forget_newest()
+    assert not group.known
