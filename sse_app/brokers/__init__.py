@@ -61,7 +61,12 @@ class Broker(Protocol):
     durability: Durability
     subscribers_here: int  # the hub keeps it up to date
     subscribers_elsewhere: int  # on the other nodes, as far as they said; seconds old
-    bad_envelopes: int  # entries that the tail met and that are not ours, or of another version
+    bad_envelopes: int  # entries that the tail met and that this node cannot read: told as lost publications
+
+    @property
+    def outdated(self) -> bool:
+        """True once a newer version has taken over the log: this node can only read on, and has to be replaced."""
+        ...
 
     async def __aenter__(self) -> Self: ...
 

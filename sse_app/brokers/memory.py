@@ -51,7 +51,7 @@ class MemoryBroker:
     """
 
     durability: Durability = "none"
-    bad_envelopes = 0  # nobody else writes here
+    bad_envelopes, outdated = 0, False  # nobody else writes here
 
     def __init__(
         self,

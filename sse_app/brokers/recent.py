@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sse_app.brokers.offsets import TopicOffsets, footprint
-from sse_app.publication import Audience, Position, Publication
+from sse_app.publication import Publication
 from sse_app.topics import TopicFilter
 
 COUNT = 10_000  # publications at most
@@ -12,19 +12,6 @@ PAGE_BYTES = 256 * 1024  # in a page, so that no reader holds more than that
 TOPICS_MAX = 100_000  # whose newest publication is known, some 20 MB
 LOOK_UPS = 2_000  # in search of a filter's topics, in one step of the loop: some 2 ms
 WIDE = 2_000  # topics of a filter, above which most publications are on one of them
-
-# The recipient of entries of other programs, which take a place in the log too: a name that no client can have.
-NOBODY = frozenset("/")
-
-
-def placeholder(position: Position, time: float) -> Publication:
-    """Return a publication for nobody in place of an entry that is not ours, so that offsets still rise by one."""
-    return Publication(position, "message", (), b"", time, NOBODY)
-
-
-def reaches(publication: Publication, filter: TopicFilter, audience: Audience | None) -> bool:
-    """Return True when it matches and this client may see it; None is anybody, whoever it is for."""
-    return publication.to is not NOBODY and publication.reaches(filter, audience)
 
 
 class Recent:

@@ -23,12 +23,12 @@ from nats.aio.client import Client
 
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
-from sse_app.brokers.nats.entries import Message, envelope, publication_of
+from sse_app.brokers.nats.entries import Message, content, envelope, publication_of
 from sse_app.brokers.nats.feed import Feed
 from sse_app.brokers.nats.log import AWAY, COMMAND, PAGE_BYTES, SETTLE, Limits, Log, State
 from sse_app.brokers.nats.nodes import Nodes
 from sse_app.brokers.nats.url import Place, parse
-from sse_app.brokers.recent import BYTES, COUNT, Recent, placeholder, reaches
+from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
@@ -66,6 +66,8 @@ class NatsBroker:
     who names none leaves them.
     """
 
+    outdated = False  # each message says its version
+
     def __init__(
         self,
         place: Place,
@@ -94,7 +96,7 @@ class NatsBroker:
         self._stack, self._alone = AsyncExitStack(), Alone(OPEN)
         self.durability: Durability = "log"
         self.subscribers_here = self.subscribers_elsewhere = 0
-        self.bad_envelopes = 0  # messages of the stream that were not ours, or of another version
+        self.bad_envelopes = 0  # messages of the stream that this node could not read
 
     # Life
 
@@ -247,15 +249,15 @@ class NatsBroker:
     # Publishing
 
     async def publish(self, draft: Draft) -> Position:
-        content, key = envelope(draft), draft.idempotency_key
+        data, key = envelope(draft), draft.idempotency_key
         deadline = asyncio.get_running_loop().time() + COMMAND
         if self._log is None:
             raise BrokerUnavailable(AWAY)
         try:
             if key is None:
-                position, _ = await self._log.append(content, None, deadline)
+                position, _ = await self._log.append(data, None, deadline)
             else:
-                position = await self._publish_once(self._log, content, key, deadline)
+                position = await self._publish_once(self._log, draft, data, key, deadline)
         except (BrokerUnavailable, OutcomeUnknown):
             self._attention.set()  # perhaps the log is another one, or away
             raise
@@ -263,18 +265,18 @@ class NatsBroker:
             self._known = max(self._known, position)
         return position
 
-    async def _publish_once(self, log: Log, content: bytes, key: str, deadline: float) -> Position:
+    async def _publish_once(self, log: Log, draft: Draft, data: bytes, key: str, deadline: float) -> Position:
         """First the key is claimed for this publication. Should we end before it is published, whoever comes again with
         both publishes it; the server leaves out what has the id of a message that it holds or held a moment ago.
         """
-        digest = hashlib.sha256(content).hexdigest()[:32]
+        digest = hashlib.sha256(content(draft)).hexdigest()[:32]
         claimed, position = await log.claim(key, digest, deadline)
         if claimed != digest:
             raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
         if position is not None and position.epoch == self._known.epoch:
             return position
         id = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:32]
-        position, duplicate = await log.append(content, id, deadline)
+        position, duplicate = await log.append(data, id, deadline)
         if not duplicate:
             await log.remember(key, digest, position)
         return position
@@ -284,7 +286,7 @@ class NatsBroker:
     async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
         page = await self._page(after, until)
-        found = [item for item in page.publications if reaches(item, filter, None)]
+        found = [item for item in page.publications if item.reaches(filter, None)]
         return Page(page.start, found, page.end)
 
     async def _page(self, after: Position, until: Position) -> Page:
@@ -332,7 +334,7 @@ class NatsBroker:
                 return
             recent.learn(after, until, found)
             for publication in reversed(found):
-                if count and reaches(publication, filter, audience):
+                if count and not publication.lost and publication.reaches(filter, audience):
                     count -= 1
                     yield publication
             until = recent.below(after, filter)
@@ -386,9 +388,8 @@ class NatsBroker:
         if epoch != self._known.epoch or message.offset <= last:
             return
         publication = publication_of(message, epoch)
-        if publication is None:
+        if publication.lost:
             self._count_bad_envelope()
-            publication = placeholder(Position(epoch, message.offset), message.time)
         self._known = max(self._known, publication.position)
         self._heard = _Heard(message.offset, message.time)
         self._recent.append(publication)
@@ -402,7 +403,7 @@ class NatsBroker:
     def _count_bad_envelope(self) -> None:
         self.bad_envelopes += 1
         if (count := self.bad_envelopes).bit_count() == 1:  # 1, 2, 4, 8, ...: a stream of them does not fill our log
-            logger.warning("bad_envelope: a message of the log %s is not ours, %d so far", self._place.name, count)
+            logger.warning("bad_envelope: messages of the log %s cannot be read, %d so far", self._place.name, count)
 
 
 def _is_behind(state: State, known: Position) -> bool:
@@ -410,11 +411,7 @@ def _is_behind(state: State, known: Position) -> bool:
 
 
 async def _fetch(log: Log, epoch: str, start: int, until: int) -> Sequence[Publication]:
-    messages = await log.fetch(start, until, PAGE_COUNT)
-    return [
-        publication_of(message, epoch) or placeholder(Position(epoch, message.offset), message.time)
-        for message in messages
-    ]
+    return [publication_of(message, epoch) for message in await log.fetch(start, until, PAGE_COUNT)]
 
 
 def _without_break(publications: Sequence[Publication]) -> Iterator[Publication]:

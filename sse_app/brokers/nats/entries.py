@@ -1,16 +1,19 @@
 """A message of the stream: what is in it, and the publication that it becomes.
 
-    {"v":1,"data":"...","event":"tick","topics":["orders/42"],"to":["c-1"],"exclude":["c-2"]}
+    {"v":2,"data":"...","event":"tick","topics":["orders/42"],"to":["c-1"],"exclude":["c-2"],"json":true,
+     "crit":["a name that may not be ignored"]}
 
-JSON, so that ``nats sub`` shows what is published. All but ``v``, its version, and ``data`` may be missing.
+JSON, so that ``nats sub`` shows what is published. Only ``v``, its version, and ``data`` are always there; what else
+may be there and be ignored is in ``brokers/formats.py``. Version 1 had neither ``json`` nor ``crit``. It is still read,
+and the digests of idempotency keys are still made of it, so that a retry matches what an older version has published.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from sse_app.errors import BadInput
-from sse_app.events import Event, check_type, encode
+from sse_app.brokers.formats import UNREADABLE, VERSION, check_time, check_topics, check_understood, lost
+from sse_app.events import Event, encode
 from sse_app.publication import Draft, Position, Publication
 
 
@@ -23,12 +26,14 @@ class Message(NamedTuple):
 
 
 class _Envelope(msgspec.Struct, omit_defaults=True):
-    v: Literal[1]
+    v: int
     data: str
     event: str = "message"
     topics: tuple[str, ...] = ()
     to: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    json: bool = False
+    crit: tuple[str, ...] = ()
 
 
 _encode = msgspec.json.Encoder().encode
@@ -36,19 +41,35 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 
 
 def envelope(draft: Draft) -> bytes:
-    """The same bytes for the same publication. Raises InvalidEvent."""
-    draft.encode()  # what cannot go to subscribers is refused now
+    """Return what is stored of a draft, the same bytes for the same one. Raises InvalidEvent."""
+    return _encoded(draft, VERSION, draft.is_json)
+
+
+def content(draft: Draft) -> bytes:
+    """Return what a publication is known by when its idempotency key comes again: the message of version 1."""
+    return _encoded(draft, 1, is_json=False)
+
+
+def _encoded(draft: Draft, version: int, is_json: bool) -> bytes:
+    draft.encode()  # refuses what cannot go to subscribers
     named = tuple(sorted(draft.to)), tuple(sorted(draft.exclude))
-    return _encode(_Envelope(1, draft.event.data, draft.event.type, draft.topics, *named))
+    return _encode(_Envelope(version, draft.event.data, draft.event.type, draft.topics, *named, is_json))
 
 
-def publication_of(message: Message, epoch: str) -> Publication | None:
-    """None for a message that is not ours, or of another version."""
+def publication_of(message: Message, epoch: str) -> Publication:
+    """Return the publication of a message; one that is lost for what is not ours or not understood."""
     position = Position(epoch, message.offset)
     try:
-        content = _decode(message.data)
-        body = encode(Event(content.data, check_type(content.event)))
-    except (msgspec.MsgspecError, UnicodeDecodeError, BadInput):
-        return None
-    named = frozenset(content.to), frozenset(content.exclude)
-    return Publication(position, content.event, content.topics, body, message.time, *named)
+        return _read(position, message)
+    except UNREADABLE:
+        return lost(position, message.time)
+
+
+def _read(position: Position, message: Message) -> Publication:
+    """Raises UNREADABLE."""
+    read = _decode(message.data)
+    check_understood(read.v, read.crit)
+    check_topics(read.topics)
+    body = encode(Event(read.data, read.event))
+    named = frozenset(read.to), frozenset(read.exclude)
+    return Publication(position, read.event, read.topics, body, check_time(message.time), *named, read.json)

@@ -25,7 +25,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from sse_app.brokers import Page, Tail
-from sse_app.brokers.recent import BYTES, COUNT, Recent, placeholder, reaches
+from sse_app.brokers.formats import lost
+from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.redis.connection import (
     AWAY,
     FAILURES,
@@ -41,12 +42,13 @@ from sse_app.brokers.redis.connection import (
 )
 from sse_app.brokers.redis.entries import (
     RawEntry,
+    content,
     envelope,
     has_place,
+    head_of,
     microseconds,
     offset_of,
     publication_of,
-    stamps_of,
 )
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
@@ -96,6 +98,8 @@ class RedisBroker:
 
     The limits stay in Redis: who names any sets them for everyone, as long as it is there; who names none leaves them.
     """
+
+    outdated = False  # each entry says its version
 
     def __init__(
         self,
@@ -232,9 +236,9 @@ class RedisBroker:
     # Publishing
 
     async def publish(self, draft: Draft) -> Position:
-        content, key = envelope(draft), draft.idempotency_key
-        digest = "" if key is None else hashlib.sha256(content).hexdigest()
-        sent, command = self._script("publish", f"{self._keys}:{key}", content, digest)
+        key = draft.idempotency_key
+        digest = "" if key is None else hashlib.sha256(content(draft)).hexdigest()
+        sent, command = self._script("publish", f"{self._keys}:{key}", envelope(draft), digest)
         answer = await self._publishing.ask(*command)
         self._learn(sent, answer)
         if answer[3] == b"reused":
@@ -257,7 +261,7 @@ class RedisBroker:
         if after.epoch == self._known.epoch and after.offset < until.offset:
             held = self._recent.page(after.offset, until.offset, PAGE_COUNT)
             if held:
-                return Page(after, [item for item in held if reaches(item, filter, None)], held[-1].position)
+                return Page(after, [item for item in held if item.reaches(filter, None)], held[-1].position)
         return await self._page(after, until, filter)
 
     async def _page(self, after: Position, until: Position, filter: TopicFilter) -> Page:
@@ -273,8 +277,8 @@ class RedisBroker:
                     break
                 start = offset - 1
             end = offset
-            publication = publication_of(entry, epoch)
-            if publication is not None and filter.matches(publication.topics):
+            publication = publication_of(entry, epoch, time.time())
+            if filter.matches(publication.topics):
                 found.append(publication)
         return Page(Position(epoch, start), found, Position(epoch, end))
 
@@ -298,7 +302,7 @@ class RedisBroker:
             if not found or found[0].position.epoch != (epoch or found[0].position.epoch):
                 return
             for publication in found:
-                if count and reaches(publication, filter, audience):
+                if count and not publication.lost and publication.reaches(filter, audience):
                     count -= 1
                     yield publication
             epoch, until, size = found[-1].position.epoch, found[-1].position.offset - 1, PAGE_COUNT
@@ -310,7 +314,7 @@ class RedisBroker:
             until = self._recent.below(until, filter)
             raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, size, PAGE_BYTES)
             epoch = raw_epoch.decode()
-            found = [publication_of(entry, epoch) or _placeholder(entry, epoch) for entry in entries]
+            found = [publication_of(entry, epoch, time.time()) for entry in entries]
             if found and epoch == self._known.epoch:
                 self._recent.learn(found[-1].position.offset - 1, until, found[::-1])
             return found
@@ -387,39 +391,44 @@ class RedisBroker:
         entries = answer[0][1]
         size = sum(len(text) for _, fields in entries for text in fields)
         self._tail_count = max(1, min(TAIL_COUNT, TAIL_BYTES * len(entries) // size))
-        publications = [publication_of(entry, epoch) for entry in entries]
-        doubts = self._take_out_strangers(entries, publications)
-        if None in publications:
+        self._count_bad_envelopes(sum(not has_place(entry) for entry in entries))
+        entries = [entry for entry in entries if has_place(entry)]
+        publications = [publication_of(entry, epoch, time.time()) for entry in entries]
+        link, doubts = self._follow_chain(entries, publications)
+        if not publications or any(publication.lost for publication in publications):
             await self._look(connection, doubts=doubts)  # and remove what could not be followed by ours
             if epoch != self._known.epoch:
                 return
-        self._announce(epoch, entries, publications)
+        self._link = link
+        self._announce(entries, publications)
 
-    def _take_out_strangers(self, entries: Sequence[RawEntry], publications: list[Publication | None]) -> bool:
-        """Whether the chain was broken: the log may be another one, that has grown to the same length."""
+    def _follow_chain(self, entries: Sequence[RawEntry], publications: list[Publication]) -> tuple[str, bool]:
+        """Put lost publications in the place of entries that do not name the one of ours before them.
+
+        Returns the stamp that the next one of ours has to name, and True if the chain was broken: the log may be
+        another one, that has grown to the same length. A stranger in between is not in the chain; an entry of a newer
+        version is, and its head can be read.
+        """
         link, before, broken = self._link, self._recent.top, False
         for index, (entry, publication) in enumerate(zip(entries, publications, strict=True)):
-            if publication is not None:
-                stamp, previous = stamps_of(entry)
-                if link and previous != link and publication.position.offset == before + 1:
-                    publications[index], broken = None, True
+            position, head = publication.position, head_of(entry)
+            if head is not None and head.epoch == position.epoch:
+                follows = bool(link) and position.offset == before + 1
+                if follows and head.previous != link:
+                    publications[index], broken = lost(position, publication.time), True
                 else:
-                    link = stamp
-            before = offset_of(entry)
-        return broken
+                    link = head.stamp if follows or not publication.lost else ""
+            before = position.offset
+        return link, broken
 
-    def _announce(self, epoch: str, entries: Sequence[RawEntry], publications: Sequence[Publication | None]) -> None:
+    def _announce(self, entries: Sequence[RawEntry], publications: Sequence[Publication]) -> None:
         batch: list[Publication] = []
         for entry, publication in zip(entries, publications, strict=True):
-            if publication is None:
-                self._count_bad_envelope()
-                if not has_place(entry):
-                    continue
-                publication = _placeholder(entry, epoch)
+            if publication.lost:
+                self._count_bad_envelopes(1)
                 self._known = max(self._known, publication.position)
-            else:
-                self._link = stamps_of(entry)[0]
-                self._see(publication.position, self._link)
+            elif head := head_of(entry):
+                self._see(publication.position, head.stamp)
             if publication.position.offset != self._recent.top + 1:  # what is between was trimmed, or deleted
                 batch.clear()
                 for tail in self._tails:
@@ -431,18 +440,15 @@ class RedisBroker:
             if new := [publication for publication in batch if _awaits(tail, publication)]:
                 tail.announce(new)
 
-    def _count_bad_envelope(self) -> None:
-        self.bad_envelopes += 1
-        if (count := self.bad_envelopes).bit_count() == 1:  # 1, 2, 4, 8, ...: a stream of them does not fill our log
-            logger.warning("bad_envelope: an entry of the stream %s is not ours, %d so far", self._log, count)
+    def _count_bad_envelopes(self, more: int) -> None:
+        before = self.bad_envelopes
+        self.bad_envelopes += more
+        if (count := self.bad_envelopes).bit_length() > before.bit_length():  # 1, 2, 4, ...: few lines for many of them
+            logger.warning("bad_envelope: entries of the stream %s cannot be read, %d so far", self._log, count)
 
 
 def _awaits(tail: Tail, publication: Publication) -> bool:
     return tail.start.epoch != publication.position.epoch or publication.position > tail.start
-
-
-def _placeholder(entry: RawEntry, epoch: str) -> Publication:
-    return placeholder(Position(epoch, offset_of(entry)), time.time())
 
 
 def _reason(error: Exception) -> str:

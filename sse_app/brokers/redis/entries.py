@@ -2,20 +2,66 @@
 
     0-<offset>  v1  "<epoch> <time> <stamp> <previous stamp> <envelope>"
 
-The script writes the head, in microseconds; the envelope is MessagePack, made by whoever publishes. Another version has
-another name than ``v1``.
+The script writes the head, in microseconds, and reads it when it trims: all before the envelope is what ``v1`` stands
+for, and the same for every version of the envelope. The envelope is a MessagePack map, made by whoever publishes:
+
+    {"v": 2, "type": "tick", "topics": ["orders/42"], "to": ["c-1"], "exclude": ["c-2"], "json": true,
+     "body": b"event: tick\\ndata: {}\\n\\n", "crit": ["a name that may not be ignored"]}
+
+Only ``v`` and ``body`` are always there; what else may be there and be ignored is in ``brokers/formats.py``. Version 1
+was an array of type, topics, to, exclude and body. It is still read, and the digests of idempotency keys are still made
+of it, so that a retry matches what an older version has published.
 """
 
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from sse_app.brokers.formats import (
+    UNREADABLE,
+    VERSION,
+    NotUnderstood,
+    check_body,
+    check_time,
+    check_topics,
+    check_understood,
+    lost,
+)
 from sse_app.publication import Draft, Position, Publication
 
 RawEntry = tuple[bytes, Sequence[bytes]]  # as Redis answers it: its id, then fields and values in turn
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[str, tuple[str, ...], frozenset[str], frozenset[str], bytes]).decode
+# 17 digits of a Unix time in microseconds last until 5138; a float, and int() itself, refuse hundreds of them.
+_HEAD = re.compile(rb"([0-9a-z]{1,32}) (\d{1,17}) (\d{1,20}) (\d{1,20}) ", re.ASCII)
+_ARRAY_OF_5 = b"\x95"  # how an envelope of version 1 begins
+
+
+class _Envelope(msgspec.Struct, omit_defaults=True):
+    v: int
+    body: bytes
+    type: str = "message"
+    topics: tuple[str, ...] = ()
+    to: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
+    json: bool = False
+    crit: tuple[str, ...] = ()
+
+
+class Head(NamedTuple):
+    """What the script has written before the envelope. ``stamp`` and ``previous`` chain an entry to the one before."""
+
+    epoch: str
+    time: float
+    stamp: str
+    previous: str
+    envelope: bytes
+
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decode = msgspec.msgpack.Decoder(_Envelope).decode
+_decode_1 = msgspec.msgpack.Decoder(tuple[str, tuple[str, ...], frozenset[str], frozenset[str], bytes]).decode
 
 
 def microseconds(seconds: float) -> int:
@@ -23,12 +69,18 @@ def microseconds(seconds: float) -> int:
 
 
 def envelope(draft: Draft) -> bytes:
-    """The same bytes for the same publication. Raises InvalidEvent."""
-    return _encode((draft.event.type, draft.topics, sorted(draft.to), sorted(draft.exclude), draft.encode()))
+    """Return what is stored of a draft, the same bytes for the same one. Raises InvalidEvent."""
+    kind, body = draft.event.type, draft.encode()
+    return _encoder.encode(_Envelope(VERSION, body, kind, draft.topics, draft.to, draft.exclude, draft.is_json))
+
+
+def content(draft: Draft) -> bytes:
+    """Return what a publication is known by when its idempotency key comes again: the envelope of version 1."""
+    return _encoder.encode((draft.event.type, draft.topics, sorted(draft.to), sorted(draft.exclude), draft.encode()))
 
 
 def has_place(entry: RawEntry) -> bool:
-    """Whether its id is that of a position in the log."""
+    """Return True when its id is that of a position in the log."""
     return entry[0].startswith(b"0-")
 
 
@@ -36,23 +88,41 @@ def offset_of(entry: RawEntry) -> int:
     return int(entry[0].partition(b"-")[2])
 
 
-def stamps_of(entry: RawEntry) -> tuple[str, str]:
-    """Of one of ours: its stamp, and the one of the entry of ours before it."""
-    _, _, stamp, previous, _ = entry[1][1].split(b" ", 4)
-    return stamp.decode(), previous.decode()
-
-
-def publication_of(entry: RawEntry, epoch: str) -> Publication | None:
-    """None for an entry that is not ours, not of this epoch or of another version."""
+def head_of(entry: RawEntry) -> Head | None:
+    """Return the head of an entry that one of our scripts has written, also when its envelope is not understood."""
     fields = entry[1]
-    if len(fields) != 2 or fields[0] != b"v1" or not has_place(entry):
+    if len(fields) != 2 or fields[0] != b"v1" or not (match := _HEAD.match(fields[1])):
         return None
+    epoch, moment, stamp, previous = match.groups()
+    time = int(moment) / 1_000_000
+    return Head(epoch.decode(), time, stamp.decode(), previous.decode(), fields[1][match.end() :])
+
+
+def publication_of(entry: RawEntry, epoch: str, now: float) -> Publication:
+    """Return the publication of an entry that has a place in the log; one that is lost for what is not ours, not of
+    this epoch or not understood. ``now`` is the Unix time of one that says none.
+    """
+    position, head = Position(epoch, offset_of(entry)), head_of(entry)
+    if head is None or head.epoch != epoch:
+        return lost(position, now)
     try:
-        its_epoch, moment, stamp, previous, rest = fields[1].split(b" ", 4)
-        if its_epoch.decode() != epoch or not (stamp + previous).isdigit():
-            return None
-        type, topics, to, exclude, body = _decode(rest)
-        offset = offset_of(entry)
-        return Publication(Position(epoch, offset), type, topics, body, int(moment) / 1_000_000, to, exclude)
-    except (ValueError, msgspec.MsgspecError):
-        return None
+        return _read(position, head)
+    except UNREADABLE:
+        return lost(position, head.time)
+
+
+def _read(position: Position, head: Head) -> Publication:
+    """Raises UNREADABLE."""
+    time = check_time(head.time)
+    if head.envelope.startswith(_ARRAY_OF_5):
+        kind, topics, to, exclude, body = _decode_1(head.envelope)
+        is_json = False
+    else:
+        read = _decode(head.envelope)
+        if read.v == 1:
+            raise NotUnderstood  # which was no map
+        check_understood(read.v, read.crit)
+        kind, topics, to, exclude, body, is_json = read.type, read.topics, read.to, read.exclude, read.body, read.json
+    check_topics(topics)
+    check_body(kind, body)
+    return Publication(position, kind, topics, body, time, to, exclude, is_json)

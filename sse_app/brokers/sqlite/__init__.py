@@ -28,6 +28,7 @@ from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, Limits, State, c
 from sse_app.brokers.sqlite.nodes import LOOPBACK, Node
 from sse_app.brokers.sqlite.opening import Asked, opened
 from sse_app.brokers.sqlite.pages import Reader
+from sse_app.brokers.sqlite.schema import SCHEMA_VERSION
 from sse_app.brokers.sqlite.writer import Writer
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, ConfigError, LogUnavailable
@@ -72,7 +73,6 @@ class SQLiteBroker:
     """
 
     subscribers_here = 0
-    bad_envelopes = 0  # whoever writes other rows into our table has damaged it
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class SQLiteBroker:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.durability: Durability = "fsync" if sync == "full" else "log"
-        self.subscribers_elsewhere = 0
+        self.subscribers_elsewhere = self.bad_envelopes = 0
         given = history, history_bytes, history_age, idempotency_window
         limits = Limits._make(
             default if value is None else value for value, default in zip(given, Limits(), strict=True)
@@ -178,6 +178,10 @@ class SQLiteBroker:
         if self._trouble is not None:
             raise type(self._trouble)(str(self._trouble))
 
+    @property
+    def outdated(self) -> bool:
+        return self._file.log.outdated
+
     # What this process knows
 
     def _note(self, state: State) -> None:
@@ -188,6 +192,7 @@ class SQLiteBroker:
     def _announce(self, publications: Sequence[Publication], end: Position) -> None:
         self._announced = end
         if publications:
+            self.bad_envelopes += sum(publication.lost for publication in publications)
             for tail in self._tails:
                 tail.announce(publications)
 
@@ -341,10 +346,16 @@ class SQLiteBroker:
             self.subscribers_elsewhere = sum(node.subscribers for node in others)
         try:
             await self._in_thread(self._file.check_there)
-            if self._trouble is not None:
-                await self._writer.submit(None)
+            if self._trouble is not None or await self._in_thread(self._is_migrated):
+                await self._writer.submit(None)  # which finds out what there is
         except BrokerError as error:
             self._troubled(error)
+
+    def _is_migrated(self) -> bool:
+        """True when the file is of a newer version, without a commit that would show it."""
+        with suppress(sqlite3.Error, BrokerError):
+            return self._with_reader(Reader.version) > SCHEMA_VERSION
+        return False
 
 
 def _entry(draft: Draft) -> Entry:
@@ -352,4 +363,4 @@ def _entry(draft: Draft) -> Entry:
     if key is not None:
         content = body, draft.topics, sorted(draft.to), sorted(draft.exclude)
         digest = hashlib.sha256(repr(content).encode()).digest()
-    return Entry(draft.event.type, body, draft.topics, draft.to, draft.exclude, key, digest)
+    return Entry(draft.event.type, body, draft.topics, draft.to, draft.exclude, key, digest, draft.is_json)

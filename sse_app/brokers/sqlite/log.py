@@ -8,6 +8,7 @@
 Reading it is in ``pages.py``; how far the log has been, beside the file, in ``watermark.py``.
 """
 
+import logging
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,37 +16,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sse_app.brokers.sqlite.schema import check_schema, check_version, create, is_empty, migrate
 from sse_app.brokers.sqlite.watermark import Watermark
 from sse_app.errors import BrokerError, ConfigError, KeyReused, LogFull, LogUnavailable, OutcomeUnknown
 from sse_app.publication import Position, Publication
 
-APPLICATION_ID = 0x53534561  # "SSEa", in the file's header
-SCHEMA_VERSION = 1
+logger = logging.getLogger("sse_app")
+
 TRIM_SPARE = 256  # publications more than were appended that one commit may trim: some 2 ms
 OVERHEAD = 100  # bytes of a publication in the file beside its body
 
-SCHEMA = f"""
-    CREATE TABLE state (
-        one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, top INTEGER NOT NULL, oldest INTEGER NOT NULL,
-        bytes INTEGER NOT NULL, time REAL NOT NULL, stamp REAL NOT NULL, trimmed_time REAL NOT NULL
-    ) STRICT;
-    CREATE TABLE limits (
-        one INTEGER PRIMARY KEY CHECK (one = 1), publications INTEGER NOT NULL, bytes INTEGER NOT NULL,
-        age REAL NOT NULL, window REAL NOT NULL
-    ) STRICT;
-    CREATE TABLE log (
-        offset INTEGER PRIMARY KEY, time REAL NOT NULL, stamp REAL NOT NULL, type TEXT NOT NULL, topics TEXT NOT NULL,
-        "to" TEXT NOT NULL, exclude TEXT NOT NULL, body BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX named ON log (offset) WHERE "to" <> '' OR exclude <> '';
-    CREATE TABLE topics (topic TEXT, offset INTEGER, PRIMARY KEY (topic, offset)) STRICT, WITHOUT ROWID;
-    CREATE TABLE keys (
-        key TEXT PRIMARY KEY, digest BLOB NOT NULL, offset INTEGER NOT NULL, expires REAL NOT NULL
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX expiry ON keys (expires);
-    PRAGMA application_id = {APPLICATION_ID};
-    PRAGMA user_version = {SCHEMA_VERSION};
-"""
 WHOLE = """
     SELECT top - oldest = (SELECT count(*) FROM log)
         AND top - oldest = (SELECT count(*) FROM log WHERE offset > oldest AND offset <= top) FROM state
@@ -69,6 +49,7 @@ class Entry(NamedTuple):
     exclude: frozenset[str]
     key: str | None
     digest: bytes
+    is_json: bool = False
 
 
 class State(NamedTuple):
@@ -146,10 +127,11 @@ class Log:
     def __init__(self, path: Path, synchronous: str, *, create: bool = True) -> None:
         """Raises ConfigError for a database of something else."""
         self._path = path
+        self.outdated = False  # another process has migrated the file to a newer version
         self._connection = connect(path, create=create)
         try:
-            if not self._is_empty():
-                self._check_schema()  # before anything is changed in somebody else's database
+            if not is_empty(self._connection):
+                check_schema(self._connection, path)  # before anything is changed in somebody else's database
             (mode,) = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise ConfigError(f"{path}: its file system has no shared memory for the log; use a local disk.")
@@ -164,13 +146,22 @@ class Log:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        """Raises LogUnavailable, and is ``outdated`` from then on, when the file is of a newer version by now."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
+            self._check_version()
             yield
         except BaseException:
             self._rollback()
             raise
         self._commit()
+
+    def _check_version(self) -> None:
+        try:
+            check_version(self._connection)
+        except LogUnavailable:
+            self.outdated = True
+            raise
 
     def _commit(self) -> None:
         try:
@@ -202,7 +193,7 @@ class Log:
                     "UPDATE state SET top = ?, oldest = ?, bytes = ?, time = ?, stamp = ?, trimmed_time = ?", state[1:]
                 )
         publications = [
-            publication(before.epoch, offset, time, entry.type, entry.topics, entry.to, entry.exclude, entry.body)
+            _publication(Position(before.epoch, offset), time, entry)
             for offset, entry in zip(offsets, fresh, strict=True)
         ]
         return Appended(before.position, state, publications, outcomes)
@@ -240,11 +231,13 @@ class Log:
     def _insert(self, rows: Iterable[tuple[int, Entry]], time: float, stamp: float) -> None:
         rows = list(rows)
         self._connection.executemany(
-            "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            'INSERT INTO log (offset, time, stamp, type, topics, "to", exclude, body, json)'
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     *(offset, time, stamp, entry.type),
                     *("\n".join(entry.topics), _joined(entry.to), _joined(entry.exclude), entry.body),
+                    int(entry.is_json) or None,
                 )
                 for offset, entry in rows
             ],
@@ -286,16 +279,18 @@ class Log:
     # Opening
 
     def prepare(self, was: Watermark | None, limits: Limits | None) -> State:
-        """Make the tables if there are none, and a new epoch unless the log is where it was seen last. ``limits`` are
-        for everyone from now on; None leaves them."""
+        """Make the tables if there are none, and those of this version out of older ones; begin a new epoch unless the
+        log is where it was seen last. ``limits`` are for everyone from now on; None leaves them."""
         with self._transaction():
-            if self._is_empty():
-                for statement in SCHEMA.split(";"):
-                    self._connection.execute(statement)
+            if is_empty(self._connection):
+                create(self._connection)
+                migrate(self._connection)
                 state = State(secrets.token_hex(6), 0, 0, 0, 0.0, 0.0, float("-inf"))
                 self._connection.execute("INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?)", state)
                 self._connection.execute("INSERT INTO limits VALUES (1, ?, ?, ?, ?)", limits or Limits())
                 return state
+            if migrate(self._connection):
+                logger.warning("%s is now a log of this version; older ones of sse-app cannot open it", self._path)
             if limits is not None and limits != self._limits():
                 self._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
             state = read_state(self._connection)
@@ -303,17 +298,6 @@ class Log:
                 state = state._replace(epoch=secrets.token_hex(6))
                 self._connection.execute("UPDATE state SET epoch = ?", (state.epoch,))
             return state
-
-    def _is_empty(self) -> bool:
-        return self._connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
-
-    def _check_schema(self) -> None:
-        (application,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            raise ConfigError(f"{self._path} is a SQLite database of something else; give the log a file of its own.")
-        if version != SCHEMA_VERSION:
-            raise ConfigError(f"{self._path} was written by another version of sse-app; use that one, or a new file.")
 
     def checkpoint(self) -> bool:
         """Bring everything into the database itself, and onto the disk. False when somebody else is using it."""
@@ -325,22 +309,12 @@ class Log:
         (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise sqlite3.DatabaseError(found.splitlines()[-1])  # before it stands which database
-        if not self._is_empty() and not only(self._connection.execute(WHOLE))[0]:
+        if not is_empty(self._connection) and not only(self._connection.execute(WHOLE))[0]:
             raise sqlite3.DatabaseError(HOLES)
 
 
-def publication(
-    epoch: str,
-    offset: int,
-    time: float,
-    type: str,
-    topics: tuple[str, ...],
-    to: frozenset[str],
-    exclude: frozenset[str],
-    body: bytes,
-) -> Publication:
-    position = Position(epoch, offset)
-    return Publication(position, type, topics, body, time, to, exclude)
+def _publication(position: Position, time: float, entry: Entry) -> Publication:
+    return Publication(position, entry.type, entry.topics, entry.body, time, entry.to, entry.exclude, entry.is_json)
 
 
 def _joined(names: frozenset[str]) -> str:

@@ -9,11 +9,13 @@ import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 from sse_app.brokers import Page
-from sse_app.brokers.sqlite.log import HOLES, State, only, publication, read_state
+from sse_app.brokers.sqlite.entries import COLUMNS, Row, is_understood, publication_of, split
+from sse_app.brokers.sqlite.log import HOLES, State, only, read_state
+from sse_app.brokers.sqlite.schema import version_of
 from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
 
@@ -23,8 +25,6 @@ SCAN = 2_000  # publications whose topics are looked at one by one, before the i
 TOPICS_AT_ONCE = 400  # in one query; SQLite takes 500
 AFTER_SLASH = chr(ord("/") + 1)  # what begins with `a/` stands between `a/` and `a0`
 ABOVE_ALL_TEXT = b""  # SQLite sorts every blob behind every text
-
-COLUMNS = 'offset, time, type, topics, "to", exclude, body'
 
 
 class _Stretch(NamedTuple):
@@ -55,6 +55,9 @@ class Reader:
     def state(self) -> State:
         return read_state(self._connection)
 
+    def version(self) -> int:
+        return version_of(self._connection)
+
     def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
         with self._snapshot() as state:
             known = after.offset if after.epoch == state.epoch else 0
@@ -71,7 +74,7 @@ class Reader:
             found: list[Publication] = []
             while len(found) < len(offsets):
                 found += self._load(state.epoch, offsets[len(found) : len(found) + PAGE_COUNT])[0]
-            return found
+            return [publication for publication in found if not publication.lost]
 
     def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         """The position before the newest so many that these readers may see; False if there are fewer."""
@@ -98,6 +101,8 @@ class Reader:
         while len(kept) < count and last > state.oldest:
             found = self._matching(filter, state.oldest + 1, last, count - len(kept), newest=True)
             hidden = self._hidden(found.offsets, audience)
+            if found.offsets:
+                hidden.update(self._not_understood(min(found.offsets), max(found.offsets)))
             kept += [offset for offset in found.offsets if offset not in hidden] if hidden else found.offsets
             last = found.looked - 1
         return kept[::-1]
@@ -137,14 +142,15 @@ class Reader:
         """Those that match in the next stretch, each looked at: where many match, that is enough."""
         order = "DESC" if newest else "ASC"
         rows = self._connection.execute(
-            f"SELECT offset, topics FROM log WHERE offset BETWEEN ? AND ? ORDER BY offset {order} LIMIT ?",
+            "SELECT offset, topics, version, crit FROM log"
+            f" WHERE offset BETWEEN ? AND ? ORDER BY offset {order} LIMIT ?",
             (first, last, SCAN),
         )
         offsets: list[int] = []
         looked = last
-        for offset, topics in rows:
+        for offset, topics, version, crit in rows:
             looked = offset
-            if filter.matches(_split(topics)):
+            if filter.matches(split(topics)) or not is_understood(version, crit):
                 offsets.append(offset)
                 if len(offsets) == count:
                     break
@@ -181,8 +187,18 @@ class Reader:
         found: set[int] = set()
         for start in range(0, len(every), TOPICS_AT_ONCE):
             found.update(self._on(every[start : start + TOPICS_AT_ONCE], first, last, count, newest))
+        found.update(islice(self._not_understood(first, last, newest=newest), count))
         offsets = sorted(found, reverse=newest)[:count]
         return _Stretch(offsets, offsets[-1] if len(offsets) == count else first if newest else last)
+
+    def _not_understood(self, first: int, last: int, *, newest: bool = False) -> Iterator[int]:
+        """The offsets of rows that cannot be shown, whatever is on their topics: every reader is told of them."""
+        rows = self._connection.execute(
+            "SELECT offset, version, crit FROM log INDEXED BY uncommon WHERE offset BETWEEN ? AND ?"
+            f" AND (crit IS NOT NULL OR version IS NOT NULL) ORDER BY offset {'DESC' if newest else 'ASC'}",
+            (first, last),
+        )
+        return (offset for offset, version, crit in rows if not is_understood(version, crit))
 
     def _on(self, topics: Sequence[str], first: int, last: int, count: int, newest: bool) -> Iterator[int]:
         order = "DESC" if newest else "ASC"
@@ -204,13 +220,9 @@ class Reader:
         )
         found: list[Publication] = []
         size = 0
-        for offset, time, type, topics, to, exclude, body in rows:
-            found.append(
-                publication(
-                    epoch, offset, time, type, _split(topics), frozenset(_split(to)), frozenset(_split(exclude)), body
-                )
-            )
-            size += len(body)
+        for row in map(Row._make, rows):
+            found.append(publication_of(row, epoch))
+            size += len(row.body)
             if size >= PAGE_BYTES:
                 break
         if [item.position.offset for item in found] != list(offsets[: len(found) or 1]):
@@ -220,7 +232,3 @@ class Reader:
 
 def _listed(offsets: Sequence[int]) -> str:
     return ",".join(map(str, offsets))
-
-
-def _split(joined: str) -> tuple[str, ...]:
-    return tuple(joined.split("\n")) if joined else ()

@@ -1,0 +1,63 @@
+"""A row of the log: what is in it, and the publication that it becomes.
+
+Its version is that of the file (``schema.py``), unless a newer one says another in ``version`` or names in ``crit``
+what must not be ignored: such a row may be met while a newer process has migrated a file that this one still reads.
+"""
+
+from typing import NamedTuple
+
+from sse_app.brokers.formats import (
+    UNREADABLE,
+    VERSION,
+    NotUnderstood,
+    check_body,
+    check_time,
+    check_topics,
+    check_understood,
+    lost,
+)
+from sse_app.publication import Position, Publication
+
+COLUMNS = 'offset, time, type, topics, "to", exclude, body, json, version, crit'
+
+
+class Row(NamedTuple):
+    """The columns of ``COLUMNS``; lists are joined by line ends, and empty for none."""
+
+    offset: int
+    time: float
+    type: str
+    topics: str
+    to: str
+    exclude: str
+    body: bytes
+    json: int | None
+    version: int | None
+    crit: str | None
+
+
+def split(joined: str) -> tuple[str, ...]:
+    return tuple(joined.split("\n")) if joined else ()
+
+
+def is_understood(version: int | None, crit: str | None) -> bool:
+    """Return True when a row with these may be shown."""
+    try:
+        check_understood(VERSION if version is None else version, split(crit or ""))
+    except NotUnderstood:
+        return False
+    return True
+
+
+def publication_of(row: Row, epoch: str) -> Publication:
+    """Return the publication of a row; one that is lost for what cannot be read or must not be shown."""
+    position = Position(epoch, row.offset)
+    try:
+        if not is_understood(row.version, row.crit):
+            raise NotUnderstood
+        topics, to, exclude = split(row.topics), frozenset(split(row.to)), frozenset(split(row.exclude))
+        check_topics(topics)
+        check_body(row.type, row.body)
+        return Publication(position, row.type, topics, row.body, check_time(row.time), to, exclude, bool(row.json))
+    except UNREADABLE:
+        return lost(position, row.time)
