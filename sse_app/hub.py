@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from sse_app import notices
 from sse_app.brokers import Broker, Tail
-from sse_app.delivery import Groups, deliver, pieces, slices
+from sse_app.delivery import Delivery, Group, in_steps, pieces
 from sse_app.dialects import NATIVE
 from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
 from sse_app.listening import Door
@@ -117,7 +117,7 @@ class Hub:
         self._max_subscribers = max_subscribers
         self.drain_window = drain
         self._body_max = body_max
-        self._groups = Groups()
+        self._delivery = Delivery()
         self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
         self._beat = 0
         self._delivered = Position("", 0)  # everything up to here was offered to whom it is for
@@ -160,14 +160,14 @@ class Hub:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_accepting()
-        for subscriber in list(self._everyone()):
+        for subscriber in list(self._delivery):
             subscriber.close(CloseReason.DRAIN, subscriber.dialect.bye(CloseReason.DRAIN, self.retry()))
         self._started_at = self._loop = None
         self._has_stopped = True
         try:
             await leave(self._stack, kind, error, trace)
         finally:
-            for subscriber in list(self._everyone()):
+            for subscriber in list(self._delivery):
                 subscriber.cut()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -234,7 +234,7 @@ class Hub:
             return Receipt(position, known[1], self.broker.durability)
         if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
             self.totals.published += 1
-        subscribers = self._groups.count(draft)
+        subscribers = self._delivery.count(draft)
         if key is not None:
             self._remember(key, position, subscribers)
         return Receipt(position, subscribers, self.broker.durability)
@@ -283,19 +283,22 @@ class Hub:
             if not announced or announced[0].position != self._delivered.next():
                 await self._read_again()
             for publications in pieces(announced):
-                await _outside_tasks(deliver(self._groups, publications))
-                self._delivered = publications[-1].position
-                self._quiet.set()
+                await _outside_tasks(self._deliver(publications))
             if self._delivered.offset - self._swept >= self._sweep_step:
                 self._swept = self._delivered.offset
-                await self._move_cursors(list(self._everyone()))
+                await self._move_cursors(list(self._delivery))
 
     async def _read_again(self) -> None:
         """The tail does not go on where it was: another epoch, or some are lost. Everyone reads on from the log."""
         self._delivered = await self.broker.top()
-        for group in self._groups:
-            group.known = False
-        await _outside_tasks(_fall_behind(list(self._everyone())))
+        self._delivery.forget_newest()
+        await _outside_tasks(in_steps(Subscriber.fall_behind, list(self._delivery)))
+
+    def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
+        """Offer a piece of what the log announced to all whom it is for, in steps."""
+        yield from self._delivery.deliver(publications)
+        self._delivered = publications[-1].position
+        self._quiet.set()
 
     # Subscribing
 
@@ -339,18 +342,10 @@ class Hub:
         filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
         self._check_room()
-        group = self._groups.of(filter, NATIVE)
-        subscriber = Subscriber(
-            self.broker,
-            self.totals,
-            group.filter,
-            name,
-            *self._queue_limits,
-            self._spawner,
-            dialect=group.dialect,
-        )
+        filter = self._delivery.shared(filter, NATIVE)
+        subscriber = Subscriber(self.broker, self.totals, filter, name, *self._queue_limits, self._spawner)
         subscriber.turn = self._beat
-        self._groups.add(subscriber)
+        self._delivery.add(subscriber)
         self._beats[self._beat][subscriber] = None
         self._count_subscribers(+1)
         self.totals.connected += 1
@@ -365,7 +360,7 @@ class Hub:
 
     def leave(self, subscriber: Subscriber, reason: CloseReason) -> None:
         """The stream has ended; ``reason`` counts unless the hub itself ended it."""
-        self._groups.remove(subscriber)
+        self._delivery.remove(subscriber)
         del self._beats[subscriber.turn][subscriber]
         self._count_subscribers(-1)
         self.totals.closed[subscriber.closing or reason] += 1
@@ -413,7 +408,7 @@ class Hub:
             subscribers=self.totals.subscribers + self.broker.subscribers_elsewhere,
             topics=subscriber.filter.shown,
             recovered=after is not None and start.gap is None,
-            last=None if last_seen is None else _shown(last_seen, subscriber.filter),
+            last=last_seen.summary(subscriber.filter) if last_seen else None,
             top=top,
             complete=start.complete,
             retry=self.retry(),
@@ -429,11 +424,9 @@ class Hub:
 
     async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
         """The newest publication that it may see. What its group was given last needs no look at the log."""
-        group = self._groups.group_of(subscriber)
+        group = self._delivery.group_of(subscriber)
         if not group.known:
-            found = await self.broker.newest(1, group.filter, None)
-            if not group.known:  # nothing was delivered meanwhile
-                group.remember(found[0] if found else None)
+            await self._look_up_newest(group)
         newest = group.newest
         if newest is None or newest.position.offset <= oldest.offset:
             return None
@@ -441,6 +434,15 @@ class Hub:
             return newest
         found = await self.broker.newest(1, group.filter, subscriber.audience)
         return found[0] if found else None
+
+    async def _look_up_newest(self, group: Group) -> None:
+        """Find the newest publication of a group in the log; all who join it meanwhile wait for one look-up."""
+        group.looking_up = group.looking_up or asyncio.Lock()
+        async with group.looking_up:
+            if not group.known:
+                found = await self.broker.newest(1, group.filter, None)
+                if not group.known:  # nothing was delivered meanwhile
+                    group.set_newest(found[0] if found else None)
 
     # Keeping alive
 
@@ -453,7 +455,7 @@ class Hub:
             self._beat = (self._beat + 1) % BEATS
             turn = list(self._beats[self._beat])
             await self._move_cursors(turn)
-            await _outside_tasks(_beat_all(turn))
+            await _outside_tasks(in_steps(Subscriber.beat, turn))
             self.totals.heartbeats += len(turn)
 
     async def _move_cursors(self, subscribers: list[Subscriber]) -> None:
@@ -469,7 +471,7 @@ class Hub:
         safe = min(oldest + held // 2, top.offset - CURSOR_STEP + 1)
         endangered = [subscriber for subscriber in subscribers if subscriber.position.offset < safe]
         if endangered:
-            await _outside_tasks(_offer_cursor(endangered, top))
+            await _outside_tasks(in_steps(lambda subscriber: subscriber.offer_cursor(top), endangered))
 
     # Stopping
 
@@ -510,7 +512,7 @@ class Hub:
                 await self._until(lambda: not self.totals.subscribers)
 
     async def _close_all(self, seconds: float) -> None:
-        subscribers = list(self._everyone())
+        subscribers = list(self._delivery)
         random.shuffle(subscribers)
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -538,9 +540,6 @@ class Hub:
     def started(self) -> bool:
         return self._started_at is not None
 
-    def _everyone(self) -> Iterator[Subscriber]:
-        return self._groups.everyone()
-
     async def stats(self) -> dict[str, object]:
         """What ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
         ``recent``.
@@ -548,11 +547,11 @@ class Hub:
         self._check_here()
         recent, trouble = await self._recent()
         totals = self.totals + self.siblings
-        groups = sorted(self._groups, key=len, reverse=True)
+        groups = sorted(self._delivery.groups, key=lambda group: len(group.members), reverse=True)
         return {
             "subscribers": self.totals.subscribers + self.broker.subscribers_elsewhere,
             "here": self.totals.subscribers,
-            "filters": [{"topics": group.filter.shown, "subscribers": len(group)} for group in groups[:RECENT]],
+            "filters": [{"topics": group.filter.shown, "subscribers": len(group.members)} for group in groups[:RECENT]],
             "last": notices.describe(recent[-1]) if recent else None,
             "recent": [publication.summary() for publication in recent],
             "totals": totals.as_dict(),
@@ -576,7 +575,7 @@ class Hub:
     def gauges(self) -> dict[str, float]:
         """The states that ``GET /metrics`` shows beside the totals."""
         return {
-            "filters": len(self._groups),
+            "filters": len(self._delivery.groups),
             "draining": self.draining,
             "log_top_offset": self._delivered.offset,
             "subscribers_elsewhere": self.broker.subscribers_elsewhere,
@@ -594,11 +593,6 @@ class _Start:
     gap: GapReason | None = None
     requested: Position | None = None
     complete: bool | None = None
-
-
-def _shown(publication: Publication, topics: TopicFilter) -> dict[str, object]:
-    """Return what a stream is told of a publication: of its topics those that the stream asked for."""
-    return {**publication.summary(), "topics": list(topics.matched(publication.topics))}
 
 
 def _check_start(after: object, last: object, since: object) -> None:
@@ -656,24 +650,3 @@ async def _outside_tasks(steps: Iterator[None]) -> None:
 
     loop.call_soon(step)
     await done
-
-
-def _beat_all(subscribers: list[Subscriber]) -> Iterator[None]:
-    for part in slices(subscribers):
-        for subscriber in part:
-            subscriber.beat()
-        yield
-
-
-def _offer_cursor(subscribers: list[Subscriber], position: Position) -> Iterator[None]:
-    for part in slices(subscribers):
-        for subscriber in part:
-            subscriber.offer_cursor(position)
-        yield
-
-
-def _fall_behind(subscribers: list[Subscriber]) -> Iterator[None]:
-    for part in slices(subscribers):
-        for subscriber in part:
-            subscriber.fall_behind()
-        yield

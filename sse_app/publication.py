@@ -220,16 +220,18 @@ class Publication:
         return replace(event, id=str(self.position))
 
     def visible_to(self, audience: Audience | None) -> bool:
-        """True when these readers may see it; None stands for anybody, whoever it is for."""
+        """Return True when these readers may see it; None stands for anybody, whoever it is for."""
         if audience is None:
             return True
         names = audience.names
         return self.exclude.isdisjoint(names) and (not self.to or not self.to.isdisjoint(names))
 
-    def reaches(self, filter: TopicFilter, audience: Audience | None) -> bool:
-        return self.visible_to(audience) and filter.matches(self.topics)
+    def reaches(self, topic_filter: TopicFilter, audience: Audience | None) -> bool:
+        """Return True when it matches, and these readers may see it."""
+        return self.visible_to(audience) and topic_filter.matches(self.topics)
 
-    def summary(self) -> dict[str, object]:
-        """Return what can be said of it without its data, as JSON types."""
+    def summary(self, topic_filter: TopicFilter | None = None) -> dict[str, object]:
+        """Return what can be said of it without its data, as JSON types; with a filter only the topics that match."""
+        topics = self.topics if topic_filter is None else topic_filter.matched(self.topics)
         time = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return {"id": str(self.position), "topics": list(self.topics), "event": self.type, "time": time}
+        return {"id": str(self.position), "topics": list(topics), "event": self.type, "time": time}

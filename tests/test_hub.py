@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -28,7 +28,7 @@ from sse_app.errors import (
 )
 from sse_app.events import Event, EventDecoder
 from sse_app.hub import Hub
-from sse_app.publication import Position
+from sse_app.publication import Position, Publication
 from sse_app.subscriber import CloseReason, Subscriber
 from tests.support.peers import (
     MOMENT,
@@ -129,6 +129,33 @@ async def test_clients_are_told_different_times_to_come_back() -> None:
         async with hub.subscribe() as subscriber:
             (welcome,) = await received(subscriber)
         assert welcome.retry in times
+
+
+@pytest.mark.parametrize(("asked", "seen"), [(["a/*"], ["a/1"]), (["a/*", "c"], ["a/1", "c"]), ([], ["a/1", "b", "c"])])
+async def test_the_welcome_names_no_topic_that_was_not_asked_for(hub: Hub, asked: list[str], seen: list[str]) -> None:
+    await publish(hub, "x", topic=["a/1", "b", "c"])
+    (welcome,) = await replay(hub, *asked)
+    assert told(welcome)["last"]["topics"] == seen
+
+
+async def test_who_joins_with_one_filter_at_a_time_shares_one_look_up_of_the_newest() -> None:
+    class Searched(MemoryBroker):
+        searches = 0
+
+        async def newest(self, *arguments: Any) -> Sequence[Publication]:
+            self.searches += 1
+            await asyncio.sleep(MOMENT)
+            return await super().newest(*arguments)
+
+    broker = Searched()
+    async with Hub(broker) as hub:
+        (position,) = await publish(hub, "x", topic="a")
+        joined = await asyncio.gather(*(hub.join(["*"]) for _ in range(20)))
+        assert broker.searches == 1
+        for subscriber in joined:
+            (welcome,) = await received(subscriber)
+            assert told(welcome)["last"]["id"] == str(position)
+            hub.leave(subscriber, CloseReason.GONE)
 
 
 async def test_last_is_what_this_subscriber_might_have_seen(hub: Hub) -> None:
@@ -1145,7 +1172,7 @@ async def test_a_subscriber_cancelled_anywhere_leaves_nothing_and_takes_nothing_
                 assert await texts(other) == ["d", "e", "f"]
                 assert state(hub) == (1, 1, 1, 0), (number, late)
             assert state(hub) == (0, 0, 0, 0)
-            assert list(hub._groups) == []
+            assert list(hub._delivery.groups) == []
             assert hub.totals.connected == hub.totals.closed.total()
         finished += not was_cancelled
         if finished == 2:

@@ -61,7 +61,7 @@ async def tell(story: Story, path: Path) -> Told:
         headers = f"Last-Event-ID: {story.cursor}\r\n" if story.cursor else ""
         async with path(hub, story.target, "GET", headers) as reader:
             await reader.until(b"event: welcome")
-            await until(lambda: not any(reader._behind or reader._until for reader in hub._everyone()), "it is live")
+            await until(lambda: not any(reader._behind or reader._until for reader in hub._delivery), "it is live")
             await story.live(hub)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(hub.drain())
@@ -102,7 +102,7 @@ def after_each_other(*work: Work) -> Work:
 
 
 async def beat(hub: Hub) -> None:
-    for subscriber in hub._everyone():
+    for subscriber in hub._delivery:
         subscriber.beat()
     await turns(3)
 

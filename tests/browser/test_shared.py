@@ -614,7 +614,7 @@ def test_it_does_not_come_before_retry_after(
 def end_streams(site: Site) -> None:
     """End every open stream, as a server or proxy may."""
     assert site.hub._loop is not None
-    for subscriber in list(site.hub._everyone()):
+    for subscriber in list(site.hub._delivery):
         site.hub._loop.call_soon_threadsafe(subscriber.cut)
 
 

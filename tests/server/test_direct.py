@@ -371,7 +371,7 @@ async def test_a_connection_that_is_lost_while_it_catches_up_leaves_nothing(hub:
 
 
 def only(hub: Hub) -> Subscriber:
-    (subscriber,) = hub._everyone()
+    (subscriber,) = hub._delivery
     return subscriber
 
 
@@ -451,7 +451,7 @@ async def faked(hub: Hub, room: int, after: str | None = None) -> AsyncIterator[
     yield transport, stream
     if transport.protocol is not None:
         stream.connection_lost(None)
-    assert subscriber not in set(hub._everyone())
+    assert subscriber not in set(hub._delivery)
 
 
 async def test_a_paused_transport_fills_the_queue_then_drops_it_then_reads_the_log_then_is_live() -> None:

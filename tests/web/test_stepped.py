@@ -254,7 +254,7 @@ async def test_a_peer_that_goes_while_its_bye_waits_ends_its_stream_and_not_the_
             await went
 
         peer.before = until_it_goes
-        for subscriber in hub._everyone():
+        for subscriber in hub._delivery:
             subscriber.close("drain", b"data: bye\n\n")  # type: ignore[arg-type]
         await turns(when)
         went.set_exception(OSError())
@@ -365,7 +365,7 @@ async def test_a_deadline_that_strikes_while_a_stream_catches_up_ends_it_and_not
         await publish(hub, "1", "2", "3", "4")
         assert hub.totals.overflows == 1
         peer.before = once(peer, late)
-        (subscriber,) = hub._everyone()
+        (subscriber,) = hub._delivery
         room.set()
         await until(lambda: subscriber._writer is None)
         slow.set()
