@@ -251,7 +251,7 @@ def refused(*flags: str) -> str:
 async def cursors(path: Path) -> list[str]:
     """The ids of what stands in a file that is closed."""
     async with AsyncPublisher(f"sqlite:///{path}", create=True) as publisher:
-        return [str(await publisher.publish(f"{number} {'x' * 5_000}")) for number in range(20)]
+        return [(await publisher.publish(f"{number} {'x' * 5_000}")).id for number in range(20)]
 
 
 def replace_by_text(path: Path) -> None:

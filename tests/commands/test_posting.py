@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from sse_app import Client
+from sse_app.commands import Exit
 from sse_app.commands.posting import PostingTransport
 from sse_app.errors import ConfigError, Unreachable
 from sse_app.testing import VirtualTimeLoop
@@ -87,14 +88,16 @@ async def test_what_comes_before_an_answer_is_not_taken_for_it() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["hi"], ["-"]])
-async def test_the_id_that_an_answer_has_steers_no_terminal(arguments: list[str]) -> None:
+async def test_an_id_that_is_none_is_refused_and_steers_no_terminal(arguments: list[str]) -> None:
     said = rb'{"id":"\u001b]0;x\u0007"}'
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
     async with listening(server.serve) as port:
         result = await asyncio.to_thread(
             sse_app, "publish", *arguments, "--url", f"http://127.0.0.1:{port}", input="line\n"
         )
-    assert result.stdout.splitlines()[-1] == r"\x1b]0;x\x07"
+    assert result.returncode == Exit.REFUSED
+    assert "no hub" in result.stderr
+    assert "\x1b" not in result.stdout + result.stderr
 
 
 async def test_requests_at_a_time_have_a_connection_each() -> None:
