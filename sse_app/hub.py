@@ -1,7 +1,7 @@
 """The hub: who is subscribed here. It delivers the tail of the log to them.
 
-publish -> broker.publish -> broker.tail -> _deliver -> Group -> Subscriber.offer
-subscribe -> register -> look where the log ends -> welcome -> read the log -> read the queue
+publish -> broker.publish -> broker.tail -> Delivery.deliver -> Subscriber.offer
+subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> read the log -> read the queue
 """
 
 import asyncio
@@ -19,18 +19,17 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from sse_app import notices
 from sse_app.brokers import Broker, Tail
-from sse_app.delivery import Delivery, Group, in_steps, pieces
+from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
-from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
+from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidTopic, Overloaded
+from sse_app.joining import Asked, Joining
 from sse_app.listening import Door
 from sse_app.metrics import Totals
-from sse_app.notices import GapReason, Welcome
 from sse_app.publication import (
     Audience,
     Draft,
@@ -50,8 +49,6 @@ T = TypeVar("T")
 BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
 RECENT = 100  # publications that /stats lists
 CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
-LAST_MAX = 1_000_000  # publications that a new subscriber may ask for
-TIME_MAX = 1e14  # seconds: three million years, more than `since=999999999d` asks for
 SPREAD = 0.8  # of the drain's window: closes are spread over it, the rest is for the last to finish
 
 NOT_STARTED = (
@@ -118,6 +115,7 @@ class Hub:
         self.drain_window = drain
         self._body_max = body_max
         self._delivery = Delivery()
+        self._joining = Joining(broker, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
         self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
         self._beat = 0
         self._delivered = Position("", 0)  # everything up to here was offered to whom it is for
@@ -338,7 +336,7 @@ class Hub:
     ) -> Subscriber:
         """``subscribe`` for a stream that outlives the call: whoever has the subscriber must see to its ``leave``."""
         self._check_here()
-        _check_start(after, last, since)
+        asked = Asked(after, last, since)
         filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
         self._check_room()
@@ -350,9 +348,7 @@ class Hub:
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:
-            # Registered first: what is published from here on is offered to it, so that nothing can fall between the
-            # end of the log that is looked up now and what comes next.
-            await self._welcome(subscriber, after, last, since)
+            await self._joining.begin(subscriber, asked)
         except BaseException:
             self.leave(subscriber, CloseReason.GONE)
             raise
@@ -382,67 +378,6 @@ class Hub:
         if self.totals.subscribers >= self._max_subscribers:
             self.totals.refused += 1
             raise Overloaded("The hub has as many subscribers as max_subscribers allows; try again later.")
-
-    async def _welcome(
-        self, subscriber: Subscriber, after: Position | str | bytes | None, last: int | None, since: float | None
-    ) -> None:
-        """Decide where the subscriber starts; the welcome, and a gap if there is one, come before all else."""
-        top, oldest = await self.broker.top(), await self.broker.oldest()
-        if after is not None:
-            start = _resume(after, oldest, top)
-            if start.gap is GapReason.AHEAD:  # or it was on a node that heard of more
-                top = await self.broker.top(fresh=True)
-                start = _resume(after, oldest, top)
-        elif last is not None:
-            position, enough = await self.broker.last(last, subscriber.filter, subscriber.audience)
-            start = _Start(position, complete=enough or oldest.offset == 0)
-        elif since is not None:
-            position, complete = await self.broker.since(since)
-            start = _Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0), complete)
-        else:
-            start = _Start(top)
-        last_seen = await self._newest(subscriber, oldest)
-        welcome = Welcome(
-            id=start.requested if start.gap else start.position,
-            client=subscriber.client,
-            subscribers=self.totals.subscribers + self.broker.subscribers_elsewhere,
-            topics=subscriber.filter.shown,
-            recovered=after is not None and start.gap is None,
-            last=last_seen.summary(subscriber.filter) if last_seen else None,
-            top=top,
-            complete=start.complete,
-            retry=self.retry(),
-            heartbeat=self._heartbeat,
-        )
-        dialect = subscriber.dialect
-        greeting = dialect.welcome(welcome)
-        if start.gap:
-            self.totals.gaps[start.gap] += 1
-            requested = start.requested and str(start.requested)
-            greeting += dialect.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
-        subscriber.begin(start.position, greeting, behind=start.position != top)
-
-    async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
-        """The newest publication that it may see. What its group was given last needs no look at the log."""
-        group = self._delivery.group_of(subscriber)
-        if not group.known:
-            await self._look_up_newest(group)
-        newest = group.newest
-        if newest is None or newest.position.offset <= oldest.offset:
-            return None
-        if newest.visible_to(subscriber.audience):
-            return newest
-        found = await self.broker.newest(1, group.filter, subscriber.audience)
-        return found[0] if found else None
-
-    async def _look_up_newest(self, group: Group) -> None:
-        """Find the newest publication of a group in the log; all who join it meanwhile wait for one look-up."""
-        group.looking_up = group.looking_up or asyncio.Lock()
-        async with group.looking_up:
-            if not group.known:
-                found = await self.broker.newest(1, group.filter, None)
-                if not group.known:  # nothing was delivered meanwhile
-                    group.set_newest(found[0] if found else None)
 
     # Keeping alive
 
@@ -579,50 +514,6 @@ class Hub:
             "subscribers_elsewhere": self.broker.subscribers_elsewhere,
             "bad_envelopes": self.broker.bad_envelopes,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where a subscriber starts to read; with a gap, what it had ``requested`` (None for what is no position). Of one
-    that starts in the past, ``complete`` says whether nothing that it asked for was trimmed.
-    """
-
-    position: Position
-    gap: GapReason | None = None
-    requested: Position | None = None
-    complete: bool | None = None
-
-
-def _check_start(after: object, last: object, since: object) -> None:
-    """Raises InvalidSince for what says nothing about where a subscriber starts."""
-    if not isinstance(after, Position | str | bytes | None):
-        raise InvalidSince("after is a Position, or the id of an event.")
-    if last is not None and not (isinstance(last, int) and 0 <= last <= LAST_MAX):
-        raise InvalidSince(f"last is a whole number from 0 to {LAST_MAX}.")
-    if since is not None and not (isinstance(since, int | float) and abs(since) <= TIME_MAX):
-        raise InvalidSince("since is Unix time in seconds, such as datetime.timestamp() gives.")
-    if last is not None and since is not None:
-        raise InvalidSince("Give last or since, not both.")
-
-
-def _resume(after: Position | str | bytes, oldest: Position, top: Position) -> _Start:
-    """Where a client with this cursor goes on. ``oldest`` is the position just before what the log still holds.
-
-    A cursor of another epoch was before everything in this one, so all of it is new. One that means nothing here
-    (malformed, or past the end) says nothing about what its client has seen: it starts with what comes next.
-    """
-    if isinstance(after, str):
-        after = after.encode(errors="replace")
-    cursor = after if isinstance(after, Position) else Position.parse(after)
-    if cursor is None:
-        return _Start(top, GapReason.MALFORMED)
-    if cursor.epoch != top.epoch:
-        return _Start(oldest, GapReason.EPOCH, cursor)
-    if cursor.offset > top.offset:
-        return _Start(top, GapReason.AHEAD, cursor)
-    if cursor.offset < oldest.offset:
-        return _Start(oldest, GapReason.TRIMMED, cursor)
-    return _Start(cursor)
 
 
 async def _outside_tasks(steps: Iterator[None]) -> None:

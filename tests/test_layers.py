@@ -35,6 +35,7 @@ FLOORS = (
     ("dialects", "publisher"),
     ("subscriber",),
     ("delivery",),
+    ("joining",),
     ("hub", "web", "web.prefix", "server.uvicorn_internals"),
     ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
