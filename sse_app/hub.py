@@ -23,10 +23,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from sse_app import notices
+from sse_app.admission import Admission
 from sse_app.brokers import Broker, Tail
 from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
-from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidTopic, Overloaded
+from sse_app.errors import BrokerError, HubNotStarted, InvalidTopic
 from sse_app.joining import Asked, Joining
 from sse_app.listening import Door
 from sse_app.metrics import Totals
@@ -107,11 +108,10 @@ class Hub:
         self.broker = broker
         self.totals = Totals()
         self.siblings = Totals()  # of the other workers of this server, a second old
-        self.draining = self._drain_begun = False
+        self._drain_begun = False
         self._queue_limits = (queue_size, queue_bytes)
         self._heartbeat = heartbeat
         self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
-        self._max_subscribers = max_subscribers
         self.drain_window = drain
         self._body_max = body_max
         self._delivery = Delivery()
@@ -122,9 +122,9 @@ class Hub:
         self._swept = 0  # offset of the last look for cursors that fall behind
         self._sweep_step = CURSOR_STEP
         self._receipts: dict[str, tuple[Position, int]] = {}  # of keyed publications: a retry gets the same answer
-        self._open_calls = 0
         self._lifespan_awaited = False  # it was given to an app, and nothing has started it since
         self._quiet = asyncio.Event()  # set when something ended that a drain may wait for
+        self._admission = Admission(self.totals, max_subscribers, self._quiet.set)
         self.door = Door()  # of a foreign server, if there is one
         self._started_at: float | None = None
         self._has_stopped = False
@@ -148,7 +148,8 @@ class Hub:
             self.spawn(self._follow(tail))
             self.spawn(self._keep_alive())
             self._stack = stack.pop_all()
-        self.draining = self._drain_begun = self._lifespan_awaited = False
+        self._admission.start()
+        self._drain_begun = self._lifespan_awaited = False
         self.door = Door()
         self._loop, self._process, self._thread = asyncio.get_running_loop(), os.getpid(), threading.get_ident()
         self._started_at = time.monotonic()
@@ -263,16 +264,10 @@ class Hub:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """While a publisher's request is open: a drain waits for it. Raises Draining when one has begun."""
+        """Count a publisher's request as open while this is entered: a drain waits for it. Raises Draining."""
         self.check_started()
-        if self.draining:
-            raise Draining("The hub is stopping; publish again in a few seconds, or to another node.")
-        self._open_calls += 1
-        try:
+        with self._admission.publisher():
             yield
-        finally:
-            self._open_calls -= 1
-            self._quiet.set()
 
     # Delivering
 
@@ -339,7 +334,7 @@ class Hub:
         asked = Asked(after, last, since)
         filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
-        self._check_room()
+        self._admission.check_subscriber()
         filter = self._delivery.shared(filter, NATIVE)
         subscriber = Subscriber(self.broker, self.totals, filter, name, *self._queue_limits, self._spawner)
         subscriber.turn = self._beat
@@ -371,14 +366,6 @@ class Hub:
         """A reconnection time in milliseconds."""
         return random.randint(*self._retry)
 
-    def _check_room(self) -> None:
-        if self.draining:
-            self.totals.refused += 1
-            raise Draining("The hub is stopping; connect again in a few seconds, or to another node.")
-        if self.totals.subscribers >= self._max_subscribers:
-            self.totals.refused += 1
-            raise Overloaded("The hub has as many subscribers as max_subscribers allows; try again later.")
-
     # Keeping alive
 
     async def _keep_alive(self) -> None:
@@ -408,11 +395,16 @@ class Hub:
 
     # Stopping
 
+    @property
+    def draining(self) -> bool:
+        """True from the begin of a planned stop on."""
+        return self._admission.stopped
+
     def stop_accepting(self) -> None:
         """From now on publishers and new subscribers are sent elsewhere; open streams go on. Safe in a signal
         handler.
         """
-        self.draining = True
+        self._admission.stop()
 
     def begin_drain(self) -> None:
         """``drain`` for who cannot wait for it."""
@@ -436,7 +428,7 @@ class Hub:
         end = loop.time() + window
         with suppress(TimeoutError):  # a publisher that hangs must not cost the readers their bye
             async with asyncio.timeout(window * (1 - SPREAD)):
-                await self._until(lambda: not self._open_calls)
+                await self._until(lambda: not self._admission.open_requests)
                 top = await self.broker.top()
                 await self._until(lambda: self._delivered.offset >= top.offset)
         with suppress(TimeoutError):  # whoever could not take the rest is cut off with the connection

@@ -33,7 +33,7 @@ FLOORS = (
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
     ("brokers.sqlite",),
     ("dialects", "publisher"),
-    ("subscriber",),
+    ("subscriber", "admission"),
     ("delivery",),
     ("joining",),
     ("hub", "web", "web.prefix", "server.uvicorn_internals"),
