@@ -1,7 +1,7 @@
 """The hub: who is subscribed here. It delivers the tail of the log to them.
 
-publish -> broker.publish -> broker.tail -> _deliver -> Group -> Subscriber.offer
-subscribe -> register -> look where the log ends -> welcome -> read the log -> read the queue
+publish -> broker.publish -> broker.tail -> Delivery.deliver -> Subscriber.offer
+subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> read the log -> read the queue
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from sse_app import notices
+from sse_app.admission import Admission
 from sse_app.brokers import Broker, Tail
-from sse_app.delivery import Delivery, Group, in_steps, pieces
+from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
-from sse_app.errors import BrokerError, Draining, HubNotStarted, InvalidSince, InvalidTopic, Overloaded
+from sse_app.errors import BrokerError, HubNotStarted, InvalidTopic
+from sse_app.joining import Asked, Joining
 from sse_app.listening import Door
 from sse_app.metrics import Totals
-from sse_app.notices import GapReason, Welcome
 from sse_app.publication import (
     Audience,
     Draft,
@@ -50,8 +50,6 @@ T = TypeVar("T")
 BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
 RECENT = 100  # publications that /stats lists
 CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
-LAST_MAX = 1_000_000  # publications that a new subscriber may ask for
-TIME_MAX = 1e14  # seconds: three million years, more than `since=999999999d` asks for
 SPREAD = 0.8  # of the drain's window: closes are spread over it, the rest is for the last to finish
 
 NOT_STARTED = (
@@ -110,23 +108,23 @@ class Hub:
         self.broker = broker
         self.totals = Totals()
         self.siblings = Totals()  # of the other workers of this server, a second old
-        self.draining = self._drain_begun = False
+        self._drain_begun = False
         self._queue_limits = (queue_size, queue_bytes)
         self._heartbeat = heartbeat
         self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
-        self._max_subscribers = max_subscribers
         self.drain_window = drain
         self._body_max = body_max
         self._delivery = Delivery()
+        self._joining = Joining(broker, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
         self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
         self._beat = 0
         self._delivered = Position("", 0)  # everything up to here was offered to whom it is for
         self._swept = 0  # offset of the last look for cursors that fall behind
         self._sweep_step = CURSOR_STEP
         self._receipts: dict[str, tuple[Position, int]] = {}  # of keyed publications: a retry gets the same answer
-        self._open_calls = 0
         self._lifespan_awaited = False  # it was given to an app, and nothing has started it since
         self._quiet = asyncio.Event()  # set when something ended that a drain may wait for
+        self._admission = Admission(self.totals, max_subscribers, self._quiet.set)
         self.door = Door()  # of a foreign server, if there is one
         self._started_at: float | None = None
         self._has_stopped = False
@@ -150,7 +148,8 @@ class Hub:
             self.spawn(self._follow(tail))
             self.spawn(self._keep_alive())
             self._stack = stack.pop_all()
-        self.draining = self._drain_begun = self._lifespan_awaited = False
+        self._admission.start()
+        self._drain_begun = self._lifespan_awaited = False
         self.door = Door()
         self._loop, self._process, self._thread = asyncio.get_running_loop(), os.getpid(), threading.get_ident()
         self._started_at = time.monotonic()
@@ -265,16 +264,10 @@ class Hub:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """While a publisher's request is open: a drain waits for it. Raises Draining when one has begun."""
+        """Count a publisher's request as open while this is entered: a drain waits for it. Raises Draining."""
         self.check_started()
-        if self.draining:
-            raise Draining("The hub is stopping; publish again in a few seconds, or to another node.")
-        self._open_calls += 1
-        try:
+        with self._admission.publisher():
             yield
-        finally:
-            self._open_calls -= 1
-            self._quiet.set()
 
     # Delivering
 
@@ -338,10 +331,10 @@ class Hub:
     ) -> Subscriber:
         """``subscribe`` for a stream that outlives the call: whoever has the subscriber must see to its ``leave``."""
         self._check_here()
-        _check_start(after, last, since)
+        asked = Asked(after, last, since)
         filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
-        self._check_room()
+        self._admission.check_subscriber()
         filter = self._delivery.shared(filter, NATIVE)
         subscriber = Subscriber(self.broker, self.totals, filter, name, *self._queue_limits, self._spawner)
         subscriber.turn = self._beat
@@ -350,9 +343,7 @@ class Hub:
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:
-            # Registered first: what is published from here on is offered to it, so that nothing can fall between the
-            # end of the log that is looked up now and what comes next.
-            await self._welcome(subscriber, after, last, since)
+            await self._joining.begin(subscriber, asked)
         except BaseException:
             self.leave(subscriber, CloseReason.GONE)
             raise
@@ -374,75 +365,6 @@ class Hub:
     def retry(self) -> int:
         """A reconnection time in milliseconds."""
         return random.randint(*self._retry)
-
-    def _check_room(self) -> None:
-        if self.draining:
-            self.totals.refused += 1
-            raise Draining("The hub is stopping; connect again in a few seconds, or to another node.")
-        if self.totals.subscribers >= self._max_subscribers:
-            self.totals.refused += 1
-            raise Overloaded("The hub has as many subscribers as max_subscribers allows; try again later.")
-
-    async def _welcome(
-        self, subscriber: Subscriber, after: Position | str | bytes | None, last: int | None, since: float | None
-    ) -> None:
-        """Decide where the subscriber starts; the welcome, and a gap if there is one, come before all else."""
-        top, oldest = await self.broker.top(), await self.broker.oldest()
-        if after is not None:
-            start = _resume(after, oldest, top)
-            if start.gap is GapReason.AHEAD:  # or it was on a node that heard of more
-                top = await self.broker.top(fresh=True)
-                start = _resume(after, oldest, top)
-        elif last is not None:
-            position, enough = await self.broker.last(last, subscriber.filter, subscriber.audience)
-            start = _Start(position, complete=enough or oldest.offset == 0)
-        elif since is not None:
-            position, complete = await self.broker.since(since)
-            start = _Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0), complete)
-        else:
-            start = _Start(top)
-        last_seen = await self._newest(subscriber, oldest)
-        welcome = Welcome(
-            id=start.requested if start.gap else start.position,
-            client=subscriber.client,
-            subscribers=self.totals.subscribers + self.broker.subscribers_elsewhere,
-            topics=subscriber.filter.shown,
-            recovered=after is not None and start.gap is None,
-            last=last_seen.summary(subscriber.filter) if last_seen else None,
-            top=top,
-            complete=start.complete,
-            retry=self.retry(),
-            heartbeat=self._heartbeat,
-        )
-        dialect = subscriber.dialect
-        greeting = dialect.welcome(welcome)
-        if start.gap:
-            self.totals.gaps[start.gap] += 1
-            requested = start.requested and str(start.requested)
-            greeting += dialect.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
-        subscriber.begin(start.position, greeting, behind=start.position != top)
-
-    async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
-        """The newest publication that it may see. What its group was given last needs no look at the log."""
-        group = self._delivery.group_of(subscriber)
-        if not group.known:
-            await self._look_up_newest(group)
-        newest = group.newest
-        if newest is None or newest.position.offset <= oldest.offset:
-            return None
-        if newest.visible_to(subscriber.audience):
-            return newest
-        found = await self.broker.newest(1, group.filter, subscriber.audience)
-        return found[0] if found else None
-
-    async def _look_up_newest(self, group: Group) -> None:
-        """Find the newest publication of a group in the log; all who join it meanwhile wait for one look-up."""
-        group.looking_up = group.looking_up or asyncio.Lock()
-        async with group.looking_up:
-            if not group.known:
-                found = await self.broker.newest(1, group.filter, None)
-                if not group.known:  # nothing was delivered meanwhile
-                    group.set_newest(found[0] if found else None)
 
     # Keeping alive
 
@@ -475,11 +397,16 @@ class Hub:
 
     # Stopping
 
+    @property
+    def draining(self) -> bool:
+        """True from the begin of a planned stop on."""
+        return self._admission.stopped
+
     def stop_accepting(self) -> None:
         """From now on publishers and new subscribers are sent elsewhere; open streams go on. Safe in a signal
         handler.
         """
-        self.draining = True
+        self._admission.stop()
 
     def begin_drain(self) -> None:
         """``drain`` for who cannot wait for it."""
@@ -503,7 +430,7 @@ class Hub:
         end = loop.time() + window
         with suppress(TimeoutError):  # a publisher that hangs must not cost the readers their bye
             async with asyncio.timeout(window * (1 - SPREAD)):
-                await self._until(lambda: not self._open_calls)
+                await self._until(lambda: not self._admission.open_requests)
                 top = await self.broker.top()
                 await self._until(lambda: self._delivered.offset >= top.offset)
         with suppress(TimeoutError):  # whoever could not take the rest is cut off with the connection
@@ -581,50 +508,6 @@ class Hub:
             "subscribers_elsewhere": self.broker.subscribers_elsewhere,
             "bad_envelopes": self.broker.bad_envelopes,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where a subscriber starts to read; with a gap, what it had ``requested`` (None for what is no position). Of one
-    that starts in the past, ``complete`` says whether nothing that it asked for was trimmed.
-    """
-
-    position: Position
-    gap: GapReason | None = None
-    requested: Position | None = None
-    complete: bool | None = None
-
-
-def _check_start(after: object, last: object, since: object) -> None:
-    """Raises InvalidSince for what says nothing about where a subscriber starts."""
-    if not isinstance(after, Position | str | bytes | None):
-        raise InvalidSince("after is a Position, or the id of an event.")
-    if last is not None and not (isinstance(last, int) and 0 <= last <= LAST_MAX):
-        raise InvalidSince(f"last is a whole number from 0 to {LAST_MAX}.")
-    if since is not None and not (isinstance(since, int | float) and abs(since) <= TIME_MAX):
-        raise InvalidSince("since is Unix time in seconds, such as datetime.timestamp() gives.")
-    if last is not None and since is not None:
-        raise InvalidSince("Give last or since, not both.")
-
-
-def _resume(after: Position | str | bytes, oldest: Position, top: Position) -> _Start:
-    """Where a client with this cursor goes on. ``oldest`` is the position just before what the log still holds.
-
-    A cursor of another epoch was before everything in this one, so all of it is new. One that means nothing here
-    (malformed, or past the end) says nothing about what its client has seen: it starts with what comes next.
-    """
-    if isinstance(after, str):
-        after = after.encode(errors="replace")
-    cursor = after if isinstance(after, Position) else Position.parse(after)
-    if cursor is None:
-        return _Start(top, GapReason.MALFORMED)
-    if cursor.epoch != top.epoch:
-        return _Start(oldest, GapReason.EPOCH, cursor)
-    if cursor.offset > top.offset:
-        return _Start(top, GapReason.AHEAD, cursor)
-    if cursor.offset < oldest.offset:
-        return _Start(oldest, GapReason.TRIMMED, cursor)
-    return _Start(cursor)
 
 
 async def _outside_tasks(steps: Iterator[None]) -> None:

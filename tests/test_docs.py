@@ -43,7 +43,8 @@ from sse_app.client import Client
 from sse_app.commands import Exit
 from sse_app.config import ENV_PREFIX, Setting
 from sse_app.errors import InvalidClient
-from sse_app.hub import LAST_MAX, RECENT
+from sse_app.hub import RECENT
+from sse_app.joining import LAST_MAX
 from sse_app.metrics import Totals, exposition
 from sse_app.payload import JSON_DEPTH
 from sse_app.pytest_plugin import HubServer

@@ -18,7 +18,7 @@ from starlette.types import Message
 from sse_app import Config, Event, Hub
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES
-from sse_app.hub import LAST_MAX
+from sse_app.joining import LAST_MAX
 from sse_app.pytest_plugin import HubServer
 from sse_app.server.protocol import TARGET_MAX
 from sse_app.testing import run_virtual

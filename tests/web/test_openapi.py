@@ -11,7 +11,7 @@ from starlette.routing import Mount, Route
 import sse_app
 from sse_app.errors import BadInput, InvalidData, Unavailable
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, TYPE_MAX
-from sse_app.hub import LAST_MAX
+from sse_app.joining import LAST_MAX
 from sse_app.notices import GapReason
 from sse_app.subscriber import CloseReason
 from sse_app.topics import TOPIC_MAX

@@ -1,0 +1,154 @@
+"""Joining: where a new subscriber starts to read, and what it is told first."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sse_app.brokers import Broker
+from sse_app.delivery import Delivery, Group
+from sse_app.errors import InvalidSince
+from sse_app.metrics import Totals
+from sse_app.notices import GapReason, Welcome
+from sse_app.publication import Position, Publication
+from sse_app.subscriber import Subscriber
+
+LAST_MAX = 1_000_000  # publications that a new subscriber may ask for
+TIME_MAX = 1e14  # seconds: three million years, more than `since=999999999d` asks for
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Where a subscriber asks to start: ``after`` an id; else with the newest ``last`` publications, or with those
+    ``since`` a Unix time; else with what comes next. Raises InvalidSince.
+    """
+
+    after: Position | str | bytes | None = None
+    last: int | None = None
+    since: float | None = None
+
+    def __post_init__(self) -> None:
+        after, last, since = self.after, self.last, self.since
+        if not isinstance(after, Position | str | bytes | None):
+            raise InvalidSince("after is a Position, or the id of an event.")
+        if last is not None and not (isinstance(last, int) and 0 <= last <= LAST_MAX):
+            raise InvalidSince(f"last is a whole number from 0 to {LAST_MAX}.")
+        if since is not None and not (isinstance(since, int | float) and abs(since) <= TIME_MAX):
+            raise InvalidSince("since is Unix time in seconds, such as datetime.timestamp() gives.")
+        if last is not None and since is not None:
+            raise InvalidSince("Give last or since, not both.")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The ``position`` behind which a subscriber starts to read.
+
+    With a ``gap``, ``requested`` is the position that cannot be continued from, None for what is no position. Of one
+    that starts in the past, ``complete`` says whether nothing that it asked for was trimmed.
+    """
+
+    position: Position
+    gap: GapReason | None = None
+    requested: Position | None = None
+    complete: bool | None = None
+
+
+class Joining:
+    """Begins the streams of subscribers that were added to the delivery.
+
+    ``retry`` gives a reconnection time in milliseconds; ``heartbeat`` is in seconds.
+    """
+
+    def __init__(
+        self, broker: Broker, delivery: Delivery, totals: Totals, *, retry: Callable[[], int], heartbeat: float
+    ) -> None:
+        self._broker, self._delivery, self._totals = broker, delivery, totals
+        self._retry, self._heartbeat = retry, heartbeat
+
+    async def begin(self, subscriber: Subscriber, asked: Asked) -> None:
+        """Decide where a subscriber starts; the welcome, and a gap if there is one, come before all else.
+
+        It has been added before the end of the log is read here: what is published meanwhile is offered to it, so that
+        nothing falls between that end and what comes next.
+        """
+        top, oldest = await self._broker.top(), await self._broker.oldest()
+        start = await self._start(subscriber, asked, oldest, top)
+        if start.gap is GapReason.AHEAD:  # unless it was on a node that knows of more
+            top = await self._broker.top(fresh=True)
+            start = await self._start(subscriber, asked, oldest, top)
+        newest = await self._newest(subscriber, oldest)
+        dialect = subscriber.dialect
+        greeting = dialect.welcome(self._welcome(subscriber, asked, start, newest, top))
+        if start.gap:
+            self._totals.gaps[start.gap] += 1
+            requested = start.requested and str(start.requested)
+            greeting += dialect.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
+        subscriber.begin(start.position, greeting, behind=start.position != top)
+
+    async def _start(self, subscriber: Subscriber, asked: Asked, oldest: Position, top: Position) -> Start:
+        if asked.after is not None:
+            return resume(asked.after, oldest, top)
+        if asked.last is not None:
+            position, enough = await self._broker.last(asked.last, subscriber.filter, subscriber.audience)
+            return Start(position, complete=enough or oldest.offset == 0)
+        if asked.since is not None:
+            position, complete = await self._broker.since(asked.since)
+            return Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0), complete)
+        return Start(top)
+
+    def _welcome(
+        self, subscriber: Subscriber, asked: Asked, start: Start, newest: Publication | None, top: Position
+    ) -> Welcome:
+        return Welcome(
+            id=start.requested if start.gap else start.position,
+            client=subscriber.client,
+            subscribers=self._totals.subscribers + self._broker.subscribers_elsewhere,
+            topics=subscriber.filter.shown,
+            recovered=asked.after is not None and start.gap is None,
+            last=newest.summary(subscriber.filter) if newest else None,
+            top=top,
+            complete=start.complete,
+            retry=self._retry(),
+            heartbeat=self._heartbeat,
+        )
+
+    async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
+        """Return the newest publication that a subscriber may see; most often its group knows it from the delivery."""
+        group = self._delivery.group_of(subscriber)
+        if not group.known:
+            await self._look_up_newest(group)
+        newest = group.newest
+        if newest is None or newest.position.offset <= oldest.offset:
+            return None
+        if newest.visible_to(subscriber.audience):
+            return newest
+        found = await self._broker.newest(1, group.filter, subscriber.audience)
+        return found[0] if found else None
+
+    async def _look_up_newest(self, group: Group) -> None:
+        """Find the newest publication of a group in the log; all who join it meanwhile wait for one look-up."""
+        group.looking_up = group.looking_up or asyncio.Lock()
+        async with group.looking_up:
+            if not group.known:
+                found = await self._broker.newest(1, group.filter, None)
+                if not group.known:  # nothing was delivered meanwhile
+                    group.set_newest(found[0] if found else None)
+
+
+def resume(after: Position | str | bytes, oldest: Position, top: Position) -> Start:
+    """Return where a client with this cursor goes on. ``oldest`` is the position just before what the log still holds.
+
+    A cursor of another epoch was before everything in this one, so all of it is new. One that means nothing here
+    (malformed, or past the end) says nothing about what its client has seen: it starts with what comes next.
+    """
+    if isinstance(after, str):
+        after = after.encode(errors="replace")
+    cursor = after if isinstance(after, Position) else Position.parse(after)
+    if cursor is None:
+        return Start(top, GapReason.MALFORMED)
+    if cursor.epoch != top.epoch:
+        return Start(oldest, GapReason.EPOCH, cursor)
+    if cursor.offset > top.offset:
+        return Start(top, GapReason.AHEAD, cursor)
+    if cursor.offset < oldest.offset:
+        return Start(oldest, GapReason.TRIMMED, cursor)
+    return Start(cursor)
