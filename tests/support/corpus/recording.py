@@ -1,0 +1,131 @@
+"""What was recorded of all histories, and how a history of today is held against it.
+
+For each history a line: its number, the digest of its transcript, the digest of what ``changes.py`` makes of that
+(``=`` when it is the same), and a character for each block, to find the one that differs. Of every 50th history the
+whole transcript follows, so that a change of the wire can be read where it is recorded.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import unified_diff
+from itertools import zip_longest
+from pathlib import Path
+from typing import Self
+
+from tests.support.corpus import changes
+from tests.support.corpus.changes import with_matched_topics
+from tests.support.corpus.play import play
+from tests.support.corpus.scripts import HISTORIES
+from tests.support.corpus.transcript import blocks_of, digest_of, marks_of
+
+PATH = Path(__file__).with_name("recorded.txt")
+EVERY = 50  # histories of which one is recorded as a whole, the last
+
+TITLE = """\
+The wire of {count:,} histories, made by `python3 -m tests.support.corpus --record`; tests/support/corpus/__init__.py
+says when that may be done. In them: {found}.
+"""
+
+# What the histories must have in them, or they would prove nothing about it.
+WANTED = {
+    "welcomes": r"^  event: welcome$",
+    "resumed": r'"recovered":true',
+    "complete": r'"complete":true',
+    "incomplete": r'"complete":false',
+    "trimmed": r'^  data: \{"requested":.*"reason":"trimmed"\}$',
+    "other epochs": r'^  data: \{"requested":.*"reason":"epoch"\}$',
+    "ahead": r'^  data: \{"requested":.*"reason":"ahead"\}$',
+    "malformed": r'^  data: \{"requested":.*"reason":"malformed"\}$',
+    "moved cursors": r"^  event: cursor$",
+    "heartbeats": r"^  :$",
+    "byes": r"^  event: bye$",
+    "told to come back": r"^  -> \w+\n  retry: \d+\n$",
+    "reused keys": r"KeyReused|key_reused",
+    "overloaded": r"Overloaded| overloaded",
+    "welcomes that name topics not asked for": "",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    digest: str
+    changed: str  # the digest with the change that is to come
+    marks: str
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        changed = with_matched_topics(text)
+        return cls(digest_of(text), digest_of(changed), marks_of(changed))
+
+    def __str__(self) -> str:
+        return f"{self.digest} {'=' if self.changed == self.digest else self.changed} {self.marks}"
+
+
+class Recording:
+    """``rows`` by number, ``whole`` transcripts by number."""
+
+    def __init__(self, rows: dict[int, Row], whole: dict[int, str]) -> None:
+        self.rows, self.whole = rows, whole
+
+    @classmethod
+    def load(cls) -> Self:
+        title, *transcripts = re.split(r"^(?=history \d+ )", PATH.read_text("utf-8"), flags=re.MULTILINE)
+        rows = {}
+        for line in title.split("\n\n")[1].splitlines():
+            number, digest, changed, marks = line.split(" ")
+            rows[int(number)] = Row(digest, digest if changed == "=" else changed, marks)
+        return cls(rows, {int(text.split(" ", 2)[1]): text for text in transcripts})
+
+    def difference(self, number: int, text: str) -> str | None:
+        """What is not as it was in this transcript of today; None when it is equal byte for byte."""
+        row, whole = self.rows[number], self.whole.get(number)
+        expected = row.changed if changes.LAST_NAMES_MATCHED_TOPICS else row.digest
+        if digest_of(text) == expected:
+            return None
+        if whole is None:
+            return _located(number, text, row.marks)
+        if changes.LAST_NAMES_MATCHED_TOPICS:
+            whole = with_matched_topics(whole)
+        lines = unified_diff(whole.splitlines(), text.splitlines(), "recorded", "now", lineterm="", n=6)
+        return "\n".join([f"history {number} is not what was recorded:", *lines])
+
+
+def _located(number: int, text: str, marks: str) -> str:
+    """The first block that is not what was recorded, of which only a mark is left."""
+    blocks = zip_longest(blocks_of(text), marks_of(with_matched_topics(text)), marks)
+    differing = next((block or "its end" for block, now, before in blocks if now != before), "a topic of its welcomes")
+    where = f"the first step that differs is now\n\n{differing}"
+    return (
+        f"history {number} is not what was recorded: {where}\n\n"
+        f"`python3 -m tests.support.corpus --show {number}` shows all of it, on this tree and on one before the change."
+    )
+
+
+def differences(numbers: Iterable[int]) -> Iterator[str]:
+    """Play these histories, and tell what is not as it was recorded."""
+    recording = Recording.load()
+    for number in numbers:
+        if told := recording.difference(number, play(number)):
+            yield told
+
+
+def record() -> str:
+    """Play all histories and write down what came. Returns what is in them."""
+    texts = [play(number) for number in range(HISTORIES)]
+    found = _found(texts)
+    rows = "\n".join(f"{number} {Row.of(text)}" for number, text in enumerate(texts))
+    title = TITLE.format(count=HISTORIES, found=found)
+    PATH.write_text(f"{title}\n{rows}\n\n{''.join(texts[EVERY - 1 :: EVERY])}", "utf-8")
+    return found
+
+
+def _found(texts: list[str]) -> str:
+    counts = {
+        name: sum(len(re.findall(pattern, text, re.MULTILINE)) if pattern else 0 for text in texts)
+        for name, pattern in WANTED.items()
+    }
+    counts["welcomes that name topics not asked for"] = sum(with_matched_topics(text) != text for text in texts)
+    missing = [name for name, count in counts.items() if not count]
+    assert not missing, f"not in any history: {', '.join(missing)}"
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
