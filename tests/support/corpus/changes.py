@@ -1,8 +1,8 @@
-"""The one change of the wire that is known to come, as a rule on what was recorded.
+"""The one change of the wire since the recording, as a rule on what was recorded.
 
-``last`` of a welcome will name only those topics of the publication that the stream's own filter matches. What is
-expected then is not looked up in what the hub answers: it follows from the recorded welcome, which has the filter in
-it. The commit that changes the welcome sets ``LAST_NAMES_MATCHED_TOPICS``; nothing is recorded anew for it.
+``last`` of a welcome names only those topics of the publication that the stream's own filter matches. What is expected
+is not looked up in what the hub answers: it follows from the recorded welcome, which has the filter in it. Nothing was
+recorded anew for it.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-LAST_NAMES_MATCHED_TOPICS = False
+LAST_NAMES_MATCHED_TOPICS = True
 
 _WELCOME = re.compile(r'^  data: (\{"message":"Welcome!".*\})$', re.MULTILINE)
 
