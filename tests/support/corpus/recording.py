@@ -1,4 +1,4 @@
-"""What was recorded of all histories, and how a history of today is held against it.
+"""The recording of all histories, and how a history of today is held against it.
 
 For each history a line: its number, the digest of its transcript, the digest of what ``changes.py`` makes of that
 (``=`` when it is the same), and a character for each block, to find the one that differs. Of every 50th history the
@@ -27,7 +27,7 @@ The wire of {count:,} histories, made by `python3 -m tests.support.corpus --reco
 says when that may be done. In them: {found}.
 """
 
-# What the histories must have in them, or they would prove nothing about it.
+# Signs of what the histories must have in them, or they would prove nothing about it.
 WANTED = {
     "welcomes": r"^  event: welcome$",
     "resumed": r'"recovered":true',
@@ -43,7 +43,6 @@ WANTED = {
     "told to come back": r"^  -> \w+\n  retry: \d+\n$",
     "reused keys": r"KeyReused|key_reused",
     "overloaded": r"Overloaded| overloaded",
-    "welcomes that name topics not asked for": "",
 }
 
 
@@ -78,7 +77,7 @@ class Recording:
         return cls(rows, {int(text.split(" ", 2)[1]): text for text in transcripts})
 
     def difference(self, number: int, text: str) -> str | None:
-        """What is not as it was in this transcript of today; None when it is equal byte for byte."""
+        """Return what is not as it was in this transcript of today; None when it is equal byte for byte."""
         row, whole = self.rows[number], self.whole.get(number)
         expected = row.changed if changes.LAST_NAMES_MATCHED_TOPICS else row.digest
         if digest_of(text) == expected:
@@ -92,7 +91,7 @@ class Recording:
 
 
 def _located(number: int, text: str, marks: str) -> str:
-    """The first block that is not what was recorded, of which only a mark is left."""
+    """Tell the first block that is not what was recorded, of which only its mark is left."""
     blocks = zip_longest(blocks_of(text), marks_of(with_matched_topics(text)), marks)
     differing = next((block or "its end" for block, now, before in blocks if now != before), "a topic of its welcomes")
     where = f"the first step that differs is now\n\n{differing}"
@@ -103,7 +102,7 @@ def _located(number: int, text: str, marks: str) -> str:
 
 
 def differences(numbers: Iterable[int]) -> Iterator[str]:
-    """Play these histories, and tell what is not as it was recorded."""
+    """Play these histories, and tell of each that is not as it was recorded."""
     recording = Recording.load()
     for number in numbers:
         if told := recording.difference(number, play(number)):
@@ -121,11 +120,7 @@ def record() -> str:
 
 
 def _found(texts: list[str]) -> str:
-    counts = {
-        name: sum(len(re.findall(pattern, text, re.MULTILINE)) if pattern else 0 for text in texts)
-        for name, pattern in WANTED.items()
-    }
-    counts["welcomes that name topics not asked for"] = sum(with_matched_topics(text) != text for text in texts)
+    counts = {name: sum(len(re.findall(sign, text, re.MULTILINE)) for text in texts) for name, sign in WANTED.items()}
     missing = [name for name, count in counts.items() if not count]
     assert not missing, f"not in any history: {', '.join(missing)}"
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -16,7 +16,7 @@ from starlette.routing import Mount
 from sse_app import Hub
 from sse_app.brokers.sqlite import SQLiteBroker
 from sse_app.testing import live
-from tests.chaos import client as heads
+from tests.chaos.client import Answer as HTTPAnswer
 from tests.chaos.client import Chunks, Connection
 from tests.support.corpus.chance import Surroundings
 from tests.support.corpus.requests import get_of, outcome_of, post_of
@@ -147,7 +147,7 @@ class SocketStage(Stage):
                 pass
 
 
-def head_of(answer: heads.Answer) -> list[str]:
+def head_of(answer: HTTPAnswer) -> list[str]:
     return [str(answer.status), *(f"{name}: {value}" for name, value in answer.headers.items() if name != "date")]
 
 
