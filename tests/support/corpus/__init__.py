@@ -9,7 +9,7 @@ and ``read``, the ASGI app, a log in a file, a server on a socket. ``recorded.tx
 histories as a digest. Nothing in here knows a private name of the hub.
 
 A change of the inside, however large, leaves the recording as it is. It is made anew only for a change of the wire that
-the changelog names, in the commit of that change, whose diff of ``recorded.txt`` then shows it. The recording that is
-there was made on 52d9bc9; ``changes.py`` has the one change of the wire since, and goes with the next recording. A change
-of ``scripts.py`` makes other histories: it is recorded on the tree before a change of the wire, never together with it.
+the changelog names, in the commit of that change, whose diff of ``recorded.txt`` then shows it. The one that is there
+was made on 52d9bc9; ``changes.py`` has the one change of the wire since, and goes with the next recording. A change of
+``scripts.py`` makes other histories: it is recorded on the tree before a change of the wire, never together with it.
 """
