@@ -188,7 +188,7 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
 
 
 async def test_three_nodes_and_a_stranger(server: NatsServer, node: Start) -> None:
-    """Each publication comes once to each, and what is not ours to nobody."""
+    """Each publication comes once to each, and in place of what is not ours all are told that something is missing."""
     url = server.url("shared")
     nodes = await asyncio.gather(*(node(url) for _ in range(3)))
     each = count(ci=300, full=3_400)
@@ -212,9 +212,17 @@ async def test_three_nodes_and_a_stranger(server: NatsServer, node: Start) -> No
             await told(has(stream, last))
     assert offset_of(last) == 3 * each + 100 + 1
     for stream in streams:
-        assert not stream.of_type("gap")
         assert stream.offsets == sorted(set(stream.offsets))
         assert len(stream.offsets) == 3 * each + 1
+        missing = [offset for gap in stream.of_type("gap") for offset in _lost(gap)]
+        assert sorted(missing + stream.offsets) == [*range(1, offset_of(last) + 1)]
+
+
+def _lost(gap: Event) -> range:
+    """The offsets that a gap says this node cannot show."""
+    told = json.loads(gap.data)
+    assert told["reason"] == "lost"
+    return range(offset_of(told["requested"]) + 1, offset_of(gap.id or "") + 1)
 
 
 # --- the log is lost ---
