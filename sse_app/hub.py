@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
 RECENT = 100  # publications that /stats lists
-CURSOR_STEP = 64  # publications at least between two looks for cursors that fall behind
+CURSOR_STEP = 64  # publications at least between two searches for cursors that fall behind
 SPREAD = 0.8  # of the drain's window: closes are spread over it, the rest is for the last to finish
 
 NOT_STARTED = (
@@ -225,7 +225,7 @@ class Hub:
         return await self.publish_draft(Draft.compose(data, body_max=self._body_max, **options))
 
     async def publish_draft(self, draft: Draft) -> Receipt:
-        """``publish`` for who has checked it already."""
+        """Publish a draft, which is checked already."""
         self._check_here()
         key, before = draft.idempotency_key, self._delivered
         position = await self.broker.publish(draft)
@@ -282,7 +282,7 @@ class Hub:
                 await self._move_cursors(list(self._delivery))
 
     async def _read_again(self) -> None:
-        """The tail does not go on where it was: another epoch, or some are lost. Everyone reads on from the log."""
+        """Let everyone read on from the log: the tail began another epoch, or left publications out."""
         self._delivered = await self.broker.top()
         self._delivery.forget_newest()
         await _outside_tasks(in_steps(Subscriber.fall_behind, list(self._delivery)))
@@ -369,7 +369,7 @@ class Hub:
     # Keeping alive
 
     async def _keep_alive(self) -> None:
-        """One owner of every subscriber's heartbeat: each has its turn once in ``heartbeat`` seconds."""
+        """Send each subscriber a heartbeat once in ``heartbeat`` seconds."""
         while True:
             await asyncio.sleep(self._heartbeat / BEATS)
             if self.broker.outdated:

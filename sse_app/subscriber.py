@@ -74,7 +74,7 @@ class Batch:
 AGAIN = (0.2, 1.0)  # seconds, random in between, until it tries to read a log again that could not be read
 
 HEARTBEAT = Batch(NATIVE.heartbeat)
-WAKE = Batch(b"")  # makes a waiting reader look around
+WAKE = Batch(b"")  # ends the wait of a reader, so that it sees its subscriber's new state
 
 
 class Writer(Protocol):
@@ -184,7 +184,7 @@ class Subscriber:
         self._wake()
 
     def fall_behind(self) -> None:
-        """What was offered does not lead on from here: go on from the log itself."""
+        """Go on from the log itself, because what was offered does not follow what was read."""
         self._behind, self._until = True, None
         self._take_all()
         if self._ready:
@@ -217,7 +217,7 @@ class Subscriber:
                 self._wake()
 
     def cut(self) -> None:
-        """End a stream that is written where it stands: the hub is over. What it lacks its client comes back for."""
+        """End a written stream at once, because the hub has ended. Its client resumes and gets what it lacks."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             self._end()
@@ -286,7 +286,9 @@ class Subscriber:
                     await writable
                     self._writable = writable = asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            self.cut()  # by the hub's end, or a deadline in a foreign send that took this task for its own
+            # The hub has ended; or middleware wraps a foreign server's send in asyncio.timeout(), which cancels the
+            # current task: here that is this catch-up.
+            self.cut()
             raise
         except Exception as error:
             # One line, and never what was being sent. A clean end lets the client come back and resume.
@@ -299,7 +301,7 @@ class Subscriber:
     # Reading
 
     async def read(self) -> bytes:
-        """The next bytes of the stream, all that waits in one piece; b"" when it has ended.
+        """Return the next bytes of the stream, all that waits in one piece; b"" when it has ended.
 
         Cancelling it loses nothing: the next call goes on where this one was.
         """
@@ -328,7 +330,7 @@ class Subscriber:
             self._waiting().put_nowait(WAKE)
 
     async def _read_log(self) -> bytes:
-        """The next page of what it lacks; b"" also when the log cannot be read just now."""
+        """Return the next page of what the subscriber lacks; b"" also when the log cannot be read just now."""
         try:
             return await self._read_page()
         except BrokerError:
@@ -341,7 +343,7 @@ class Subscriber:
 
     async def _read_page(self) -> bytes:
         if self._until is None:
-            self._behind = False  # from here on it takes what is new, and only then looks where the log ends
+            self._behind = False  # from here on the queue takes what is new; only then is the end of the log read
             try:
                 self._until = await self._broker.top()
             except BaseException:
@@ -355,7 +357,7 @@ class Subscriber:
         parts += blocks
         self._epoch, self._offset = page.end
         self._count_written(events, gaps)
-        if page.end.epoch != until.epoch:  # the log began anew meanwhile: look again where it ends
+        if page.end.epoch != until.epoch:  # the log began anew meanwhile: its end has to be read again
             self._behind, self._until = True, None
         elif self._offset >= until.offset:
             self._until = None
@@ -381,7 +383,7 @@ class Subscriber:
         return batches
 
     def _join(self, batches: list[Batch]) -> bytes:
-        """The bytes of what was taken from the queue, without what was read from the log already."""
+        """Return the bytes of what was taken from the queue, without what was read from the log already."""
         parts = []
         for batch in batches:
             if not batch.top:
