@@ -26,7 +26,7 @@ FLOORS = (
     ("brokers.sqlite.watermark", "brokers.sqlite.nodes"),
     ("brokers.redis.connection", "brokers.redis.entries"),
     ("brokers.redis",),
-    ("brokers.nats.url", "brokers.nats.entries"),
+    ("brokers.nats.url", "brokers.nats.entries", "brokers.nats.internals"),
     ("brokers.nats.connection", "brokers.nats.feed", "brokers.nats.nodes"),
     ("brokers.nats.log",),
     ("brokers.nats",),
@@ -77,7 +77,7 @@ KNOWS = {
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},
-    "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in ("connection", "feed", "log", "nodes"))},
+    "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in ("connection", "feed", "internals", "log", "nodes"))},
     "prometheus_client": {"metrics", "web.endpoints.operations"},  # the endpoints for the media type alone
 }
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

@@ -12,6 +12,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
+from sse_app.brokers.nats.internals import abort, demands_tls, fail_waiting
 from sse_app.brokers.nats.url import Place
 
 logger = logging.getLogger("sse_app")
@@ -25,15 +26,16 @@ FAILURES = (nats.errors.Error, OSError)
 
 @asynccontextmanager
 async def connected(place: Place, on_close: Callable[[], object]) -> AsyncIterator[Client]:
-    """A connection to one of the servers; ``on_close`` is called when it breaks. Raises FAILURES when there is none."""
+    """Connect to one of the servers; ``on_close`` is called when the connection breaks. Raises FAILURES without one."""
     client = Client()
 
     def check_tls() -> None:
-        if place.demands_tls and not client._server_info.get("tls_required"):
+        if place.demands_tls and not demands_tls(client):
             raise nats.errors.SecureConnRequiredError
 
     def secret(value: str | None) -> Callable[[], str] | None:
-        """Asked for when the server has spoken, and not told without TLS where the URL wants that."""
+        """Return a callback: nats-py asks for a secret once the server has spoken, and gets none without the TLS that
+        the URL demands."""
 
         def tell() -> str:
             check_tls()
@@ -42,10 +44,7 @@ async def connected(place: Place, on_close: Callable[[], object]) -> AsyncIterat
         return None if value is None else tell
 
     async def closed() -> None:
-        """nats-py would let everyone wait for answers that cannot come any more, as long as they would."""
-        for answer in list(client._resp_map.values()):
-            if not answer.done():
-                answer.set_exception(nats.errors.TimeoutError())
+        fail_waiting(client)
         on_close()
 
     try:
@@ -79,27 +78,22 @@ async def connected(place: Place, on_close: Callable[[], object]) -> AsyncIterat
 
 
 async def _close(client: Client) -> None:
-    """Leave nothing behind. nats-py itself waits until all that was written has left, on a dead connection for ever,
-    and for the end of one whose TLS failed; when a connection breaks while it closes it, it forgets the tasks of its
-    subscriptions, and nobody hears of the error in its own.
+    """Close a connection and end its tasks, within CLOSE seconds.
+
+    nats-py itself waits until all that was written has left, on a dead connection for ever, and for the end of one
+    whose TLS failed; an error in one of its own tasks would be reported by nobody.
     """
     if client.is_connected:
         with suppress(*FAILURES):  # what was sent shall arrive, if it can
             async with asyncio.timeout(CLOSE):
                 await client.flush()
-    client._pending.clear()
-    client._pending_data_size = 0
-    if (writer := getattr(client._transport, "_io_writer", None)) is not None:
-        writer.transport.abort()
-    for subscription in list(client._subs.values()):
-        subscription._stop_processing()
-    tasks = client._reading_task, client._flusher_task, client._ping_interval_task
+    tasks = abort(client)
     with suppress(*FAILURES):
         async with asyncio.timeout(CLOSE):
             await client.close()
-    for task in filter(None, tasks):
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*filter(None, tasks), return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _note(error: Exception) -> None:
