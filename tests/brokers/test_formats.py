@@ -69,7 +69,7 @@ def test_what_must_not_be_ignored_is_lost(
     [
         {"v": 0},
         {"v": -1},
-        {"v": 2**70},
+        {"v": 2**64 - 1},
         {"v": None},
         {"v": "2"},
         {"v": True},
@@ -84,11 +84,7 @@ def test_what_must_not_be_ignored_is_lost(
 def test_what_breaks_the_rules_is_lost(
     read: Read, made: Callable[..., bytes], good: bytes, fields: dict[str, Any]
 ) -> None:
-    try:
-        data = made(**fields)
-    except OverflowError:
-        pytest.skip("MessagePack has no such number")
-    assert read(data).lost
+    assert read(made(**fields)).lost
 
 
 @each_format
