@@ -222,11 +222,14 @@ class Hub:
         the same. Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
         """
         self._check_here()
-        return await self.publish_draft(Draft.compose(data, body_max=self._body_max, **options))
+        return await self._publish(Draft.compose(data, body_max=self._body_max, **options))
 
     async def publish_draft(self, draft: Draft) -> Receipt:
         """Publish a draft, which is checked already."""
         self._check_here()
+        return await self._publish(draft)
+
+    async def _publish(self, draft: Draft) -> Receipt:
         key, before = draft.idempotency_key, self._delivered
         position = await self.broker.publish(draft)
         if key is not None and (known := self._receipts.get(key)) and known[0] == position:

@@ -133,7 +133,8 @@ class Draft:
 
     def __post_init__(self) -> None:
         if self.idempotency_key is not None:
-            check_idempotency_key(self.idempotency_key)
+            # As a plain str: str() of an enum is its name.
+            object.__setattr__(self, "idempotency_key", check_idempotency_key(self.idempotency_key))
 
     @classmethod
     def compose(
@@ -157,7 +158,7 @@ class Draft:
             topics,
             check_clients(recipients("to", to, InvalidClient)),
             check_clients(names("exclude", exclude, InvalidClient)),
-            None if idempotency_key is None else check_idempotency_key(idempotency_key),
+            idempotency_key,
             not isinstance(data, str) if is_json is None else is_json,
         )
 

@@ -42,6 +42,7 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 
 def envelope(draft: Draft) -> bytes:
     """Return what is stored of a draft, the same bytes for the same one. Raises InvalidEvent."""
+    draft.encode()  # refuses what cannot go to subscribers
     return _encoded(draft, VERSION, draft.is_json)
 
 
@@ -51,7 +52,6 @@ def content(draft: Draft) -> bytes:
 
 
 def _encoded(draft: Draft, version: int, is_json: bool) -> bytes:
-    draft.encode()  # refuses what cannot go to subscribers
     named = tuple(sorted(draft.to)), tuple(sorted(draft.exclude))
     return _encode(_Envelope(version, draft.event.data, draft.event.type, draft.topics, *named, is_json))
 
