@@ -141,13 +141,13 @@ class TopicFilter:
     @classmethod
     def parse(cls, patterns: Iterable[str]) -> "TopicFilter":
         """Return the filter of these patterns. Raises InvalidTopic, TooManyTopics (more than 100)."""
-        unique = tuple(sorted(set(patterns)))
+        unique = set(patterns)
         if len(unique) > TOPICS_PER_FILTER:
             raise TooManyTopics(f"A subscriber has at most {TOPICS_PER_FILTER} topic filters.")
         for pattern in unique:
             if "**" in _segments(pattern)[:-1]:
                 raise InvalidTopic("In a topic filter the segment ** stands only at the end, for the rest.")
-        return cls(unique)
+        return cls(tuple(unique))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patterns", tuple(sorted(set(self.patterns))))
@@ -340,7 +340,7 @@ def _in_common(asked: TopicFilter, granted: TopicFilter) -> Iterator[tuple[str, 
 
 def _canonical(patterns: Collection[str]) -> TopicFilter:
     """The filter of these patterns without those that others cover."""
-    every = TopicFilter(tuple(sorted(patterns)))
+    every = TopicFilter(tuple(patterns))
     return TopicFilter(tuple(pattern for pattern in every.patterns if not every.covers(pattern)))
 
 
