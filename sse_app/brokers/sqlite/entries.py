@@ -43,18 +43,21 @@ def split(joined: str) -> tuple[str, ...]:
 def is_understood(version: int | None, crit: str | None) -> bool:
     """Return True when a row with these may be shown."""
     try:
-        check_understood(VERSION if version is None else version, split(crit or ""))
+        _check(version, crit)
     except NotUnderstood:
         return False
     return True
+
+
+def _check(version: int | None, crit: str | None) -> None:
+    check_understood(VERSION if version is None else version, split(crit or ""))
 
 
 def publication_of(row: Row, epoch: str) -> Publication:
     """Return the publication of a row; one that is lost for what cannot be read or must not be shown."""
     position = Position(epoch, row.offset)
     try:
-        if not is_understood(row.version, row.crit):
-            raise NotUnderstood
+        _check(row.version, row.crit)
         topics, to, exclude = split(row.topics), frozenset(split(row.to)), frozenset(split(row.exclude))
         check_topics(topics)
         check_body(row.type, row.body)
