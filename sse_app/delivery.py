@@ -156,7 +156,7 @@ class Delivery:
                 wanted[group] = wanted.get(group, 0) | bit
         for group, matching in wanted.items():
             if told := matching & ~piece.lost:
-                group.newest, group.known = piece.publications[told.bit_length() - 1], True
+                group.set_newest(piece.publications[told.bit_length() - 1])
         return wanted
 
     def _own(self, piece: "_Piece", wanted: dict[Group, int]) -> dict[Group, dict[Subscriber, int]]:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from sse_app.events import Event, encode
+from sse_app.events import Event, Notice, encode
 from sse_app.publication import Position, Publication
 
 HEARTBEAT = b":\n\n"  # a comment: keeps proxies from closing an idle stream, dispatches nothing (WHATWG 9.2.7)
@@ -55,7 +55,7 @@ def welcome(welcome: Welcome) -> bytes:
         "retry": welcome.retry,
         "heartbeat": welcome.heartbeat,  # so that a client knows how long a silence is a dead connection
     }
-    return encode(Event(_json(data), "welcome", welcome.id and str(welcome.id), welcome.retry))
+    return encode(Event(_json(data), Notice.WELCOME.value, welcome.id and str(welcome.id), welcome.retry))
 
 
 def describe(publication: Publication) -> dict[str, object]:
@@ -71,17 +71,17 @@ def gap(reason: GapReason, requested: str | None, *, start: Position, oldest: Po
     ``oldest`` is the first publication that the log still holds, ``top`` its last.
     """
     data = {"requested": requested, "oldest": str(oldest), "top": str(top), "reason": reason}
-    return encode(Event(_json(data), "gap", str(start)))
+    return encode(Event(_json(data), Notice.GAP.value, str(start)))
 
 
 def cursor(position: Position) -> bytes:
     """Return what moves the client's cursor: a block with an id and no data, which browsers do not dispatch."""
-    return f"id: {position}\nevent: cursor\n\n".encode()
+    return f"id: {position}\nevent: {Notice.CURSOR}\n\n".encode()
 
 
 def bye(reason: str, retry: int) -> bytes:
     """Return the last block before a planned close, with a reconnection time of its own, in milliseconds."""
-    return encode(Event(_json({"reason": reason, "retry": retry}), "bye", None, retry))
+    return encode(Event(_json({"reason": reason, "retry": retry}), Notice.BYE.value, None, retry))
 
 
 def come_back_later(retry: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What all stored formats have in common: an entry says its version, and which of its fields may not be ignored.
+"""The rules of all stored formats: an entry says its version, and which of its fields may not be ignored.
 
 An entry is a map. A reader ignores fields that it does not know, unless the entry's ``crit`` names them (as ``crit`` of
 a JWS header does, RFC 7515 section 4.1.11): then, as with a version above its own, it cannot know to whom the entry may
@@ -65,7 +65,7 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-# What a decoder may raise for bytes that anybody may have written. RecursionError: msgspec, for what is nested deeply.
+# The errors of a decoder for bytes that anybody may have written. RecursionError: msgspec, for deeply nested ones.
 UNREADABLE = (NotUnderstood, BadInput, ValueError, OverflowError, RecursionError)
 
 

@@ -28,7 +28,7 @@ class BrokerSettings(LogSettings, total=False):
 
 
 class Limits(NamedTuple):
-    """What a log holds at most: the oldest publications go first, idempotency keys after their window."""
+    """The most that a log holds: the oldest publications go first, idempotency keys after their window."""
 
     publications: int = 10_000
     bytes: int = 64 * 1024 * 1024

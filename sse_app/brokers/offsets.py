@@ -12,7 +12,7 @@ from sys import getsizeof
 from sse_app.publication import Publication
 from sse_app.topics import Filter
 
-# What a publication takes beside its body, and each of its topics beside its text: measured with tracemalloc
+# The memory of a publication beside its body, and of each topic beside its text: measured with tracemalloc
 # on CPython 3.11, for a topic on which nothing else is.
 OVERHEAD = 550  # bytes
 TOPIC_OVERHEAD = 150

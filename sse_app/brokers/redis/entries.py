@@ -50,7 +50,7 @@ class _Envelope(msgspec.Struct, omit_defaults=True):
 
 
 class Head(NamedTuple):
-    """What the script has written before the envelope. ``stamp`` and ``previous`` chain an entry to the one before."""
+    """The part of an entry that the script writes before the envelope. ``stamp`` and ``previous`` chain an entry to the one before."""
 
     epoch: str
     time: float
