@@ -50,7 +50,10 @@ class _Envelope(msgspec.Struct, omit_defaults=True):
 
 
 class Head(NamedTuple):
-    """The part of an entry that the script writes before the envelope. ``stamp`` and ``previous`` chain an entry to the one before."""
+    """The part of an entry that the script writes before the envelope.
+
+    ``stamp`` and ``previous`` chain an entry to the one before.
+    """
 
     epoch: str
     time: float
