@@ -1,4 +1,6 @@
-"""The log of a server's requests: no query, which may hold what nobody else may read, and no line for each bad one."""
+"""A server's log of its requests, without their queries, which may hold secrets, and without a line for each request
+that is refused.
+"""
 
 import asyncio
 import logging
@@ -9,20 +11,21 @@ from sse_app.server.uvicorn_internals import LOGGING_CONFIG
 
 logger = logging.getLogger("sse_app")
 
-WINDOW = 10.0  # seconds for which one line is enough of a kind of refusal
+WINDOW = 10.0  # seconds; in them one line about each reason is enough
 
 
 class Refusals:
-    """Log what is no request: a line at once, then for each reason one in WINDOW seconds with how many more there were.
+    """A log of refused requests: the first of a reason is logged at once, then every WINDOW seconds how many more
+    there were.
 
-    Reasons are codes, of which there are few. What was sent is never shown.
+    A reason is a code of a problem; the codes are few, so the counts are too. The request itself is never shown.
     """
 
     def __init__(self) -> None:
-        self._more: dict[str, tuple[int, str]] = {}  # by reason: how many since its line, and whose the last was
+        self._more: dict[str, tuple[int, str]] = {}  # by reason: the refusals since its last line, the last one's peer
 
     def note(self, reason: str, client: tuple[str, int] | None) -> None:
-        """``client`` is the peer's address. Called in the event loop."""
+        """Log or count a refusal. ``client`` is the peer's address. Called in the event loop."""
         host, port = client or ("a socket without an address", 0)
         peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}" if client else host
         if reason in self._more:
@@ -30,21 +33,21 @@ class Refusals:
             self._more[reason] = count + 1, peer
             return
         logger.warning("refused a request from %s: %s", peer, reason)
-        self._begin(reason)
+        self._open_window(reason)
 
-    def _begin(self, reason: str) -> None:
+    def _open_window(self, reason: str) -> None:
         self._more[reason] = 0, ""
-        asyncio.get_running_loop().call_later(WINDOW, self._tell, reason)
+        asyncio.get_running_loop().call_later(WINDOW, self._close_window, reason)
 
-    def _tell(self, reason: str) -> None:
+    def _close_window(self, reason: str) -> None:
         count, peer = self._more.pop(reason)
         if count:
             logger.warning("refused %d more in %g s, the last from %s: %s", count, WINDOW, peer, reason)
-            self._begin(reason)
+            self._open_window(reason)
 
 
 class WithoutQuery(logging.Filter):
-    """For uvicorn's access log: the path as it is, and of a query only that there was one."""
+    """A filter for uvicorn's access log that replaces a query by ``...``."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple) and len(record.args) == 5:
@@ -55,7 +58,7 @@ class WithoutQuery(logging.Filter):
 
 
 def config() -> dict[str, Any]:
-    """uvicorn's, with that in it."""
+    """Return uvicorn's logging configuration, with WithoutQuery on its access log."""
     changed = deepcopy(LOGGING_CONFIG)
     changed["filters"] = {"query": {"()": WithoutQuery}}
     changed["handlers"]["access"]["filters"] = ["query"]
