@@ -1,6 +1,6 @@
-"""The hub on a uvicorn server of ours: what leans on uvicorn stands here.
+"""The hub on its own uvicorn server. Code that depends on the inside of uvicorn stands in this package.
 
-For other servers of uvicorn's: ``uvicorn --http sse_app.server:Protocol``.
+A server started by uvicorn itself can use the protocol too: ``uvicorn --http sse_app.server:Protocol``.
 """
 
 from sse_app.server.protocol import Protocol as Protocol

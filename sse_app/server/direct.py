@@ -1,9 +1,8 @@
 """Direct streams: a subscriber that writes to its connection without the request that opened it.
 
-``Outlet`` stands where a GET's response goes out. It looks at the head that reaches the wire, after all middleware;
-when that is an event stream that nobody has wrapped, ``hand_over`` makes a ``DirectStream`` of the connection, and
-the request, its task, its parser and its scope are gone. What is left of an idle stream is measured in
-``docs/performance.md``.
+``Outlet`` is the ``send`` of a GET, behind all middleware, so it sees the head as it goes on the wire. When that is the
+head of an event stream that no middleware has wrapped, ``hand_over`` turns the connection into a ``DirectStream`` and
+frees the request, its task, its parser and its scope. ``docs/performance.md`` has the memory that an idle stream takes.
 """
 
 import asyncio
@@ -34,14 +33,15 @@ class Outlet:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._look_at(message)
+            self._inspect_head(message)
         elif self._unbounded:
             self._cycle.expected_content_length = len(message.get("body", b""))
         await self._send(message)  # type: ignore[arg-type]
         if self._cycle.response_complete:
-            self._part()
+            self._release_request()
 
-    def _look_at(self, message: Message) -> None:
+    def _inspect_head(self, message: Message) -> None:
+        """Set how the body is framed, and note in ``_streamable`` whether a DirectStream may continue it."""
         headers = {name.lower(): value for name, value in message.get("headers", ())}
         framed = b"content-length" in headers or b"transfer-encoding" in headers
         if not self._chunked and not framed:
@@ -58,35 +58,35 @@ class Outlet:
         protocol, cycle = self._protocol, self._cycle
         if not self._streamable or not cycle.response_started or cycle.response_complete or cycle.disconnected:
             return None
-        cycle.response_complete = True  # the request is over: for uvicorn, and for who still waits to receive
+        cycle.response_complete = True  # ends the request for uvicorn, and for a middleware that awaits receive()
         cycle.message_event.set()
-        self._send = _drop
+        self._send = _discard
         protocol.pipeline.clear()  # a request behind an endless one is never answered
         state = protocol.server_state
         state.total_requests += 1
         state.connections.discard(protocol)
         stream = DirectStream(protocol.transport, state, hub, subscriber, self._chunked, protocol.flow.write_paused)
-        protocol.flow.resume_reading()  # or a close would go unnoticed
+        protocol.flow.resume_reading()  # a transport that does not read does not notice its peer's close
         protocol.transport.set_protocol(stream)
-        # They all know each other, and the collector would find them late: 5 KB for each stream until then.
-        self._part()
+        # Protocol, cycle and outlet refer to each other. Unlinked, their 5 KB a stream need not wait for the collector.
+        self._release_request()
         protocol.parser = protocol.cycle = None  # type: ignore[assignment]
         return stream
 
-    def _part(self) -> None:
-        """The request is over; it and this object know each other no more."""
+    def _release_request(self) -> None:
+        """Remove the references between the request that is over and this outlet."""
         vars(self._cycle).pop("send", None)
         self._cycle.scope["extensions"].clear()
 
 
-async def _drop(message: object) -> None:
-    """What a middleware sends after the end of the response that it saw."""
+async def _discard(message: object) -> None:
+    """Ignore a message that a middleware sends after the connection was handed over."""
 
 
 class DirectStream(asyncio.Protocol):
     """One event stream's connection: a protocol of asyncio, and the subscriber's writer.
 
-    uvicorn keeps it among its connections. It ends with the connection, which it closes after the stream's last byte.
+    uvicorn keeps this protocol among its connections. The stream closes the connection after its last byte.
     """
 
     __slots__ = ("_chunked", "_hub", "_paused", "_state", "_subscriber", "transport")
@@ -115,8 +115,9 @@ class DirectStream(asyncio.Protocol):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """Called by a uvicorn server that stops: with ours every stream has ended by then. Another one waits for the
-        connection, which a client that does not read would keep open for ever.
+        """Begin the drain, and abort the connection after it. Called by a uvicorn server that stops. Our ``Server`` has
+        ended every stream by then; another one waits for the connection, which a client that does not read would keep
+        open for ever.
         """
         self._hub.begin_drain()
         asyncio.get_running_loop().call_later(self._hub.drain_window + FAREWELL, self.transport.abort)
@@ -129,7 +130,9 @@ class DirectStream(asyncio.Protocol):
         self._subscriber.resume()
 
     def data_received(self, data: bytes) -> None:
-        """Nothing is expected: a pipelined request has to wait for an end that its client decides."""
+        """Ignore what the client sends. A request pipelined behind a stream is never answered: the stream ends with its
+        connection.
+        """
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)

@@ -15,42 +15,42 @@ SPREADS = sys.platform == "linux"  # SO_REUSEPORT: macOS gives all connections t
 
 
 def listen(config: Config) -> list[list[socket.socket]]:
-    """For each worker, sockets on every address of ``host``. What is set on them holds for the connections that they
-    accept. Raises ConfigError, also when another server listens there, with workers of its own or not.
+    """Return for each worker its sockets, on every address of ``host``. The connections that a socket accepts inherit
+    its options. Raises ConfigError, also when another server listens there, with workers of its own or not.
     """
-    places = _places(config)
+    addresses = _addresses(config)
     tries = PORT_TRIES if config.port == 0 else 1
     while True:
         tries -= 1
         try:
-            return _listen(config, places)
+            return _listen(config, addresses)
         except ConfigError:  # a port that is free at one address may be taken at the next
             if not tries:
                 raise
 
 
-def _places(config: Config) -> dict[tuple[int, str], str]:
-    """Family and address of each place to listen at, with the host that it was given as."""
-    places: dict[tuple[int, str], str] = {}
+def _addresses(config: Config) -> dict[tuple[int, str], str]:
+    """Return the family and address of each socket to open, with the host of the settings that it stands for."""
+    addresses: dict[tuple[int, str], str] = {}
     for host in config.addresses:
         try:
             found = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:  # a name that cannot be looked up is one or the other
             raise _cannot_listen(host, config.port, error) from error
         for family, _, _, _, address in found:
-            places.setdefault((family, str(address[0])), host)
-    every = {family for family, address in places if ip_address(address).is_unspecified}
+            addresses.setdefault((family, str(address[0])), host)
+    every = {family for family, address in addresses if ip_address(address).is_unspecified}
     return {
         (family, address): host
-        for (family, address), host in places.items()
-        if family not in every or ip_address(address).is_unspecified  # which has all others of its family
+        for (family, address), host in addresses.items()
+        if family not in every or ip_address(address).is_unspecified  # a wildcard includes all others of its family
     }
 
 
-def _listen(config: Config, places: Mapping[tuple[int, str], str]) -> list[list[socket.socket]]:
+def _listen(config: Config, addresses: Mapping[tuple[int, str], str]) -> list[list[socket.socket]]:
     port, each = config.port, list[list[socket.socket]]()
     with ExitStack() as opened:
-        for (family, address), host in places.items():
+        for (family, address), host in addresses.items():
             try:
                 sockets = _sockets(config, family, (address, port), opened)
             except OSError as error:
@@ -62,11 +62,13 @@ def _listen(config: Config, places: Mapping[tuple[int, str], str]) -> list[list[
 
 
 def _sockets(config: Config, family: int, address: tuple[str, int], opened: ExitStack) -> list[socket.socket]:
-    """One for each worker. Where the kernel spreads connections over sockets of one address, each has its own."""
+    """Return a socket for each worker: its own where the kernel spreads connections over sockets of one address, else
+    one that all workers share.
+    """
     first = opened.enter_context(socket.create_server(address, family=family, backlog=BACKLOG))
     sockets = [first]
     if SPREADS and config.workers > 1:
-        # Only now, that it listens: two servers that both share the address from the start would share it silently.
+        # Set after the socket listens: had two servers set it before, both could listen here, and neither would fail.
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         for _ in range(config.workers - 1):
             again = socket.create_server(first.getsockname()[:2], family=family, backlog=BACKLOG, reuse_port=True)

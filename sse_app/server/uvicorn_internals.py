@@ -1,8 +1,9 @@
-"""What this package uses of uvicorn that its documentation does not promise: its protocol, its server from inside.
+"""The parts of uvicorn that this package uses though uvicorn's documentation does not promise them: its HTTP protocol,
+and the inside of its server.
 
-The other modules take these classes from here. USED names their members that we read, set, call or override; nothing
-asks it while a server runs. ``tests/server/test_uvicorn_internals.py`` holds it against our sources, and names what a
-new version of uvicorn has moved.
+The other modules import these classes from here. USED lists the members that we read, set, call or override; only tests
+read USED. ``tests/server/test_uvicorn_internals.py`` compares USED with our sources, and names the members that a new
+version of uvicorn has moved.
 """
 
 from collections.abc import Mapping
@@ -26,13 +27,13 @@ __all__ = [
 USED: Mapping[type, frozenset[str]] = {
     HttpToolsProtocol: frozenset(
         {
-            # what it knows
+            # attributes
             *("client", "connections", "cycle", "flow", "headers", "logger", "loop", "parser", "pipeline", "scope"),
             *("server_state", "transport", "url"),
-            # what the parser calls, and what the server does
+            # called by the parser and by the server
             *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete"),
             *("on_response_complete", "shutdown"),
-            # what it does itself, and is overridden or called
+            # called by the protocol itself, and by us or overridden
             *("_should_upgrade", "_unset_keepalive_if_required", "handle_websocket_upgrade"),
         }
     ),
