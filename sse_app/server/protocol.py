@@ -1,8 +1,8 @@
-"""Our HTTP protocol: uvicorn's over httptools, with the holes closed that it leaves on the open internet.
+"""Our HTTP protocol: uvicorn's over httptools, made safe for the open internet.
 
-A request's head is bounded in bytes and seconds, its framing has one meaning only, whatever upgrade it offers, and
-HTTP/1.0 gets no chunks. A GET's connection is offered to the app as an ASGI extension, so that a stream can do without
-its request (``direct.py``).
+A request's head is bounded in bytes and seconds; the framing of a request has one meaning, whatever upgrade the request
+offers; HTTP/1.0 gets no chunks. A GET's connection is offered to the app as an ASGI extension, so that a stream can
+outlive its request (``direct.py``).
 """
 
 import asyncio
@@ -30,28 +30,30 @@ from sse_app.web.problems import (
 )
 from sse_app.web.stream import EXTENSION
 
-TARGET_MAX = 65_535  # bytes; httptools parses no longer one, and calls it invalid
-PIECE = 16_384  # bytes that are parsed at once: of the smallest requests they are 900
-HELD_MAX = 65_536  # bytes that wait behind requests without an answer before no more are read
+TARGET_MAX = 65_535  # bytes; httptools calls a longer target invalid
+PIECE = 16_384  # bytes that are parsed at once; 900 of the smallest requests fit in
+HELD_MAX = 65_536  # bytes that may wait behind requests without an answer; with more, reading pauses
 
-# A target in absolute form (RFC 9112, 3.2.2), without what has no place in one: a user (RFC 9110, 4.2.4), a fragment.
+# A target in absolute form (RFC 9112, 3.2.2). It may have no user (RFC 9110, 4.2.4) and no fragment.
 ABSOLUTE = re.compile(rb"https?://(?P<authority>[^/?#@]+)(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?", re.IGNORECASE)
 
-# The headers that offer an upgrade, and mean nothing when it is not taken (RFC 9110, 7.8; RFC 7540, 3.2.1).
+# The headers that offer an upgrade; a server that declines the upgrade ignores them (RFC 9110, 7.8; RFC 7540, 3.2.1).
 OFFERS = (b"upgrade", b"http2-settings")
 
 
-class _Refused(Exception):
-    """Ends the parsing of a request; raised through the parser."""
+class _ParseAborted(Exception):
+    """Ends the parsing of a request with a refusal. Raised in a callback of the parser, which wraps it."""
 
     def __init__(self, refusal: Problem = BAD_REQUEST) -> None:
         self.refusal = refusal
 
 
 class _Flow(FlowControl):
-    """uvicorn's, with what has come and has to wait. uvicorn reads on with each answer, and with each request that is
-    read, however many wait in its ``pipeline``: one connection could fill the memory. Up to HELD_MAX that goes on here
-    too, since who does not read does not hear of a close.
+    """uvicorn's flow control, with the bytes that were received and are not parsed yet (``held``).
+
+    uvicorn resumes reading with each answer and each request, however many requests wait in its ``pipeline``, so one
+    connection could fill the memory. Here reading stays paused while a request waits and more than HELD_MAX bytes are
+    held. Up to HELD_MAX it goes on, since a transport that does not read does not notice its peer's close.
     """
 
     def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
@@ -68,8 +70,8 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, with a limit on a request's head in bytes and seconds, and HTTP/1.0 without chunks.
 
     For other servers: ``uvicorn --http sse_app.server:Protocol``. ``waiting`` and ``refusals`` are shared by all
-    connections of a server; without the first none is closed for others, without the second uvicorn's own line is
-    logged of each.
+    connections of a server. Without ``waiting`` no connection is closed to make room for another; without ``refusals``
+    uvicorn's own line is logged for each refusal.
     """
 
     def __init__(
@@ -82,20 +84,22 @@ class Protocol(HttpToolsProtocol):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self.url = b""  # of the request that has begun, until its head is whole
+        self.url = b""  # of the request whose head is being received
         self._waiting, self._refusals = waiting, refusals
         self._head_max, self._head_deadline = head_max, head_deadline
         self._unanswered = deque[RequestResponseCycle]()  # in their order; more than one when requests are pipelined
-        self._unseen = 0  # bytes since the parser last came to something: an unfinished head, trailer or chunk size
+        self._unparsed = 0  # bytes of an unfinished head, trailer or chunk size: fed to the parser since its last event
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._refusal: Problem | None = None  # waits until all before it are answered; nothing behind it is looked at
-        self._declining = False  # an upgrade: from the end of the head that offers it to that head's second parsing
-        self._make_strict()
+        # Sent when all requests before it are answered. Bytes behind the refused request are not parsed.
+        self._refusal: Problem | None = None
+        self._declining = False  # True from the end of a head whose upgrade is declined to its second parsing
+        self._set_leniencies()
 
-    def _make_strict(self) -> None:
-        # uvicorn forgives what follows the last request; after a body it means that its length was wrong.
-        # httptools refuses most versions that nobody knows; here all of them get the answer that says so.
+    def _set_leniencies(self) -> None:
+        # uvicorn's parser ignores bytes behind a connection's last request. Bytes behind a body are an error here: they
+        # mean that the Content-Length was wrong.
+        # httptools refuses most unknown versions by itself. Here it accepts them, and on_headers_complete answers 505.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False, lenient_version=True)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -104,7 +108,7 @@ class Protocol(HttpToolsProtocol):
         if self._waiting is not None:
             self._waiting.make_room(len(self.connections))
             self._waiting.add(transport)
-        self._await_head()
+        self._wait_for_head()
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -112,16 +116,16 @@ class Protocol(HttpToolsProtocol):
             self.loop.call_later(FAREWELL, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_arrived()
+        self._stop_waiting_for_head()
         self._stop_lingering()
         super().connection_lost(exc)
-        for cycle in self._unanswered:  # uvicorn tells the last one only
+        for cycle in self._unanswered:  # uvicorn marks the newest only
             cycle.disconnected = not cycle.response_complete
             cycle.message_event.set()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._await_head()
+        self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self.transport.is_closing():
@@ -131,37 +135,39 @@ class Protocol(HttpToolsProtocol):
         self._read()
 
     def _read(self) -> None:
-        """Parse what has come, until a request has to wait for the one before it."""
+        """Parse the held bytes, until a request has to wait for the one before it."""
         flow = self.flow
         while flow.held and not self.pipeline and self._refusal is None and self.transport.get_protocol() is self:
             piece, flow.held = flow.held[:PIECE], flow.held[PIECE:]
-            self._unseen += len(piece)
+            self._unparsed += len(piece)
             try:
                 self._parse(piece)
             except httptools.HttpParserError as error:
                 self._refuse(self._refusal_of(error))
             else:
-                if self._unseen > self._head_max:
+                if self._unparsed > self._head_max:
                     self._refuse(HEAD_TOO_LARGE)
         if len(flow.held) > HELD_MAX:
             flow.pause_reading()
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser. It takes a request that offers an upgrade for the last one, whose body is not HTTP's any
-        more, and what follows its head for the next request (httptools#124). So a new parser gets that head without
-        the offer, and then the rest.
+        """Feed the parser.
+
+        httptools believes that an upgrade which is offered is taken: it reads no body, and takes the bytes behind the
+        head for the next request (httptools#124). When an upgrade is declined, a new parser therefore gets the head
+        without the offer, and then the rest.
         """
         rest = self._feed(data)
         while rest is not None:
             head = self._head_without_offer()
             self.parser = httptools.HttpRequestParser(self)
-            self._make_strict()
+            self._set_leniencies()
             self._declining = False
             self.parser.feed_data(head)
             rest = self._feed(rest)
 
     def _feed(self, data: bytes | memoryview) -> memoryview | None:
-        """Returns what follows a head whose offer is declined."""
+        """Return the bytes behind a head whose upgrade is declined, None when there is no such head."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -181,42 +187,42 @@ class Protocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _should_upgrade(self) -> bool:
-        """True for a WebSocket that the app around the hub takes. One with a body is none, and one behind a request
-        that has no answer yet would answer in its place.
+        """Return True for a WebSocket that the app around the hub takes. Not for a request with a body, nor behind a
+        request without an answer: the WebSocket's answer would be taken for the earlier request's.
         """
         framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
         busy = self.cycle is not None and not self.cycle.response_complete
         return self.parser.get_method() == b"GET" and not framed and not busy and super()._should_upgrade()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_timer is not None:  # what comes after the body, a trailer, is no header (RFC 9110, 6.5.1)
-            super().on_header(name, value.strip(b" \t"))  # white space around it is not the value (RFC 9110, 5.5)
+        if self._head_timer is not None:  # without the timer the head is over: a trailer is no header (RFC 9110, 6.5.1)
+            super().on_header(name, value.strip(b" \t"))  # white space around a value is no part of it (RFC 9110, 5.5)
 
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() not in ("1.1", "1.0"):
-            raise _Refused(UNKNOWN_VERSION)
+            raise _ParseAborted(UNKNOWN_VERSION)
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self._head_max or len(self.url) > TARGET_MAX:
-            raise _Refused(HEAD_TOO_LARGE)
-        if b"#" in self.url:  # a proxy may take what follows it for a part of the path
-            raise _Refused(BAD_TARGET)
+            raise _ParseAborted(HEAD_TOO_LARGE)
+        if b"#" in self.url:  # a proxy may take a fragment for a part of the path
+            raise _ParseAborted(BAD_TARGET)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise _Refused  # a tunnel is nothing that can be declined
+                raise _ParseAborted  # without its tunnel nothing of a CONNECT is left to answer
             self._declining = not self._should_upgrade()
             if not self._declining:
-                self._head_arrived()
+                self._stop_waiting_for_head()
                 super().on_headers_complete()
             return
-        self._head_arrived()
-        self._unseen = 0
+        self._stop_waiting_for_head()
+        self._unparsed = 0
         if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
-            raise _Refused  # a coding that nobody here undoes would pass for the data (RFC 9112, 6.1)
+            raise _ParseAborted  # a coding that is not undone here would be published as data (RFC 9112, 6.1)
         if not self.url.startswith(b"/") and (self.url != b"*" or self.parser.get_method() != b"OPTIONS"):
-            self._take_authority()
+            self._set_host_from_target()
         super().on_headers_complete()
         if self._waiting is not None and not self.pipeline:
-            self._waiting.add(self.transport)  # for its body, until that has come
+            self._waiting.add(self.transport)  # until on_message_complete: the body has not come yet
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
@@ -226,28 +232,28 @@ class Protocol(HttpToolsProtocol):
             self.scope["extensions"] = {EXTENSION: outlet}  # type: ignore[dict-item]
         self.url = b""
 
-    def _take_authority(self) -> None:
-        """Take the Host from a target in absolute form, and leave its path and query (RFC 9112, 3.2.2). Which requests
-        must have a Host, and one only, is left to who checks it.
+    def _set_host_from_target(self) -> None:
+        """Move the authority of a target in absolute form to the Host header, so that path and query remain (RFC 9112,
+        3.2.2). The app refuses requests with no Host or with two (``web/guard.py``), so their headers stay as sent.
         """
         target = ABSOLUTE.fullmatch(self.url)
         if target is None:
-            raise _Refused(BAD_TARGET)
+            raise _ParseAborted(BAD_TARGET)
         self.url = (target["path"] or b"/") + (target["query"] or b"")
         hosts = [index for index, (name, _) in enumerate(self.headers) if name == b"host"]
         if len(hosts) == 1:
             self.headers[hosts[0]] = (b"host", target["authority"])
-        elif not hosts and self.parser.get_http_version() == "1.0":  # which knows no Host, but this one is asked for
+        elif not hosts and self.parser.get_http_version() == "1.0":  # has no Host of its own
             self.headers.append((b"host", target["authority"]))
 
     def on_body(self, body: bytes) -> None:
-        self._unseen = 0
+        self._unparsed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._declining:
-            return  # it was the end of the head
-        self._unseen = 0
+            return  # called at the head's end, since the parser took the request for an upgrade without a body
+        self._unparsed = 0
         self._stop_lingering()
         if self._waiting is not None and not self.cycle.response_complete:
             self._waiting.remove(self.transport)
@@ -262,10 +268,10 @@ class Protocol(HttpToolsProtocol):
         if was_last and self._refusal is not None:
             self._answer(self._refusal)
         elif not self.cycle.response_complete:
-            pass  # the next of the pipeline is at work
+            pass  # the next request of the pipeline is running
         elif self.cycle.more_body:
-            # Answered before its body's end. Closing now could take the answer from its client, and going on to read
-            # would keep the connection as long as it sends a byte now and then.
+            # The request was answered before its body's end. Closing at once could reset the connection before its
+            # client has read the answer; reading without a limit would keep it for a client that sends a byte at times.
             self._linger_timer = self.loop.call_later(self._head_deadline, self.transport.close)
         elif self._waiting is not None and not self.transport.is_closing():
             self._waiting.add(self.transport)
@@ -275,18 +281,18 @@ class Protocol(HttpToolsProtocol):
             self._linger_timer.cancel()
             self._linger_timer = None
 
-    def _await_head(self) -> None:
+    def _wait_for_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._head_deadline, self._miss_head)
+            self._head_timer = self.loop.call_later(self._head_deadline, self._on_head_timeout)
 
-    def _miss_head(self) -> None:
+    def _on_head_timeout(self) -> None:
         self._head_timer = None
-        if self.flow.held:  # the rest of it has come, and waits here
-            self._await_head()
+        if self.flow.held:  # the client is in time: the rest of the head waits here for the requests before it
+            self._wait_for_head()
         else:
             self._refuse(HEAD_TOO_SLOW)
 
-    def _head_arrived(self) -> None:
+    def _stop_waiting_for_head(self) -> None:
         if self._waiting is not None:
             self._waiting.remove(self.transport)
         if self._head_timer is not None:
@@ -294,39 +300,40 @@ class Protocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _refusal_of(self, error: httptools.HttpParserError) -> Problem:
-        """The refusal for an error of the parser, or of a callback of ours in it."""
-        if isinstance(error.__context__, _Refused):
+        """Return the refusal for an error of the parser, or of our callback in which the parser failed."""
+        if isinstance(error.__context__, _ParseAborted):
             return error.__context__.refusal
         if isinstance(error, httptools.HttpParserInvalidURLError):
             return BAD_TARGET
-        return UNKNOWN_VERSION if self.parser.get_method() == b"PRI" else BAD_REQUEST  # as HTTP/2 begins
+        return UNKNOWN_VERSION if self.parser.get_method() == b"PRI" else BAD_REQUEST  # HTTP/2's first line
 
     def _refuse(self, refusal: Problem) -> None:
-        """Answer what cannot be taken, once all that came before it is answered, and close."""
-        self._head_arrived()
+        """Answer with a refusal once all requests before it are answered, and close the connection."""
+        self._stop_waiting_for_head()
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
-            return  # it is over, or a stream's now
+            return  # the connection is closing, or belongs to a DirectStream
         self._log(refusal)
         self._refusal = refusal
-        is_request = bool(self.url) or refusal is BAD_TARGET  # by its first line; else it may be the rest of a body
+        # Without a first line the refused bytes may be the rest of the last request's body.
+        is_request = bool(self.url) or refusal is BAD_TARGET
         last = self.cycle
         if last is None or last.response_complete:
             self._answer(refusal)
         elif last.more_body or (last.body and not self.pipeline and not is_request):
-            self._take_back(last)
+            self._end_request(last)
 
     def _log(self, refusal: Problem) -> None:
         if refusal is HEAD_TOO_SLOW:
-            return  # browsers open connections that they may not need
+            return  # not worth a line: browsers open connections that they may not need
         if self._refusals is None:
             self.logger.warning("Invalid HTTP request received.")
         else:
             self._refusals.note(refusal.code, self.client)
 
-    def _take_back(self, last: RequestResponseCycle) -> None:
-        """End the request whose body is not what was meant: it breaks off, or more came than its length says. It must
-        not be published, and the refusal is its answer. Behind others a body is believed to have its length: so had
-        those before.
+    def _end_request(self, last: RequestResponseCycle) -> None:
+        """End the last request because its body is invalid: it breaks off, or is longer than its Content-Length. It
+        must not be published, and gets the refusal as its answer. Requests before the last keep their bodies: each was
+        followed by a request, so its length was right.
         """
         if self.pipeline:
             self.pipeline.popleft()  # the newest
@@ -334,7 +341,7 @@ class Protocol(HttpToolsProtocol):
         last.disconnected = True
         last.message_event.set()
         if last.response_started:
-            self.transport.close()  # a refusal would be taken for the rest of it
+            self.transport.close()  # a refusal would be taken for a part of the response that has begun
         else:
             assert self._refusal is not None
             self._answer(self._refusal)
