@@ -1,7 +1,8 @@
 """``sse-app serve``: one process, or several that share the port and the log.
 
-The parent opens the sockets and keeps them, starts the workers, replaces one that dies, and passes signals on. Each
-worker tells it once a second what it has counted and is told what the others have, so that any of them answers for all.
+The parent opens the sockets and keeps them, starts the workers, replaces a worker that dies, and passes signals on.
+Once a second each worker sends the parent its totals, and gets the sum of the other workers' totals: so any worker can
+answer for the whole server.
 """
 
 import asyncio
@@ -38,8 +39,8 @@ def serve(config: Config, on_ready: Callable[[Sequence[str]], None] = lambda url
 
     Raises ConfigError and BrokerError when it cannot start.
     """
-    asyncio.run(_try_the_log(config))
-    config = replace(config, recover=False)  # that is done
+    asyncio.run(_check_log(config))
+    config = replace(config, recover=False)  # _check_log has set a damaged file aside
     each = listen(config)
     urls = [url_of(listening) for listening in each[0]]
     if config.workers == 1:
@@ -48,8 +49,8 @@ def serve(config: Config, on_ready: Callable[[Sequence[str]], None] = lambda url
         sys.exit(Workers(config, each, lambda: on_ready(urls)).run())
 
 
-async def _try_the_log(config: Config) -> None:
-    """A log that cannot be opened ends the start with one line, not with one of every worker."""
+async def _check_log(config: Config) -> None:
+    """Open and close the log, so that one that cannot be opened is reported once, and not by every worker."""
     async with broker_of(config):
         pass
 
@@ -69,17 +70,17 @@ class Workers:
     def __init__(self, config: Config, each: Sequence[Sequence[socket.socket]], on_ready: Callable[[], None]) -> None:
         self._config, self._each, self._on_ready = config, each, on_ready
         self._workers: list[_Worker] = []
-        self._dead = Totals()  # what those counted that are no more
-        self._greeted = self._ending = False
+        self._ended = Totals()  # of the workers that have ended
+        self._announced = self._ending = False
         self._status = 0
         self._signalled, self._signals = Pipe(duplex=False)
 
     def run(self) -> int:
         for number in stop_signals():
-            signal.signal(number, self._signal)
+            signal.signal(number, self._on_signal)
         self._workers = [self._start(index) for index in range(len(self._each))]
         while any(worker.process.is_alive() for worker in self._workers):
-            self._look([*(worker.process.sentinel for worker in self._workers), self._signalled, *self._pipes()])
+            self._wait([*(worker.process.sentinel for worker in self._workers), self._signalled, *self._pipes()])
         return self._status
 
     def _start(self, index: int) -> _Worker:
@@ -93,49 +94,49 @@ class Workers:
     def _pipes(self) -> list[Connection]:
         return [worker.pipe for worker in self._workers if not worker.pipe.closed]
 
-    def _signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.send(number)  # to the loop: a signal may come in the middle of anything
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.send(number)  # to `run`: a signal may interrupt any line, even a half-made change
 
-    def _look(self, at: list[Connection | int]) -> None:
-        ready = wait(at, timeout=REPORT)
+    def _wait(self, sources: list[Connection | int]) -> None:
+        ready = wait(sources, timeout=REPORT)
         if self._signalled in ready:
-            self._pass_on(self._signalled.recv())
+            self._send_signal(self._signalled.recv())
         for index, worker in enumerate(self._workers):
             if worker.pipe in ready:
-                self._hear(worker)
+                self._on_report(worker)
             if not worker.process.is_alive():
-                self._bury(index, worker)
+                self._replace(index, worker)
 
-    def _pass_on(self, number: int) -> None:
+    def _send_signal(self, number: int) -> None:
         self._ending = True
         for worker in self._workers:
             if worker.process.pid is not None and worker.process.is_alive():
                 with suppress(ProcessLookupError):
                     os.kill(worker.process.pid, number)
 
-    def _hear(self, worker: _Worker) -> None:
+    def _on_report(self, worker: _Worker) -> None:
         try:
             worker.totals = worker.pipe.recv()
-            others = sum((other.totals for other in self._workers if other is not worker), start=self._dead)
+            others = sum((other.totals for other in self._workers if other is not worker), start=self._ended)
             worker.pipe.send(others)
         except (EOFError, OSError):
             worker.pipe.close()
             return
         worker.ready = True
-        if not self._greeted and all(worker.ready for worker in self._workers):
-            self._greeted = True
+        if not self._announced and all(worker.ready for worker in self._workers):
+            self._announced = True
             self._on_ready()
 
-    def _bury(self, index: int, worker: _Worker) -> None:
+    def _replace(self, index: int, worker: _Worker) -> None:
         if self._ending:
             return
-        if not self._greeted:
+        if not self._announced:
             logger.error("a worker could not start; the server stops")
             self._status = NOT_STARTED
-            self._pass_on(signal.SIGTERM)
+            self._send_signal(signal.SIGTERM)
             return
         logger.error("a worker ended with status %s; another one takes its place", worker.process.exitcode)
-        self._dead += replace(worker.totals, subscribers=0, lagging=0)
+        self._ended += replace(worker.totals, subscribers=0, lagging=0)
         worker.pipe.close()
         time.sleep(max(0.0, worker.started + RESTART - time.monotonic()))
         self._workers[index] = self._start(index)
@@ -143,8 +144,10 @@ class Workers:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """For a child that inherits the mask: Ctrl+C in the middle of its imports would end it with a traceback."""
-    resource_tracker.ensure_running()  # multiprocessing's, at whose start Python 3.11 lets them through again
+    """Block SIGINT while a child is started, which inherits the mask: Ctrl+C during the child's imports would end it
+    with a traceback.
+    """
+    resource_tracker.ensure_running()  # starting this process of multiprocessing unblocks SIGINT in Python 3.11
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -157,16 +160,16 @@ def _interrupts_held() -> Iterator[None]:
 
 def _work(config: Config, sockets: Sequence[socket.socket], pipe: Connection) -> None:
     os.setpgid(0, 0)  # Ctrl+C in a terminal goes to the parent alone, which passes it on
-    with suppress(KeyboardInterrupt):  # by one that was held until now
+    with suppress(KeyboardInterrupt):  # raised by a SIGINT that was blocked until the next line
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         serve_alone(config, sockets, lambda hub: hub.spawn(_report(hub, pipe)))
 
 
 async def _report(hub: Hub, pipe: Connection) -> None:
-    """Tell the parent what was counted here and hear what the others have counted; when the parent is gone, stop."""
+    """Exchange totals with the parent once a second. Ends the process when the parent is gone."""
     answered = asyncio.Event()
 
-    def hear() -> None:
+    def on_answer() -> None:
         try:
             hub.siblings = pipe.recv()
         except (EOFError, OSError):
@@ -174,9 +177,9 @@ async def _report(hub: Hub, pipe: Connection) -> None:
             signal.raise_signal(signal.SIGTERM)
         answered.set()
 
-    asyncio.get_running_loop().add_reader(pipe.fileno(), hear)
+    asyncio.get_running_loop().add_reader(pipe.fileno(), on_answer)
     while True:
         pipe.send(hub.totals)
-        await answered.wait()  # a parent that is suspended must not stop its workers
+        await answered.wait()  # while the parent is suspended: a full pipe would block this event loop
         answered.clear()
         await asyncio.sleep(REPORT)
