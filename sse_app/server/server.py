@@ -1,6 +1,6 @@
-"""Our uvicorn server: it drains the hub before it stops.
+"""Our uvicorn server, which drains the hub before it stops.
 
-uvicorn waits for open streams before lifespan shutdown, so the drain hangs on ``Server.shutdown``.
+uvicorn waits for open streams before lifespan shutdown, so ``Server.shutdown`` drains the hub.
 """
 
 import asyncio
@@ -33,21 +33,21 @@ from sse_app.web.app import create_app
 logger = logging.getLogger("sse_app")
 
 GRACE = 1  # seconds after the drain for what is left
-NOT_STARTED = 1  # the exit status of a server that could not start; why stands in its log
-QUICK_DRAIN = 1.0  # seconds, for a stop that somebody waits for at a terminal (SIGINT)
+NOT_STARTED = 1  # the exit status of a server that could not start; its log says why
+QUICK_DRAIN = 1.0  # seconds; after SIGINT somebody waits at a terminal
 
 
 class Server(uvicorn.Server):
     """A uvicorn server that drains ``hub`` when it is told to stop.
 
-    SIGTERM and SIGHUP take the whole drain window, SIGINT a second at most, and a second signal ends it at once.
-    Listening goes on while it drains, so that whoever comes back is told when to try again. ``on_ready`` is called once
-    it listens.
+    SIGTERM and SIGHUP take the whole drain window, SIGINT a second at most, and a second signal ends the drain at once.
+    The server listens while it drains, so that clients which reconnect are told when to try again. ``on_ready`` is
+    called once the server listens.
     """
 
     def __init__(self, config: uvicorn.Config, hub: Hub, on_ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(config)
-        config.app = _ending_in_order(cast(ASGIApp, config.app), hub)
+        config.app = _quiet_when_cancelled(cast(ASGIApp, config.app), hub)
         config.timeout_graceful_shutdown = GRACE
         self._hub = hub
         self._on_ready = on_ready
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's signals, and those of ours that are not ignored: SIGHUP is, under nohup."""
+        """Handle uvicorn's signals and SIGHUP, unless it is ignored, as under nohup."""
         with super().capture_signals(), ExitStack() as stack:
             if threading.current_thread() is threading.main_thread():
                 for number in stop_signals():
@@ -78,18 +78,18 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             cycle = getattr(connection, "cycle", None)
             if isinstance(connection, DirectStream) or (cycle is not None and not cycle.response_complete):
-                connection.transport.abort()  # it had its time; closing would wait for a flush that may never come
-        late = asyncio.get_running_loop().call_later(GRACE / 2, self._cut_off)
+                connection.transport.abort()  # its drain is over; close() would wait for a flush that may never come
+        late = asyncio.get_running_loop().call_later(GRACE / 2, self._abort_remaining)
         await super().shutdown(sockets)
         late.cancel()
-        if self.force_exit:  # then uvicorn leaves the hub to its fate
+        if self.force_exit:  # then uvicorn skips the lifespan's shutdown, which closes the hub
             with suppress(TimeoutError):
                 async with asyncio.timeout(GRACE):
                     await self.lifespan.shutdown()
 
-    def _cut_off(self) -> None:
-        """End what is not over yet: connections that uvicorn has closed and that have bytes to flush, or are over TLS
-        and wait for their peer to say goodbye too, 30 s; requests that wait for a log that does not answer.
+    def _abort_remaining(self) -> None:
+        """Abort the connections and cancel the requests that are left. Such connections are closed, but have bytes to
+        flush, or wait up to 30 s for their peer to end TLS; such requests wait for a log that does not answer.
         """
         for connection in list(self.server_state.connections):
             connection.transport.abort()
@@ -110,16 +110,16 @@ class Server(uvicorn.Server):
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that tell a server to stop: SIGHUP too, when its terminal is closed, unless it is to outlive that."""
+    """Return the signals that stop a server. SIGHUP, sent when a terminal closes, is left out when it is ignored."""
     found = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.append(signal.SIGHUP)
     return found
 
 
-def _ending_in_order(app: ASGIApp, hub: Hub) -> ASGIApp:
-    """The app, whose calls just end when they are cancelled in a stop. Of each that fails so, streams, requests and the
-    lifespan, uvicorn would log a traceback, or Starlette send it one.
+def _quiet_when_cancelled(app: ASGIApp, hub: Hub) -> ASGIApp:
+    """Return the app, with calls that return when they are cancelled while the hub drains. uvicorn would log a
+    traceback of each cancelled stream or request, and Starlette send uvicorn one of a cancelled lifespan.
     """
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,23 +133,23 @@ def _ending_in_order(app: ASGIApp, hub: Hub) -> ASGIApp:
 
 
 def _without_traceback(send: Send) -> Send:
-    async def tell(message: Message) -> None:
+    async def forward(message: Message) -> None:
         task = asyncio.current_task()
         if message["type"] == "lifespan.shutdown.failed" and task is not None and task.cancelling():
             message = {**message, "message": "The stop was cut short: the log could not be closed in time."}
         await send(message)
 
-    return tell
+    return forward
 
 
 def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[Hub], object]) -> None:
-    """Serve on these sockets until a signal ends it. ``on_ready`` gets the hub once it listens."""
-    exit_signal.leave_streams_open()  # for the whole process, which is ours here
-    logging.raiseExceptions = False  # a line that cannot be written is no reason to write thirty about it
+    """Serve on these sockets until a signal ends it. ``on_ready`` gets the hub once the server listens."""
+    exit_signal.leave_streams_open()  # concerns the whole process, which belongs to this server
+    logging.raiseExceptions = False  # else a line that cannot be written causes a traceback of thirty lines
     app = create_app(config)
 
     def ready() -> None:
-        _calm_collector()
+        _tune_collector()
         on_ready(app.state.hub)
 
     server = Server(uvicorn_config(app, config), app.state.hub, ready)
@@ -159,9 +159,10 @@ def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[
         sys.exit(NOT_STARTED)
 
 
-def _calm_collector() -> None:
-    """The collector looks at every object of every open stream, again and again, and finds nothing: 125 us of CPU for
-    each connect, 78 us with it set so."""
+def _tune_collector() -> None:
+    """Make the garbage collector run less often. It scans the objects of all open streams and finds nothing to free: a
+    connect takes 125 us of CPU with Python's defaults, 78 us with these thresholds.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
