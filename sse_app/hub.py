@@ -29,7 +29,6 @@ from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
 from sse_app.errors import BrokerError, HubNotStarted, InvalidTopic
 from sse_app.joining import Asked, Joining
-from sse_app.listening import Door
 from sse_app.metrics import Totals
 from sse_app.publication import (
     Audience,
@@ -125,7 +124,6 @@ class Hub:
         self._lifespan_awaited = False  # it was given to an app, and nothing has started it since
         self._quiet = asyncio.Event()  # set when something ended that a drain may wait for
         self._admission = Admission(self.totals, max_subscribers, self._quiet.set)
-        self.door = Door()  # of a foreign server, if there is one
         self._started_at: float | None = None
         self._has_stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,7 +148,6 @@ class Hub:
             self._stack = stack.pop_all()
         self._admission.start()
         self._drain_begun = self._lifespan_awaited = False
-        self.door = Door()
         self._loop, self._process, self._thread = asyncio.get_running_loop(), os.getpid(), threading.get_ident()
         self._started_at = time.monotonic()
         return self
