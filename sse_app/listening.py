@@ -1,9 +1,9 @@
-"""The sockets that this process listens on, asked of the operating system: the one sign of a stop that servers share.
+"""The sockets that this process listens on, found among its file descriptors.
 
-Every server closes them first when it stops, whoever told it to: a signal, its parent, its own limit of requests.
+A server that stops first closes its listening sockets, whatever stops it: a signal, its parent, its own limit of
+requests. All servers have this sign of a stop in common (``web/door.py``).
 """
 
-import asyncio
 import os
 import socket
 import sys
@@ -11,15 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-LOOK = 0.5  # seconds between two looks; the open streams have seconds to end after it
-DESCRIPTORS = 512  # the lowest, which are asked: servers listen before they have connections; 8,000 would take 160 ms
+POLL = 0.5  # seconds between two checks of a socket; short against the seconds that open streams have to end
+# Descriptors below this number are checked; 8,000 would take 160 ms. A listening socket has a low one, since servers
+# listen before they have connections.
+DESCRIPTORS = 512
 
 Address = Sequence[str | int | None]  # as ASGI has it in scope["server"]: a host and port, or a path and None
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket. An inode is never two sockets at a time, a descriptor soon is another file."""
+    """A listening socket. Its inode tells whether the descriptor is still this socket: descriptors are used again."""
 
     descriptor: int
     inode: int
@@ -33,7 +35,9 @@ class Listener:
             return False
 
     def serves(self, server: Address) -> bool:
-        """At the address of a connection: that of a wildcard has another host. granian has the port as a str."""
+        """Return True when a connection to the address ``server`` may have come in here. Hosts are not compared, since
+        a wildcard's is none of a connection. granian has the port as a str.
+        """
         host, port = server
         if port is None:
             return self.name == host
@@ -41,18 +45,20 @@ class Listener:
 
 
 def listeners() -> Iterator[Listener]:
-    """The listening sockets that servers on event loops have here; none on Windows, which has no such descriptors."""
+    """The listening sockets of servers on event loops in this process. On Windows none: its sockets have no descriptors
+    of this kind.
+    """
     if sys.platform == "win32":
         return
     for descriptor in range(DESCRIPTORS):
-        with suppress(OSError):  # not open, no socket, or none that can be asked
+        with suppress(OSError):  # the descriptor is not open, is no socket, or has no such options
             if found := _listener(descriptor):
                 yield found
 
 
 def _listener(descriptor: int) -> Listener | None:
     if os.get_blocking(descriptor):
-        return None  # a thread's; and with a default timeout, asking would change what blocks
+        return None  # of a thread: socket.socket() below would make it non-blocking when there is a default timeout
     asked = socket.socket(fileno=descriptor)
     try:
         if not asked.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -60,30 +66,3 @@ def _listener(descriptor: int) -> Listener | None:
         return Listener(descriptor, os.fstat(descriptor).st_ino, asked.getsockname())
     finally:
         asked.detach()
-
-
-class Door:
-    """The server that streams come through, known by its address as soon as there is one."""
-
-    def __init__(self) -> None:
-        self._server: Address | None = None
-        self._changed = asyncio.Event()
-
-    def entered(self, server: Address | None) -> None:
-        """A stream came through this server. Called for every one, so next to nothing when that is known."""
-        if server is not None and server != self._server:
-            self._server = server
-            self._changed.set()
-
-    async def closed(self) -> None:
-        """Return once the server listens no longer. Waits for ever while none is found to."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            assert self._server is not None
-            ours = [listener for listener in listeners() if listener.serves(self._server)]
-            while ours:
-                await asyncio.sleep(LOOK)
-                ours = [listener for listener in ours if listener.open]
-                if not ours:
-                    return

@@ -40,6 +40,7 @@ FLOORS = (
     ("hub", "web", "web.prefix", "server.uvicorn_internals"),
     ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
+    ("web.door",),
     ("web.stream",),
     ("web.endpoints", "web.endpoints.json_answer", "web.endpoints.parameters"),
     ("web.endpoints.events", "web.endpoints.broadcast", "web.endpoints.operations"),

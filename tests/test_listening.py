@@ -1,23 +1,13 @@
-"""The sockets that a process listens on, and a drain that begins when a foreign server closes them."""
+"""The sockets that a process listens on."""
 
-import asyncio
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.responses import Response
-from starlette.routing import Mount, Route
 
-from sse_app import EventDecoder, Hub
-from sse_app.listening import Door, Listener, listeners
-from sse_app.server.protocol import Protocol
-from sse_app.testing import UvicornOptions, live
-from tests.support.peers import PATIENCE, turns
+from sse_app.listening import Listener, listeners
 
 
 def found(listening: socket.socket) -> list[Listener]:
@@ -78,39 +68,3 @@ def test_what_does_not_listen_on_a_loop_is_none_and_stays_as_it_is(listening: so
         finally:
             socket.setdefaulttimeout(before)
         assert os.get_blocking(of_a_thread.fileno())
-
-
-@pytest.mark.virtual_time
-async def test_the_door_is_closed_when_its_server_listens_no_longer() -> None:
-    ours, other = [await asyncio.start_server(lambda *streams: None, "127.0.0.1", 0) for _ in range(2)]
-    door = Door()
-    closed = asyncio.create_task(door.closed())
-    for server in (None, ("testserver", 80), ours.sockets[0].getsockname()):  # not said; not here; here
-        door.entered(server)
-        await turns(2)
-    other.close()
-    await asyncio.sleep(60)
-    assert not closed.done()
-    ours.close()
-    async with asyncio.timeout(PATIENCE):
-        await closed
-
-
-# Ours counts a stream when it begins: with a limit of 1 nobody would be sure to get in after it.
-@pytest.mark.parametrize(("http", "requests"), [("httptools", 1), ("h11", 1), (Protocol, 2)])
-def test_streams_end_with_bye_when_uvicorn_has_had_enough_requests(http: str | type[Protocol], requests: int) -> None:
-    hub = Hub(drain=PATIENCE)
-    routes = [Route("/", lambda request: Response("hello")), Mount("/hub", hub.app)]
-    app = Starlette(routes=routes, lifespan=hub.lifespan)
-    options: UvicornOptions = {"http": http, "limit_max_requests": requests, "timeout_graceful_shutdown": PATIENCE}
-    decoder = EventDecoder()
-    with (
-        live(app, server_class=uvicorn.Server, **options) as server,
-        httpx.Client(base_url=server.url, timeout=PATIENCE) as client,
-        client.stream("GET", "/hub/events") as response,
-    ):
-        chunks = response.iter_raw()
-        assert [event.type for event in decoder.feed(next(chunks))] == ["welcome"]
-        assert client.get("/").text == "hello"
-        rest = [event.type for chunk in chunks for event in decoder.feed(chunk)]  # to the final chunk
-    assert rest == ["bye"]

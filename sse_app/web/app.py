@@ -17,6 +17,7 @@ from sse_app.brokers.limits import BrokerSettings
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.web.cors import Cors
+from sse_app.web.door import Door, drain_after, signs_of_a_stop
 from sse_app.web.endpoints.broadcast import Broadcast
 from sse_app.web.endpoints.events import Events
 from sse_app.web.endpoints.operations import HEALTH, Operations
@@ -25,7 +26,6 @@ from sse_app.web.guard import Guard
 from sse_app.web.prefix import route_path, with_prefix
 from sse_app.web.problems import HANDLERS, problem
 from sse_app.web.siblings import warn_of_siblings
-from sse_app.web.stream import drain_after, signs_of_a_stop
 
 
 class _App(Starlette):
@@ -92,10 +92,12 @@ class Hub(hub.Hub):
             body_max=config.body_max,
         )
         self.config = config
+        self._door = Door()
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
-        for sign in signs_of_a_stop(self):
+        self._door.reset()
+        for sign in signs_of_a_stop(self._door):
             self.spawn(drain_after(sign, self))
         if isinstance(self.broker, MemoryBroker):
             self.spawn(warn_of_siblings(self))
@@ -108,7 +110,7 @@ class Hub(hub.Hub):
 
     def _build(self, **options: Any) -> Starlette:
         config, static = self.config, static_directory()
-        events, operations, pages = Events(self), Operations(self), Pages(static)
+        events, operations, pages = Events(self, self._door), Operations(self), Pages(static)
         broadcast = Broadcast(
             self, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
         )

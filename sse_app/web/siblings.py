@@ -14,11 +14,11 @@ import socket
 import sys
 
 from sse_app.hub import Hub
-from sse_app.listening import LOOK, listeners
+from sse_app.listening import POLL, listeners
 
 logger = logging.getLogger("sse_app")
 
-FIRST_LOOKS = (0.5, 0.5, 1, 2, 4, 8, 16)  # seconds; most servers listen only when the app has started
+FIRST_CHECKS = (0.5, 0.5, 1, 2, 4, 8, 16)  # seconds; most servers listen only when the app has started
 OVERLAP = 6.0  # seconds that a worker may go on beside the one that takes its place: granian waits 3.5 s to stop it
 
 SEPARATE = (
@@ -41,12 +41,12 @@ async def warn_of_siblings(hub: Hub) -> None:
                 return  # of three or more, one says it
             logger.warning(SEPARATE)
         while not hub.draining:  # noqa: ASYNC110  # a signal handler may set it, and could set no event
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL)
 
 
 async def _server() -> str | None:
     """The addresses that this process listens at, once it does, and its parent."""
-    for seconds in FIRST_LOOKS:
+    for seconds in FIRST_CHECKS:
         await asyncio.sleep(seconds)
         names = sorted(repr(listener.name) for listener in listeners() if not isinstance(listener.name, bytes))
         if names:
@@ -71,6 +71,6 @@ async def _took(free: socket.socket, name: bytes, *, patience: float = 0.0) -> b
                 return True
             if loop.time() >= end:
                 return False
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL)
         else:
             return True

@@ -23,7 +23,7 @@ from sse_app.errors import BrokerError, Draining, Overloaded, SSEAppError
 from sse_app.events import MEDIA_TYPE
 from sse_app.hub import Hub
 from sse_app.subscriber import CloseReason, Subscriber, Writer
-from sse_app.web import exit_signal
+from sse_app.web.door import Door
 from sse_app.web.problems import problem
 from sse_app.web.stepped import SteppedWriter, goes_by_steps
 
@@ -61,8 +61,9 @@ class EventStream(EventSourceResponse):
         last: int | None = None,
         since: float | None = None,
         client: str | None = None,
+        door: Door | None = None,
     ) -> None:
-        self._hub = hub
+        self._hub, self._door = hub, door
         self._asked = partial(hub.join, topics, after=after, last=last, since=since, client=client)
         super().__init__(
             _nothing(),
@@ -80,7 +81,7 @@ class EventStream(EventSourceResponse):
 
     def _way(self) -> "Way":
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        return partial(_write, self._hub, head)
+        return partial(_write, self._hub, self._door, head)
 
 
 Way = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream outlives its request
@@ -111,7 +112,9 @@ async def _respond(
             hub.leave(subscriber, reason)
 
 
-async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
+async def _write(
+    hub: Hub, door: Door | None, head: Message, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send
+) -> bool:
     """Direct if the server offers it; else by steps if its ``send`` can be taken so; else as anyone would.
 
     Returns when the client goes or the hub ends the stream.
@@ -122,7 +125,8 @@ async def _write(hub: Hub, head: Message, subscriber: Subscriber, scope: Scope, 
     if connection is not None and (direct := connection.hand_over(hub, subscriber)):
         subscriber.attach(direct)
         return False
-    hub.door.entered(scope.get("server"))
+    if door is not None:
+        door.entered(scope.get("server"))
     if not await goes_by_steps(send):
         return await _write_in_tasks(subscriber, receive, send)
     writer = SteppedWriter(subscriber, send)
@@ -183,17 +187,3 @@ def _is_event_source(scope: Scope) -> bool:
 async def _nothing() -> AsyncIterator[bytes]:
     return
     yield
-
-
-def signs_of_a_stop(hub: Hub) -> Iterable[Callable[[], Awaitable[None]]]:
-    """Functions that wait until the foreign server that streams come through is being stopped.
-
-    Servers wait for open streams before they say so to the app, so that the stop itself has to be seen. They all close
-    the sockets that they listen on first; where that comes late, there is the signal.
-    """
-    return hub.door.closed, exit_signal.stopped
-
-
-async def drain_after(sign: Callable[[], Awaitable[None]], hub: Hub) -> None:
-    await sign()
-    hub.begin_drain()

@@ -13,7 +13,7 @@ import pytest
 
 from sse_app import Hub
 from sse_app.listening import listeners
-from sse_app.web.siblings import FIRST_LOOKS, OVERLAP, SEPARATE
+from sse_app.web.siblings import FIRST_CHECKS, OVERLAP, SEPARATE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 
@@ -25,7 +25,7 @@ from sse_app.brokers.memory import MemoryBroker
 from sse_app.hub import Hub
 from sse_app.listening import listeners
 
-siblings.FIRST_LOOKS, siblings.OVERLAP = (0,), 0
+siblings.FIRST_CHECKS, siblings.OVERLAP = (0,), 0
 
 async def main():
     looking = asyncio.create_task(siblings.warn_of_siblings(Hub(MemoryBroker())))
@@ -114,7 +114,7 @@ def names() -> list[object]:
 async def test_two_hubs_of_one_process_say_nothing(listening: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         async with Hub() as hub, Hub():
-            await asyncio.sleep(FIRST_LOOKS[0] + OVERLAP + 1)
+            await asyncio.sleep(FIRST_CHECKS[0] + OVERLAP + 1)
             assert len(names()) == 1
             hub.begin_drain()
             await asyncio.sleep(1)
@@ -127,9 +127,9 @@ async def test_a_log_that_is_shared_and_a_process_that_serves_nobody_are_left_al
     listening: socket.socket, tmp_path: Path
 ) -> None:
     async with Hub(f"sqlite:///{tmp_path}/hub.db"):
-        await asyncio.sleep(sum(FIRST_LOOKS) + 1)
+        await asyncio.sleep(sum(FIRST_CHECKS) + 1)
         assert names() == []
     listening.close()
     async with Hub():
-        await asyncio.sleep(sum(FIRST_LOOKS) + 1)
+        await asyncio.sleep(sum(FIRST_CHECKS) + 1)
         assert names() == []

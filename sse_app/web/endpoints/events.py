@@ -8,6 +8,7 @@ from sse_app.errors import InvalidClient, InvalidSince, SSEAppError
 from sse_app.hub import Hub
 from sse_app.publication import check_client
 from sse_app.topics import TopicFilter
+from sse_app.web.door import Door
 from sse_app.web.endpoints.parameters import count, cursor, moment, only, parse, refuse_near_misses
 from sse_app.web.problems import method_not_allowed
 from sse_app.web.stream import EventStream, refusal
@@ -20,8 +21,8 @@ class Events:
     itself: an HTTP error would end an EventSource for good where it should come back.
     """
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, hub: Hub, door: Door) -> None:
+        self._hub, self._door = hub, door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # No name here holds the answer: an open stream has no use for it.
@@ -53,4 +54,5 @@ class Events:
             last=None if last is None else count(last),
             since=None if since is None else moment(since),
             client=client,
+            door=self._door,
         )
