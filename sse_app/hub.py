@@ -40,7 +40,7 @@ from sse_app.publication import (
     check_client,
     names,
 )
-from sse_app.stack import Alone, leave
+from sse_app.stack import NonReentrant, close_stack
 from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.topics import TopicFilter
 
@@ -131,13 +131,13 @@ class Hub:
         self._spawner = self.spawn  # one bound method for all subscribers
         self._running: set[asyncio.Task[Any]] = set()
         self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
-        self._stack, self._alone = AsyncExitStack(), Alone(RUNNING)
+        self._stack, self._entered = AsyncExitStack(), NonReentrant(RUNNING)
 
     # Life
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._alone)
+            stack.enter_context(self._entered)
             await stack.enter_async_context(self.broker)
             tail = await stack.enter_async_context(aclosing(self.broker.tail()))
             self._delivered = tail.start
@@ -161,7 +161,7 @@ class Hub:
         self._started_at = self._loop = None
         self._has_stopped = True
         try:
-            await leave(self._stack, kind, error, trace)
+            await close_stack(self._stack, kind, error, trace)
         finally:
             for subscriber in list(self._delivery):
                 subscriber.cut()

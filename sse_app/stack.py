@@ -1,18 +1,20 @@
-"""Entering once, and leaving, a stack of contexts that has a task group in it."""
+"""Tools for a context manager that owns a stack with a task group: one entry at a time, errors as they were raised."""
 
 import asyncio
 from contextlib import AsyncExitStack
 from types import TracebackType
 
-# What a broker says that is entered twice.
+# The error of a broker that is entered a second time before it was left.
 OPEN = (
     "The broker is open already. A hub opens and closes its broker itself: "
     "give it one that is not open, or make another with open_broker for what runs beside the hub."
 )
 
 
-class Alone:
-    """A context that can be entered again only when it was left: tasks of two at once would get in each other's way."""
+class NonReentrant:
+    """A context that can be entered again only after it was left. The tasks of its owner, started twice, would disturb
+    each other.
+    """
 
     def __init__(self, complaint: str) -> None:
         self._complaint = complaint
@@ -27,13 +29,13 @@ class Alone:
         self._entered = False
 
 
-async def leave(
+async def close_stack(
     stack: AsyncExitStack, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    """Close it as the ``__aexit__`` of its owner, which was given the rest.
+    """Close the stack in its owner's ``__aexit__``, whose other arguments these are.
 
-    A cancellation is passed on: perhaps it is by the task group, because one of its tasks failed. Any other error is
-    the caller's own, which the group would wrap in a group.
+    A cancellation is passed on to the stack, since its task group may have caused it when a task failed. Any other
+    error comes from the caller's own block; the task group would wrap it in an exception group, so it is not passed on.
     """
     if isinstance(error, asyncio.CancelledError):
         await stack.__aexit__(kind, error, trace)

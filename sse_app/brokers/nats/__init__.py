@@ -33,7 +33,7 @@ from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
-from sse_app.stack import OPEN, Alone, leave
+from sse_app.stack import OPEN, NonReentrant, close_stack
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -94,7 +94,7 @@ class NatsBroker:
         self._trouble = ""  # why the log cannot be reached just now
         self._opened: asyncio.Future[None] | None = None
         self._ending = False
-        self._stack, self._alone = AsyncExitStack(), Alone(OPEN)
+        self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
         self.durability: Durability = "log"
         self.subscribers_here = self.subscribers_elsewhere = 0
         self.bad_envelopes = 0  # messages of the stream that this node could not read
@@ -102,7 +102,7 @@ class NatsBroker:
     # Life
 
     async def __aenter__(self) -> Self:
-        self._stack.enter_context(self._alone)
+        self._stack.enter_context(self._entered)
         self._opened = asyncio.get_running_loop().create_future()
         self._ending = False
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
@@ -118,7 +118,7 @@ class NatsBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await leave(self._stack, kind, error, trace)
+        await close_stack(self._stack, kind, error, trace)
 
     def _end(self) -> None:
         """The loops see it too: on Python 3.11 wait_for, which nats-py uses, may swallow a cancellation."""

@@ -54,7 +54,7 @@ from sse_app.brokers.redis.entries import (
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
-from sse_app.stack import OPEN, Alone, leave
+from sse_app.stack import OPEN, NonReentrant, close_stack
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -141,7 +141,7 @@ class RedisBroker:
         self._tail_count = 1  # publications in the next read of the tail
         self._trouble = ""  # why the log cannot be reached just now
         self._following: asyncio.Task[NoReturn]
-        self._stack, self._alone = AsyncExitStack(), Alone(OPEN)
+        self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
         self.durability: Durability = "none"
         self.subscribers_here = self.subscribers_elsewhere = 0
         self.bad_envelopes = 0
@@ -150,7 +150,7 @@ class RedisBroker:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._alone)
+            stack.enter_context(self._entered)
             stack.push_async_callback(close, self._pool)
             try:
                 async with connected(self._pool) as connection:
@@ -177,7 +177,7 @@ class RedisBroker:
                 with suppress(BrokerError):
                     await self._reading.ask("HDEL", self._nodes, self._node)
         finally:
-            await leave(self._stack, kind, error, trace)
+            await close_stack(self._stack, kind, error, trace)
 
     async def _greet(self, connection: AbstractConnection) -> None:
         """The first words on every connection: there may be another server at its end than before, and another log."""

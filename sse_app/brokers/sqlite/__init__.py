@@ -34,7 +34,7 @@ from sse_app.brokers.sqlite.writer import Writer
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, ConfigError, LogUnavailable
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
-from sse_app.stack import OPEN, Alone, leave
+from sse_app.stack import OPEN, NonReentrant, close_stack
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -104,13 +104,13 @@ class SQLiteBroker:
         self._trimmed = float("-inf")  # when it was last looked for what is too old
         self._readers: queue.LifoQueue[Reader] = queue.LifoQueue(READERS)
         self._port = 0  # where others wake this process; 0: it follows nobody
-        self._stack, self._alone = AsyncExitStack(), Alone(OPEN)
+        self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
 
     # Life
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._alone)
+            stack.enter_context(self._entered)
             self._file = await asyncio.to_thread(opened, self._asked)
             stack.push_async_callback(asyncio.to_thread, self._file.close)
             state = self._file.state
@@ -127,7 +127,7 @@ class SQLiteBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await leave(self._stack, kind, error, trace)
+        await close_stack(self._stack, kind, error, trace)
 
     def _stop_reading(self) -> None:
         self._threads.shutdown()
