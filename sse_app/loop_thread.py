@@ -1,4 +1,4 @@
-"""A thread that runs an event loop, for code that has none and calls what lives in one."""
+"""A thread that runs an event loop, for synchronous code that calls an asynchronous resource."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from sse_app.errors import Closed
 
-LOOK = 1.0  # seconds; how often a thread that waits for another looks whether that one still runs
+POLL = 1.0  # seconds; how often a waiting thread checks that the thread it waits for still runs
 CLOSING = 5.0  # seconds that the end of the interpreter waits
 
 Resource = TypeVar("Resource", bound=AbstractAsyncContextManager[Any])
@@ -19,22 +19,22 @@ Result = TypeVar("Result")
 
 
 class Call(Generic[Result]):
-    """Work in a loop for another thread, which may wait for it, and its outcome, which is there until it is taken.
+    """A call of a coroutine function in the loop, for another thread that may wait for its result.
 
-    It is waited for on a plain lock. A Future is one of Python's Conditions, which a signal's exception at the wrong
-    moment leaves locked: then the loop could not give it a result, and would stand for ever.
+    The caller waits on a plain lock. concurrent.futures.Future uses a Condition, which stays locked when a signal
+    handler raises at the wrong moment: the loop could then not set the result, and would block for ever.
     """
 
     def __init__(self, work: Callable[[Any], Awaitable[Result]]) -> None:
         self._work = work
         self._result: Result
         self._error: BaseException | None = Closed("It was closed before there was an answer.")
-        self._at_work = threading.Lock()
-        self._at_work.acquire()
+        self._unfinished = threading.Lock()
+        self._unfinished.acquire()
         self.task: asyncio.Task[None] | None = None
 
     async def run(self, resource: Any) -> None:
-        """In the loop."""
+        """Run the call. Called in the loop."""
         try:
             self._result = await self._work(resource)
             self._error = None
@@ -43,11 +43,11 @@ class Call(Generic[Result]):
         except BaseException as error:
             self._error = error
         finally:
-            self._at_work.release()
+            self._unfinished.release()
 
     def result(self, running: "Running[Any]") -> Result:
-        """Wait for it. Raises what the work raised, and Closed when its loop has ended before."""
-        while not self._at_work.acquire(timeout=LOOK):
+        """Wait for the call and return its result. Raises what the call raised; Closed when the loop ended before."""
+        while not self._unfinished.acquire(timeout=POLL):
             if running.state is State.ENDED:
                 break
         if self._error is not None:
@@ -56,7 +56,7 @@ class Call(Generic[Result]):
 
 
 class State(Enum):
-    """Of a thread: each comes after the one before, and OPEN may be left out."""
+    """The state of a thread: OPENING, then OPEN unless opening failed, then ENDED."""
 
     OPENING = 1
     OPEN = 2
@@ -64,12 +64,12 @@ class State(Enum):
 
 
 class Running(Generic[Resource]):
-    """A thread with an event loop in which a resource is open. A daemon: it holds up no interpreter's end."""
+    """A thread with an event loop in which a resource is open. It is a daemon, so the interpreter can end before it."""
 
     def __init__(self, resource: Resource, name: str) -> None:
         self.resource = resource
         self.state = State.OPENING
-        self._error: Exception | None = None  # of opening or closing it
+        self._error: Exception | None = None  # of opening or closing the resource
         self._calls = set[asyncio.Task[None]]()
         self._opening = threading.Lock()
         self._opening.acquire()
@@ -77,16 +77,16 @@ class Running(Generic[Resource]):
         self._thread.start()
 
     def wait_until_open(self) -> None:
-        """Raises what opening raised."""
+        """Wait until the resource is open. Raises what opening raised."""
         while self.state is State.OPENING:
-            if self._opening.acquire(timeout=LOOK):
+            if self._opening.acquire(timeout=POLL):
                 self._opening.release()
         if self.state is State.ENDED:
             self._thread.join()
             raise self._error or Closed("It was closed before it was open.")
 
     def begin(self, call: Call[Any]) -> None:
-        """Raises Closed after the end. Takes no lock, see Call."""
+        """Start a call in the loop. Takes no lock, for the reason that Call gives. Raises Closed after the end."""
         if threading.current_thread() is self._thread:
             raise RuntimeError("This is called from its own event loop, which would wait for itself: from a callback.")
         try:
@@ -94,20 +94,20 @@ class Running(Generic[Resource]):
         except RuntimeError:  # the loop is closed
             raise Closed("It is closed.") from None
 
-    def give_up(self, call: Call[Any]) -> None:
+    def cancel(self, call: Call[Any]) -> None:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(lambda: call.task and call.task.cancel())
 
     def end(self) -> None:
-        """Ask it to end, from any thread: of its own, when that collects garbage."""
+        """Ask the thread to end. Any thread may call this, also this one, when its garbage collector runs _end."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._ending.set)
 
     def close(self, patience: float | None = None) -> None:
-        """End it, and wait so many seconds, or for as long as it takes. Raises what closing raised."""
+        """End the thread, and wait ``patience`` seconds, or without a limit. Raises what closing raised."""
         try:
             self.wait_until_open()
-        except Exception:  # who opened it was told
+        except Exception:  # raised also in the thread that opened the resource
             return
         self.end()
         self._thread.join(patience)
@@ -118,15 +118,15 @@ class Running(Generic[Resource]):
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._live())
-        except Exception as error:  # a loop ends in a thread, and the interpreter's end has no new ones
+            asyncio.run(self._run_loop())
+        except Exception as error:  # asyncio.run starts a thread to close, which the interpreter refuses at its end
             self._error = self._error or error
         finally:
             opened, self.state = self.state is State.OPEN, State.ENDED
             if not opened:
                 self._opening.release()
 
-    async def _live(self) -> None:
+    async def _run_loop(self) -> None:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         try:
             async with self.resource:
@@ -146,32 +146,32 @@ class Running(Generic[Resource]):
 
 
 class LoopThread(Generic[Resource]):
-    """Calls what ``make`` makes, a context that is entered in an event loop of its own. Any thread may call.
+    """A resource in an event loop of its own, which any thread may call. ``make`` makes the resource, a context.
 
-    The first call opens it. It is closed by ``close``, when it is collected, and at the end of the interpreter. What
-    needs a thread to close no longer gets one there, and ends as in a crash.
+    The first call opens the resource. ``close`` closes it; so does garbage collection, and the end of the interpreter.
+    At the interpreter's end no thread can be started, so a resource that needs one to close ends as in a crash.
 
-    A forked child has its parent's memory and none of its threads: there it is made anew. With ``reopens`` False a
-    child refuses to where the parent had it open, because what is below (SQLite, a client of the user's) is not safe to
-    have twice in one memory.
+    A forked child has its parent's memory and none of its threads, so it makes a new resource. With ``reopens`` False,
+    a child whose parent had the resource open refuses to make one: what is below (SQLite, a client of the user's) is
+    not safe to have twice in one memory.
 
-    name: for errors. Raises Closed after its end, until it is opened again.
+    name: for errors. Calls raise Closed after the end, until it is opened again.
     """
 
     def __init__(self, name: str, make: Callable[[], Resource], *, reopens: bool) -> None:
         self._name, self._make, self._reopens = name, make, reopens
         self._closed = False
-        self._processes: dict[int, _Process[Resource]] = {}  # by process id; the parent's are kept, and left alone
-        self._here()  # raises what a wrong argument does
+        self._processes: dict[int, _Process[Resource]] = {}  # by process id; a parent's are kept and never used
+        self._here()  # makes the resource now, so that wrong arguments raise here
         weakref.finalize(self, _end, self._processes)
 
     @property
     def resource(self) -> Resource:
-        """The resource that is called, opened or not yet."""
+        """The resource of this process, opened or not yet."""
         return self._here().resource
 
     def opened(self) -> Running[Resource]:
-        """The thread of this process, begun now if need be. Raises what opening does."""
+        """Return the thread of this process, started now when there is none. Raises what opening raises."""
         if self._closed:
             raise Closed(f"This {self._name} is closed: make another one.")
         here = self._here()
@@ -182,7 +182,7 @@ class LoopThread(Generic[Resource]):
                 self._open(here)
             running = here.running
         assert running is not None
-        running.wait_until_open()  # left by a signal it goes on opening, and the next call waits for it
+        running.wait_until_open()  # when a signal interrupts this, the thread goes on opening for the next call
         return running
 
     def _open(self, here: "_Process[Resource]") -> None:
@@ -197,22 +197,22 @@ class LoopThread(Generic[Resource]):
             here.opening = False
 
     def open(self) -> None:
-        """Open it, also after ``close``."""
+        """Open the resource, also after ``close``."""
         self._closed = False
         self.opened()
 
     def call(self, work: Callable[[Resource], Awaitable[Result]]) -> Result:
-        """The result of a coroutine function of the resource. An exception of a signal cancels it."""
+        """Return the result of ``work(resource)``. An exception that a signal handler raises meanwhile cancels it."""
         running, call = self.opened(), Call(work)
         try:
-            running.begin(call)  # a signal's exception may come when it is half begun, too
+            running.begin(call)  # inside the try: a signal handler may raise when the call is half begun
             return call.result(running)
         except BaseException:
-            running.give_up(call)
+            running.cancel(call)
             raise
 
     def close(self) -> None:
-        """Close it, once. In a forked child this leaves alone what the parent opened."""
+        """Close the resource of this process. The parent's stays open when a forked child calls this."""
         self._closed = True
         if (here := self._processes.get(os.getpid())) is None:
             return
@@ -223,7 +223,7 @@ class LoopThread(Generic[Resource]):
 
     def _here(self) -> "_Process[Resource]":
         found = self._processes.get(os.getpid())
-        # Of two threads that come at once, setdefault has both use the same.
+        # With two threads here at once, setdefault gives both the same resource.
         return found or self._processes.setdefault(os.getpid(), _Process(self._make()))
 
     def _check_fork(self) -> None:
@@ -242,11 +242,11 @@ class _Process(Generic[Resource]):
         self.resource, self.used = resource, False
         self.running: Running[Resource] | None = None
         self.opening = False
-        self.lock = threading.RLock()  # a signal's handler in the thread that has it must not wait for that
+        self.lock = threading.RLock()  # re-entrant: a signal handler may interrupt the thread that holds the lock
 
 
 def _end(processes: dict[int, _Process[Any]]) -> None:
-    """Close what this process has running; at the end of the interpreter, wait for it."""
+    """Close the resource of this process. At the end of the interpreter, wait until it is closed."""
     here = processes.get(os.getpid())
     if here is None or here.running is None or here.running.state is not State.OPEN:
         return
