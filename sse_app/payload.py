@@ -1,6 +1,7 @@
-"""The data of a publication: as which text it goes out, whichever way it is published, and what is refused.
+"""The data of a publication: the text that stands for an object, the same for every way to publish.
 
-A str goes out as it is, all else as JSON. Nothing is guessed: what has no one form in JSON is refused, in words.
+A str is that text, all else becomes JSON. Nothing is guessed: an object without one obvious form in JSON is refused,
+with an error that says what to give instead.
 """
 
 import json
@@ -23,7 +24,7 @@ _AS_IT_IS = frozenset({str, int, bool, type(None)})
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')  # of valid JSON
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
-# Of a msgspec.Struct these are ours: msgspec would make base64 of bytes, and refuse subclasses.
+# The types in a msgspec.Struct that _plain converts: msgspec would make base64 of bytes, and refuse subclasses.
 _NOT_OF_STRUCTS = (bytes, bytearray, memoryview, datetime, date, time, timedelta, UUID, Decimal, Enum)
 
 
@@ -58,7 +59,7 @@ def too_large(body_max: int) -> TooLarge:
 
 
 def _plain(value: object, depth: int) -> object:
-    """Return the value made of JSON's own types alone; so many arrays and objects are around it."""
+    """Return the value made of JSON's own types alone. ``depth`` counts the arrays and objects around it."""
     if type(value) in _AS_IT_IS:
         return value
     if isinstance(value, float):
@@ -69,7 +70,7 @@ def _plain(value: object, depth: int) -> object:
         return str.__str__(value)  # str() of an enum is its name
     if isinstance(value, int):
         return int(value)
-    if isinstance(value, dict | Mapping):  # dict first: a look at its class, where an ABC calls a function
+    if isinstance(value, dict | Mapping):  # dict first: comparing classes is faster than the function of an ABC
         return _object(value, depth)
     if isinstance(value, list | tuple):
         return _array(value, depth)
@@ -138,7 +139,7 @@ def _array(value: Collection[object], depth: int) -> list[object]:
 
 
 def _rank(plain: object) -> tuple[int, Any]:
-    """An order of all that a set may hold, the same in every process."""
+    """Return a key that sorts all that a set may hold, in every process alike."""
     if isinstance(plain, int | float):
         return 0, plain
     return (1, plain) if isinstance(plain, str) else (2, msgspec.json.encode(plain))
@@ -180,7 +181,7 @@ def check_json(body: bytes) -> None:
         try:
             msgspec.json.decode(body)
         except msgspec.DecodeError:
-            _second_look(body)
+            _check_syntax(body)
     except ValueError:
         raise InvalidJSON("The body is not valid JSON, which its Content-Type says it is.") from None
     except RecursionError:
@@ -189,11 +190,12 @@ def check_json(body: bytes) -> None:
         raise _too_deep()
 
 
-def _second_look(body: bytes) -> None:
-    """Raise ValueError for JSON that is none. msgspec also refuses JSON of which it cannot make a value: half a
-    surrogate pair, 1e309, an integer of 5,000 digits (RFC 8259, 6 and 8.2). Here numbers stay text.
+def _check_syntax(body: bytes) -> None:
+    """Raise ValueError for invalid JSON, and for nothing else. msgspec also refuses valid JSON that it has no value
+    for: half a surrogate pair, 1e309, an integer of 5,000 digits (RFC 8259, 6 and 8.2). Here numbers stay text.
     """
-    json.loads(body.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)  # bytes might be UTF-16, or a BOM
+    # Decoded first: of bytes json.loads would also take UTF-16, and a byte order mark.
+    json.loads(body.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
 
 
 def _refuse(constant: str) -> None:
@@ -201,8 +203,8 @@ def _refuse(constant: str) -> None:
 
 
 def _is_deep(body: bytes) -> bool:
-    """Return True when valid JSON is nested deeper than JSON_DEPTH. Its text counts, since of equal names its value
-    holds only the last.
+    """Return True when valid JSON is nested deeper than JSON_DEPTH. Its text is examined, since a decoded object has
+    only the last of several equal names.
     """
     brackets = _STRING.sub(b"", body).translate(_TO_SQUARE, _NO_BRACKET)
     for _ in range(JSON_DEPTH):
