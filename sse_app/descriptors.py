@@ -1,4 +1,4 @@
-"""File descriptors: how many a process may have open, and which connections go first when they run out. Windows knows
+"""The limit on a process's file descriptors, and the connections that are closed first when it is reached. Windows has
 no such limit.
 """
 
@@ -9,8 +9,8 @@ from contextlib import suppress
 if sys.platform != "win32":
     import resource
 
-ROOM = 64  # descriptors for all but streams: other requests, the log, listening, the libraries
-SPARE = 48  # of these, what no connection without a request may take
+ROOM = 64  # descriptors kept for all but streams: other requests, the log, listening sockets, the libraries
+SPARE = 48  # those of ROOM that a connection without a request may not take
 
 
 def limit() -> int:
@@ -21,7 +21,7 @@ def limit() -> int:
 
 
 def raise_limit() -> None:
-    """As far as this user may: the soft limit is there for programs that use select()."""
+    """Raise the soft limit to the hard limit. It is lower only to protect programs that use select()."""
     if sys.platform != "win32":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
@@ -30,11 +30,12 @@ def raise_limit() -> None:
 
 
 class Waiting:
-    """The connections of a server that have no whole request just now: nothing of one has come, or not all of its head
-    or body, or the last is answered. They make room for those that ask, the longest waiting first (so does nginx: its
-    connections are "reusable" then). Beyond the limit nothing is accepted any more, health checks neither.
+    """The connections of a server without a complete request: no request has begun, its head or body is incomplete, or
+    the last one is answered. When a new connection needs room, the one that has waited longest is closed (as nginx
+    closes its "reusable" connections). At the process's limit no connection could be accepted, not even of a health
+    check.
 
-    ``most``: connections that may be open before one of them has to go.
+    ``most``: the connections that may be open before a waiting one is closed.
     """
 
     def __init__(self, most: int) -> None:
@@ -43,7 +44,7 @@ class Waiting:
 
     @classmethod
     def within(cls, limit: int) -> "Waiting":
-        """For a process that may open so many descriptors."""
+        """Return one for a process that may open ``limit`` descriptors."""
         return cls(max(limit - SPARE, limit // 2))
 
     def add(self, transport: asyncio.Transport) -> None:
@@ -53,7 +54,9 @@ class Waiting:
         self._transports.pop(transport, None)
 
     def make_room(self, connections: int) -> None:
-        """Called with the number of open ones for each that comes, before it is added."""
+        """Close the connection that has waited longest, if there are too many. Called for each new connection, before
+        it is added, with the number of open ``connections``.
+        """
         if connections > self._most and self._transports:
             oldest = next(iter(self._transports))
             self.remove(oldest)

@@ -1,4 +1,6 @@
-"""What a hub counts, and its exposition for Prometheus. Plain integers: the delivery loop cannot afford a lock."""
+"""The counters of a hub, and their exposition for Prometheus. They are plain integers, since the delivery loop cannot
+afford a lock.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,8 +13,9 @@ from prometheus_client.registry import Collector
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the hub was made, and two states: how many ``subscribers`` there are, and how many of them are
-    ``lagging``, reading from the log just now. Those of several hubs add up."""
+    """The counts of a hub since it was made, and two states: the number of ``subscribers``, and of those that are
+    ``lagging``, reading from the log just now. The totals of several hubs can be added.
+    """
 
     published: int = 0
     delivered: int = 0  # publications handed to a subscriber's socket
@@ -64,15 +67,15 @@ class _HubCollector(Collector):
             yield GaugeMetricFamily(f"sse_app_{name}", f"Now: {name.replace('_', ' ')}.", value)
 
 
-def _by_reason(name: str, what: str, counts: Iterable[tuple[str, int]]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, what, labels=["reason"])
+def _by_reason(name: str, help_text: str, counts: Iterable[tuple[str, int]]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, help_text, labels=["reason"])
     for reason, count in counts:
         family.add_metric([reason], count)
     return family
 
 
 def exposition(totals: Totals, gauges: dict[str, float]) -> bytes:
-    """Everything in the Prometheus text format 0.0.4, from a registry of its own, not the process's."""
+    """Return totals and gauges in the Prometheus text format 0.0.4. The process's own registry is not used."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_HubCollector(totals, gauges))
     return generate_latest(registry)
