@@ -1,7 +1,7 @@
 """The Content-Type of a publication: JSON or text, in UTF-8 (RFC 9110, 8.3.1).
 
-A strict grammar, since the standard library's parser is one of mail: what mail knows beyond it (``charset*=`` of RFC
-2231) made it fail, and what it cannot read at all it calls ``text/plain``.
+The grammar is strict. The standard library's parser is made for mail: it fails on parameters that only mail has
+(``charset*=`` of RFC 2231), and takes what it cannot read for ``text/plain``.
 """
 
 import re
@@ -12,11 +12,11 @@ from sse_app.errors import UnsupportedType
 UTF8_LABELS = frozenset(
     {
         *("utf-8", "utf8", "unicode-1-1-utf-8", "unicode11utf8", "unicode20utf8", "x-unicode20utf8"),  # WHATWG Encoding
-        "utf_8",  # of Python
-        *("us-ascii", "ascii"),  # a part of UTF-8
+        "utf_8",  # Python's name
+        *("us-ascii", "ascii"),  # ASCII is a subset of UTF-8
     }
 )
-CACHED_MAX = 256  # characters; publishers send few and short ones, and whoever sends others must not fill the memory
+CACHED_MAX = 256  # characters; longer types are not cached, so that a peer cannot fill the memory with them
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}")
@@ -26,7 +26,9 @@ _PARAMETER = re.compile(
 
 
 def is_json(content_type: str) -> bool:
-    """Return True for a JSON type, whose data must be JSON. Raises UnsupportedType for all but it and text in UTF-8."""
+    """Return True for JSON, False for any other type, whose data is text in UTF-8. Raises UnsupportedType for another
+    charset, a malformed type, or multipart.
+    """
     return _cached(content_type) if len(content_type) <= CACHED_MAX else _is_json(content_type)
 
 
@@ -47,8 +49,8 @@ _cached = lru_cache(maxsize=128)(_is_json)
 
 
 def _charsets(content_type: str, position: int) -> list[str] | None:
-    """The labels that the parameters from there on give, in lower case, an empty one left out; None when they are
-    malformed.
+    """Return the charsets of the parameters from ``position`` on, in lower case, without empty ones; None when a
+    parameter is malformed.
     """
     labels = []
     while position < len(content_type):
@@ -58,7 +60,7 @@ def _charsets(content_type: str, position: int) -> list[str] | None:
         position = match.end()
         name = (match["name"] or "").lower()
         if name.startswith("charset*"):
-            return None  # an encoding of parameters that Content-Type does not have (RFC 8187, 1; RFC 9110, 5.6.6)
+            return None  # extended parameters are not defined for Content-Type (RFC 8187, 1; RFC 9110, 5.6.6)
         if name == "charset" and (label := (match["token"] or match["quoted"] or "").strip().lower()):
             labels.append(label)
     return labels

@@ -1,7 +1,7 @@
-"""Numbers as people write them, in settings, options and URLs: ASCII digits, and a unit where there are some.
+"""Numbers as people write them in settings, options and URLs: ASCII digits, with a unit where one is defined.
 
-``int`` and ``float`` read more than is documented: digits of every script, ``1_000``, ``+5``, ``1e3``, ``inf``, white
-space. What was typed by mistake would be taken for a number.
+``int`` and ``float`` read more than our documentation allows: digits of every script, ``1_000``, ``+5``, ``1e3``,
+``inf``, white space. With them a typing mistake would pass for a number.
 """
 
 import re
@@ -15,14 +15,14 @@ _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false":
 
 
 def whole(text: str) -> int:
-    """``10000``. Raises ValueError, as all of these."""
+    """Return the number of ``10000``. Raises ValueError, as all functions here do."""
     if not _WHOLE.fullmatch(text):
         raise ValueError(text)
     return int(text)
 
 
 def number(text: str, units: Mapping[str, float] = {"": 1}) -> float:
-    """``0.5`` or ``.5``, or with one of the units; without a unit only where there is one of that name."""
+    """Return the number of ``0.5`` or ``.5``, times the unit behind it. Units may include the empty one."""
     match = _NUMBER.fullmatch(text)
     if not match or match[2] not in units:
         raise ValueError(text)
@@ -30,12 +30,12 @@ def number(text: str, units: Mapping[str, float] = {"": 1}) -> float:
 
 
 def duration(text: str) -> float:
-    """``15``, ``15s``, ``500ms``, ``5m``, ``24h``, ``7d``, in seconds."""
+    """Return the seconds of ``15``, ``15s``, ``500ms``, ``5m``, ``24h`` or ``7d``."""
     return number(text, DURATIONS)
 
 
 def size(text: str) -> int:
-    """``65536``, ``64KiB``, ``1MiB``, ``2GiB``, in bytes."""
+    """Return the bytes of ``65536``, ``64KiB``, ``1MiB`` or ``2GiB``."""
     try:
         return int(number(text, SIZES))
     except OverflowError:
@@ -43,7 +43,7 @@ def size(text: str) -> int:
 
 
 def truth(text: str) -> bool:
-    """``true`` or ``false``, or other words for them."""
+    """Return the truth of ``true``, ``yes``, ``on``, ``1`` or their opposites, in any case."""
     if text.lower() not in _TRUTH:
         raise ValueError(text)
     return _TRUTH[text.lower()]
