@@ -1,8 +1,8 @@
-"""Config: every setting with its default, its range and its meaning. The only reader of the environment.
+"""Config: every setting with its default, its range and its meaning. No other module reads the environment.
 
-A setting has one name: keyword, ``--flag`` and ``SSE_APP_`` variable. Durations are seconds or take a unit (``15``,
-``15s``, ``500ms``, ``5m``, ``24h``), sizes bytes or a unit (``65536``, ``64KiB``, ``1MiB``). A keyword takes the text
-as well as the value that it stands for.
+A setting has one name, as a keyword, a ``--flag`` and an ``SSE_APP_`` variable. Durations are in seconds or have a unit
+(``15``, ``15s``, ``500ms``, ``5m``, ``24h``), sizes are in bytes or have a unit (``65536``, ``64KiB``, ``1MiB``). A
+keyword takes such a text, or the value that the text stands for.
 """
 
 import difflib
@@ -79,7 +79,7 @@ class Config:
         "Addresses to listen on.",
         "addresses or host names separated by commas, :: for any of IPv6 and IPv4",
         "127.0.0.1",
-    )  # as text it may be given, and is a tuple then
+    )  # a text with commas is accepted, and made a tuple
     port: int = _count(8000, "Port to listen on; 0 takes a free one.", 0, 65535)
     broker: str = _text(
         "memory://", "Who keeps the log.", "a URL: memory://, sqlite:///hub.db, redis://host, nats://host", secret=True
@@ -116,7 +116,7 @@ class Config:
     queue: int = _count(1000, "Publications that may wait for one subscriber.", 1, 1_000_000)
     queue_bytes: int = _size(1024**2, "Bytes that may wait for one subscriber.", 1024, 2**30)
     so_sndbuf: int = _size(64 * 1024, "Kernel send buffer of a connection.", 4096, 2**30)
-    # With the heartbeat before it, a vanished peer is gone within 35 s.
+    # The next heartbeat is what a vanished peer fails to acknowledge: with both, its stream ends within 35 s.
     tcp_user_timeout: float = _seconds(18.0, "A peer that acknowledges nothing for so long is gone.", 1, 3600)
     body_max: int = _size(256 * 1024, "Size of a publication's data.", 1, 64 * 1024**2)
     head_max: int = _size(16 * 1024, "Size of a request's head.", 1024, 1024**2)
@@ -173,13 +173,13 @@ class Config:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Every Host that requests may ask for."""
+        """The Hosts that requests may name."""
         own = (f"[{address}]" if ":" in address else address for address in self.addresses)
         return tuple(dict.fromkeys([*LOOPBACK_NAMES, *own, *self.allowed_hosts]))
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses and names to listen on, one by one: each is of one family, so ``::`` brings the other."""
+        """The addresses and names to listen on. ``::`` is listened on for IPv6 alone, so ``0.0.0.0`` is added to it."""
         return tuple(address for host in self.host for address in ((host, "0.0.0.0") if _is_any(host) else (host,)))
 
     @property
@@ -189,8 +189,8 @@ class Config:
 
     @classmethod
     def load(cls, flags: Mapping[str, Any], environment: Mapping[str, str]) -> "Config":
-        """From flags (name: text, list of texts or bool; None = not given), else ``SSE_APP_`` variables, else
-        defaults.
+        """Return the Config of flags, else of ``SSE_APP_`` variables, else of defaults. A flag is a text, a list of
+        texts or a bool; None when it is not given.
         """
         values: dict[str, Any] = {}
         unknown = {name for name in environment if name.startswith(ENV_PREFIX)} - {
@@ -246,7 +246,7 @@ class HubOptions(LogOptions, total=False):
 
 
 def check_names(whose: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raises ConfigError for a keyword that ``whose`` has not, as Python does for one that a function has not."""
+    """Raise ConfigError for a keyword that is not in ``known``. ``whose`` names the thing that takes the keywords."""
     for name in given:
         if name in known:
             continue

@@ -27,22 +27,22 @@
     │   ├── UnsafeUpgrade              an upgrade offered with a body, on a server that may misread it
     │   ├── BadOrigin                  a page of another origin
     │   ├── PreflightRefused           a page of an allowed origin that asks for more than it may send
-    │   └── Unauthorized               no publish key, or not the right one
-    ├── Unavailable                    ours: an HTTP 503, try again later
+    │   └── Unauthorized               no publish key, or a wrong one
+    ├── Unavailable                    the hub's own trouble: an HTTP 503, try again later
     │   ├── Draining
     │   ├── Overloaded
     │   ├── HubNotStarted              the hub was never started (a missing line in the app), or has stopped
     │   └── BrokerError                the log cannot take or give publications just now
     │       ├── BrokerUnavailable      its server cannot be reached; nothing was published
     │       ├── LogUnavailable         its file cannot be read or written; nothing was published
-    │       ├── LogFull                there is no room for it; nothing was published
-    │       └── OutcomeUnknown         it may be published or not: the answer of the log was lost
+    │       ├── LogFull                there is no room for the publication; nothing was published
+    │       └── OutcomeUnknown         the log's answer was lost: the publication may be in the log or not
     ├── ConfigError (ValueError)       a setting with a wrong value: stops the start
     ├── Closed (RuntimeError)          a client or publisher that was used after its end
     ├── ClientError                    of ``sse_app.client``, where it is raised; no HTTP status
-    │   ├── InvalidURL (ValueError)    no address that a hub can be at
-    │   ├── Refused                    the hub said no, and would again
-    │   ├── Unreachable                no answer that counts in the time allowed
+    │   ├── InvalidURL (ValueError)    a URL that no hub can have
+    │   ├── Refused                    the hub refused, and would refuse the same request again
+    │   ├── Unreachable                no usable answer in the time allowed
     │   └── Gap                        events that this listener can no longer get
     ├── BenchError                     of ``sse-app bench``; no HTTP status
     │   ├── BenchRefused (ValueError)  a load that is unsafe or impossible
@@ -52,8 +52,8 @@
         ├── DoctorFailed               nothing answers there, so nothing could be checked
         └── NotChecked                 one check that could not be done, and why
 
-Which status and code each one has over HTTP stands in one table, in ``web/problems.py``. Texts never repeat what the
-caller sent.
+The HTTP status and code of each error stand in one table, in ``web/problems.py``. Texts never repeat what the caller
+sent.
 """
 
 
@@ -170,7 +170,7 @@ class Unauthorized(BadInput):
 
 
 class Unavailable(SSEAppError):
-    """Ours, not the caller's: the same request may succeed later."""
+    """The hub cannot do it now, through no mistake of the caller: the same request may succeed later."""
 
 
 class Draining(Unavailable):
@@ -186,7 +186,7 @@ class HubNotStarted(Unavailable):
 
 
 class BrokerError(Unavailable):
-    """The log cannot take or give publications just now. It is never an OSError, which means a peer that is gone."""
+    """The log cannot take or give publications just now. Not an OSError, which streams take for a peer that is gone."""
 
 
 class BrokerUnavailable(BrokerError):
@@ -214,15 +214,15 @@ class Closed(SSEAppError, RuntimeError):
 
 
 class ClientError(SSEAppError):
-    """What a client of a hub meets."""
+    """The base of the errors that ``sse_app.client`` raises."""
 
 
 class InvalidURL(ClientError, ValueError):
-    """No address that a hub can be at."""
+    """A URL that no hub can have."""
 
 
 class Refused(ClientError):
-    """An answer that says no. ``status`` is its HTTP status, ``code`` the hub's word for it (``docs/http-api.md``) or
+    """A refusal by the hub. ``status`` is its HTTP status, ``code`` the problem's code (``docs/http-api.md``), or
     ``http_error`` when another server answered, ``detail`` a sentence.
     """
 
@@ -232,10 +232,10 @@ class Refused(ClientError):
 
 
 class Unreachable(ClientError):
-    """No answer that counts in the time allowed; ``__cause__`` is what came instead at last.
+    """No usable answer in the time allowed; ``__cause__`` is the last failure.
 
-    ``key`` is the Idempotency-Key of what was to be published: it may have been, and with this key it is safe to send
-    again. None for a stream.
+    ``key`` is the Idempotency-Key of a publication, None for a stream. The publication may be in the log; sending it
+    again with this key is safe.
     """
 
     def __init__(self, text: str, key: str | None = None) -> None:
@@ -244,10 +244,10 @@ class Unreachable(ClientError):
 
 
 class Gap(ClientError):
-    """Publications between ``requested`` and ``oldest`` that a listener had coming are lost to it.
+    """Publications between ``requested`` and ``oldest`` that a listener will not get.
 
-    ``oldest`` is the oldest one that the log still holds, ``top`` its newest, ``id`` the position from which it goes
-    on, ``reason`` one of those in ``docs/http-api.md``. ``requested`` is None when the position was malformed.
+    ``oldest`` is the oldest publication that the log still holds, ``top`` its newest, ``id`` the position from which
+    the stream goes on, ``reason`` a reason of ``docs/http-api.md``. ``requested`` is None for a malformed position.
     """
 
     def __init__(self, reason: str, *, id: str, requested: str | None, oldest: str, top: str) -> None:
