@@ -48,7 +48,7 @@ def post(*fields: bytes, body: bytes = b"") -> bytes:
     return b"POST /broadcast HTTP/1.1\r\n" + CLOSE + b"".join(field + b"\r\n" for field in fields) + b"\r\n" + body
 
 
-# What is no valid request. The malformed table of those that are stands in test_endpoints.py.
+# Bytes that are no valid HTTP request. Valid requests that are refused stand in web/endpoints/test_broadcast.py.
 
 CHUNKED = b"Transfer-Encoding: chunked"
 NOT_HTTP = [
