@@ -55,7 +55,9 @@ class Broadcast:
             raise Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
 
     async def _data(self, request: Request) -> tuple[str, bool]:
-        """The body as it is, once it is what its headers say, and whether they say that it is JSON."""
+        """Return the body as text, and True when its Content-Type is JSON. Raises BadInput for a body that its headers
+        describe wrongly.
+        """
         must_be_json = is_json(request.headers.get("content-type") or "text/plain")
         if (request.headers.get("content-encoding") or "identity").lower() != "identity":
             raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")

@@ -17,15 +17,15 @@ EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "
 
 
 class Events:
-    """The endpoint as an ASGI app, since it stands outside Starlette's routing (``app.py``). It answers its errors
-    itself: an HTTP error would end an EventSource for good where it should come back.
+    """The endpoint as an ASGI app, since it is called outside Starlette's routing (``app.py``). It answers its errors
+    itself: an HTTP error would end an EventSource for good, where a passing trouble should make it reconnect.
     """
 
     def __init__(self, hub: Hub, door: Door) -> None:
         self._hub, self._door = hub, door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # No name here holds the answer: an open stream has no use for it.
+        # The response is bound to no name here, so that an open stream does not keep it in memory.
         await (await self._answer(Request(scope)))(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
@@ -43,7 +43,7 @@ class Events:
         if last is not None and since is not None:
             raise InvalidSince("Give last or since, not both.")
         topics, client = given.get("topic", ()), only(given, "client", InvalidClient)
-        if request.method == "HEAD":  # subscribes to nothing, but is told what GET would be
+        if request.method == "HEAD":  # checks its topics and client here, since it never joins the hub, which does
             TopicFilter.parse(topics)
             if client is not None:
                 check_client(client)

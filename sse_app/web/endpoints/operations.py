@@ -1,4 +1,4 @@
-"""How the hub is doing: ``/stats``, ``/metrics``, ``/healthz``, ``/readyz``."""
+"""The endpoints for operators: ``/stats``, ``/metrics``, ``/healthz``, ``/readyz``."""
 
 from importlib.metadata import version
 
@@ -11,7 +11,7 @@ from sse_app.errors import Draining
 from sse_app.hub import Hub
 from sse_app.web.endpoints.json_answer import json_answer
 
-HEALTH = ("/healthz", "/readyz")  # asked by probes, which know an address at most, and telling nothing
+HEALTH = ("/healthz", "/readyz")  # any Host may ask: probes know only an address, and the answers reveal nothing
 VERSIONS = {name: version(name) for name in ("sse-app", "starlette", "sse-starlette", "uvicorn")}
 
 
@@ -29,11 +29,11 @@ class Operations:
         return Response(metrics.exposition(totals, self._hub.gauges()), media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(self, request: Request) -> Response:
-        """The process answers."""
+        """GET /healthz: 200 as long as the process answers."""
         return json_answer({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """It takes publishers and subscribers."""
+        """GET /readyz: 200 while the hub takes publications and subscribers."""
         self._hub.check_started()
         if self._hub.draining:
             raise Draining("The hub is stopping.")

@@ -1,4 +1,4 @@
-"""For people: the console, and the OpenAPI document."""
+"""The pages that people open: the console, and the OpenAPI document."""
 
 from functools import cached_property
 from pathlib import Path

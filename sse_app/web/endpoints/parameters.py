@@ -1,4 +1,4 @@
-"""The query and header parameters of requests: read, and refused when they are not as described."""
+"""The query and header parameters of requests: parsed, and refused when they are not as documented."""
 
 import difflib
 import re
@@ -10,8 +10,9 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from sse_app.errors import InvalidSince, InvalidUTF8, UnknownParameter
-from sse_app.joining import LAST_MAX
+from sse_app.joining import LAST_MAX, Asked
 
+DIGITS_MAX = len(str(LAST_MAX))
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+ -]\d{2}:\d{2})")  # RFC 3339
 
@@ -19,9 +20,9 @@ Parameters = dict[str, list[str]]
 
 
 def parse(request: Request) -> Parameters:
-    """Return the query's parameters, each with its values.
+    """Return the query's parameters, each with its values. Raises InvalidUTF8.
 
-    Starlette's query_params put U+FFFD for what is not UTF-8, and a topic that was silently changed is another topic.
+    Starlette's query_params replace invalid UTF-8 by U+FFFD: a publication would silently go to another topic.
     """
     given: Parameters = {}
     try:
@@ -40,14 +41,16 @@ def _near_miss(name: str, known: Collection[str]) -> str | None:
 
 
 def refuse_near_misses(given: Parameters, known: Collection[str]) -> None:
-    """Raise UnknownParameter for one that looks like a misspelt one; others are for caches, and ignored."""
+    """Raise UnknownParameter for a name that looks like a misspelt one. Other names are ignored: pages add some to pass
+    caches.
+    """
     for name in given.keys() - set(known):
         if meant := _near_miss(name, known):
             raise UnknownParameter(f"There is a parameter that is not known here; did you mean {meant}?")
 
 
 def refuse_unknown(given: Parameters, known: Collection[str]) -> None:
-    """Raise UnknownParameter for any that is not known: a misspelt topic must not broadcast to everyone."""
+    """Raise UnknownParameter for a name that is not known: a misspelt ``topic`` would publish to everyone."""
     for name in given.keys() - set(known):
         meant = _near_miss(name, known)
         hint = f"did you mean {meant}?" if meant else f"known are {', '.join(known)}."
@@ -63,13 +66,14 @@ def only(given: Parameters, name: str, error: type[Exception]) -> str | None:
 
 
 def cursor(request: Request, given: Parameters) -> bytes | None:
-    """Return the cursor to resume behind, as it came: of the strongest kind that is there.
+    """Return the cursor to resume behind, in the bytes that were sent: from the header, else from ``lastEventId``, else
+    from ``last_event_id``.
 
-    An empty one is none, and two of a kind are one that resumes nowhere.
+    An empty cursor counts as none. Of two in one place neither can be trusted: the answer is a cursor that is invalid.
     """
-    # Raw bytes: Starlette decodes headers as latin-1.
+    # From the scope, since Starlette decodes headers as latin-1.
     header = [value for name, value in request.scope["headers"] if name == b"last-event-id"]
-    # A polyfill adds lastEventId, of its newest event, to the URL it was given, which may hold an old last_event_id.
+    # A polyfill adds its newest id as lastEventId to a URL that may have an older last_event_id: so that one is second.
     kinds = (header, *([value.encode() for value in given.get(name, ())] for name in ("lastEventId", "last_event_id")))
     for kind in kinds:
         if sent := [value for value in kind if value]:
@@ -78,14 +82,15 @@ def cursor(request: Request, given: Parameters) -> bytes | None:
 
 
 def count(text: str) -> int:
-    """Return the number that ``last`` is."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 7 and int(text) <= LAST_MAX):
-        raise InvalidSince(f"last is a whole number from 0 to {LAST_MAX}.")
-    return int(text)
+    """Return the number of ``last``. Raises InvalidSince, in the words of Asked, which has its bounds."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX
+    number = int(text) if is_number else -1
+    Asked(last=number)
+    return number
 
 
 def moment(text: str) -> float:
-    """Return the Unix time of an RFC 3339 time, or of so long ago (``15m``, ``2h``)."""
+    """Return the Unix time of an RFC 3339 time, or of a time before now (``15m``, ``2h``). Raises InvalidSince."""
     if match := re.fullmatch(r"([0-9]{1,9})([smhd])", text):
         return time.time() - int(match[1]) * _UNITS[match[2]]
     if _TIME.fullmatch(text):
