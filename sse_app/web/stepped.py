@@ -11,9 +11,9 @@ from sse_app.subscriber import Batch, Subscriber
 
 
 async def goes_by_steps(send: Send) -> bool:
-    """Whether ``send`` ends in one step outside of a task, tried with an empty piece of the body.
+    """Return True when ``send`` ends in one step outside of a task. It is tried with an empty piece of the body.
 
-    What a middleware does around it may need a task of its own: a deadline, anyio's cancel scopes.
+    A middleware may wrap ``send`` in code that needs a current task: asyncio.timeout(), anyio's cancel scopes.
     """
     tried: asyncio.Future[Awaitable[None] | bool] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(_try, send, tried)
@@ -38,11 +38,11 @@ def _try(send: Send, tried: "asyncio.Future[Awaitable[None] | bool]") -> None:
 
 
 class SteppedWriter:
-    """Writes by starting the server's ``send`` and stepping it once.
+    """A writer that starts the server's ``send`` and steps it once.
 
-    It ends there and then when the socket takes the bytes. When it does not, ``send`` is left suspended, and a task
-    takes it from there: one task for each full socket, none for the others. ``ending`` is the wait of the request that
-    this is the stream of; it is ended once at most.
+    When the socket takes the bytes, ``send`` returns in that step. Else it stays suspended, and a task runs the rest of
+    it: one task for each full socket, none for the others. ``ending`` is the timeout around the wait of the stream's
+    request for its client's disconnect; ``end`` expires it, once at most.
     """
 
     __slots__ = ("_rest", "_send", "_subscriber", "ending")
@@ -62,7 +62,7 @@ class SteppedWriter:
             self.end()  # the peer is gone
             return False
         self._rest = self._subscriber.spawn(_sent(_Suspended(waiting, steps)))
-        self._rest.add_done_callback(partial(self._finished, steps))  # comes also when it is cancelled unbegun
+        self._rest.add_done_callback(partial(self._finished, steps))  # called also if it is cancelled unstarted
         return False
 
     def _finished(self, steps: Generator[Any, Any, None], rest: asyncio.Task[bool]) -> None:
@@ -70,7 +70,7 @@ class SteppedWriter:
         if not rest.cancelled() and rest.result():
             self._subscriber.resume()
         else:
-            self.end()  # the peer is gone, or the hub
+            self.end()  # the peer is gone, or the hub has stopped
 
     async def finished(self) -> None:
         if self._rest is not None:
@@ -82,7 +82,7 @@ class SteppedWriter:
             ending.reschedule(0)
 
     def stop(self) -> None:
-        """The request is over: nobody waits for the rest of a send any more."""
+        """Cancel the rest of a ``send``. Called when the request is over."""
         self.ending = None
         if self._rest is not None:
             self._rest.cancel()
@@ -97,7 +97,7 @@ async def _sent(suspended: "_Suspended") -> bool:
 
 
 class _Suspended:
-    """Goes on with a coroutine that was stepped by hand: first waits for what it waits for."""
+    """The rest of a coroutine that was stepped once: awaits the future it is suspended on, then runs it to its end."""
 
     def __init__(self, waiting: Any, steps: Generator[Any, Any, None]) -> None:
         self._waiting, self._steps = waiting, steps

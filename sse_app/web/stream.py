@@ -1,6 +1,6 @@
-"""One subscriber's response: what the hub offers it, written to its connection.
+"""The response of one subscriber, which writes to its connection what the hub offers.
 
-Two ways, with one result, byte for byte. The tests hold both against sse-starlette's own streaming.
+It is written in one of two ways, with the same bytes. Tests compare both with sse-starlette's own streaming.
 
     direct      our HTTP protocol (``server/protocol.py``) hands its connection over; no task, no generator is left
     stepped     on any other server: the delivery loop itself starts ASGI's ``send`` and steps it once; where a
@@ -31,16 +31,17 @@ logger = logging.getLogger("sse_app")
 
 CONTENT_TYPE = f"{MEDIA_TYPE}; charset=utf-8"
 HEADERS = {"Cache-Control": "no-store, no-transform"}  # no-transform keeps proxies from compressing, so from buffering
-COME_BACK = (Draining, Overloaded, BrokerError)  # errors that pass: the same request succeeds later
+COME_BACK = (Draining, Overloaded, BrokerError)  # passing errors: the same request may succeed later
 EXTENSION = "sse_app.connection"  # in scope["extensions"]: a Connection
 
 
 class Connection(Protocol):
-    """What our HTTP protocol offers in the scope of a request: to write the response's body without it."""
+    """The connection of a request, which our HTTP protocol offers in the scope, for a stream that outlives it."""
 
     def hand_over(self, hub: Hub, subscriber: Subscriber) -> Writer | None:
-        """The connection as a writer, once the response's head was sent; None when what reached the wire cannot be
-        continued so. From then on it is the connection that sees to the subscriber's ``leave``."""
+        """Return the connection as a writer, once the response's head was sent; None when a middleware changed the
+        response so that it cannot be continued. The writer then calls ``hub.leave`` for the subscriber.
+        """
         ...
 
 
@@ -49,7 +50,7 @@ class EventStream(EventSourceResponse):
 
     HEAD gets the headers and leaves no subscriber. A hub that is full, draining or cut off from its log answers an
     EventSource with an empty stream and a time to come back, since an HTTP error would end it for good; others get the
-    error.
+    error. ``door`` is told of the servers that streams come through.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class EventStream(EventSourceResponse):
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if scope["method"] == "HEAD":
             return super().__call__(scope, receive, send)
-        # What it returns does not hold this object: 2 KB that an open stream has no use for.
+        # The coroutine does not refer to this object, whose 2 KB an open stream need not keep.
         return _respond(self._hub, self._asked, self._way(), scope, receive, send)
 
     def _way(self) -> "Way":
@@ -96,14 +97,14 @@ async def _respond(
         await refusal(error, scope, hub.retry())(scope, receive, send)
         return
     running = way(subscriber, scope, receive, send)
-    del join, way  # an open stream has no use for these either
+    del join, way  # frees the memory of both while the stream is open
     ended, reason = True, CloseReason.GONE
     try:
         ended = await running
     except OSError:
-        pass  # the peer is gone (ASGI 2.4); what a broker fails with is never an OSError
+        pass  # the peer is gone (ASGI 2.4); a BrokerError is no OSError
     except Exception as error:
-        # One line, and never what was being sent. A clean end lets the client come back and resume.
+        # One line, without the publication's data. The clean end of the body lets the client reconnect and resume.
         logger.error("a stream was ended by our mistake: %s", type(error).__name__)
         reason = CloseReason.ERROR
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -115,9 +116,8 @@ async def _respond(
 async def _write(
     hub: Hub, door: Door | None, head: Message, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send
 ) -> bool:
-    """Direct if the server offers it; else by steps if its ``send`` can be taken so; else as anyone would.
-
-    Returns when the client goes or the hub ends the stream.
+    """Write the stream: directly if the server offers its connection, else by steps if ``send`` allows it, else by a
+    task. Return True when the stream is over, False when a writer goes on after the request.
     """
     await send(head)
     del head
@@ -145,22 +145,22 @@ async def _write(
 
 
 async def _write_in_tasks(subscriber: Subscriber, receive: Receive, send: Send) -> bool:
-    """The plain way: this task reads the queue and sends, another waits for the client to go."""
+    """Write the stream in this task, which reads the queue and sends; another task waits for the disconnect."""
     try:
         async with asyncio.timeout(None) as here, asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(_watch(receive, here))
+            watching = tasks.create_task(_await_disconnect(receive, here))
             while data := await subscriber.read():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             watching.cancel()
     except TimeoutError:
         return True  # the client is gone
     except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None  # the peer is gone, or a mistake: told apart by who called
+        raise errors.exceptions[0] from None  # the caller distinguishes a peer that is gone from a mistake of ours
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     return True
 
 
-async def _watch(receive: Receive, here: asyncio.Timeout) -> None:
+async def _await_disconnect(receive: Receive, here: asyncio.Timeout) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     here.reschedule(0)
