@@ -1,4 +1,4 @@
-"""Where in a site an app is: the path that it has to answer, and the prefix before that.
+"""The prefix of a site under which an app is mounted, and the path below it that the app answers.
 
 In ASGI ``path`` is the whole path, and begins with ``root_path``. It does not for ``FastAPI(root_path="/api")`` behind
 a proxy that strips ``/api``. Starlette forgives that to an app's own routes, but not to what is mounted in it: there
@@ -20,7 +20,7 @@ PASSED_ON = (
 
 
 def with_prefix(scope: Scope) -> Scope:
-    """The same request, with a ``path`` that begins with ``root_path``, also where a proxy stripped its beginning."""
+    """Return the request with a ``path`` that begins with ``root_path``, though a proxy may have stripped a part."""
     path, root_path = scope["path"], scope.get("root_path", "")
     if not root_path or path == root_path or path.startswith(f"{root_path}/"):
         return scope
@@ -30,16 +30,16 @@ def with_prefix(scope: Scope) -> Scope:
 
 
 def route_path(scope: Scope) -> str:
-    """The path below the prefix, as Starlette's routes see it."""
+    """Return the path below the prefix, as Starlette's routes see it."""
     path: str = scope["path"]
     below = path.removeprefix(scope.get("root_path", ""))
     return below if below.startswith("/") else path
 
 
 def hint(scope: Scope, known: Collection[str]) -> str:
-    """The reason why there is nothing at this path, when only what comes before it keeps it from being a known one.
+    """Return the reason for a 404 when the path is a known one behind a wrong prefix, else an empty text.
 
-    It is not served all the same: a proxy that forbids ``/api/broadcast`` would let ``/api/api/broadcast`` through.
+    Such a path is not served: a proxy that forbids ``/api/broadcast`` would let ``/api/api/broadcast`` through.
     """
     path, prefix = route_path(scope), scope.get("root_path", "")
     if not path.endswith(tuple(known)) or path.removesuffix("/") in known:

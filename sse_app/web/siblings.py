@@ -1,9 +1,9 @@
-"""Hubs in memory in several processes of one server: noticed, and said, since nothing else would show why streams miss
-events.
+"""A warning when several processes of one server each have a hub in memory: nothing else would show why their streams
+miss events.
 
-Processes of one server have the same parent and listen at the same addresses. From both a name is made, which the first
-of them binds as an abstract Unix socket: the kernel frees it when its holder ends, however that ends, and keeps those
-of other containers apart. Only Linux has such names; elsewhere nothing is noticed.
+Processes of one server have the same parent and listen at the same addresses. Parent and addresses make a name, which
+the first process binds as an abstract Unix socket. The kernel frees the name however its process ends, and keeps the
+names of other containers apart. Only Linux has abstract sockets; elsewhere there is no warning.
 """
 
 import asyncio
@@ -29,23 +29,23 @@ SEPARATE = (
 
 
 async def warn_of_siblings(hub: Hub) -> None:
-    """Log ``SEPARATE``, in one process of a server, if several have a hub in memory. Ends when the hub drains: from
-    then on the name is for the process that takes this one's place.
+    """Log ``SEPARATE``, in one process of a server, if several have a hub in memory. Returns when the hub drains, so
+    that the process which replaces this one can bind the name.
     """
     if sys.platform != "linux" or (server := await _server()) is None:
         return
     with socket.socket(socket.AF_UNIX) as name:
         name.setblocking(False)
-        if not await _took(name, _name(server, "first"), patience=OVERLAP):
-            if not await _took(name, _name(server, "second")):
-                return  # of three or more, one says it
+        if not await _bind(name, _name(server, "first"), patience=OVERLAP):
+            if not await _bind(name, _name(server, "second")):
+                return  # of three or more processes only the second one warns
             logger.warning(SEPARATE)
         while not hub.draining:  # noqa: ASYNC110  # a signal handler may set it, and could set no event
             await asyncio.sleep(POLL)
 
 
 async def _server() -> str | None:
-    """The addresses that this process listens at, once it does, and its parent."""
+    """Return the parent and the addresses of this process once it listens; None when it does not listen in time."""
     for seconds in FIRST_CHECKS:
         await asyncio.sleep(seconds)
         names = sorted(repr(listener.name) for listener in listeners() if not isinstance(listener.name, bytes))
@@ -58,14 +58,16 @@ def _name(server: str, rank: str) -> bytes:
     return f"\0sse-app/memory/{hashlib.sha256(server.encode()).hexdigest()[:32]}/{rank}".encode()
 
 
-async def _took(free: socket.socket, name: bytes, *, patience: float = 0.0) -> bool:
-    """Bind it. True also if another hub of this process has: the app of both is in one place, and was meant so."""
+async def _bind(free: socket.socket, name: bytes, *, patience: float = 0.0) -> bool:
+    """Bind the name to the socket ``free``, within ``patience`` seconds. Return True also when another hub of this
+    process has bound it: two hubs in one app are intended.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + patience
     while True:
         try:
             free.bind(name)
-            free.listen(1)  # so that a second hub finds it among the listeners
+            free.listen(1)  # makes listeners() find it for a second hub of this process
         except OSError:
             if any(listener.name == name for listener in listeners()):
                 return True
