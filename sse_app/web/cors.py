@@ -1,4 +1,4 @@
-"""Permission for the pages of other origins, which the guard has let in: what they may send, and read of an answer."""
+"""CORS: the headers that pages of allowed origins may send, and read of an answer. The guard refuses other origins."""
 
 from collections.abc import Callable, Collection
 
@@ -10,14 +10,14 @@ from starlette.types import ASGIApp
 from sse_app.errors import BadInput, PreflightRefused
 
 OURS = ("Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID")
-# Headers that libraries put on every request of a page unasked, and that nothing here reads: old ones that mark their
-# own, Sentry, OpenTelemetry (W3C Trace Context and Baggage).
+# Headers that libraries add to every request of a page, and that nothing here reads: those of old Ajax libraries,
+# Sentry, OpenTelemetry (W3C Trace Context and Baggage).
 UNASKED = ("X-Requested-With", "sentry-trace", "baggage", "traceparent", "tracestate")
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, without credentials. ``headers`` are those that pages may send beside these, ``*`` for any.
-    ``refuse`` makes an error a response.
+    """Starlette's CORS middleware, without credentials. ``headers`` are those that pages may send beside OURS and
+    UNASKED, ``*`` for any. ``refuse`` makes an error a response.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Cors(CORSMiddleware):
         self._refuse = refuse
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Starlette's answer, or a refusal that is a problem like all others and repeats nothing of the request."""
+        """Return Starlette's answer, or in place of its refusal a problem, which repeats nothing of the request."""
         answer = super().preflight_response(request_headers)
         if answer.status_code == 200:
             return answer
@@ -49,6 +49,6 @@ class Cors(CORSMiddleware):
             )
         )
         refusal.headers.update(self.preflight_headers)
-        if origin := answer.headers.get("access-control-allow-origin"):  # else browsers take that for what is wrong
+        if origin := answer.headers.get("access-control-allow-origin"):  # else browsers report the origin as refused
             refusal.headers["Access-Control-Allow-Origin"] = origin
         return refusal

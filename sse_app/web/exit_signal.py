@@ -1,7 +1,7 @@
-"""sse-starlette's exit signal: how it sees that a server is being stopped, and how that is switched off.
+"""sse-starlette's exit signal, with which it notices that a server is being stopped, and the way to switch it off.
 
-All that this package uses of sse-starlette beside ``EventSourceResponse`` itself stands here.
-``tests/web/test_exit_signal.py`` names what a new version moved.
+This package uses nothing else of sse-starlette but ``EventSourceResponse``. ``tests/web/test_exit_signal.py`` names the
+members that a new version of sse-starlette has moved.
 """
 
 from sse_starlette import EventSourceResponse
@@ -14,5 +14,5 @@ async def stopped() -> None:
 
 
 def leave_streams_open() -> None:
-    """Keep a SIGTERM from ending the streams of this process: they would be cut before they are drained."""
+    """Keep sse-starlette from ending the streams of this process at SIGTERM, before the hub has drained them."""
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]

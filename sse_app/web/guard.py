@@ -1,12 +1,11 @@
-"""Who may ask: the Host that a request names, and the page that it comes from.
+"""The check of every request, before anything else: the Host that it names, the page that it comes from, its upgrade.
 
-A page of another site can make a visitor's browser send requests here, and a name that its owner points at 127.0.0.1
-after the fact (DNS rebinding) makes them look same-origin. So every request is looked at before anything else,
-streams included.
+A page of another site can make a visitor's browser send requests to a hub. DNS rebinding, where the page's own name
+later resolves to 127.0.0.1, makes such requests look same-origin.
 
-And no upgrade comes with a body, and no CONNECT at all: uvicorn's own httptools protocol loses what follows such a
-head, or runs it as the next request (Kludex/uvicorn#2722). An app cannot mend that, but refuse; what our own server
-declines does not get here.
+An upgrade with a body is refused, and so is CONNECT: uvicorn's own httptools protocol loses the bytes that follow such
+a head, or runs them as the next request (Kludex/uvicorn#2722). An app can only refuse. Our own server declines these
+upgrades before the app.
 """
 
 import ipaddress
@@ -27,8 +26,8 @@ from sse_app.errors import (
 )
 from sse_app.web.prefix import route_path
 
-# The headers that mean something here and may come once. Of two, servers and proxies would take one or the other.
-# Last-Event-ID is none of them: two make a bad cursor, which is never an HTTP error.
+# The headers that are used here and may come once: of two, a proxy could use one and the hub the other. Not
+# Last-Event-ID: two of them make an invalid cursor, which is never an HTTP error.
 ONCE: Mapping[bytes, type[BadInput]] = {
     b"host": BadHost,
     b"origin": RepeatedHeader,
@@ -38,7 +37,7 @@ ONCE: Mapping[bytes, type[BadInput]] = {
     b"authorization": RepeatedHeader,
     b"content-type": RepeatedHeader,
     b"content-length": RepeatedHeader,
-    b"content-encoding": RepeatedHeader,  # a list, of which nothing but one `identity` is taken
+    b"content-encoding": RepeatedHeader,  # may be a list, but only a single `identity` is accepted here
     b"idempotency-key": InvalidIdempotencyKey,
 }
 
@@ -51,9 +50,9 @@ _CONNECTION = (b"connection", b"proxy-connection")
 class Guard:
     """ASGI middleware. ``hosts`` are the names this server answers to (``*.example.com`` for all below), None or
     ``*`` for any; ``origins`` are the foreign origins whose pages may ask, ``*`` for any. ``refuse`` makes an error a
-    response. ``any_host`` are paths that tell nothing, and answer whatever the Host is.
+    response. ``any_host`` are paths whose answers reveal nothing, so that every Host may ask for them.
 
-    What it passes on has no white space around a header's value, and none twice that may come once.
+    In the requests that it passes on, header values have no white space around them, and no header of ONCE is repeated.
     """
 
     def __init__(
@@ -99,14 +98,14 @@ class Guard:
 
     def _checked_host(self, raw: bytes | None, scope: Scope) -> str:
         if raw is None and scope["http_version"] == "1.0":
-            return ""  # HTTP/1.0 knows no Host, and no browser speaks it
+            return ""  # HTTP/1.0 has no Host; browsers, whose pages this check is about, do not use it
         given = "" if raw is None else raw.decode("latin-1")
         match = _HOST.fullmatch(given)
         if match is None or (given.startswith("[") and _address(match["name"]) is None):
             raise BadHost("A request has exactly one Host header, a name or address with or without a port.")
         if not (
             self._answers_to(_canonical(match["name"]))
-            or _is_where_it_came_in(match["name"], match["port"], scope)
+            or _is_local_address(match["name"], match["port"], scope)
             or route_path(scope) in self._any_host
         ):
             raise UnknownHost("This server does not answer to that Host; its operator can add it with allowed_hosts.")
@@ -120,8 +119,8 @@ class Guard:
 
 
 def _trimmed(scope: Scope) -> Scope:
-    """The request without the white space around its headers' values, which is not theirs (RFC 9110, 5.5). httptools,
-    and with it uvicorn, leaves what follows them.
+    """Return the request without white space around its header values, which is no part of them (RFC 9110, 5.5).
+    httptools, and so uvicorn, keeps the white space behind a value.
     """
     for _, value in scope["headers"]:
         if value and (value[-1] in _WHITE or value[0] in _WHITE):
@@ -130,7 +129,7 @@ def _trimmed(scope: Scope) -> Scope:
 
 
 def _once(scope: Scope) -> dict[bytes, bytes]:
-    """The headers that may come once. Raises BadInput for one that comes twice."""
+    """Return the headers of ONCE. Raises BadInput for one that comes twice."""
     found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
         if name in ONCE:
@@ -141,8 +140,8 @@ def _once(scope: Scope) -> dict[bytes, bytes]:
 
 
 def _offers_upgrade_with_body(headers: Collection[tuple[bytes, bytes]]) -> bool:
-    """An upgrade is offered by two fields (RFC 9110, 7.8): one alone does nothing. httptools takes Proxy-Connection,
-    which proxies pass on, for Connection.
+    """Return True for an upgrade offered with a body. Two fields together offer an upgrade (RFC 9110, 7.8): Upgrade and
+    Connection, for which httptools also takes Proxy-Connection, which proxies pass on.
     """
     names = {name for name, _ in headers}
     if b"upgrade" not in names:
@@ -153,20 +152,20 @@ def _offers_upgrade_with_body(headers: Collection[tuple[bytes, bytes]]) -> bool:
 
 
 def _canonical(name: str) -> str:
-    """One spelling for each host: lower case, without the dot of the root, IPv6 as short as it gets."""
+    """Return the one spelling of a host: in lower case, without the root's dot, with IPv6 in its shortest form."""
     address = _address(name) if name.startswith("[") else None
     return name.lower().removesuffix(".") if address is None else f"[{address}]"
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP address that a Host (in brackets if it has colons) or a server says it is, None for anything else."""
+    """Return the IP address of a Host (IPv6 in brackets) or of a server, None for a name."""
     try:
         return ipaddress.ip_address(text.removeprefix("[").removesuffix("]").partition("%")[0])
     except ValueError:
         return None
 
 
-def _is_where_it_came_in(name: str, port: str | None, scope: Scope) -> bool:
+def _is_local_address(name: str, port: str | None, scope: Scope) -> bool:
     """Return True for a Host that is the address and port of our end of the connection, as it is for probes of a server
     that listens on all addresses. A page that uses DNS rebinding cannot send one: its Host is its own name.
     """
@@ -180,13 +179,14 @@ def _is_where_it_came_in(name: str, port: str | None, scope: Scope) -> bool:
 def _unmapped(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address | None,
 ) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """IPv4 that came in on a socket for IPv6, as IPv4 (RFC 4291, 2.5.5.2)."""
+    """Return IPv4 for an IPv4-mapped address, which an IPv6 socket gives IPv4 peers (RFC 4291, 2.5.5.2)."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def _same_origin(origin: str, host: str, site: bytes | None) -> bool:
-    """Whether the page came from this server. Browsers say it themselves in Sec-Fetch-Site, also when a proxy has
-    changed the Host; older ones are taken by the Origin, whose scheme a proxy may have changed.
+    """Return True when the page came from this server. Browsers say so in Sec-Fetch-Site, which stays right when a
+    proxy changes the Host. For older browsers the Origin is compared with the Host, but for its scheme: a proxy that
+    ends TLS changes that.
     """
     if site is not None:
         return site == b"same-origin"

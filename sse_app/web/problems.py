@@ -1,6 +1,6 @@
-"""Errors as answers: which status and code each has over HTTP, and the RFC 9457 problem that says so.
+"""The HTTP answers to errors: the status and code of each error, and its RFC 9457 problem.
 
-Its text is fixed and never repeats what was sent.
+A problem's text is fixed and never repeats what was sent.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from sse_app import errors
 from sse_app.web.prefix import hint
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER = 5  # seconds, with every error that is ours
+RETRY_AFTER = 5  # seconds, of every Unavailable
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}  # of every problem
 
-# The one table of what an error is over HTTP: status, code. A class that is not named has its parent's row.
+# The status and code of each error over HTTP. A class without a row has its parent's.
 ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.BadInput: (400, "bad_input"),
     errors.InvalidEvent: (400, "invalid_event"),
@@ -71,14 +71,14 @@ HEADERS_OF: Mapping[type[errors.SSEAppError], Mapping[str, str]] = {
 
 
 class Problem(NamedTuple):
-    """A problem that is no error of the tree: its text is always the same."""
+    """A problem whose text is always the same, as it is for all that are no error of the tree."""
 
     status: int
     code: str
     detail: str
 
 
-# Requests that do not get as far as the app, or are none: our server's answers.
+# The answers of our server to requests that do not reach the app, and to bytes that are no request.
 BAD_REQUEST = Problem(400, "bad_request", "This is not a valid HTTP request.")
 BAD_TARGET = Problem(
     400,
@@ -92,7 +92,7 @@ HEAD_TOO_LARGE = Problem(
 UNKNOWN_VERSION = Problem(505, "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0 only.")
 OF_THE_SERVER = (BAD_REQUEST, BAD_TARGET, HEAD_TOO_SLOW, HEAD_TOO_LARGE, UNKNOWN_VERSION)
 
-# What Starlette refuses, and what it catches.
+# The answers to requests that Starlette refuses, and to exceptions that it catches.
 NOT_FOUND = Problem(404, "not_found", "There is nothing at this path; /openapi.json lists what there is.")
 METHOD_NOT_ALLOWED = Problem(
     405, "method_not_allowed", "This path does not take that method; the Allow header lists those it takes."
