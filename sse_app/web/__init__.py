@@ -1,1 +1,1 @@
-"""The web face of a hub: an ASGI app of its endpoints, on any server."""
+"""The web face of a hub: an ASGI app of its endpoints, which runs on any server."""

@@ -29,9 +29,9 @@ from sse_app.web.siblings import warn_of_siblings
 
 
 class _App(Starlette):
-    """Starlette, with the subscribe endpoint outside its routing and error handling, whose wrappers around every
-    ``send`` cost more than the sending. ``ours`` stand before both, and are made once. A middleware that its user adds
-    comes before them, and puts that endpoint behind it like all others.
+    """Starlette, with ``GET /events`` outside its routing and error handling, whose wrappers around every ``send`` cost
+    more than the sending. The middleware ``ours`` is made once, and is in front of both. When the app's user adds
+    middleware, it comes before ``ours``, and /events goes through Starlette like all other endpoints.
     """
 
     def __init__(self, events: Events, ours: list[Middleware], **options: Any) -> None:
@@ -56,10 +56,10 @@ class _App(Starlette):
 
 
 def _prefixed(app: ASGIApp) -> ASGIApp:
-    def put_back(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def restore_path(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         return app(with_prefix(scope) if scope["type"] == "http" else scope, receive, send)
 
-    return put_back
+    return restore_path
 
 
 class Hub(hub.Hub):
@@ -70,15 +70,15 @@ class Hub(hub.Hub):
         app.mount("/hub", hub.app)
 
     ``broker`` is a URL (``memory://`` when none is given) or a Broker; ``settings`` are those of Config that concern a
-    hub or its endpoints. Or all of it is in a ``config``. The app around it answers for its own Host names: only with
-    ``allowed_hosts``, or a config, are they checked here too. Raises ConfigError, also for what would have no effect.
+    hub or its endpoints. Or all of them are in a ``config``. Host names are checked only with ``allowed_hosts`` or a
+    config: else they are the concern of the app around the hub. Raises ConfigError, also for a setting without effect.
     """
 
     def __init__(
         self, broker: str | Broker | None = None, *, config: Config | None = None, **settings: Unpack[HubOptions]
     ) -> None:
         own_hosts = config is not None or bool(settings.get("allowed_hosts"))
-        config = _config(broker, settings) if config is None else _alone(config, broker, settings)
+        config = _config(broker, settings) if config is None else _sole_config(config, broker, settings)
         self._hosts = config.hosts if own_hosts else None
         assert config.max_subscribers is not None  # Config works out the default
         super().__init__(
@@ -142,7 +142,7 @@ class Hub(hub.Hub):
 
 
 def _config(broker: str | Broker | None, settings: HubOptions) -> Config:
-    """The configuration that a hub's arguments make."""
+    """Return the configuration that a hub's arguments make. Raises ConfigError."""
     check_names("hub", settings, HubOptions.__annotations__)
     given: dict[str, Any] = dict(settings)
     if broker is None or isinstance(broker, str):
@@ -154,8 +154,8 @@ def _config(broker: str | Broker | None, settings: HubOptions) -> Config:
     return Config(**given)
 
 
-def _alone(config: Config, broker: str | Broker | None, settings: HubOptions) -> Config:
-    """The configuration, once nothing contradicts it."""
+def _sole_config(config: Config, broker: str | Broker | None, settings: HubOptions) -> Config:
+    """Return the configuration. Raises ConfigError when other arguments contradict it."""
     if not isinstance(config, Config):
         raise errors.ConfigError("config is a Config.")
     if broker is not None:
@@ -172,7 +172,7 @@ def _alone(config: Config, broker: str | Broker | None, settings: HubOptions) ->
 
 
 def broker_of(config: Config) -> Broker:
-    """The broker that a configuration names, not opened. Raises ConfigError."""
+    """Return the broker that a configuration names, not yet open. Raises ConfigError."""
     settings: BrokerSettings = {
         "history": config.history,
         "history_bytes": config.history_bytes,
@@ -180,18 +180,18 @@ def broker_of(config: Config) -> Broker:
         "idempotency_window": config.idempotency_window,
     }
     if config.recover:
-        settings["recover"] = True  # which only SQLite takes
+        settings["recover"] = True  # given only when set, since only SQLite accepts it
     return open_broker(config.broker, **settings)
 
 
 def create_app(config: Config | None = None) -> Starlette:
-    """The whole server as an ASGI app: it starts and stops its hub with itself (``app.state.hub``)."""
+    """Return the whole server as an ASGI app, which starts and stops its hub (``app.state.hub``) with itself."""
     hub = Hub(config=config or Config())
     return hub._build(lifespan=hub.lifespan)
 
 
 def static_directory() -> Path:
-    """The console's files: inside an installed package, beside it in a source checkout."""
+    """Return the directory of the console's files: in an installed package, beside it in a source checkout."""
     package = Path(__file__).parent.parent
     inside = package / "static"
     return inside if inside.is_dir() else package.parent / "static"

@@ -1,9 +1,9 @@
 """The OpenAPI document of the app, made of ``openapi.json`` and the one table of errors.
 
-``openapi.json`` is that document but for its error responses. In their place an operation has ``problems``: for each
-status its description and which errors it may be, the first with the text of an example. What may come at every
-operation is in ``components``. An error is named by its class (``errors.py``), a problem that is none by its code;
-its status, header fields and schema come from ``problems.py``.
+``openapi.json`` is the document without error responses. In their place an operation has ``problems``: for each status
+a description and the names of its errors, the first of which has the text of an example. Problems of every operation
+are in ``components``. An error is named by its class (``errors.py``), another problem by its code; status, header
+fields and schema come from ``problems.py``.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -47,8 +47,8 @@ def document(any_host: Collection[str]) -> Node:
 
 
 def _add_problems(operation: Node, shared: Mapping[str, Node]) -> None:
-    """Give an operation its error responses: its own, and the shared ones. Of one status its own has the errors of both
-    and the description of its own.
+    """Give an operation its own error responses and the shared ones. Where both have a status, the operation's response
+    has the errors of both, and its own description.
     """
     own = {_status(problem): problem for problem in operation.pop("problems", ())}
     found: Node = {}
@@ -62,7 +62,7 @@ def _add_problems(operation: Node, shared: Mapping[str, Node]) -> None:
 
 
 def _without_body(responses: Node) -> Iterator[tuple[str, Node]]:
-    """The error responses to HEAD, made of those to GET. What our server answers for itself has a body all the same."""
+    """Return the error responses to HEAD, made of those to GET. The server's own answers have a body all the same."""
     always = {str(found.status) for found in OF_THE_SERVER} - {"400"}
     for status in responses.keys() - {"200"}:
         yield status, {"description": "As for GET." if status in always else "As for GET, without a body."}
