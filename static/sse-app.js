@@ -1,6 +1,6 @@
 /**
- * A hub's events in the browser. What takes an EventSource takes a Stream; beyond that it shares one connection with
- * the other tabs that ask for the same, tries again after any failure that may pass, and hears every type of event.
+ * A hub's events in the browser. A Stream can stand in for an EventSource. Beyond that it shares one connection with
+ * the other tabs that ask for the same, retries after every failure that may pass, and dispatches every type of event.
  *
  *     import { connect } from "/static/sse-app.js";
  *     const stream = connect("/events", { topics: ["orders/*"] });
@@ -8,18 +8,19 @@
  *
  * This one file, without dependencies, is also the script of the shared worker. `docs/browser.md` tells how to use it.
  *
- * How tabs share: each tab is a position in the log. One of them all, or a worker, reads the hub and tells every tab
- * what comes after which position. A tab takes what follows on from its own, drops what it has, and what it lacks it
- * fetches over a connection of its own until it is level with the others. So it does not matter who reads, who dies, and
- * which message between tabs arrives late, twice or never.
+ * How tabs share: each tab is a position in the log. The leader, which is one of the tabs or a worker, reads the hub and
+ * sends every tab batches of events, each with the position that it follows. A tab accepts a batch that follows its own
+ * position and drops events that it has. Events that it lacks it fetches over a connection of its own, until it has got
+ * as far as the leader. So it does not matter which tab leads, which one dies, and which message between tabs arrives
+ * late, twice or never.
  *
- *     Stream                    one tab's: what the page holds
- *     WorkerLink, LockLink      how it reaches who reads for all: a SharedWorker, or the tab that holds a Web Lock
- *     Source                    one connection: reads the hub, and comes back where it was
+ *     Stream                    one tab's stream, which the page holds
+ *     WorkerLink, LockLink      the way to the leader: a SharedWorker, or the tab that holds a Web Lock
+ *     Source                    a connection to the hub, which reconnects and resumes
  *     Parser                    text/event-stream
  *
- * It reads with fetch, not with EventSource: that one hides why it failed, gives up on most failures, and delivers only
- * the types that somebody had named before they came, which tabs cannot agree on in time.
+ * A Source uses fetch, since an EventSource hides why it failed, gives up on most failures, and delivers only events of
+ * types that were named before: tabs could not agree on the types in time.
  *
  * @typedef {object} Options
  * @property {string[]} [topics] topic filters; none is everything
@@ -32,39 +33,39 @@
  *   or not at all. "auto", the default, is the first of these that the browser has; what it does not have is "none"
  *
  * @typedef {object} State
- * @property {"connecting" | "open" | "waiting" | "stopped" | "closed"} name `stopped`: the same request would be
- *   answered the same, so it tries again only when it is told to; `closed`: by the page, for good
- * @property {number} [until] when it tries again, as Date.now() counts
- * @property {string} [detail] why it waits or has stopped, in words
- * @property {number} [status] of an answer that was no stream
- * @property {string} [code] of its problem, as in the hub's table of errors
+ * @property {"connecting" | "open" | "waiting" | "stopped" | "closed"} name `stopped`: the same request would get the
+ *   same answer, so only reconnect() tries again; `closed`: by the page, for good
+ * @property {number} [until] the time of the next try, as Date.now() counts
+ * @property {string} [detail] why the stream waits or has stopped, in words
+ * @property {number} [status] the status of an answer that was no stream
+ * @property {string} [code] the code of that answer's problem, as in the hub's table of errors
  *
  * @typedef {Record<string, string>} Query parameters of one request: where to begin, and the client's name
- * @typedef {{ type: string, data: string, id: string }} Told an event; without an id of its own it has the one before
- * @typedef {{ after: string, events: Told[], cursor: string }} Batch all that is for us between two positions
- * @typedef {{ state: State, at: string, welcome: Told | null, opened?: boolean }} Here where who reads has got to.
- *   `opened`: it began where this tab asked it to
- * @typedef {{ why: Partial<State>, after?: number }} Ending why a connection ended, and the ms to let pass before the next
- * @typedef {{ ask?: boolean, retry?: boolean, join?: boolean }} Question from a tab to who reads: whether it is there, to
- *   try again now, what to do about a tab that is new
- * @typedef {{ here?: Here, state?: State, batch?: Batch }} News from who reads to the tabs
+ * @typedef {{ type: string, data: string, id: string }} HubEvent an event; without an id of its own it has the last one
+ * @typedef {{ after: string, events: HubEvent[], cursor: string }} Batch all events of a stream between two positions
+ * @typedef {{ state: State, at: string, welcome: HubEvent | null, opened?: boolean }} Here the leader's state and
+ *   position. `opened`: the leader began where this tab asked it to
+ * @typedef {{ why: Partial<State>, after?: number }} Ending why a connection ended, and the ms to wait before the next
+ * @typedef {{ ask?: boolean, retry?: boolean, join?: boolean }} Question from a tab to the leader: `ask` for its Here,
+ *   `retry` now, `join`: a tab is new
+ * @typedef {{ here?: Here, state?: State, batch?: Batch }} News from the leader to the tabs
  */
 
-const PROTOCOL = "sse-app 2"; // between tabs; another number for another version of it, and they do not share
+const PROTOCOL = "sse-app 2"; // of the messages between tabs; tabs with different numbers do not share
 const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters that say where one stream begins
 const [WELCOME, GAP, CURSOR, BYE] = ["welcome", "gap", "cursor", "bye"]; // as in sse_app/events.py
 const OF_A_CONNECTION = new Set([WELCOME, BYE]); // they have no position in the log
 const RETRY = 3_000; // ms; the wait before the next try until the hub has named one
-const RETRY_MIN = 100; // ms; a hub that says 0, or a wrong one, is not to be asked without a pause
+const RETRY_MIN = 100; // ms; a faulty hub that says 0 would be asked again and again without a pause
 const RETRY_MAX = 3_600_000; // ms; the longest that a hub can be set to
 const BACKOFF_MAX = 60_000; // ms
-const TIMELY = new Set([408, 425, 429]); // of the 4xx those that another time may change
+const TIMELY = new Set([408, 425, 429]); // the 4xx statuses that may change with time
 const SILENCE = 45_000; // ms; a connection is dead after three heartbeats that did not come, but not sooner
-const TIMER_MAX = 2 ** 31 - 1; // ms; a browser's timer of more than that is over at once
-const ASK = 10_000; // ms between questions whether who reads is alive, from tabs that are looked at
-const ANSWER = 5_000; // ms for the answer
+const TIMER_MAX = 2 ** 31 - 1; // ms; a browser's timer with a longer delay fires at once
+const ASK = 10_000; // ms between a visible tab's questions whether the leader is alive
+const ANSWER = 5_000; // ms until the leader must have answered
 
-/** The types of what the hub itself says on a stream. */
+/** The types of the hub's own notices on a stream. */
 export const NOTICES = new Set([WELCOME, GAP, CURSOR, BYE]);
 
 /**
@@ -91,9 +92,9 @@ export function addressOf(url) {
 }
 
 /**
- * What `connect` returns. Its events are those of an EventSource, of every type, and those of the hub itself: `welcome`
- * at the begin of every connection, `gap` where something was missed, `bye` before a planned end. `open` is dispatched
- * when it is connected, `error` when it lost that or could not be; then `state` says why, and when it tries again.
+ * The stream that `connect` returns. It dispatches publications of every type, and the hub's notices: `welcome` at the
+ * begin of every connection, `gap` where publications were missed, `bye` before a planned end. It dispatches `open` when
+ * it is connected, and `error` when a connection was lost or refused; `state` says why, and when it tries again.
  */
 export class Stream extends EventTarget {
   /** @type {((event: Event) => void) | null} */
@@ -107,23 +108,23 @@ export class Stream extends EventTarget {
 
   /** @type {State} */
   #state = { name: "connecting" };
-  #position = ""; // everything up to here was dispatched, or is not for this stream
+  #position = ""; // all publications for this stream up to here were dispatched
   /** @type {Query} */
-  #begin = {}; // where it begins as long as it has no position
+  #begin = {}; // where the stream begins while it has no position
   #client = "";
-  #here = true; // false while the browser has the page put away
+  #active = true; // false while the browser has the page frozen, or kept for the back button
   /** @type {("worker" | "locks")[]} */
   #ways;
   /** @type {WorkerLink | LockLink | null} */
   #link = null;
   /** @type {State} */
   #groupState = { name: "connecting" };
-  #groupAt = ""; // the others have got to here
-  #met = false; // its place among the others is known
+  #groupAt = ""; // the leader's position
+  #joined = false; // true once this stream's position is known relative to the leader's
   /** @type {Source | null} */
-  #own = null; // while it is not level with the others, or has none
+  #ownSource = null; // a connection for this tab alone, while it lacks events that the leader had, or has no leader
   /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #unanswered = undefined;
+  #answerTimer = undefined;
   #ended = new AbortController();
 
   /**
@@ -146,21 +147,21 @@ export class Stream extends EventTarget {
     for (const name of BEGIN) query.delete(name);
     if (options.client) query.set("client", options.client);
     query.sort(); // tabs that ask for the same have the same address
-    /** Where it listens, without where it began. */
+    /** The URL of the stream, without the parameters that say where it began. */
     this.url = address.href;
     const ways = WAYS[options.shared ?? "auto"];
     if (!ways) throw new TypeError(`shared is one of ${Object.keys(WAYS).join(", ")}`);
     this.#ways = [...ways];
-    this.#attend();
-    this.#enter();
+    this.#listenToBrowser();
+    this.#openLink();
   }
 
-  /** Whether it is connected, and if not, when and why. */
+  /** The state of the connection: why it is not open, and when it is tried again. */
   get state() {
     return this.#state;
   }
 
-  /** As an EventSource has it: 0 connecting or waiting, 1 open, 2 stopped or closed. */
+  /** The readyState of an EventSource: 0 connecting or waiting, 1 open, 2 stopped or closed. */
   get readyState() {
     return { connecting: 0, waiting: 0, open: 1, stopped: 2, closed: 2 }[this.#state.name];
   }
@@ -170,70 +171,73 @@ export class Stream extends EventTarget {
     return this.#position;
   }
 
-  /** How it shares its connection: "worker", "locks", or "none". */
+  /** The way in which the connection is shared: "worker", "locks", or "none". */
   get shared() {
     return this.#ways[0] ?? "none";
   }
 
-  /** Tries again now instead of waiting, or once more after it has stopped, for all that share the connection. */
+  /** Reconnects now, whether waiting or stopped, for all tabs that share the connection. */
   reconnect() {
-    this.#own?.retry();
+    this.#ownSource?.retry();
     this.#link?.send({ retry: true });
   }
 
-  /** Ends it, for this page alone. */
+  /** Closes the stream of this page; other tabs go on. */
   close() {
-    this.#leave();
+    this.#closeLink();
     this.#ended.abort();
     this.#state = { name: "closed" };
   }
 
-  /** Listens to the browser. What it freezes or keeps for the back button gives up its place, and comes back for it. */
-  #attend() {
+  /**
+   * Adds listeners to the page. A page that the browser freezes, or keeps for the back button, leaves the group, so that
+   * it does not lead, and joins it again when it is shown.
+   */
+  #listenToBrowser() {
     const { signal } = this.#ended;
     for (const name of /** @type {const} */ (["open", "message", "error"])) {
       this.addEventListener(name, (event) => this[`on${name}`]?.(/** @type {MessageEvent} */ (event)));
     }
     const putAway = () => {
-      this.#here = false;
-      this.#leave();
+      this.#active = false;
+      this.#closeLink();
     };
     const back = () => {
-      if (!this.#here) this.#enter();
-      this.#here = true;
+      if (!this.#active) this.#openLink();
+      this.#active = true;
     };
     addEventListener("pagehide", putAway, { signal });
     addEventListener("pageshow", back, { signal });
     document.addEventListener("freeze", putAway, { signal });
     document.addEventListener("resume", back, { signal });
-    document.addEventListener("visibilitychange", () => this.#ask(), { signal });
-    const asking = setInterval(() => this.#ask(), ASK);
+    document.addEventListener("visibilitychange", () => this.#checkLeader(), { signal });
+    const asking = setInterval(() => this.#checkLeader(), ASK);
     signal.addEventListener("abort", () => clearInterval(asking));
   }
 
-  #enter() {
-    this.#met = false;
+  #openLink() {
+    this.#joined = false;
     const way = this.#ways[0];
-    if (!way) return this.#goAlone();
+    if (!way) return this.#readAlone();
     try {
       const Link = way === "worker" ? WorkerLink : LockLink;
-      this.#link = new Link(this.url, () => this.#wanted(), (news) => this.#told(news), () => this.#fallBack());
+      this.#link = new Link(this.url, () => this.#wanted(), (news) => this.#onNews(news), () => this.#fallBack());
     } catch {
-      this.#fallBack(); // the browser has no such thing, or not for this page
+      this.#fallBack(); // the browser does not have this way, or refuses it to this page
     }
   }
 
   #fallBack() {
-    this.#leave();
+    this.#closeLink();
     this.#ways.shift();
-    this.#enter();
+    this.#openLink();
   }
 
-  #leave() {
-    clearTimeout(this.#unanswered);
-    this.#unanswered = undefined;
-    this.#own?.close();
-    this.#own = null;
+  #closeLink() {
+    clearTimeout(this.#answerTimer);
+    this.#answerTimer = undefined;
+    this.#ownSource?.close();
+    this.#ownSource = null;
     this.#link?.leave();
     this.#link = null;
   }
@@ -244,76 +248,76 @@ export class Stream extends EventTarget {
     return this.#client ? { ...begin, client: this.#client } : begin;
   }
 
-  /** Reads by itself from where it is. */
-  #goAlone() {
-    this.#own?.close();
+  /** Reads the hub over a connection of its own, from its position. */
+  #readAlone() {
+    this.#ownSource?.close();
     const own = new Source(this.url, this.#wanted(), ({ state, batch }) => {
-      if (own !== this.#own) return;
-      if (state) this.#show(state);
-      if (batch) this.#takeAll(batch);
-      this.#stepOver();
+      if (own !== this.#ownSource) return;
+      if (state) this.#setState(state);
+      if (batch) this.#accept(batch);
+      this.#rejoinGroup();
     });
-    this.#own = own;
-    this.#show(own.state);
+    this.#ownSource = own;
+    this.#setState(own.state);
   }
 
-  /** Goes on with the others once nothing lies between: whatever they are told next comes after what is here. */
-  #stepOver() {
-    if (!this.#own || !this.#met || !reached(this.#position, this.#groupAt)) return;
-    this.#own.close();
-    this.#own = null;
-    this.#show(this.#groupState);
+  /** Closes the own connection once this stream has got as far as the leader, and follows the leader again. */
+  #rejoinGroup() {
+    if (!this.#ownSource || !this.#joined || !reached(this.#position, this.#groupAt)) return;
+    this.#ownSource.close();
+    this.#ownSource = null;
+    this.#setState(this.#groupState);
   }
 
-  #ask() {
-    if (document.hidden || this.#unanswered || !this.#link) return;
-    this.#unanswered = setTimeout(() => {
-      this.#unanswered = undefined;
+  #checkLeader() {
+    if (document.hidden || this.#answerTimer || !this.#link) return;
+    this.#answerTimer = setTimeout(() => {
+      this.#answerTimer = undefined;
       this.#link?.renew();
     }, ANSWER);
     this.#link.send({ ask: true });
   }
 
   /** @param {News} news */
-  #told({ here, state, batch }) {
-    clearTimeout(this.#unanswered);
-    this.#unanswered = undefined;
-    if (here) this.#placeAmong(here);
+  #onNews({ here, state, batch }) {
+    clearTimeout(this.#answerTimer);
+    this.#answerTimer = undefined;
+    if (here) this.#onHere(here);
     if (state) this.#groupState = state;
-    if (state?.name === "stopped" && !this.#position) this.#met = false; // who reads next may begin elsewhere
-    if (state && !this.#own && (this.#met || state.name !== "open")) this.#show(state);
+    if (state?.name === "stopped" && !this.#position) this.#joined = false; // the next leader may begin elsewhere
+    if (state && !this.#ownSource && (this.#joined || state.name !== "open")) this.#setState(state);
     if (batch) this.#follow(batch);
-    this.#stepOver();
+    this.#rejoinGroup();
   }
 
   /** @param {Here} here */
-  #placeAmong({ state, at, welcome, opened }) {
+  #onHere({ state, at, welcome, opened }) {
     this.#groupState = state;
     this.#groupAt = at;
     if (opened) {
-      this.#met = true;
-      this.#own?.close();
-      this.#own = null;
+      this.#joined = true;
+      this.#ownSource?.close();
+      this.#ownSource = null;
       this.#position ||= at;
     }
-    if (!this.#met && welcome) this.#meet(at, welcome);
-    else if (this.#met && !this.#own && !level(this.#position, at)) return this.#goAlone();
-    if (!this.#own) this.#show(state);
+    if (!this.#joined && welcome) this.#joinGroup(at, welcome);
+    else if (this.#joined && !this.#ownSource && !level(this.#position, at)) return this.#readAlone();
+    if (!this.#ownSource) this.#setState(state);
   }
 
   /**
-   * Finds its place among the others: what was before it came is not for a stream that did not ask for it.
+   * Compares this stream's position with the leader's. A stream that has none, and asks for no past events, begins here.
    *
    * @param {string} at
-   * @param {Told} welcome
+   * @param {HubEvent} welcome
    */
-  #meet(at, welcome) {
-    this.#met = true;
+  #joinGroup(at, welcome) {
+    this.#joined = true;
     this.#client = JSON.parse(welcome.data).client;
     const wanted = this.#position || this.#begin.last_event_id;
-    if (wanted ? wanted !== at : this.#begin.last || this.#begin.since) return this.#goAlone();
+    if (wanted ? wanted !== at : this.#begin.last || this.#begin.since) return this.#readAlone();
     this.#position = wanted || later(at, JSON.parse(welcome.data).top);
-    this.#show(this.#groupState);
+    this.#setState(this.#groupState);
     this.#dispatch(welcome);
   }
 
@@ -321,18 +325,18 @@ export class Stream extends EventTarget {
   #follow(batch) {
     this.#groupAt = batch.cursor;
     const welcome = batch.events.find(({ type }) => type === WELCOME);
-    if (!this.#met && welcome) {
-      this.#meet(batch.after, welcome);
+    if (!this.#joined && welcome) {
+      this.#joinGroup(batch.after, welcome);
       batch = { ...batch, events: batch.events.filter((event) => event !== welcome) };
     }
-    if (!this.#met || this.#own) return;
-    if (level(this.#position, batch.after)) this.#takeAll(batch);
-    else this.#goAlone();
+    if (!this.#joined || this.#ownSource) return;
+    if (level(this.#position, batch.after)) this.#accept(batch);
+    else this.#readAlone();
   }
 
   /** @param {Batch} batch */
-  #takeAll({ after, events, cursor }) {
-    const next = this.#position === after; // then all of it is news, a gap that leads back too
+  #accept({ after, events, cursor }) {
+    const next = this.#position === after; // then all events are new, also a gap with an id before the position
     for (const event of events) {
       if (!OF_A_CONNECTION.has(event.type)) {
         if (!next && reached(this.#position, event.id)) continue;
@@ -344,20 +348,20 @@ export class Stream extends EventTarget {
     this.#position = next ? cursor : later(this.#position, cursor);
   }
 
-  /** @param {Told} event */
+  /** @param {HubEvent} event */
   #dispatch({ type, data, id }) {
     if (type === WELCOME) this.#client = JSON.parse(data).client;
     const event = new MessageEvent(type, { data, lastEventId: id, origin: new URL(this.url).origin });
     try {
       this.onevent?.(event);
     } catch (error) {
-      reportError(error); // as dispatchEvent does: the page's mistake is not to end the stream
+      reportError(error); // as dispatchEvent does: an exception of the page must not end the stream
     }
     this.dispatchEvent(event);
   }
 
   /** @param {State} state */
-  #show(state) {
+  #setState(state) {
     const before = this.#state;
     if (before.name === "closed") return;
     this.#state = state;
@@ -370,7 +374,7 @@ export class Stream extends EventTarget {
 /** @type {Record<string, ("worker" | "locks")[]>} */
 const WAYS = { auto: ["worker", "locks"], worker: ["worker"], locks: ["locks"], none: [] };
 
-/** To a SharedWorker that reads for all. The worker's name tells it where. */
+/** The link to a SharedWorker that leads. The worker finds the address to read in its name. */
 class WorkerLink {
   /** @type {MessagePort | undefined} */
   #port;
@@ -379,25 +383,26 @@ class WorkerLink {
   /**
    * @param {string} address
    * @param {() => Query} wanted
-   * @param {(news: News) => void} told
+   * @param {(news: News) => void} onNews
    * @param {() => void} failed
    */
-  constructor(address, wanted, told, failed) {
+  constructor(address, wanted, onNews, failed) {
     this.address = address;
     this.wanted = wanted;
-    this.told = told;
+    this.onNews = onNews;
     this.failed = failed;
     this.renew();
   }
 
-  /** Joins anew; a worker that died is started again. */
+  /** Connects to the worker again, which starts one when the old one died. */
   renew() {
     this.leave();
     const worker = new SharedWorker(import.meta.url, { type: "module", name: `${PROTOCOL} ${this.address}` });
     const port = (this.#port = worker.port);
-    worker.onerror = () => port === this.#port && this.failed(); // not to be loaded: what fails in it is not told here
-    port.onmessage = ({ data }) => port === this.#port && this.told(data);
-    // A lock that nobody else wants, held as long as this page lives: the worker waits for its end.
+    // Called when the script does not load. Errors of the worker itself do not arrive here.
+    worker.onerror = () => port === this.#port && this.failed();
+    port.onmessage = ({ data }) => port === this.#port && this.onNews(data);
+    // This page holds a lock of its own as long as it lives. The worker requests it, and gets it when the page is gone.
     const life = `${PROTOCOL} ${Math.random()}`;
     const join = () => port === this.#port && port.postMessage({ join: this.wanted(), life });
     if (!navigator.locks) return void join();
@@ -420,13 +425,13 @@ class WorkerLink {
   }
 }
 
-/** In the worker: one connection, as long as there is a tab for it. */
+/** Runs in the worker: keeps one connection to the hub as long as a tab is connected to the worker. */
 function serve(/** @type {string} */ address) {
   /** @type {Set<MessagePort>} */
   const ports = new Set();
   /** @type {Source | null} */
   let source = null;
-  const tell = (/** @type {News} */ news) => ports.forEach((port) => port.postMessage(news));
+  const broadcast = (/** @type {News} */ news) => ports.forEach((port) => port.postMessage(news));
   const leave = (/** @type {MessagePort} */ port) => {
     if (!ports.delete(port) || ports.size) return;
     source?.close();
@@ -434,9 +439,9 @@ function serve(/** @type {string} */ address) {
   };
   const answer = (/** @type {MessagePort} */ port, /** @type {any} */ { join, life, ask, retry, leave: goes }) => {
     if (join) {
-      if (source?.state.name === "stopped" && !source.tryAnew()) source = null;
+      if (source?.state.name === "stopped" && !source.retryForNewTab()) source = null;
       const opened = !source;
-      source ??= new Source(address, join, tell);
+      source ??= new Source(address, join, broadcast);
       ports.add(port);
       port.postMessage({ here: { ...source.here(), opened } });
       navigator.locks?.request(life, () => leave(port));
@@ -451,7 +456,7 @@ function serve(/** @type {string} */ address) {
   });
 }
 
-/** To the tab that holds a lock and reads for all: this one, when its turn comes. */
+/** The link to the tab that holds the Web Lock and leads: another tab, or this one once it gets the lock. */
 class LockLink {
   /** @type {Source | null} */
   #source = null;
@@ -462,30 +467,30 @@ class LockLink {
   /**
    * @param {string} address
    * @param {() => Query} wanted
-   * @param {(news: News) => void} told
+   * @param {(news: News) => void} onNews
    */
-  constructor(address, wanted, told) {
+  constructor(address, wanted, onNews) {
     this.address = address;
     this.wanted = wanted;
-    this.told = told;
+    this.onNews = onNews;
     this.name = `${PROTOCOL} ${address}`;
     if (!navigator.locks) throw new Error("no Web Locks");
     this.channel = new BroadcastChannel(this.name);
-    this.channel.onmessage = ({ data }) => this.#heard(data);
+    this.channel.onmessage = ({ data }) => this.#onMessage(data);
     this.#queue({ signal: this.#queued.signal });
     this.#join();
   }
 
   /**
-   * Asks who reads, once this tab stands in the queue for the lock: a tab that stands back for it would else be the next
-   * itself.
+   * Asks the leader for its position, once this tab waits for the lock. Asked before, a leader that yields to this tab
+   * would get the lock again itself.
    */
   async #join() {
     await navigator.locks.query();
     if (!this.#left && !this.#source) this.send({ ask: true, join: true });
   }
 
-  /** Whoever holds the lock does not answer: takes it away. */
+  /** Takes the lock from a leader that does not answer. */
   renew() {
     this.#queued.abort();
     this.#queued = new AbortController();
@@ -494,7 +499,7 @@ class LockLink {
 
   /** @param {Question} question */
   send(question) {
-    if (this.#source) this.#answer(question, this.told);
+    if (this.#source) this.#answer(question, this.onNews);
     else this.channel.postMessage(question);
   }
 
@@ -507,7 +512,7 @@ class LockLink {
 
   /** @param {LockOptions} options */
   #queue(options) {
-    navigator.locks.request(this.name, options, () => this.#lead()).catch(() => this.#stolen());
+    navigator.locks.request(this.name, options, () => this.#lead()).catch(() => this.#onStolen());
   }
 
   #lead() {
@@ -515,21 +520,21 @@ class LockLink {
     const source = new Source(this.address, this.wanted(), (news) => {
       if (source !== this.#source) return;
       this.channel.postMessage(news);
-      this.told(news);
+      this.onNews(news);
     });
     this.#source = source;
-    this.told({ here: { ...source.here(), opened: true } });
+    this.onNews({ here: { ...source.here(), opened: true } });
     this.channel.postMessage({ here: source.here() });
     return /** @type {Promise<void>} */ (new Promise((resolve) => (this.#release = resolve)));
   }
 
-  /** Another tab took the lock from this one, which had not answered. */
-  #stolen() {
-    if (this.#source) this.#standBack(); // else it only waited for it
+  /** Called when another tab took the lock, since this one had not answered. */
+  #onStolen() {
+    if (this.#source) this.#yieldLead(); // else this tab was only waiting for the lock
   }
 
-  /** Lets another tab read for all. */
-  #standBack() {
+  /** Lets another tab lead. */
+  #yieldLead() {
     this.#resign();
     this.#queue({ signal: this.#queued.signal });
     this.send({ ask: true });
@@ -542,47 +547,47 @@ class LockLink {
   }
 
   /** @param {News & Question} message */
-  #heard(message) {
+  #onMessage(message) {
     if (this.#source) this.#answer(message, (news) => this.channel.postMessage(news));
-    else if (!message.ask && !message.retry) this.told(message);
+    else if (!message.ask && !message.retry) this.onNews(message);
   }
 
   /**
    * @param {Question} question
-   * @param {(news: News) => void} tell
+   * @param {(news: News) => void} reply
    */
-  #answer({ ask, retry, join }, tell) {
-    if (ask && this.#source) tell({ here: this.#source.here() });
+  #answer({ ask, retry, join }, reply) {
+    if (ask && this.#source) reply({ here: this.#source.here() });
     if (retry) this.#source?.retry();
-    if (join && this.#source?.state.name === "stopped" && !this.#source.tryAnew()) this.#standBack();
+    if (join && this.#source?.state.name === "stopped" && !this.#source.retryForNewTab()) this.#yieldLead();
   }
 }
 
-/** One connection to the hub, and the next one where the last has ended. */
+/** A connection to the hub, which is opened again after its end and resumes after the last event. */
 class Source {
   /** @type {State} */
   state = { name: "connecting" };
-  /** @type {Told | null} */
+  /** @type {HubEvent | null} */
   welcome = null; // the newest
   #retry = RETRY;
   #failures = 0;
-  #silence = SILENCE; // until the hub has told how often it sends a heartbeat
+  #silence = SILENCE; // until a welcome says how often the hub sends a heartbeat
   #closed = false;
   #cut = new AbortController();
   #wake = () => {};
   /** @type {{ end: string | null, top: string } | null} */
-  #replay = null; // until everything up to the top of the log has come
+  #replay = null; // until all publications up to the top of the log have come
 
   /**
    * @param {string} address
    * @param {Query} query where to begin
-   * @param {(news: News) => void} tell
+   * @param {(news: News) => void} onNews
    */
-  constructor(address, query, tell) {
+  constructor(address, query, onNews) {
     this.address = address;
     this.query = query;
-    this.tell = tell;
-    /** Everything up to here has come. */
+    this.onNews = onNews;
+    /** The position up to which all publications have come. */
     this.cursor = query.last_event_id ?? "";
     this.online = () => this.state.name === "waiting" && this.#wake();
     addEventListener("online", this.online);
@@ -599,10 +604,10 @@ class Source {
   }
 
   /**
-   * Tries again after it has stopped, for a tab that comes new: perhaps somebody has logged in. Returns false when it
-   * has ended instead, because it was never connected: where it was to begin may be what was refused.
+   * Retries a stopped source for a tab that is new, since its user may have logged in. Closes a source that was never
+   * connected and returns false: its begin may be what the hub refused, and the new tab may have another.
    */
-  tryAnew() {
+  retryForNewTab() {
     if (this.welcome) this.retry();
     else this.close();
     return this.welcome !== null;
@@ -616,7 +621,7 @@ class Source {
   }
 
   async #run() {
-    await null; // whoever made it has it before it says anything
+    await null; // the caller of the constructor must have the source before the first news
     while (!this.#closed) {
       if (this.state.name !== "connecting") this.#set({ name: "connecting" });
       this.#cut = new AbortController();
@@ -649,16 +654,16 @@ class Source {
   }
 
   /**
-   * Reads one connection to its end, and tells why it ended.
+   * Reads one connection to its end, and returns why it ended.
    *
    * @returns {Promise<Ending>}
    */
   async #read() {
     const cut = this.#cut;
-    const headers = { Accept: "text/event-stream" }; // a full hub answers who says so with a time to come back
+    const headers = { Accept: "text/event-stream" }; // with it, a full hub answers an empty stream with a retry time
     const response = await fetch(this.#request(), { headers, cache: "no-store", signal: cut.signal });
     let timer = 0;
-    // A connection that nobody closed, after a sleep or in a broken network, is silent for ever.
+    // After a computer's sleep, or in a broken network, a connection may stay open and silent for ever.
     const watch = () => {
       clearTimeout(timer);
       timer = setTimeout(() => cut.abort(SILENT), this.#silence);
@@ -672,11 +677,11 @@ class Source {
         const { value, done } = await reader.read();
         if (done) return { why: { detail: "The hub ended the stream." } };
         if (this.#closed) return { why: {} };
-        this.#take(parser.feed(value));
+        this.#onBlocks(parser.feed(value));
         watch();
         if (parser.retry === null) continue;
         this.#retry = Math.min(Math.max(parser.retry, RETRY_MIN), RETRY_MAX);
-        this.#failures = 0; // it is there, and says itself when to come
+        this.#failures = 0; // the hub works, and has named the reconnection time
       }
     } finally {
       clearTimeout(timer);
@@ -691,26 +696,26 @@ class Source {
   }
 
   /** @param {Block[]} blocks */
-  #take(blocks) {
+  #onBlocks(blocks) {
     const after = this.cursor;
-    /** @type {Told[]} */
+    /** @type {HubEvent[]} */
     const events = [];
     for (const { type, data, id } of blocks) {
       this.cursor = id ?? this.cursor;
-      if (data === null) continue; // it only moves the cursor
+      if (data === null) continue; // a block without data only moves the cursor
       const event = { type, data, id: this.cursor };
       events.push(event);
-      if (type === WELCOME) this.#welcomed(event);
+      if (type === WELCOME) this.#onWelcome(event);
     }
     if (this.#replay && (this.#replay.end === null || reached(this.cursor, this.#replay.end))) {
       this.cursor = later(this.cursor, this.#replay.top);
       this.#replay = null;
     }
-    if (events.length || this.cursor !== after) this.tell({ batch: { after, events, cursor: this.cursor } });
+    if (events.length || this.cursor !== after) this.onNews({ batch: { after, events, cursor: this.cursor } });
   }
 
-  /** @param {Told} welcome */
-  #welcomed(welcome) {
+  /** @param {HubEvent} welcome */
+  #onWelcome(welcome) {
     const { client, last, top, heartbeat } = JSON.parse(welcome.data);
     this.welcome = welcome;
     this.query = { client };
@@ -722,7 +727,7 @@ class Source {
   /** @param {State} state */
   #set(state) {
     this.state = state;
-    this.tell({ state });
+    this.onNews({ state });
   }
 }
 
@@ -734,18 +739,18 @@ function detailOf(/** @type {unknown} */ error, /** @type {State} */ state) {
   return state.name === "open" ? "The connection was lost." : "The hub cannot be reached.";
 }
 
-/** As EventSource takes it (WHATWG HTML 9.2.3). */
+/** Returns true for an answer that EventSource would read (WHATWG HTML 9.2.3). */
 function isStream(/** @type {Response} */ response) {
   return response.status === 200 && /^text\/event-stream\s*(;|$)/i.test(response.headers.get("Content-Type") ?? "");
 }
 
-/** Whether the same request would be answered the same. With 204 a server ends it (WHATWG HTML 9.2.3). */
+/** Returns true when a retry would get the same answer. With 204 a server ends a stream (WHATWG HTML 9.2.3). */
 function isFinal(/** @type {number | undefined} */ status = 0) {
   return status === 204 || (status >= 400 && status < 500 && !TIMELY.has(status));
 }
 
 /**
- * What an answer that is no stream says: the hub's problem details, or nothing but a status.
+ * Returns the reason in an answer that is no stream: the hub's problem details, or only a status.
  *
  * @returns {Promise<Ending>}
  */
@@ -757,24 +762,24 @@ async function explain(/** @type {Response} */ response) {
   return { why: { status, code: problem?.code, detail }, after: retryAfter(headers) };
 }
 
-/** The ms that Retry-After asks to wait: seconds, or a date by the clock of who sent it (RFC 9110 10.2.3). */
+/** Returns the ms that Retry-After asks to wait: seconds, or a date by the sender's clock (RFC 9110 10.2.3). */
 function retryAfter(/** @type {Headers} */ headers) {
   const asked = headers.get("Retry-After") ?? "";
-  const sent = Date.parse(headers.get("Date") ?? "") || Date.now(); // another origin's Date is not to be seen
+  const sent = Date.parse(headers.get("Date") ?? "") || Date.now(); // pages may not read the Date of another origin
   const wait = /^[0-9]+$/.test(asked) ? Number(asked) * 1_000 : / GMT$/.test(asked) ? Date.parse(asked) - sent : 0;
   return Math.min(wait || 0, RETRY_MAX);
 }
 
 /**
- * Reads text/event-stream as the standard words it (WHATWG HTML 9.2.6).
+ * A parser of text/event-stream (WHATWG HTML 9.2.6).
  *
- * @typedef {{ type: string, data: string | null, id: string | null }} Block one without data only moves the cursor
+ * @typedef {{ type: string, data: string | null, id: string | null }} Block without data it only moves the cursor
  */
 class Parser {
   /** @type {number | null} */
   retry = null; // ms; the reconnection time that the stream named last
-  #line = ""; // what is there of the next one
-  #halfEnd = false; // a CR was last; a LF belongs to it
+  #line = ""; // the beginning of an incomplete line
+  #halfEnd = false; // true after a CR at the end of a piece: a LF that follows belongs to it
   #type = "";
   /** @type {string[]} */
   #data = [];
@@ -782,8 +787,8 @@ class Parser {
   #id = null;
 
   /**
-   * @param {string} text of any length, cut anywhere
-   * @returns {Block[]} those that it completes
+   * @param {string} text the next piece, of any length
+   * @returns {Block[]} the blocks that it completes
    */
   feed(text) {
     if (this.#halfEnd && text.startsWith("\n")) text = text.slice(1);
@@ -822,7 +827,7 @@ class Parser {
 }
 
 /**
- * Whether who is at a position has everything up to another; of two logs nobody can say.
+ * Returns true when `position` is at `id` or behind it in the same log; false for positions of two logs.
  *
  * @param {string} position
  * @param {string} id
@@ -833,17 +838,17 @@ function reached(position, id) {
   return Number(position.slice(a + 1)) >= Number(id.slice(b + 1));
 }
 
-/** Whether nothing can lie between a position and what comes after another. */
+/** Returns true when events that follow `after` leave out nothing for a stream at `position`. */
 function level(/** @type {string} */ position, /** @type {string} */ after) {
   return position === after || reached(position, after);
 }
 
-/** Of two positions the one that is further; of two logs the second. */
+/** Returns the later of two positions; the second when they are of two logs. */
 function later(/** @type {string} */ a, /** @type {string} */ b) {
   return reached(a, b) ? a : b;
 }
 
-// Loaded by WorkerLink rather than by a page.
+// True in the SharedWorker that WorkerLink starts, which has this name and no document.
 const loadedAs = /** @type {{ name?: unknown }} */ (globalThis).name;
 if (!("document" in globalThis) && typeof loadedAs === "string" && loadedAs.startsWith(`${PROTOCOL} `)) {
   serve(loadedAs.slice(PROTOCOL.length + 1));
