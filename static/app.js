@@ -27,7 +27,7 @@ const connection = new Connection({
 const composer = new Composer({
   client: () => connection.client,
   sent: ({ id }, { start, topics }) => {
-    log.tell(id, { topics, own: true });
+    log.update(id, { topics, own: true });
     latency.sent(id, start);
     poll.soon();
   },
@@ -54,16 +54,16 @@ function showBye({ reason }) {
 }
 
 function showEvent(event) {
-  latency.arrived(event.id);
+  latency.received(event.id);
   if (event.type === PING) return;
   if (!log.add(event)) return;
   overview.message({ id: event.id, event: event.type, data: event.data, time: event.replayed ? undefined : new Date() });
-  if (!log.knows(event.id)) poll.soon();
+  if (!log.hasTopics(event.id)) poll.soon();
 }
 
 function showStats(stats) {
   overview.show(stats);
-  for (const { id, topics, time } of stats.recent) log.tell(id, { topics, time: new Date(time) });
+  for (const { id, topics, time } of stats.recent) log.update(id, { topics, time: new Date(time) });
   const topics = stats.recent.flatMap((publication) => publication.topics);
   const asked = stats.filters.flatMap((filter) => filter.topics).filter((topic) => !topic.includes("*"));
   const types = stats.recent.map((publication) => publication.event);
@@ -87,7 +87,7 @@ function remember(topics) {
 
 byId("connect").addEventListener("click", () => {
   if (["connecting", "live"].includes(connection.state.name)) connection.close();
-  else connection.hurry();
+  else connection.reconnect();
 });
 byId("subscription").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -1,20 +1,20 @@
-/** This tab's stream: what the console says of its state, and where it begins. */
+/** This tab's stream, with its state in the console's terms and the position where it begins. */
 import { parsePosition } from "./position.js";
 import { NOTICES, connect } from "./sse-app.js";
 
-/** What the console measures its latency with: published to this tab alone, and kept out of its log. */
+/** The type of the events that measure latency: published to this tab alone, and not shown in its log. */
 export const PING = "console.ping";
 
 const HISTORY = 50; // publications to show first on a fresh page
 
 /**
- * Not shared with other tabs: each is to be a client with a name, of its own in the count of those connected, which
- * "everyone but me" leaves out and the pings come to.
+ * A connection that is not shared with other tabs: each tab is a client with a name of its own, is counted for itself,
+ * is left out by "everyone but me", and gets its own pings.
  */
 export class Connection {
   #stream = null;
   #draining = false;
-  #top = null; // top of the log when the stream began: what is not after it is replayed
+  #top = null; // top of the log when the stream began; events up to it are replayed
 
   /** `on` has a function for each of: state, welcome, gap, bye, event. */
   constructor({ client, topics, cursor, on }) {
@@ -25,31 +25,31 @@ export class Connection {
     this.state = { name: "connecting" };
   }
 
-  /** Opens the stream, resuming where it was; one that never was anywhere, with the newest publications first. */
+  /** Opens the stream: after its last position, or for a first one with the newest publications. */
   open() {
-    this.#drop();
+    this.#closeStream();
     this.#set("connecting");
     const { client, topics, cursor } = this;
     const stream = connect("events", { client, topics, lastEventId: cursor, last: HISTORY, shared: "none" });
     stream.onopen = () => this.#set("live");
-    stream.onerror = () => this.#failed(stream.state);
-    stream.onevent = (event) => this.#deliver(event);
-    stream.addEventListener("welcome", (event) => this.#welcomed(event));
+    stream.onerror = () => this.#onError(stream.state);
+    stream.onevent = (event) => this.#onEvent(event);
+    stream.addEventListener("welcome", (event) => this.#onWelcome(event));
     stream.addEventListener("gap", (event) => this.on.gap(JSON.parse(event.data), event.lastEventId));
-    stream.addEventListener("bye", (event) => this.#dismissed(event));
+    stream.addEventListener("bye", (event) => this.#onBye(event));
     this.#stream = stream;
   }
 
-  /** Tries again now instead of waiting, or opens it anew. */
-  hurry() {
+  /** Reconnects now instead of waiting, or opens the stream again after close(). */
+  reconnect() {
     if (!this.#stream) return this.open();
     this.#set("connecting");
     this.#stream.reconnect();
   }
 
-  /** Closes the stream on the user's wish; open() resumes it. */
+  /** Closes the stream because the user asked for it; open() resumes it. */
   close() {
-    this.#drop();
+    this.#closeStream();
     this.#set("closed", { detail: "Disconnected. Connect again to receive what was published meanwhile." });
   }
 
@@ -59,33 +59,33 @@ export class Connection {
     this.open();
   }
 
-  #deliver({ type, data, lastEventId: id }) {
+  #onEvent({ type, data, lastEventId: id }) {
     if (NOTICES.has(type)) return;
     const position = parsePosition(id);
     const replayed = position?.epoch === this.#top?.epoch && position?.offset <= this.#top?.offset;
     this.on.event({ id, type, data, replayed });
   }
 
-  #welcomed(event) {
+  #onWelcome(event) {
     const welcome = JSON.parse(event.data);
     this.#top = parsePosition(welcome.top);
     this.on.welcome(welcome);
   }
 
-  #dismissed(event) {
+  #onBye(event) {
     this.#draining = true;
     this.#set("draining");
     this.on.bye(JSON.parse(event.data));
   }
 
-  /** An answer that is no stream has a status; until when to wait, unless no other try can help. */
-  #failed({ until, status, code, detail }) {
+  /** Shows why the stream failed. Only an answer that is no stream has a status; `until` is missing if no retry follows. */
+  #onError({ until, status, code, detail }) {
     if (status) this.#set("refused", { until, code, detail });
     else this.#set(this.#draining ? "draining" : "reconnecting", { until });
     this.#draining = false;
   }
 
-  #drop() {
+  #closeStream() {
     this.cursor = this.#stream?.lastEventId || this.cursor;
     this.#stream?.close();
     this.#stream = null;

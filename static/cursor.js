@@ -11,14 +11,14 @@ export class Cursor {
     list.addEventListener("focusin", ({ target }) => (target === list ? this.#row?.focus() : this.#stopAt(target.closest(".row"))));
   }
 
-  /** After rows came or went: the stop is the last one, but where the focus is. */
+  /** Called after rows were added or removed: makes the last row the tab stop, unless a row has the focus. */
   update() {
     if (this.#isFocused() && this.#row.isConnected) return;
     this.#stopAt(next(this.list.lastElementChild, "previousElementSibling"));
   }
 
-  /** Before a row goes: the focus goes to a neighbour. */
-  leave(row) {
+  /** Called before a row is removed: moves the focus to a neighbour. */
+  beforeRemove(row) {
     if (!row.contains(document.activeElement)) return;
     const neighbour = next(row.nextElementSibling, "nextElementSibling") ?? next(row.previousElementSibling, "previousElementSibling");
     neighbour?.focus({ preventScroll: true });
@@ -68,7 +68,7 @@ export class Cursor {
     return key === "End" ? next(this.list.lastElementChild, "previousElementSibling") : null;
   }
 
-  /** The row so many pixels further, or the one at the end. */
+  /** Returns the row that is `pixels` further, or the last one in that direction. */
   #across(pixels) {
     const direction = pixels < 0 ? "previousElementSibling" : "nextElementSibling";
     let row = this.#row;
@@ -80,7 +80,7 @@ export class Cursor {
   }
 }
 
-/** The row itself or the first one from there on that is not filtered out. */
+/** Returns the row, or the next one in that direction, that is not filtered out. */
 function next(row, direction) {
   while (row?.hidden) row = row[direction];
   return row;

@@ -1,12 +1,12 @@
-/** The gaps that nobody has looked at yet: a badge leads to them, also when they came while the reader was elsewhere. */
+/** The gaps that have not been in view yet. A badge leads to them from wherever the reader is in the log. */
 
-const LOOKED_AT = 1000; // ms in view
+const SEEN_AFTER = 1000; // ms in view
 
 export class UnseenGaps {
   #inView = new Map(); // row -> timer, or 0 while it is out of view
   #observer;
 
-  /** `changed()` is called when there are more or fewer out of view. */
+  /** `changed()` is called when the number of gaps out of view changes. */
   constructor(list, changed) {
     this.list = list;
     this.changed = changed;
@@ -25,12 +25,12 @@ export class UnseenGaps {
     this.#observer.unobserve(row);
   }
 
-  /** Those that are out of view, the oldest first. */
+  /** The gaps out of view, the oldest first. */
   get elsewhere() {
     return [...this.#inView].filter(([, timer]) => !timer).map(([row]) => row);
   }
 
-  /** What the badge says; nothing when none is to be said. */
+  /** The text of the badge; empty when all gaps were in view. */
   get words() {
     const rows = this.elsewhere;
     if (!rows.length) return "";
@@ -42,13 +42,13 @@ export class UnseenGaps {
     for (const { target, isIntersecting } of entries) {
       if (!this.#inView.has(target)) continue;
       clearTimeout(this.#inView.get(target));
-      this.#inView.set(target, isIntersecting ? setTimeout(() => this.#onSeen(target), LOOKED_AT) : 0);
+      this.#inView.set(target, isIntersecting ? setTimeout(() => this.#onSeen(target), SEEN_AFTER) : 0);
     }
     this.changed();
   }
 
   #onSeen(row) {
     if (!document.hidden) return this.delete(row);
-    document.addEventListener("visibilitychange", () => this.#inView.has(row) && this.#inView.set(row, setTimeout(() => this.#onSeen(row), LOOKED_AT)), { once: true });
+    document.addEventListener("visibilitychange", () => this.#inView.has(row) && this.#inView.set(row, setTimeout(() => this.#onSeen(row), SEEN_AFTER)), { once: true });
   }
 }

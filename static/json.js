@@ -4,7 +4,7 @@ import { element } from "./element.js";
 const TOKEN = /"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
 const COLOUR_LIMIT = 50_000; // characters; above it a span per token would stall the page
 
-/** Whether the text is a JSON object or array. A bare number or word is text to a reader. */
+/** Returns true for a JSON object or array. A bare number or word is shown as text. */
 export function isJson(text) {
   if (!/^\s*[{[]/.test(text)) return false;
   try {

@@ -1,4 +1,4 @@
-/** How long this tab's own publications take: from its request to the arrival of the event, drawn as one bar each. */
+/** The latency of this tab's own publications, from the request to the arrival of the event, as a bar each. */
 import { byId } from "./element.js";
 
 const SAMPLES = 60; // bars drawn, and echoes that the percentiles are of
@@ -8,20 +8,20 @@ const SVG = "http://www.w3.org/2000/svg";
 
 export class Latency {
   #samples = [];
-  #sent = new Map(); // id -> ms, of what has not arrived yet
-  #arrived = new Map(); // id -> ms, of what may turn out to be ours when its answer comes
+  #sent = new Map(); // id -> ms, of publications whose event has not come yet
+  #received = new Map(); // id -> ms, of events that may be this tab's own: their answer may still come
   #total = 0;
 
   /** Notes the arrival of an event, now. */
-  arrived(id) {
+  received(id) {
     const now = performance.now();
     if (this.#sent.has(id)) return this.#add(now - take(this.#sent, id));
-    put(this.#arrived, id, now);
+    put(this.#received, id, now);
   }
 
   /** Notes that the publication `id` was requested at `start` (performance.now()). */
   sent(id, start) {
-    if (this.#arrived.has(id)) return this.#add(take(this.#arrived, id) - start);
+    if (this.#received.has(id)) return this.#add(take(this.#received, id) - start);
     put(this.#sent, id, start);
   }
 

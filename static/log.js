@@ -6,7 +6,7 @@ import { parsePosition } from "./position.js";
 import { eventRow, fillIn } from "./row.js";
 
 const ROWS = 500;
-const FACTS = 5000; // publications of which something is remembered: seen, topics, time, sent by this tab
+const FACTS = 5000; // publications whose facts are kept: seen, topics, time, sent by this tab
 const FLUSH = 16; // ms; events of one burst are drawn together
 const AT_END = 24; // pixels
 
@@ -47,18 +47,18 @@ export class Log {
     return true;
   }
 
-  /** Shows a row that is not an event; a gap whatever the log is filtered by, for what is missing may match. */
+  /** Shows a row that is not an event. A gap is shown under every filter, since missing events might match it. */
   addRow(row, { gap = false } = {}) {
     this.#wait({ row, gap, words: row.textContent });
   }
 
-  /** Whether the topics of this publication are known. */
-  knows(id) {
+  /** Returns true when the topics of this publication are known. */
+  hasTopics(id) {
     return Boolean(this.#facts.get(id)?.topics);
   }
 
-  /** Remembers facts of a publication (topics, time, own), and shows them when its row is there. */
-  tell(id, news) {
+  /** Stores facts of a publication (topics, time, own), and shows them in its row if it has one. */
+  update(id, news) {
     const facts = this.#factsOf(id);
     if (Object.entries(news).every(([key, value]) => key in facts && String(facts[key]) === String(value))) return;
     Object.assign(facts, news);
@@ -121,7 +121,7 @@ export class Log {
   }
 
   #remove(entry) {
-    this.cursor.leave(entry.row);
+    this.cursor.beforeRemove(entry.row);
     this.gaps.delete(entry.row);
     entry.row.remove();
     if (entry.id) this.#factsOf(entry.id).entry = null;
@@ -168,7 +168,7 @@ export class Log {
     this.#show();
   }
 
-  /** What is read by keyboard stays where it is, also at the end. */
+  /** Sets whether a row is read by keyboard: new rows then do not scroll it away, even the last one. */
   #read(reading) {
     this.#reading = reading;
     this.#scrolled();

@@ -6,7 +6,7 @@ export function parsePosition(id) {
   return match && { epoch: match[1], offset: Number(match[2]) };
 }
 
-/** Whether `id` lies after `other` in the log; a position of another epoch always does. */
+/** Returns true when `id` lies after `other` in the log, as a position of another epoch always does. */
 export function isAfter(id, other) {
   const a = parsePosition(id);
   const b = parsePosition(other);

@@ -1,4 +1,4 @@
-/** One row of the event log: how an event, a gap or a word of the hub looks. */
+/** The rows of the event log: of an event, of a gap, of a notice of the hub. */
 import { element } from "./element.js";
 import { compact, isJson, pretty } from "./json.js";
 import { isAfter, parsePosition } from "./position.js";
@@ -29,7 +29,7 @@ export function eventRow(entry) {
   return row;
 }
 
-/** Writes what became known later: the topics, the time of publication, and whether this tab has sent it. */
+/** Writes the facts that come after the event: its topics, its time of publication, and whether this tab sent it. */
 export function fillIn(row, entry) {
   const time = entry.time ?? (entry.replayed ? null : entry.received);
   const [timeCell, , topicCell, , idCell] = row.children;
@@ -43,7 +43,7 @@ export function fillIn(row, entry) {
   if (entry.own && !row.querySelector(".own")) idCell.prepend(element("span", { class: "mark own", title: "Sent by this tab" }, "you"));
 }
 
-/** A quiet row in the hub's own words. */
+/** The row of a notice of the hub. */
 export function systemRow(label, text) {
   return wordsRow("system", element("p", {}, element("strong", {}, label), " ", text));
 }

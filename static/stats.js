@@ -1,11 +1,11 @@
-/** The hub's statistics: fetched while someone looks, and shown. */
+/** The hub's statistics, fetched while the page is visible, and shown. */
 import { PING } from "./connection.js";
 import { byId, element } from "./element.js";
 import { isAfter, parsePosition } from "./position.js";
 import { addressOf } from "./sse-app.js";
 
 const EVERY = 2000; // ms
-const SOON = 150; // ms; one look for a burst of events
+const SOON = 150; // ms; a burst of events causes one request
 const TIMEOUT = 5000; // ms
 const AGO = new Intl.RelativeTimeFormat(undefined, { numeric: "auto", style: "long" });
 
@@ -21,13 +21,13 @@ export class Poll {
     document.addEventListener("visibilitychange", () => this.#plan(0));
   }
 
-  /** Whether the hub can be asked now. */
+  /** Set to true while the hub can be reached. */
   set active(active) {
     this.#active = active;
     this.#plan(0);
   }
 
-  /** Asks shortly, not only at the next turn. */
+  /** Fetches after SOON rather than at the next regular turn. */
   soon() {
     if (this.#due - Date.now() > SOON) this.#plan(SOON);
   }
@@ -36,19 +36,19 @@ export class Poll {
     clearTimeout(this.#timer);
     if (!this.#active || document.hidden) return;
     this.#due = Date.now() + delay;
-    this.#timer = setTimeout(() => this.#turn(), delay);
+    this.#timer = setTimeout(() => this.#refresh(), delay);
   }
 
-  async #turn() {
+  async #refresh() {
     if (!this.#busy) {
       this.#busy = true;
-      await this.#look();
+      await this.#fetch();
       this.#busy = false;
     }
     this.#plan(EVERY);
   }
 
-  async #look() {
+  async #fetch() {
     try {
       const answer = await fetch(addressOf("stats"), { signal: AbortSignal.timeout(TIMEOUT) });
       if (answer.ok) this.show(await answer.json());
@@ -66,7 +66,7 @@ export class Overview {
     setInterval(() => this.#age(), 1000);
   }
 
-  /** Shows how many are connected, at once when a welcome tells. */
+  /** Shows the number of clients: of the statistics, or of a welcome, which comes sooner. */
   clients(count) {
     byId("clients").textContent = count.toLocaleString();
     byId("clients-note").textContent = count === 1 ? "only this tab: open a second one" : "including this tab";
@@ -84,7 +84,7 @@ export class Overview {
     this.clients(stats.subscribers);
     if (stats.lagging) byId("clients-note").textContent = `${stats.lagging.toLocaleString()} behind, reading on from the log`;
     this.message(stats.last);
-    this.#forgetWhatIsGone(stats);
+    this.#removeExpired(stats);
     const { published, delivered } = stats.totals;
     byId("published").textContent = published.toLocaleString();
     byId("published-note").textContent = `${delivered.toLocaleString()} deliveries in ${duration(stats.uptime)}`;
@@ -93,8 +93,8 @@ export class Overview {
     byId("facts").textContent = [...versions, isAfter(stats.oldest, stats.top) ? "log empty" : `log ${stats.oldest} to ${stats.top}`].join(" · ");
   }
 
-  /** The log is empty, begun anew or expired: what was the last message is not in it. */
-  #forgetWhatIsGone({ oldest, top, totals }) {
+  /** Removes the last message from the page when the log no longer holds it: it is empty, expired or a new one. */
+  #removeExpired({ oldest, top, totals }) {
     if (!isAfter(oldest, top) || (this.#last && isLaterInTheSameLog(this.#last.id, top))) return;
     this.#last = null;
     byId("last-data").textContent = totals.published ? "The log is empty" : "Nothing published yet";

@@ -10,7 +10,7 @@ export class Status {
   #ticking = 0;
   #settling = 0;
   #slow = 0;
-  #said = "";
+  #announced = "";
 
   show(state) {
     this.#state = state;
@@ -24,7 +24,7 @@ export class Status {
     if (state.until) this.#ticking = setInterval(() => this.#tick(), 250);
     this.#tick();
     clearTimeout(this.#settling);
-    this.#settling = setTimeout(() => this.#settled(), SETTLE);
+    this.#settling = setTimeout(() => this.#announceState(), SETTLE);
   }
 
   /** Has a screen reader say the text. */
@@ -32,10 +32,10 @@ export class Status {
     byId("announcement").textContent = text;
   }
 
-  #settled() {
+  #announceState() {
     const { name, detail } = this.#state;
     const text = detail ? `${NAMES[name]}. ${detail}` : NAMES[name];
-    if (text !== this.#said) this.announce((this.#said = text));
+    if (text !== this.#announced) this.announce((this.#announced = text));
   }
 
   #tick() {

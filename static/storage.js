@@ -1,4 +1,4 @@
-/** What the console remembers. Browsers may refuse storage (private mode, policy): then it remembers nothing. */
+/** The storage of the console. A browser may refuse storage (private mode, policy): then nothing is kept. */
 
 export function recall(storage, key) {
   try {
@@ -12,6 +12,6 @@ export function remember(storage, key, value) {
   try {
     window[storage].setItem(`sse-app.${key}`, JSON.stringify(value));
   } catch {
-    // Not remembering is the answer.
+    // The value is not kept: the browser refuses storage.
   }
 }
