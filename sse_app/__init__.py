@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from sse_app.errors import SSEAppError as SSEAppError
     from sse_app.events import Event as Event
     from sse_app.events import EventDecoder as EventDecoder
+    from sse_app.hub import Hub as Hub
+    from sse_app.hub import Subscription as Subscription
+    from sse_app.hub import create_app as create_app
     from sse_app.publication import Receipt as Receipt
     from sse_app.publisher import AsyncPublisher as AsyncPublisher
     from sse_app.publisher import Publisher as Publisher
-    from sse_app.subscriber import Subscriber as Subscriber
-    from sse_app.web.app import Hub as Hub
-    from sse_app.web.app import create_app as create_app
 
 __version__ = "0.1.0"
 
@@ -36,13 +36,13 @@ _HOMES = {
     "Config": "config",
     "Event": "events",
     "EventDecoder": "events",
-    "Hub": "web.app",
+    "Hub": "hub",
     "Publisher": "publisher",
     "Receipt": "publication",
     "SSEAppError": "errors",
-    "Subscriber": "subscriber",
+    "Subscription": "hub",
     "SyncClient": "client.sync",
-    "create_app": "web.app",
+    "create_app": "hub",
     "open_broker": "brokers",
 }
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
     "Publisher",
     "Receipt",
     "SSEAppError",
-    "Subscriber",
+    "Subscription",
     "SyncClient",
     "create_app",
     "open_broker",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, compress
 
 from sse_app.dialects import Dialect
-from sse_app.publication import Draft, Publication
+from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import Batch, Subscriber, offer_all
 from sse_app.topics import TopicFilter, TopicIndex
 
@@ -72,9 +72,10 @@ class ClientIndex:
 
 
 class Delivery:
-    """The subscribers of a node, and who of them gets what."""
+    """The subscribers of a node, and who of them gets what. Everything up to ``position`` was offered."""
 
     def __init__(self) -> None:
+        self.position = Position("", 0)
         self._groups: dict[tuple[TopicFilter, Dialect], Group] = {}
         self._index: TopicIndex[Group] = TopicIndex()
         self._clients = ClientIndex()

@@ -1,186 +1,124 @@
-"""The hub: who is subscribed here. It delivers the tail of the log to them.
+"""The hub as a user of the library has it: publish, subscribe, and an ASGI app to mount.
 
-publish -> broker.publish -> broker.tail -> Delivery.deliver -> Subscriber.offer
-subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> read the log -> read the queue
+hub = Hub()
+app = FastAPI(lifespan=hub.lifespan)
+app.mount("/hub", hub.app)
+await hub.publish({"number": 42}, topic="orders/42")
 """
 
-import asyncio
-import os
-import random
-import secrets
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    aclosing,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
-from sse_app import notices
-from sse_app.admission import Admission
-from sse_app.brokers import Broker, Tail
-from sse_app.delivery import Delivery, in_steps, pieces
-from sse_app.dialects import NATIVE
-from sse_app.errors import BrokerError, HubNotStarted, InvalidTopic
-from sse_app.joining import Asked, Joining
-from sse_app.metrics import Totals
-from sse_app.publication import (
-    Audience,
-    Draft,
-    Position,
-    Publication,
-    PublishOptions,
-    Receipt,
-    check_client,
-    names,
-)
-from sse_app.stack import NonReentrant, close_stack
-from sse_app.subscriber import CloseReason, Subscriber
-from sse_app.topics import TopicFilter
+from starlette.applications import Starlette
+from starlette.types import Lifespan
 
-T = TypeVar("T")
+from sse_app.brokers import Broker, open_broker
+from sse_app.brokers.limits import BrokerSettings
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.config import Config, HubOptions, LogOptions, check_names
+from sse_app.errors import ConfigError
+from sse_app.events import Event
+from sse_app.node import Node
+from sse_app.publication import Draft, Position, PublishOptions, Receipt
+from sse_app.subscriber import Subscriber
+from sse_app.web.app import build_app
+from sse_app.web.door import Door, drain_after, signs_of_a_stop
+from sse_app.web.siblings import warn_of_siblings
 
-BEATS = 15  # slots of the heartbeat: each subscriber has its turn once in BEATS steps, so the writes are spread
-RECENT = 100  # publications that /stats lists
-CURSOR_STEP = 64  # publications at least between two searches for cursors that fall behind
-SPREAD = 0.8  # of the drain's window: closes are spread over it, the rest is for the last to finish
 
-NOT_STARTED = (
-    "The hub was never started. Give it to your app as Starlette(lifespan=hub.lifespan) or "
-    "FastAPI(lifespan=hub.lifespan) (a mounted app gets no lifespan events of its own), "
-    "or run it inside `async with hub:`."
-)
+class Subscription:
+    """One stream of a hub, as ``Hub.subscribe`` gives it.
 
-NO_LIFESPAN = (
-    "The hub was given to an app as its lifespan, and no lifespan event came. Either the server sends none: daphne "
-    "never does, others can be told not to (uvicorn --lifespan off, granian's asginl). Then use uvicorn, gunicorn, "
-    "hypercorn or granian with it. Or that app is mounted in another, which alone gets them: give hub.lifespan to the "
-    "outermost app."
-)
+    Read it once: its events with ``async for``, or its bytes with ``read``, for a response that passes them on.
+    """
 
-STOPPED = "The hub has stopped: its app has shut down, or its `async with` has ended. It can be started again."
+    __slots__ = ("_subscriber",)
 
-ELSEWHERE = (
-    "The hub runs in another event loop. From another thread use publish_threadsafe(), "
-    "from another loop `await asyncio.to_thread(hub.publish_threadsafe, ...)`."
-)
+    def __init__(self, subscriber: Subscriber) -> None:
+        self._subscriber = subscriber
 
-FORKED = (
-    "The hub runs in the process that this one was forked from, and nothing of it runs here. Publish with a Publisher, "
-    "which opens the log of its URL, or over HTTP with a SyncClient."
-)
+    @property
+    def client(self) -> str:
+        """The name that ``to`` and ``exclude`` of a publication may have for it."""
+        return self._subscriber.client
 
-RUNNING = (
-    "The hub is running already, and can be started again when it has stopped. Give its lifespan to one app only, "
-    "or run it inside one `async with hub:`."
-)
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topic filters that were asked for, sorted; none when everything was."""
+        return self._subscriber.filter.shown
+
+    @property
+    def position(self) -> Position:
+        """The place in the log up to which everything was read or is not for this stream. Subscribe with ``after`` and
+        this position, or its ``str``, to go on from here.
+        """
+        return self._subscriber.position
+
+    async def read(self) -> bytes:
+        """Wait for the next bytes of the stream and return all that there are: whole blocks, heartbeats too. b"" when
+        the stream has ended. Cancelling it loses nothing: the next call goes on where this one was.
+        """
+        return await self._subscriber.read()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._subscriber.__aiter__()
 
 
 class Hub:
-    """Start it with ``async with hub:``, or with ``lifespan=hub.lifespan`` in a Starlette or FastAPI app. It opens and
-    closes its broker. Raises RuntimeError when it is started while it runs.
+    """A hub: start it with ``async with hub:``, or with ``lifespan=hub.lifespan`` in a Starlette or FastAPI app.
 
-    ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
-    ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
-    ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take;
-    the data of a publication has ``body_max`` bytes at most.
+    ``broker`` is a URL (``memory://`` when none is given) or a Broker, which the hub opens and closes; ``settings`` are
+    those of Config that concern a hub or its endpoints. Or all of them are in a ``config``. Host names are checked only
+    with ``allowed_hosts`` or a config: else they are the concern of the app around the hub. Raises ConfigError, also
+    for a setting without effect; and RuntimeError when it is started while it runs.
+
+    ``node`` is what this process does for the hub: servers that are to drain it work with that.
     """
 
     def __init__(
-        self,
-        broker: Broker,
-        *,
-        queue_size: int = 1_000,
-        queue_bytes: int = 1024 * 1024,
-        heartbeat: float = 15.0,
-        retry: tuple[float, float] = (2.0, 5.0),
-        max_subscribers: int = 100_000,
-        drain: float = 10.0,
-        body_max: int = 256 * 1024,
+        self, broker: str | Broker | None = None, *, config: Config | None = None, **settings: Unpack[HubOptions]
     ) -> None:
-        self.broker = broker
-        self.totals = Totals()
-        self.siblings = Totals()  # of the other workers of this server, a second old
-        self._drain_begun = False
-        self._queue_limits = (queue_size, queue_bytes)
-        self._heartbeat = heartbeat
-        self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
-        self.drain_window = drain
-        self._body_max = body_max
-        self._delivery = Delivery()
-        self._joining = Joining(broker, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
-        self._beats: list[dict[Subscriber, None]] = [{} for _ in range(BEATS)]
-        self._beat = 0
-        self._delivered = Position("", 0)  # everything up to here was offered to whom it is for
-        self._swept = 0  # offset of the last look for cursors that fall behind
-        self._sweep_step = CURSOR_STEP
-        self._receipts: dict[str, tuple[Position, int]] = {}  # of keyed publications: a retry gets the same answer
-        self._lifespan_awaited = False  # it was given to an app, and nothing has started it since
-        self._quiet = asyncio.Event()  # set when something ended that a drain may wait for
-        self._admission = Admission(self.totals, max_subscribers, self._quiet.set)
-        self._started_at: float | None = None
-        self._has_stopped = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = self._thread = 0
-        self._spawner = self.spawn  # one bound method for all subscribers
-        self._running: set[asyncio.Task[Any]] = set()
-        self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
-        self._stack, self._entered = AsyncExitStack(), NonReentrant(RUNNING)
+        own_hosts = config is not None or bool(settings.get("allowed_hosts"))
+        config = _config(broker, settings) if config is None else _sole_config(config, broker, settings)
+        assert config.max_subscribers is not None  # Config works out the default
+        self.config = config
+        self._hosts = config.hosts if own_hosts else None
+        self._door = Door()
+        self.node = Node(
+            broker_of(config) if broker is None or isinstance(broker, str) else broker,
+            queue_size=config.queue,
+            queue_bytes=config.queue_bytes,
+            heartbeat=config.heartbeat,
+            retry=(config.retry_min, config.retry_max),
+            max_subscribers=config.max_subscribers,
+            drain=config.drain,
+        )
 
     # Life
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            stack.enter_context(self._entered)
-            await stack.enter_async_context(self.broker)
-            tail = await stack.enter_async_context(aclosing(self.broker.tail()))
-            self._delivered = tail.start
-            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            stack.callback(self._cancel_tasks)
-            self.spawn(self._follow(tail))
-            self.spawn(self._keep_alive())
-            self._stack = stack.pop_all()
-        self._admission.start()
-        self._drain_begun = self._lifespan_awaited = False
-        self._loop, self._process, self._thread = asyncio.get_running_loop(), os.getpid(), threading.get_ident()
-        self._started_at = time.monotonic()
+        await self.node.__aenter__()
+        self._door.reset()
+        for sign in signs_of_a_stop(self._door):
+            self.node.spawn(drain_after(sign, self.node))
+        if isinstance(self.broker, MemoryBroker):
+            self.node.spawn(warn_of_siblings(self.node))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop_accepting()
-        for subscriber in list(self._delivery):
-            subscriber.close(CloseReason.DRAIN, subscriber.dialect.bye(CloseReason.DRAIN, self.retry()))
-        self._started_at = self._loop = None
-        self._has_stopped = True
-        try:
-            await close_stack(self._stack, kind, error, trace)
-        finally:
-            for subscriber in list(self._delivery):
-                subscriber.cut()
-
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that the hub owns: it ends with the hub, and its failure is the hub's."""
-        task = self._tasks.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
-
-    def _cancel_tasks(self) -> None:
-        for task in self._running:
-            task.cancel()
+        await self.node.__aexit__(kind, error, trace)
 
     @property
     def lifespan(self) -> Callable[[object], AbstractAsyncContextManager[None]]:
         """For ``Starlette(lifespan=hub.lifespan)``: the hub runs as long as the app."""
-        self._lifespan_awaited = True  # so that a server that sends no lifespan events is not taken for a missing line
+        self.node.life.lifespan_awaited = (
+            True  # so that a server without lifespan events is not taken for a missing line
+        )
         return self._live
 
     @asynccontextmanager
@@ -188,25 +126,23 @@ class Hub:
         async with self:
             yield
 
-    def check_started(self) -> None:
-        """Raises HubNotStarted, which names the missing line, the server that does not start it, or that it has
-        stopped.
-        """
-        if self._started_at is None:
-            raise self._not_started()
+    @property
+    def started(self) -> bool:
+        """True while the hub runs."""
+        return self.node.life.started
 
-    def _not_started(self) -> HubNotStarted:
-        if self._has_stopped:
-            return HubNotStarted(STOPPED)
-        return HubNotStarted(NO_LIFESPAN if self._lifespan_awaited else NOT_STARTED)
+    @property
+    def draining(self) -> bool:
+        """True from the begin of a planned stop on."""
+        return self.node.draining
 
-    def _check_here(self) -> None:
-        """Raises HubNotStarted, and RuntimeError in another loop than the hub's, which would hear of nothing until it
-        turns for another reason.
+    async def drain(self, window: float | None = None) -> None:
+        """End all streams in order, within ``window`` seconds (default: the setting ``drain``), before a planned stop.
+
+        From now on publishers and new subscribers are sent elsewhere. What was published is delivered first; then each
+        stream ends with a ``bye``, one after the other, so that the clients do not all come back at once.
         """
-        self.check_started()
-        if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError(ELSEWHERE if os.getpid() == self._process else FORKED)
+        await self.node.drain(window)
 
     # Publishing
 
@@ -218,25 +154,8 @@ class Hub:
         ``idempotency_key`` and publication again within the idempotency window nothing is published, and the answer is
         the same. Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
         """
-        self._check_here()
-        return await self._publish(Draft.compose(data, body_max=self._body_max, **options))
-
-    async def publish_draft(self, draft: Draft) -> Receipt:
-        """Publish a draft, which is checked already."""
-        self._check_here()
-        return await self._publish(draft)
-
-    async def _publish(self, draft: Draft) -> Receipt:
-        key, before = draft.idempotency_key, self._delivered
-        position = await self.broker.publish(draft)
-        if key is not None and (known := self._receipts.get(key)) and known[0] == position:
-            return Receipt(position, known[1], self.broker.durability)
-        if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
-            self.totals.published += 1
-        subscribers = self._delivery.count(draft)
-        if key is not None:
-            self._remember(key, position, subscribers)
-        return Receipt(position, subscribers, self.broker.durability)
+        self.node.life.check_here()
+        return await self.node.publish(Draft.compose(data, body_max=self.config.body_max, **options))
 
     def publish_threadsafe(
         self, data: object, *, timeout: float | None = 10.0, **options: Unpack[PublishOptions]
@@ -246,52 +165,7 @@ class Hub:
         Takes what ``publish`` takes. Raises what it raises, TimeoutError after ``timeout`` seconds, and RuntimeError
         when called from the hub's own thread, which it would block for ever, or in a forked child, where no hub runs.
         """
-        loop = self._loop
-        if loop is None:
-            raise self._not_started()
-        if os.getpid() != self._process:
-            raise RuntimeError(FORKED)
-        if self._thread == threading.get_ident():
-            raise RuntimeError(
-                "publish_threadsafe() was called in the hub's own event loop; use `await hub.publish(...)`."
-            )
-        return asyncio.run_coroutine_threadsafe(self.publish(data, **options), loop).result(timeout)
-
-    def _remember(self, key: str, position: Position, subscribers: int) -> None:
-        self._receipts[key] = position, subscribers
-        if len(self._receipts) > 10_000:
-            del self._receipts[next(iter(self._receipts))]
-
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a publisher's request as open while this is entered: a drain waits for it. Raises Draining."""
-        self.check_started()
-        with self._admission.publisher():
-            yield
-
-    # Delivering
-
-    async def _follow(self, tail: Tail) -> None:
-        async for announced in tail:
-            if not announced or announced[0].position != self._delivered.next():
-                await self._read_again()
-            for publications in pieces(announced):
-                await _outside_tasks(self._deliver(publications))
-            if self._delivered.offset - self._swept >= self._sweep_step:
-                self._swept = self._delivered.offset
-                await self._move_cursors(list(self._delivery))
-
-    async def _read_again(self) -> None:
-        """Let everyone read on from the log: the tail began another epoch, or left publications out."""
-        self._delivered = await self.broker.top()
-        self._delivery.forget_newest()
-        await _outside_tasks(in_steps(Subscriber.fall_behind, list(self._delivery)))
-
-    def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
-        """Offer a piece of what the log announced to all whom it is for, in steps."""
-        yield from self._delivery.deliver(publications)
-        self._delivered = publications[-1].position
-        self._quiet.set()
+        return self.node.life.run_from_thread(lambda: self.publish(data, **options), timeout)
 
     # Subscribing
 
@@ -303,233 +177,92 @@ class Hub:
         last: int | None = None,
         since: float | None = None,
         client: str | None = None,
-    ) -> AsyncIterator[Subscriber]:
-        """One stream of the publications that match any of these topic filters, all without one.
+    ) -> AsyncIterator[Subscription]:
+        """Open a stream of the publications that match any of these topic filters, of all without one.
 
         ``after`` resumes behind an SSE id; without it, ``last`` first gives the newest that many, ``since`` what was
         published since that Unix time. ``client`` is the subscriber's stable name, else one is made.
         Raises InvalidTopic, InvalidClient, InvalidSince, Draining, Overloaded.
         """
-        subscriber = await self.join(topics, after=after, last=last, since=since, client=client)
-        reason = CloseReason.GONE
-        try:
-            yield subscriber
-        except Exception:
-            reason = CloseReason.ERROR
-            raise
-        finally:
-            self.leave(subscriber, reason)
-
-    async def join(
-        self,
-        topics: Iterable[str] = (),
-        *,
-        after: Position | str | bytes | None = None,
-        last: int | None = None,
-        since: float | None = None,
-        client: str | None = None,
-    ) -> Subscriber:
-        """``subscribe`` for a stream that outlives the call: whoever has the subscriber must see to its ``leave``."""
-        self._check_here()
-        asked = Asked(after, last, since)
-        filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
-        name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
-        self._admission.check_subscriber()
-        filter = self._delivery.shared(filter, NATIVE)
-        subscriber = Subscriber(self.broker, self.totals, filter, name, *self._queue_limits, self._spawner)
-        subscriber.turn = self._beat
-        self._delivery.add(subscriber)
-        self._beats[self._beat][subscriber] = None
-        self._count_subscribers(+1)
-        self.totals.connected += 1
-        try:
-            await self._joining.begin(subscriber, asked)
-        except BaseException:
-            self.leave(subscriber, CloseReason.GONE)
-            raise
-        return subscriber
-
-    def leave(self, subscriber: Subscriber, reason: CloseReason) -> None:
-        """The stream has ended; ``reason`` counts unless the hub itself ended it."""
-        self._delivery.remove(subscriber)
-        del self._beats[subscriber.turn][subscriber]
-        self._count_subscribers(-1)
-        self.totals.closed[subscriber.closing or reason] += 1
-        subscriber.release()
-        self._quiet.set()
-
-    def _count_subscribers(self, change: int) -> None:
-        self.totals.subscribers += change
-        self.broker.subscribers_here = self.totals.subscribers
-
-    def retry(self) -> int:
-        """A reconnection time in milliseconds."""
-        return random.randint(*self._retry)
-
-    # Keeping alive
-
-    async def _keep_alive(self) -> None:
-        """Send each subscriber a heartbeat once in ``heartbeat`` seconds."""
-        while True:
-            await asyncio.sleep(self._heartbeat / BEATS)
-            if self.broker.outdated:
-                self.begin_drain()  # its subscribers come back to a node that reads what a newer version writes
-            self._beat = (self._beat + 1) % BEATS
-            turn = list(self._beats[self._beat])
-            await self._move_cursors(turn)
-            await _outside_tasks(in_steps(Subscriber.beat, turn))
-            self.totals.heartbeats += len(turn)
-
-    async def _move_cursors(self, subscribers: list[Subscriber]) -> None:
-        """Move those that hear little, before what lies behind their position is trimmed and ends in a gap.
-
-        A cursor in the older half of the log is moved. Everybody is looked at each time a quarter of the log is new,
-        so it still lies in the log when its client comes back.
-        """
-        oldest = (await self.broker.oldest()).offset
-        top = self._delivered
-        held = top.offset - oldest
-        self._sweep_step = max(CURSOR_STEP, held // 4)
-        safe = min(oldest + held // 2, top.offset - CURSOR_STEP + 1)
-        endangered = [subscriber for subscriber in subscribers if subscriber.position.offset < safe]
-        if endangered:
-            await _outside_tasks(in_steps(lambda subscriber: subscriber.offer_cursor(top), endangered))
-
-    # Stopping
-
-    @property
-    def draining(self) -> bool:
-        """True from the begin of a planned stop on."""
-        return self._admission.stopped
-
-    def stop_accepting(self) -> None:
-        """From now on publishers and new subscribers are sent elsewhere; open streams go on. Safe in a signal
-        handler.
-        """
-        self._admission.stop()
-
-    def begin_drain(self) -> None:
-        """``drain`` for who cannot wait for it."""
-        if self.started and not self._drain_begun:
-            self._drain_begun = True
-            self.stop_accepting()
-            self.spawn(self.drain())
-
-    async def drain(self, window: float | None = None) -> None:
-        """End all streams in order, within ``window`` seconds (default: the hub's ``drain``).
-
-        First the publishers' open requests are answered and what they published is delivered; then each stream ends
-        with its queue, a ``bye`` and a clean close, spread over the window so that the clients do not all come back
-        at once.
-        """
-        self._check_here()
-        self._drain_begun = True
-        self.stop_accepting()
-        window = self.drain_window if window is None else window
-        loop = asyncio.get_running_loop()
-        end = loop.time() + window
-        with suppress(TimeoutError):  # a publisher that hangs must not cost the readers their bye
-            async with asyncio.timeout(window * (1 - SPREAD)):
-                await self._until(lambda: not self._admission.open_requests)
-                top = await self.broker.top()
-                await self._until(lambda: self._delivered.offset >= top.offset)
-        with suppress(TimeoutError):  # whoever could not take the rest is cut off with the connection
-            async with asyncio.timeout_at(end):
-                await self._close_all((end - loop.time()) * SPREAD)
-                await self._until(lambda: not self.totals.subscribers)
-
-    async def _close_all(self, seconds: float) -> None:
-        subscribers = list(self._delivery)
-        random.shuffle(subscribers)
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        for index, subscriber in enumerate(subscribers):
-            due = begun + seconds * index / len(subscribers)
-            if due - loop.time() > 0.01:  # a hundred steps a second are smooth enough
-                await asyncio.sleep(due - loop.time())
-            subscriber.close(CloseReason.DRAIN, subscriber.dialect.bye(CloseReason.DRAIN, self.retry()))
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self._quiet.clear()
-            await self._quiet.wait()
+        async with self.node.subscribe(*topics, after=after, last=last, since=since, client=client) as subscriber:
+            yield Subscription(subscriber)
 
     # Looking in
 
+    @property
+    def broker(self) -> Broker:
+        return self.node.broker
+
     def __len__(self) -> int:
         """How many subscribers are connected here."""
-        return self.totals.subscribers
+        return self.node.totals.subscribers
 
     def __bool__(self) -> bool:
         return True  # without subscribers it is a hub all the same
 
-    @property
-    def started(self) -> bool:
-        return self._started_at is not None
-
     async def stats(self) -> dict[str, object]:
-        """What ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
+        """Return what ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
         ``recent``.
         """
-        self._check_here()
-        recent, trouble = await self._recent()
-        totals = self.totals + self.siblings
-        groups = sorted(self._delivery.groups, key=lambda group: len(group.members), reverse=True)
-        return {
-            "subscribers": self.totals.subscribers + self.broker.subscribers_elsewhere,
-            "here": self.totals.subscribers,
-            "filters": [{"topics": group.filter.shown, "subscribers": len(group.members)} for group in groups[:RECENT]],
-            "last": notices.describe(recent[-1]) if recent else None,
-            "recent": [publication.summary() for publication in recent],
-            "totals": totals.as_dict(),
-            "lagging": totals.lagging,
-            "top": str(await self.broker.top()),
-            "oldest": str((await self.broker.oldest()).next()),
-            "durable": self.broker.durability,
-            "trouble": trouble,
-            "draining": self.draining,
-            "uptime": round(time.monotonic() - (self._started_at or 0.0), 1),
-        }
+        return await self.node.stats()
 
-    async def _recent(self) -> tuple[Sequence[Publication], str | None]:
-        """The newest publications, and what is wrong with the log just now."""
-        try:
-            self.broker.check()
-            return await self.broker.newest(RECENT, TopicFilter(), Audience()), None
-        except BrokerError as error:
-            return (), str(error)
+    # Serving
 
-    def gauges(self) -> dict[str, float]:
-        """The states that ``GET /metrics`` shows beside the totals."""
-        return {
-            "filters": len(self._delivery.groups),
-            "draining": self.draining,
-            "log_top_offset": self._delivered.offset,
-            "subscribers_elsewhere": self.broker.subscribers_elsewhere,
-            "bad_envelopes": self.broker.bad_envelopes,
-        }
+    @cached_property
+    def app(self) -> Starlette:
+        """The endpoints and the console as an ASGI app, to mount in another. It does not start the hub."""
+        return self._build_app()
+
+    def _build_app(self, lifespan: Lifespan[Any] | None = None) -> Starlette:
+        app = build_app(self.node, self.config, self._door, hosts=self._hosts, lifespan=lifespan)
+        app.state.hub = self
+        return app
 
 
-async def _outside_tasks(steps: Iterator[None]) -> None:
-    """Take these steps one by one in turns of the loop, none of them inside a task.
+def create_app(config: Config | None = None) -> Starlette:
+    """Return the whole server as an ASGI app, which starts and stops its hub (``app.state.hub``) with itself."""
+    hub = Hub(config=config or Config())
+    return hub._build_app(hub.lifespan)
 
-    What writes to a foreign server starts its ``send``. A deadline in there would take the task that it finds for its
-    own, and cancel it: the hub's. Outside of tasks it fails at once, and with it that one stream.
-    """
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
 
-    def step() -> None:
-        if done.done():
-            return  # the hub has been stopped
-        try:
-            next(steps)
-        except StopIteration:
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
-        else:
-            loop.call_soon(step)
+def broker_of(config: Config) -> Broker:
+    """Return the broker that a configuration names, not yet open. Raises ConfigError."""
+    settings: BrokerSettings = {
+        "history": config.history,
+        "history_bytes": config.history_bytes,
+        "history_age": config.history_age,
+        "idempotency_window": config.idempotency_window,
+    }
+    if config.recover:
+        settings["recover"] = True  # given only when set, since only SQLite accepts it
+    return open_broker(config.broker, **settings)
 
-    loop.call_soon(step)
-    await done
+
+def _config(broker: str | Broker | None, settings: HubOptions) -> Config:
+    """Return the configuration that a hub's arguments make. Raises ConfigError."""
+    check_names("hub", settings, HubOptions.__annotations__)
+    given: dict[str, Any] = dict(settings)
+    if broker is None or isinstance(broker, str):
+        return Config(**given) if broker is None else Config(broker=broker, **given)
+    if not hasattr(broker, "tail"):
+        raise ConfigError("broker is a URL such as sqlite:///hub.db, or a Broker.")
+    if of_log := [name for name in settings if name in (*LogOptions.__annotations__, "recover")]:
+        raise ConfigError(f"{of_log[0]} is a setting of the log; give it to the broker when you make it.")
+    return Config(**given)
+
+
+def _sole_config(config: Config, broker: str | Broker | None, settings: HubOptions) -> Config:
+    """Return the configuration. Raises ConfigError when other arguments contradict it."""
+    if not isinstance(config, Config):
+        raise ConfigError("config is a Config.")
+    if broker is not None:
+        raise ConfigError(
+            "broker and config: a Config names its broker, as in Config(broker='sqlite:///hub.db'); "
+            "a Broker goes with the settings as keywords."
+        )
+    if settings:
+        raise ConfigError(
+            f"{next(iter(settings))} and config: a Config holds all settings, so put it in there, "
+            "as with dataclasses.replace()."
+        )
+    return config

@@ -69,7 +69,7 @@ def sse_server() -> Iterator[HubServer]:
 
     app = create_app(Config(drain=0.2))
     hub = app.state.hub
-    with live(app, server_class=lambda config: Server(config, hub), http=Protocol) as server:
+    with live(app, server_class=lambda config: Server(config, hub.node), http=Protocol) as server:
         yield HubServer(server.url, hub)
 
 

@@ -43,9 +43,9 @@ from sse_app.client import Client
 from sse_app.commands import Exit
 from sse_app.config import ENV_PREFIX, Setting
 from sse_app.errors import InvalidClient
-from sse_app.hub import RECENT
 from sse_app.joining import LAST_MAX
 from sse_app.metrics import Totals, exposition
+from sse_app.node import RECENT
 from sse_app.payload import JSON_DEPTH
 from sse_app.pytest_plugin import HubServer
 from sse_app.subscriber import CloseReason
@@ -722,7 +722,7 @@ def test_errors_are_those_of_the_table_in_app() -> None:
 
 
 def test_metrics_are_those_of_the_exposition() -> None:
-    text = exposition(Totals(), Hub().gauges()).decode()
+    text = exposition(Totals(), Hub().node.gauges()).decode()
     exposed = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)
     assert [tuple(row[:2]) for row in table(API, "metric", "type", "meaning")] == exposed
     for reason in CloseReason:

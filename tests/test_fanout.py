@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sse_app import delivery
 from sse_app.delivery import SLICE
 from sse_app.events import EventDecoder
-from sse_app.hub import Hub
-from sse_app.publication import Position
+from sse_app.node import Node
+from sse_app.publication import Draft, Position
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.testing import run_virtual
 from tests.support.paths import fixed_broker
@@ -44,9 +44,9 @@ class Sink:
         return [id.offset for id in ids if id is not None]
 
 
-async def join(hub: Hub, *topics: str, sink: Sink | None = None) -> Sink:
+async def join(node: Node, *topics: str, sink: Sink | None = None) -> Sink:
     sink = sink or Sink()
-    (await hub.join(topics)).attach(sink)
+    (await node.join(topics)).attach(sink)
     return sink
 
 
@@ -73,17 +73,17 @@ class Turns:
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("filters", [1, 10, MANY], ids=["one group", "ten groups", "a group for each"])
 async def test_a_fan_out_to_thousands_lets_the_loop_turn_after_each_slice(filters: int) -> None:
-    async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub:
+    async with Node(fixed_broker(), heartbeat=ENDLESS) as node:
         written: dict[int, int] = {}
         with Turns() as loop:
 
             def count(batch: Batch) -> None:
                 written[loop.count] = written.get(loop.count, 0) + 1
 
-            sinks = [await join(hub, f"t/{number % filters}") for number in range(MANY)]
+            sinks = [await join(node, f"t/{number % filters}") for number in range(MANY)]
             for sink in sinks:
                 sink.on_write = count
-            await hub.publish("to everyone")
+            await node.publish(Draft.compose("to everyone"))
             await turns(3 * MANY // SLICE + 10)
         assert [sink.offsets for sink in sinks] == [[1]] * MANY
         assert sum(written.values()) == MANY
@@ -93,19 +93,19 @@ async def test_a_fan_out_to_thousands_lets_the_loop_turn_after_each_slice(filter
 
 @pytest.mark.virtual_time
 async def test_a_small_fan_out_is_done_in_one_turn() -> None:
-    async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub:
-        sinks = [await join(hub) for _ in range(SLICE)]
-        await hub.publish("to everyone")
+    async with Node(fixed_broker(), heartbeat=ENDLESS) as node:
+        sinks = [await join(node) for _ in range(SLICE)]
+        await node.publish(Draft.compose("to everyone"))
         await turns(4)
         assert [sink.offsets for sink in sinks] == [[1]] * SLICE
 
 
 @pytest.mark.virtual_time
 async def test_publications_that_come_between_two_slices_come_after_it_to_everyone() -> None:
-    async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub:
-        sinks = [await join(hub) for _ in range(MANY)]
+    async with Node(fixed_broker(), heartbeat=ENDLESS) as node:
+        sinks = [await join(node) for _ in range(MANY)]
         for _ in range(20):
-            await hub.publish("x")
+            await node.publish(Draft.compose("x"))
             await turns(2)  # fewer than a fan-out takes
         await turns(100)
         assert [sink.offsets for sink in sinks] == [[*range(1, 21)]] * MANY
@@ -115,18 +115,18 @@ async def test_publications_that_come_between_two_slices_come_after_it_to_everyo
 @pytest.mark.virtual_time
 async def test_cursors_are_moved_without_holding_up_the_loop() -> None:
     """All of a large hub's quiet streams fall behind at the same time."""
-    async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub:
+    async with Node(fixed_broker(), heartbeat=ENDLESS) as node:
         written: dict[int, int] = {}
         with Turns() as loop:
 
             def count(batch: Batch) -> None:
                 written[loop.count] = written.get(loop.count, 0) + 1
 
-            sinks = [await join(hub, "quiet") for _ in range(MANY)]
+            sinks = [await join(node, "quiet") for _ in range(MANY)]
             for sink in sinks:
                 sink.on_write = count
             for _ in range(100):
-                await hub.publish("x", topic="loud")
+                await node.publish(Draft.compose("x", topic="loud"))
             await turns(50)
         assert all(len(sink.seen) == 2 and b"event: cursor" in sink.seen[1].data for sink in sinks)
         assert max(written.values()) <= SLICE
@@ -172,24 +172,24 @@ class Room(Sink):
 
 
 async def interleave(actions: list[tuple[str, int]]) -> None:
-    async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as hub:
+    async with Node(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as node:
         clients: list[Client] = []
         published: list[str] = []
         for name, value in actions:
             match name:
                 case "publish":
                     published.append("ab"[value % 2] if value < 3 else "")
-                    await hub.publish("x", topic=published[-1] or None)
+                    await node.publish(Draft.compose("x", topic=published[-1] or None))
                 case "turn":
                     await turns(value)
                 case "join":
-                    subscriber = await hub.join(FILTERS[value])
+                    subscriber = await node.join(FILTERS[value])
                     clients.append(Client(subscriber, Room(subscriber), len(published)))
                     subscriber.attach(clients[-1].sink)
                 case _ if clients:
-                    act(hub, name, clients[value % len(clients)])
+                    act(node, name, clients[value % len(clients)])
         for client in clients:
-            act(hub, "resume", client)
+            act(node, "resume", client)
         await turns(200)
         for client in clients:
             wanted = [
@@ -201,13 +201,13 @@ async def interleave(actions: list[tuple[str, int]]) -> None:
             assert got == (wanted if client.here else wanted[: len(got)])
 
 
-def act(hub: Hub, name: str, client: Client) -> None:
+def act(node: Node, name: str, client: Client) -> None:
     sink = client.sink
     assert isinstance(sink, Room)
     match name:
         case "leave" if client.here:
             client.here = False
-            hub.leave(client.subscriber, CloseReason.GONE)
+            node.leave(client.subscriber, CloseReason.GONE)
         case "stall":
             sink.full = True
         case "resume":

@@ -14,7 +14,7 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
 FLOORS = (
-    ("errors", "characters", "quantities", "backoff", "stack", "listening", "descriptors"),
+    ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors"),
     ("events", "topics", "content_type", "loop_thread"),
     ("payload",),
     ("publication",),
@@ -34,10 +34,10 @@ FLOORS = (
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
     ("brokers.sqlite",),
     ("dialects", "publisher"),
-    ("subscriber", "admission"),
+    ("subscriber", "admission", "lifetime"),
     ("delivery",),
-    ("joining",),
-    ("hub", "web", "web.prefix", "server.uvicorn_internals"),
+    ("joining", "heartbeats", "draining"),
+    ("node", "web", "web.prefix", "server.uvicorn_internals"),
     ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
     ("web.door",),
@@ -46,6 +46,7 @@ FLOORS = (
     ("web.endpoints.events", "web.endpoints.broadcast", "web.endpoints.operations"),
     ("web.endpoints.pages",),
     ("web.app", "server.direct", "server.logs"),
+    ("hub",),
     ("server.protocol",),
     ("server",),
     ("server.sockets",),
@@ -65,6 +66,7 @@ ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
 STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # which knows msgspec
 KNOWS = {
     "starlette": {
+        "hub",
         *(f"web.{name}" for name in ("stream", "stepped", "guard", "prefix", "problems", "cors", "app")),
         *(
             f"web.endpoints.{name}"
@@ -148,7 +150,7 @@ def source(name: str) -> str:
         ("from sse_app.hub import Hub", {"hub"}, set()),
         ("import sse_app.hub as other", {"hub"}, set()),
         ("from sse_app import hub, errors", {"hub", "errors"}, set()),
-        ("from sse_app import Hub", {"web.app"}, set()),
+        ("from sse_app import Hub", {"hub"}, set()),
         ("from sse_app import __version__", {""}, set()),
         ("from sse_app.brokers import memory, Broker", {"brokers.memory", "brokers"}, set()),
         ("def f():\n    from sse_app.web.app import x", {"web.app"}, set()),
@@ -207,7 +209,7 @@ def test_every_public_name_is_where_it_is_looked_up() -> None:
 
 def test_nothing_imports_in_a_circle() -> None:
     below = {name: ours(source(name)) for name in MODULES if name not in ROOTS}
-    assert "hub" in below["web.stream"]
+    assert "node" in below["web.stream"]
     TopologicalSorter(below).prepare()  # raises CycleError
 
 

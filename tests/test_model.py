@@ -26,9 +26,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from sse_app.brokers import Broker
 from sse_app.events import Event, EventDecoder
-from sse_app.hub import Hub
+from sse_app.node import Node
 from sse_app.notices import HEARTBEAT
-from sse_app.publication import Audience, Position, Publication
+from sse_app.publication import Audience, Draft, Position, Publication
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, turns
@@ -89,7 +89,7 @@ class Driver:
         self.delays: list[int] = [0]
         self.tail_delays: tuple[int, ...] = (0,)
         self.broker_settings: dict[str, Any] = {}
-        self.hub_settings: dict[str, Any] = {}
+        self.node_settings: dict[str, Any] = {}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         async def until_quiet() -> T:
@@ -105,9 +105,9 @@ class Driver:
 
     def start(self) -> None:
         self.broker = self.make_broker()
-        self.hub = Hub(self.broker, **self.hub_settings)
+        self.node = Node(self.broker, **self.node_settings)
         self._stop = asyncio.Event()
-        self._host = self.loop.create_task(self._keep(self.hub, self._stop))
+        self._host = self.loop.create_task(self._keep(self.node, self._stop))
         self.run(self._started())
         epoch = self.run(self.broker.top()).epoch
         if epoch not in self.epochs:
@@ -117,7 +117,7 @@ class Driver:
         self._record = self.broker.tail()
 
     async def _started(self) -> None:
-        while not self.hub.started:
+        while not self.node.life.started:
             assert not self._host.done()
             await turns(1)
 
@@ -141,8 +141,8 @@ class Driver:
     def forget(self) -> None:
         """Clear away what it kept the log in."""
 
-    async def _keep(self, hub: Hub, stop: asyncio.Event) -> None:
-        async with hub:
+    async def _keep(self, node: Node, stop: asyncio.Event) -> None:
+        async with node:
             await stop.wait()
 
     async def _ended(self) -> None:
@@ -255,7 +255,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     ) -> None:
         settings = {"history": history, "history_age": 100, "clock": self.driver.clock, "wall": self.driver.wall}
         self.driver.delays, self.driver.tail_delays, self.driver.broker_settings = delays, tail_delays, settings
-        self.driver.hub_settings = {"queue_size": queue[0], "queue_bytes": queue[1], "heartbeat": heartbeat}
+        self.driver.node_settings = {"queue_size": queue[0], "queue_bytes": queue[1], "heartbeat": heartbeat}
         self.driver.start()
 
     def teardown(self) -> None:
@@ -270,7 +270,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
             self.catch_up(client)
         for client in self.everyone:
             self.cut(client, 0)
-        assert (len(self.driver.hub), self.driver.hub.totals.lagging) == (0, 0)
+        assert (self.driver.node.totals.subscribers, self.driver.node.totals.lagging) == (0, 0)
         self.driver.stop()
 
     # Publishers
@@ -289,7 +289,9 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     async def _publish(self, count: int, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str]) -> None:
         for _ in range(count):
             self.number += 1
-            await self.driver.hub.publish(str(self.number), topic=topics or None, to=to or None, exclude=exclude)
+            await self.driver.node.publish(
+                Draft.compose(str(self.number), topic=topics or None, to=to or None, exclude=exclude)
+            )
 
     # Clients
 
@@ -338,7 +340,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     async def _connect(self, client: Client, room: int, last: int | None = None) -> None:
         cursor = None if client.cursor is None else str(client.cursor)
-        subscription = self.driver.hub.subscribe(*client.filter.patterns, after=cursor, last=last, client=client.name)
+        subscription = self.driver.node.subscribe(*client.filter.patterns, after=cursor, last=last, client=client.name)
         subscriber = await subscription.__aenter__()
         client.connection = Connection(subscription, subscriber, Socket(room) if room else None)
         if client.connection.socket:
@@ -410,7 +412,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     def restart(self, graceful: bool) -> None:
         """The server stops and a new one takes its place. A log in memory is another one then."""
         if graceful:
-            self.driver.run(self.driver.hub.drain(1))
+            self.driver.run(self.driver.node.drain(1))
             for client in self.everyone:
                 if client.connection is not None:
                     self.catch_up(client)
@@ -425,7 +427,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         """What is older than 100 s leaves the log."""
         self.driver.clock.now += seconds
-        self.driver.run(asyncio.sleep(min(seconds, 10 * self.driver.hub._heartbeat)))
+        self.driver.run(asyncio.sleep(min(seconds, 10 * self.driver.node_settings["heartbeat"])))
 
     @rule(seconds=st.sampled_from([-86_400, -3_600, -1, 3_600, 86_400]))
     def wall_clock_jumps(self, seconds: int) -> None:
@@ -444,7 +446,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
                 case "gap":
                     self._gap(client, event)
                 case "bye":
-                    assert self.driver.hub.draining
+                    assert self.driver.node.draining
                 case _:
                     self._publication(client, event)
         if connection.welcomed and (moved := Position.parse(connection.decoder.last_event_id.encode())) is not None:
@@ -501,8 +503,8 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     def everybody_is_counted(self) -> None:
         if self.driver.epochs:
             connected = [client for client in self.everyone if client.connection is not None]
-            assert len(self.driver.hub) == len(connected)
-            assert 0 <= self.driver.hub.totals.lagging <= len(connected)
+            assert self.driver.node.totals.subscribers == len(connected)
+            assert 0 <= self.driver.node.totals.lagging <= len(connected)
 
 
 class ExactlyOnceOrToldFromAFile(ExactlyOnceOrTold):

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_app.events import EventDecoder
-from sse_app.hub import Hub
+from sse_app.node import Node
+from sse_app.publication import Draft
 from tests.support.paths import (
     PATHS,
     Path,
@@ -28,10 +29,10 @@ BIG = "x" * 8_000
 TEXT = "é – 日本語 👩‍👩‍👧‍👦"
 ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
 
-Work = Callable[[Hub], Awaitable[None]]
+Work = Callable[[Node], Awaitable[None]]
 
 
-async def nothing(hub: Hub) -> None:
+async def nothing(node: Node) -> None:
     pass
 
 
@@ -44,30 +45,30 @@ class Story:
     live: Work = nothing
     target: str = "/"
     cursor: str = ""
-    hub: dict[str, Any] = field(default_factory=dict)
+    node: dict[str, Any] = field(default_factory=dict)
     log: int = 10_000  # publications that the log holds
 
 
 class Told(NamedTuple):
     body: bytes
-    hub: Hub
+    node: Node
 
 
 async def tell(story: Story, path: Path) -> Told:
     """The body of one stream. Its client reads the welcome, and the rest when all of the story has happened."""
-    async with Hub(fixed_broker(history=story.log), **{"heartbeat": ENDLESS, "drain": PATIENCE} | story.hub) as hub:
-        await story.before(hub)
+    async with Node(fixed_broker(history=story.log), **{"heartbeat": ENDLESS, "drain": PATIENCE} | story.node) as node:
+        await story.before(node)
         await turns(5)
         headers = f"Last-Event-ID: {story.cursor}\r\n" if story.cursor else ""
-        async with path(hub, story.target, "GET", headers) as reader:
+        async with path(node, story.target, "GET", headers) as reader:
             await reader.until(b"event: welcome")
-            await until(lambda: not any(reader._behind or reader._until for reader in hub._delivery), "it is live")
-            await story.live(hub)
+            await until(lambda: not any(reader._behind or reader._until for reader in node._delivery), "it is live")
+            await story.live(node)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(hub.drain())
+                tasks.create_task(node.drain())
                 await reader.to_the_end()
-        assert len(hub) == 0
-    return Told(without_chance(reader.body), hub)
+        assert node.totals.subscribers == 0
+    return Told(without_chance(reader.body), node)
 
 
 def gist(body: bytes) -> list[str]:
@@ -76,33 +77,33 @@ def gist(body: bytes) -> list[str]:
 
 
 def publish(*data: str, **named: Any) -> Work:
-    async def work(hub: Hub) -> None:
+    async def work(node: Node) -> None:
         for item in data:
-            await hub.publish(item, **named)
+            await node.publish(Draft.compose(item, **named))
             await turns(3)  # each goes out on its own
 
     return work
 
 
 def joined(count: int) -> Work:
-    async def work(hub: Hub) -> None:
+    async def work(node: Node) -> None:
         for number in range(count):  # the memory log answers at once, so that the loop does not turn
-            await hub.publish(str(number))
+            await node.publish(Draft.compose(str(number)))
         await turns(5)
 
     return work
 
 
 def after_each_other(*work: Work) -> Work:
-    async def all_of_it(hub: Hub) -> None:
+    async def all_of_it(node: Node) -> None:
         for step in work:
-            await step(hub)
+            await step(node)
 
     return all_of_it
 
 
-async def beat(hub: Hub) -> None:
-    for subscriber in hub._delivery:
+async def beat(node: Node) -> None:
+    for subscriber in node._delivery:
         subscriber.beat()
     await turns(3)
 
@@ -173,10 +174,10 @@ STORIES = {
     "a full queue": Story(
         ["welcome", *[BIG] * 400, "small", "bye"],
         live=after_each_other(publish(*[BIG] * 400), publish("small")),
-        hub={"queue_size": 5},
+        node={"queue_size": 5},
     ),
     "a queue full of bytes": Story(
-        ["welcome", *[BIG] * 400, "bye"], live=publish(*[BIG] * 400), hub={"queue_bytes": 50_000}
+        ["welcome", *[BIG] * 400, "bye"], live=publish(*[BIG] * 400), node={"queue_bytes": 50_000}
     ),
 }
 
@@ -190,9 +191,9 @@ async def test_each_path_has_the_bytes_of_the_reference(story: Story, path: Path
     wanted, told = await tell(story, reference), await tell(story, path)
     assert gist(wanted.body) == story.expected
     assert told.body == wanted.body
-    assert told.hub.totals.delivered == wanted.hub.totals.delivered
-    assert (told.hub.totals.overflows > 0) == bool({"queue_size", "queue_bytes"} & set(story.hub))
-    assert told.hub.totals.lagging == 0
+    assert told.node.totals.delivered == wanted.node.totals.delivered
+    assert (told.node.totals.overflows > 0) == bool({"queue_size", "queue_bytes"} & set(story.node))
+    assert told.node.totals.lagging == 0
 
 
 @every_path
@@ -216,7 +217,7 @@ async def test_a_thousand_publications_at_once_are_one_piece(path: Path) -> None
 
 @every_path
 async def test_the_head_says_that_it_is_a_stream_and_nothing_else(path: Path) -> None:
-    async with Hub(fixed_broker()) as hub, path(hub, "/", "GET", "") as reader:
+    async with Node(fixed_broker()) as node, path(node, "/", "GET", "") as reader:
         assert reader.head.startswith("HTTP/1.1 200 OK\r\n")
         for line in HEADERS:
             assert line in reader.head
@@ -225,22 +226,22 @@ async def test_the_head_says_that_it_is_a_stream_and_nothing_else(path: Path) ->
 
 @every_path
 async def test_a_head_request_gets_the_head_and_leaves_no_subscriber(path: Path) -> None:
-    async with Hub(fixed_broker()) as hub:
-        async with path(hub, "/", "HEAD", "") as reader:
+    async with Node(fixed_broker()) as node:
+        async with path(node, "/", "HEAD", "") as reader:
             assert reader.head.startswith("HTTP/1.1 200 OK\r\n")
             assert HEADERS[0] in reader.head
             assert await reader.to_the_end() == b""
-        assert (len(hub), hub.totals.connected) == (0, 0)
+        assert (node.totals.subscribers, node.totals.connected) == (0, 0)
 
 
 @both_loops
 @every_path
 async def test_a_client_that_resets_leaves_no_subscriber(path: Path) -> None:
-    async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub, path(hub, "/", "GET", "") as reader:
+    async with Node(fixed_broker(), heartbeat=ENDLESS) as node, path(node, "/", "GET", "") as reader:
         await reader.until(b"event: welcome")
         await reader.reset()
-        await until(lambda: not len(hub))
-        assert hub.totals.closed == {"gone": 1}
+        await until(lambda: not node.totals.subscribers)
+        assert node.totals.closed == {"gone": 1}
 
 
 # Any history
@@ -271,9 +272,11 @@ cursors = st.sampled_from(["", "", "e-0", "e-3", "e-9", "f-1", "junk"])
 
 
 def told_by(steps: list[Step]) -> Work:
-    async def work(hub: Hub) -> None:
+    async def work(node: Node) -> None:
         for step in steps:
-            await hub.publish(step.data, topic=step.topics or None, to=step.to or None, exclude=step.exclude)
+            await node.publish(
+                Draft.compose(step.data, topic=step.topics or None, to=step.to or None, exclude=step.exclude)
+            )
             await turns(3 * step.alone)
         await turns(3)
 
@@ -284,8 +287,8 @@ def told_by(steps: list[Step]) -> Work:
 def test_any_history_has_the_same_bytes_on_every_path(
     before: list[Step], live: list[Step], target: str, cursor: str, queue: int
 ) -> None:
-    hub, trimmed = {"queue_size": queue}, 12  # of 24 at most, never one that is still to be read
-    story = Story([], told_by(before + before), told_by(live), target, cursor, hub, log=trimmed)
+    node, trimmed = {"queue_size": queue}, 12  # of 24 at most, never one that is still to be read
+    story = Story([], told_by(before + before), told_by(live), target, cursor, node, log=trimmed)
 
     async def tell_all() -> list[bytes]:
         return [(await tell(story, path)).body for path in (reference, *PATHS.values())]

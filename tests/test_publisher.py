@@ -24,10 +24,9 @@ from sse_app.errors import (
     TooManyTopics,
 )
 from sse_app.events import Event, EventDecoder
-from sse_app.hub import Hub
+from sse_app.hub import Hub, Subscription
 from sse_app.publication import Position
 from sse_app.publisher import AsyncPublisher, Publisher
-from sse_app.subscriber import Subscriber
 from tests.support.peers import PATIENCE
 from tests.support.worlds import World
 
@@ -37,7 +36,7 @@ NOBODY = frozenset[str]()
 class Listener:
     """A subscriber's events, as they come."""
 
-    def __init__(self, subscriber: Subscriber) -> None:
+    def __init__(self, subscriber: Subscription) -> None:
         self._subscriber, self._decoder = subscriber, EventDecoder()
 
     async def take(self, count: int) -> list[Event]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sse_app import Config
 from sse_app.backoff import Backoff
 from sse_app.client.answers import BACKOFF
-from sse_app.hub import SPREAD
+from sse_app.draining import SPREAD
 from sse_app.server.sockets import BACKLOG
 
 HUB = Config()

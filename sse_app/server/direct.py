@@ -10,7 +10,7 @@ import asyncio
 from starlette.types import Message
 
 from sse_app.events import MEDIA_TYPE
-from sse_app.hub import Hub
+from sse_app.node import Node
 from sse_app.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle, ServerState
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 
@@ -54,7 +54,7 @@ class Outlet:
             and b"content-encoding" not in headers
         )
 
-    def hand_over(self, hub: Hub, subscriber: Subscriber) -> "DirectStream | None":
+    def hand_over(self, node: Node, subscriber: Subscriber) -> "DirectStream | None":
         protocol, cycle = self._protocol, self._cycle
         if not self._streamable or not cycle.response_started or cycle.response_complete or cycle.disconnected:
             return None
@@ -65,7 +65,7 @@ class Outlet:
         state = protocol.server_state
         state.total_requests += 1
         state.connections.discard(protocol)
-        stream = DirectStream(protocol.transport, state, hub, subscriber, self._chunked, protocol.flow.write_paused)
+        stream = DirectStream(protocol.transport, state, node, subscriber, self._chunked, protocol.flow.write_paused)
         protocol.flow.resume_reading()  # a transport that does not read does not notice its peer's close
         protocol.transport.set_protocol(stream)
         # Protocol, cycle and outlet refer to each other. Unlinked, their 5 KB a stream need not wait for the collector.
@@ -89,19 +89,19 @@ class DirectStream(asyncio.Protocol):
     uvicorn keeps this protocol among its connections. The stream closes the connection after its last byte.
     """
 
-    __slots__ = ("_chunked", "_hub", "_paused", "_state", "_subscriber", "transport")
+    __slots__ = ("_chunked", "_node", "_paused", "_state", "_subscriber", "transport")
 
     def __init__(
         self,
         transport: asyncio.Transport,
         state: ServerState,
-        hub: Hub,
+        node: Node,
         subscriber: Subscriber,
         chunked: bool,
         paused: bool,
     ) -> None:
         self.transport = transport
-        self._state, self._hub, self._subscriber = state, hub, subscriber
+        self._state, self._node, self._subscriber = state, node, subscriber
         self._chunked, self._paused = chunked, paused
         state.connections.add(self)  # type: ignore[arg-type]  # uvicorn's own protocols are a closed union
 
@@ -119,8 +119,8 @@ class DirectStream(asyncio.Protocol):
         ended every stream by then; another one waits for the connection, which a client that does not read would keep
         open for ever.
         """
-        self._hub.begin_drain()
-        asyncio.get_running_loop().call_later(self._hub.drain_window + FAREWELL, self.transport.abort)
+        self._node.begin_drain()
+        asyncio.get_running_loop().call_later(self._node.drain_window + FAREWELL, self.transport.abort)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -136,4 +136,4 @@ class DirectStream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
-        self._hub.leave(self._subscriber, CloseReason.GONE)
+        self._node.leave(self._subscriber, CloseReason.GONE)

@@ -22,13 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sse_app import descriptors
 from sse_app.config import Config
 from sse_app.descriptors import Waiting
-from sse_app.hub import Hub
+from sse_app.hub import create_app
+from sse_app.node import Node
 from sse_app.server import logs
 from sse_app.server.direct import DirectStream
 from sse_app.server.protocol import Protocol
 from sse_app.server.sockets import BACKLOG
 from sse_app.web import exit_signal
-from sse_app.web.app import create_app
 
 logger = logging.getLogger("sse_app")
 
@@ -38,18 +38,18 @@ QUICK_DRAIN = 1.0  # seconds; after SIGINT somebody waits at a terminal
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains ``hub`` when it is told to stop.
+    """A uvicorn server that drains ``node`` when it is told to stop.
 
     SIGTERM and SIGHUP take the whole drain window, SIGINT a second at most, and a second signal ends the drain at once.
     The server listens while it drains, so that clients which reconnect are told when to try again. ``on_ready`` is
     called once the server listens.
     """
 
-    def __init__(self, config: uvicorn.Config, hub: Hub, on_ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, config: uvicorn.Config, node: Node, on_ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(config)
-        config.app = _quiet_when_cancelled(cast(ASGIApp, config.app), hub)
+        config.app = _quiet_when_cancelled(cast(ASGIApp, config.app), node)
         config.timeout_graceful_shutdown = GRACE
-        self._hub = hub
+        self._node = node
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -67,13 +67,13 @@ class Server(uvicorn.Server):
             yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._hub.stop_accepting()
+        self._node.stop_accepting()
         if self.should_exit:
             self.force_exit = True
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._hub.started and not self.force_exit:
+        if self._node.life.started and not self.force_exit:
             await self._drain()
         for connection in list(self.server_state.connections):
             cycle = getattr(connection, "cycle", None)
@@ -99,11 +99,11 @@ class Server(uvicorn.Server):
                 task.cancel()
 
     async def _drain(self) -> None:
-        window = self._hub.drain_window
+        window = self._node.drain_window
         if signal.SIGINT in self._captured_signals:
             window = min(window, QUICK_DRAIN)
         async with asyncio.TaskGroup() as tasks:
-            drain = tasks.create_task(self._hub.drain(window))
+            drain = tasks.create_task(self._node.drain(window))
             while not drain.done() and not self.force_exit:
                 await asyncio.wait([drain], timeout=0.1)
             drain.cancel()
@@ -117,8 +117,8 @@ def stop_signals() -> list[signal.Signals]:
     return found
 
 
-def _quiet_when_cancelled(app: ASGIApp, hub: Hub) -> ASGIApp:
-    """Return the app, with calls that return when they are cancelled while the hub drains. uvicorn would log a
+def _quiet_when_cancelled(app: ASGIApp, node: Node) -> ASGIApp:
+    """Return the app, with calls that return when they are cancelled while the node drains. uvicorn would log a
     traceback of each cancelled stream or request, and Starlette send uvicorn one of a cancelled lifespan.
     """
 
@@ -126,7 +126,7 @@ def _quiet_when_cancelled(app: ASGIApp, hub: Hub) -> ASGIApp:
         try:
             await app(scope, receive, _without_traceback(send) if scope["type"] == "lifespan" else send)
         except asyncio.CancelledError:
-            if not hub.draining:
+            if not node.draining:
                 raise
 
     return call
@@ -142,17 +142,18 @@ def _without_traceback(send: Send) -> Send:
     return forward
 
 
-def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[Hub], object]) -> None:
-    """Serve on these sockets until a signal ends it. ``on_ready`` gets the hub once the server listens."""
+def serve(config: Config, sockets: Sequence[socket.socket], on_ready: Callable[[Node], object]) -> None:
+    """Serve on these sockets until a signal ends it. ``on_ready`` gets the node once the server listens."""
     exit_signal.leave_streams_open()  # concerns the whole process, which belongs to this server
     logging.raiseExceptions = False  # else a line that cannot be written causes a traceback of thirty lines
     app = create_app(config)
+    node = app.state.hub.node
 
     def ready() -> None:
         _tune_collector()
-        on_ready(app.state.hub)
+        on_ready(node)
 
-    server = Server(uvicorn_config(app, config), app.state.hub, ready)
+    server = Server(uvicorn_config(app, config), node, ready)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
         server.run(sockets=list(sockets))
     if not server.started:

@@ -21,12 +21,12 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 
 from sse_app.config import Config
-from sse_app.hub import Hub
+from sse_app.hub import broker_of
 from sse_app.metrics import Totals
+from sse_app.node import Node
 from sse_app.server.server import NOT_STARTED, stop_signals
 from sse_app.server.server import serve as serve_alone
 from sse_app.server.sockets import listen, url_of
-from sse_app.web.app import broker_of
 
 logger = logging.getLogger("sse_app")
 
@@ -162,16 +162,16 @@ def _work(config: Config, sockets: Sequence[socket.socket], pipe: Connection) ->
     os.setpgid(0, 0)  # Ctrl+C in a terminal goes to the parent alone, which passes it on
     with suppress(KeyboardInterrupt):  # raised by a SIGINT that was blocked until the next line
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        serve_alone(config, sockets, lambda hub: hub.spawn(_report(hub, pipe)))
+        serve_alone(config, sockets, lambda node: node.spawn(_report(node, pipe)))
 
 
-async def _report(hub: Hub, pipe: Connection) -> None:
+async def _report(node: Node, pipe: Connection) -> None:
     """Exchange totals with the parent once a second. Ends the process when the parent is gone."""
     answered = asyncio.Event()
 
     def on_answer() -> None:
         try:
-            hub.siblings = pipe.recv()
+            node.siblings = pipe.recv()
         except (EOFError, OSError):
             asyncio.get_running_loop().remove_reader(pipe.fileno())
             signal.raise_signal(signal.SIGTERM)
@@ -179,7 +179,7 @@ async def _report(hub: Hub, pipe: Connection) -> None:
 
     asyncio.get_running_loop().add_reader(pipe.fileno(), on_answer)
     while True:
-        pipe.send(hub.totals)
+        pipe.send(node.totals)
         await answered.wait()  # while the parent is suspended: a full pipe would block this event loop
         answered.clear()
         await asyncio.sleep(REPORT)

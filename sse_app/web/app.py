@@ -1,23 +1,19 @@
-"""The web face of a hub: routes and lifespan."""
+"""The web face of a node: its endpoints and the console, as an ASGI app."""
 
-from collections.abc import Awaitable
-from functools import cached_property
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
-from sse_app import errors, hub
-from sse_app.brokers import Broker, open_broker
-from sse_app.brokers.limits import BrokerSettings
-from sse_app.brokers.memory import MemoryBroker
-from sse_app.config import Config, HubOptions, LogOptions, check_names
+from sse_app.config import Config
+from sse_app.node import Node
 from sse_app.web.cors import Cors
-from sse_app.web.door import Door, drain_after, signs_of_a_stop
+from sse_app.web.door import Door
 from sse_app.web.endpoints.broadcast import Broadcast
 from sse_app.web.endpoints.events import Events
 from sse_app.web.endpoints.operations import HEALTH, Operations
@@ -25,7 +21,6 @@ from sse_app.web.endpoints.pages import Pages
 from sse_app.web.guard import Guard
 from sse_app.web.prefix import route_path, with_prefix
 from sse_app.web.problems import HANDLERS, problem
-from sse_app.web.siblings import warn_of_siblings
 
 
 class _App(Starlette):
@@ -62,132 +57,48 @@ def _prefixed(app: ASGIApp) -> ASGIApp:
     return restore_path
 
 
-class Hub(hub.Hub):
-    """A hub with its web face: what ``from sse_app import Hub`` gives.
-
-        hub = Hub()
-        app = FastAPI(lifespan=hub.lifespan)
-        app.mount("/hub", hub.app)
-
-    ``broker`` is a URL (``memory://`` when none is given) or a Broker; ``settings`` are those of Config that concern a
-    hub or its endpoints. Or all of them are in a ``config``. Host names are checked only with ``allowed_hosts`` or a
-    config: else they are the concern of the app around the hub. Raises ConfigError, also for a setting without effect.
+def build_app(
+    node: Node, config: Config, door: Door, *, hosts: Sequence[str] | None, lifespan: Lifespan[Any] | None = None
+) -> Starlette:
+    """Return the endpoints of a node and the console. ``door`` is told of the servers that streams come through;
+    ``hosts`` are the host names that requests may ask for, None when that is the concern of an app around this one.
     """
-
-    def __init__(
-        self, broker: str | Broker | None = None, *, config: Config | None = None, **settings: Unpack[HubOptions]
-    ) -> None:
-        own_hosts = config is not None or bool(settings.get("allowed_hosts"))
-        config = _config(broker, settings) if config is None else _sole_config(config, broker, settings)
-        self._hosts = config.hosts if own_hosts else None
-        assert config.max_subscribers is not None  # Config works out the default
-        super().__init__(
-            broker_of(config) if broker is None or isinstance(broker, str) else broker,
-            queue_size=config.queue,
-            queue_bytes=config.queue_bytes,
-            heartbeat=config.heartbeat,
-            retry=(config.retry_min, config.retry_max),
-            max_subscribers=config.max_subscribers,
-            drain=config.drain,
-            body_max=config.body_max,
-        )
-        self.config = config
-        self._door = Door()
-
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
-        self._door.reset()
-        for sign in signs_of_a_stop(self._door):
-            self.spawn(drain_after(sign, self))
-        if isinstance(self.broker, MemoryBroker):
-            self.spawn(warn_of_siblings(self))
-        return self
-
-    @cached_property
-    def app(self) -> Starlette:
-        """The endpoints and the console as an ASGI app, to mount in another. It does not start the hub."""
-        return self._build()
-
-    def _build(self, **options: Any) -> Starlette:
-        config, static = self.config, static_directory()
-        events, operations, pages = Events(self, self._door), Operations(self), Pages(static)
-        broadcast = Broadcast(
-            self, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
-        )
-        ours = [
-            Middleware(Guard, hosts=self._hosts, origins=config.cors_origins, refuse=problem, any_host=HEALTH),
-        ]
-        if config.cors_origins:
-            ours.append(Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem))
-        app = _App(
-            events,
-            ours,
-            routes=[
-                Route("/", pages.console),
-                Route("/events", events, methods=["GET"]),
-                Route("/broadcast", broadcast.broadcast, methods=["POST"]),
-                Route("/stats", operations.stats),
-                Route("/metrics", operations.metrics),
-                Route("/healthz", operations.healthz),
-                Route("/readyz", operations.readyz),
-                Route("/openapi.json", pages.openapi),
-                Mount("/static", StaticFiles(directory=static)),
-            ],
-            exception_handlers=dict(HANDLERS),
-            **options,
-        )
-        app.router.redirect_slashes = False  # a redirect would repeat the query
-        app.state.hub = self
-        return app
+    events = Events(node, door)
+    app = _App(
+        events,
+        _middleware(config, hosts),
+        routes=_routes(node, config, events),
+        exception_handlers=dict(HANDLERS),
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # a redirect would repeat the query
+    return app
 
 
-def _config(broker: str | Broker | None, settings: HubOptions) -> Config:
-    """Return the configuration that a hub's arguments make. Raises ConfigError."""
-    check_names("hub", settings, HubOptions.__annotations__)
-    given: dict[str, Any] = dict(settings)
-    if broker is None or isinstance(broker, str):
-        return Config(**given) if broker is None else Config(broker=broker, **given)
-    if not hasattr(broker, "tail"):
-        raise errors.ConfigError("broker is a URL such as sqlite:///hub.db, or a Broker.")
-    if of_log := [name for name in settings if name in (*LogOptions.__annotations__, "recover")]:
-        raise errors.ConfigError(f"{of_log[0]} is a setting of the log; give it to the broker when you make it.")
-    return Config(**given)
+def _middleware(config: Config, hosts: Sequence[str] | None) -> list[Middleware]:
+    guard = Middleware(Guard, hosts=hosts, origins=config.cors_origins, refuse=problem, any_host=HEALTH)
+    if not config.cors_origins:
+        return [guard]
+    return [guard, Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem)]
 
 
-def _sole_config(config: Config, broker: str | Broker | None, settings: HubOptions) -> Config:
-    """Return the configuration. Raises ConfigError when other arguments contradict it."""
-    if not isinstance(config, Config):
-        raise errors.ConfigError("config is a Config.")
-    if broker is not None:
-        raise errors.ConfigError(
-            "broker and config: a Config names its broker, as in Config(broker='sqlite:///hub.db'); "
-            "a Broker goes with the settings as keywords."
-        )
-    if settings:
-        raise errors.ConfigError(
-            f"{next(iter(settings))} and config: a Config holds all settings, so put it in there, "
-            "as with dataclasses.replace()."
-        )
-    return config
-
-
-def broker_of(config: Config) -> Broker:
-    """Return the broker that a configuration names, not yet open. Raises ConfigError."""
-    settings: BrokerSettings = {
-        "history": config.history,
-        "history_bytes": config.history_bytes,
-        "history_age": config.history_age,
-        "idempotency_window": config.idempotency_window,
-    }
-    if config.recover:
-        settings["recover"] = True  # given only when set, since only SQLite accepts it
-    return open_broker(config.broker, **settings)
-
-
-def create_app(config: Config | None = None) -> Starlette:
-    """Return the whole server as an ASGI app, which starts and stops its hub (``app.state.hub``) with itself."""
-    hub = Hub(config=config or Config())
-    return hub._build(lifespan=hub.lifespan)
+def _routes(node: Node, config: Config, events: Events) -> list[BaseRoute]:
+    static = static_directory()
+    operations, pages = Operations(node), Pages(static)
+    broadcast = Broadcast(
+        node, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
+    )
+    return [
+        Route("/", pages.console),
+        Route("/events", events, methods=["GET"]),
+        Route("/broadcast", broadcast.broadcast, methods=["POST"]),
+        Route("/stats", operations.stats),
+        Route("/metrics", operations.metrics),
+        Route("/healthz", operations.healthz),
+        Route("/readyz", operations.readyz),
+        Route("/openapi.json", pages.openapi),
+        Mount("/static", StaticFiles(directory=static)),
+    ]
 
 
 def static_directory() -> Path:

@@ -7,8 +7,8 @@ stop by itself. Every server first closes the sockets that it listens on; where 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from sse_app.hub import Hub
 from sse_app.listening import POLL, Address, listeners
+from sse_app.node import Node
 from sse_app.web import exit_signal
 
 
@@ -48,7 +48,7 @@ def signs_of_a_stop(door: Door) -> Iterable[Callable[[], Awaitable[None]]]:
     return door.closed, exit_signal.stopped
 
 
-async def drain_after(sign: Callable[[], Awaitable[None]], hub: Hub) -> None:
+async def drain_after(sign: Callable[[], Awaitable[None]], node: Node) -> None:
     """Begin the hub's drain once ``sign`` returns."""
     await sign()
-    hub.begin_drain()
+    node.begin_drain()

@@ -13,8 +13,8 @@ import os
 import socket
 import sys
 
-from sse_app.hub import Hub
 from sse_app.listening import POLL, listeners
+from sse_app.node import Node
 
 logger = logging.getLogger("sse_app")
 
@@ -28,7 +28,7 @@ SEPARATE = (
 )
 
 
-async def warn_of_siblings(hub: Hub) -> None:
+async def warn_of_siblings(node: Node) -> None:
     """Log ``SEPARATE``, in one process of a server, if several have a hub in memory. Returns when the hub drains, so
     that the process which replaces this one can bind the name.
     """
@@ -40,7 +40,7 @@ async def warn_of_siblings(hub: Hub) -> None:
             if not await _bind(name, _name(server, "second")):
                 return  # of three or more processes only the second one warns
             logger.warning(SEPARATE)
-        while not hub.draining:  # noqa: ASYNC110  # a signal handler may set it, and could set no event
+        while not node.draining:  # noqa: ASYNC110  # a signal handler may set it, and could set no event
             await asyncio.sleep(POLL)
 
 

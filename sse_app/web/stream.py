@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sse_app import notices
 from sse_app.errors import BrokerError, Draining, Overloaded, SSEAppError
 from sse_app.events import MEDIA_TYPE
-from sse_app.hub import Hub
+from sse_app.node import Node
 from sse_app.subscriber import CloseReason, Subscriber, Writer
 from sse_app.web.door import Door
 from sse_app.web.problems import problem
@@ -38,9 +38,9 @@ EXTENSION = "sse_app.connection"  # in scope["extensions"]: a Connection
 class Connection(Protocol):
     """The connection of a request, which our HTTP protocol offers in the scope, for a stream that outlives it."""
 
-    def hand_over(self, hub: Hub, subscriber: Subscriber) -> Writer | None:
+    def hand_over(self, node: Node, subscriber: Subscriber) -> Writer | None:
         """Return the connection as a writer, once the response's head was sent; None when a middleware changed the
-        response so that it cannot be continued. The writer then calls ``hub.leave`` for the subscriber.
+        response so that it cannot be continued. The writer then calls ``node.leave`` for the subscriber.
         """
         ...
 
@@ -55,7 +55,7 @@ class EventStream(EventSourceResponse):
 
     def __init__(
         self,
-        hub: Hub,
+        node: Node,
         topics: Iterable[str] = (),
         *,
         after: bytes | None = None,
@@ -64,8 +64,8 @@ class EventStream(EventSourceResponse):
         client: str | None = None,
         door: Door | None = None,
     ) -> None:
-        self._hub, self._door = hub, door
-        self._asked = partial(hub.join, topics, after=after, last=last, since=since, client=client)
+        self._node, self._door = node, door
+        self._asked = partial(node.join, topics, after=after, last=last, since=since, client=client)
         super().__init__(
             _nothing(),
             headers=HEADERS,
@@ -78,23 +78,23 @@ class EventStream(EventSourceResponse):
         if scope["method"] == "HEAD":
             return super().__call__(scope, receive, send)
         # The coroutine does not refer to this object, whose 2 KB an open stream need not keep.
-        return _respond(self._hub, self._asked, self._way(), scope, receive, send)
+        return _respond(self._node, self._asked, self._way(), scope, receive, send)
 
     def _way(self) -> "Way":
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        return partial(_write, self._hub, self._door, head)
+        return partial(_write, self._node, self._door, head)
 
 
 Way = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream outlives its request
 
 
 async def _respond(
-    hub: Hub, join: Callable[[], Awaitable[Subscriber]], way: Way, scope: Scope, receive: Receive, send: Send
+    node: Node, join: Callable[[], Awaitable[Subscriber]], way: Way, scope: Scope, receive: Receive, send: Send
 ) -> None:
     try:
         subscriber = await join()
     except SSEAppError as error:
-        await refusal(error, scope, hub.retry())(scope, receive, send)
+        await refusal(error, scope, node.retry())(scope, receive, send)
         return
     running = way(subscriber, scope, receive, send)
     del join, way  # frees the memory of both while the stream is open
@@ -110,11 +110,11 @@ async def _respond(
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         if ended:
-            hub.leave(subscriber, reason)
+            node.leave(subscriber, reason)
 
 
 async def _write(
-    hub: Hub, door: Door | None, head: Message, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send
+    node: Node, door: Door | None, head: Message, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send
 ) -> bool:
     """Write the stream: directly if the server offers its connection, else by steps if ``send`` allows it, else by a
     task. Return True when the stream is over, False when a writer goes on after the request.
@@ -122,7 +122,7 @@ async def _write(
     await send(head)
     del head
     connection: Connection | None = scope.get("extensions", {}).get(EXTENSION)
-    if connection is not None and (direct := connection.hand_over(hub, subscriber)):
+    if connection is not None and (direct := connection.hand_over(node, subscriber)):
         subscriber.attach(direct)
         return False
     if door is not None:

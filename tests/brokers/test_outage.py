@@ -8,8 +8,8 @@ import pytest
 
 from sse_app.errors import BrokerUnavailable
 from sse_app.events import Event, EventDecoder
-from sse_app.hub import Hub
-from sse_app.publication import Position
+from sse_app.node import Node
+from sse_app.publication import Draft, Position
 from sse_app.subscriber import Subscriber
 from tests.support.peers import MOMENT, Socket, TroubledBroker, available, datas
 
@@ -24,9 +24,9 @@ def broker() -> TroubledBroker:
 
 
 @pytest.fixture
-async def hub(broker: TroubledBroker) -> AsyncIterator[Hub]:
-    async with Hub(broker, queue_size=4) as hub:
-        yield hub
+async def node(broker: TroubledBroker) -> AsyncIterator[Node]:
+    async with Node(broker, queue_size=4) as node:
+        yield node
 
 
 class Reading:
@@ -58,10 +58,10 @@ ways = pytest.mark.parametrize("written", [False, True], ids=["read", "written"]
 
 @ways
 async def test_a_log_that_begins_anew_is_told_to_every_open_stream_at_once(
-    hub: Hub, broker: TroubledBroker, written: bool
+    node: Node, broker: TroubledBroker, written: bool
 ) -> None:
-    await hub.publish("lost with the old log")
-    async with hub.subscribe() as subscriber:
+    await node.publish(Draft.compose("lost with the old log"))
+    async with node.subscribe() as subscriber:
         reading = Reading(subscriber, written=written)
         await reading.events()
         old = await broker.top()
@@ -70,40 +70,40 @@ async def test_a_log_that_begins_anew_is_told_to_every_open_stream_at_once(
         told = json.loads(gap.data)
         assert (gap.type, told["reason"], told["requested"]) == ("gap", "epoch", str(old))
         assert gap.id == str(await broker.top()) != str(old)
-        await hub.publish("a")
-        await hub.publish("b")
+        await node.publish(Draft.compose("a"))
+        await node.publish(Draft.compose("b"))
         assert datas(await reading.events()) == ["a", "b"]
 
 
 @ways
 async def test_what_the_tail_did_not_hear_of_is_read_from_the_log(
-    hub: Hub, broker: TroubledBroker, written: bool
+    node: Node, broker: TroubledBroker, written: bool
 ) -> None:
-    async with hub.subscribe() as subscriber:
+    async with node.subscribe() as subscriber:
         reading = Reading(subscriber, written=written)
         await reading.events()
         broker.deaf = True
         for text in "abc":
-            await hub.publish(text)
+            await node.publish(Draft.compose(text))
         assert await reading.events() == []
         broker.deaf = False
-        await hub.publish("d")
+        await node.publish(Draft.compose("d"))
         assert datas(await reading.events()) == ["a", "b", "c", "d"]
-        await hub.publish("e")
+        await node.publish(Draft.compose("e"))
         assert datas(await reading.events()) == ["e"]
 
 
 @ways
 async def test_what_the_tail_did_not_hear_of_and_the_log_no_longer_holds_is_a_gap(written: bool) -> None:
     broker = TroubledBroker(history=2)
-    async with Hub(broker) as hub, hub.subscribe() as subscriber:
+    async with Node(broker) as node, node.subscribe() as subscriber:
         reading = Reading(subscriber, written=written)
         await reading.events()
         broker.deaf = True
         for text in "abc":
-            await hub.publish(text)
+            await node.publish(Draft.compose(text))
         broker.deaf = False
-        await hub.publish("d")
+        await node.publish(Draft.compose("d"))
         gap, *rest = await reading.events()
         assert (gap.type, json.loads(gap.data)["reason"]) == ("gap", "trimmed")
         assert datas(rest) == ["c", "d"]
@@ -111,12 +111,12 @@ async def test_what_the_tail_did_not_hear_of_and_the_log_no_longer_holds_is_a_ga
 
 @ways
 async def test_a_stream_that_has_to_read_a_log_that_is_away_waits_for_it(
-    hub: Hub, broker: TroubledBroker, written: bool
+    node: Node, broker: TroubledBroker, written: bool
 ) -> None:
-    first = (await hub.publish("before")).position
+    first = (await node.publish(Draft.compose("before"))).position
     for text in "abc":
-        await hub.publish(text)
-    async with hub.subscribe(after=first) as subscriber:
+        await node.publish(Draft.compose(text))
+    async with node.subscribe(after=first) as subscriber:
         broker.down = True
         reading = Reading(subscriber, written=written)
         assert [event.type for event in await reading.events(60)] == ["welcome"]
@@ -126,55 +126,55 @@ async def test_a_stream_that_has_to_read_a_log_that_is_away_waits_for_it(
 
 @ways
 async def test_a_stream_that_waits_for_its_log_ends_with_the_hub(
-    hub: Hub, broker: TroubledBroker, written: bool
+    node: Node, broker: TroubledBroker, written: bool
 ) -> None:
-    first = (await hub.publish("before")).position
-    await hub.publish("a")
-    async with hub.subscribe(after=first) as subscriber:
+    first = (await node.publish(Draft.compose("before"))).position
+    await node.publish(Draft.compose("a"))
+    async with node.subscribe(after=first) as subscriber:
         broker.down = True
         reading = Reading(subscriber, written=written)
         await reading.events(10)
         async with asyncio.TaskGroup() as tasks:
-            draining = tasks.create_task(hub.drain(10))
+            draining = tasks.create_task(node.drain(10))
             assert [event.type for event in await reading.events(10)] == ["bye"]
             draining.cancel()
 
 
-async def test_publishing_to_a_log_that_is_away_fails_and_open_streams_stay(hub: Hub, broker: TroubledBroker) -> None:
-    async with hub.subscribe() as subscriber:
+async def test_publishing_to_a_log_that_is_away_fails_and_open_streams_stay(node: Node, broker: TroubledBroker) -> None:
+    async with node.subscribe() as subscriber:
         reading = Reading(subscriber, written=True)
         await reading.events()
         broker.down = True
         with pytest.raises(BrokerUnavailable):
-            await hub.publish("x")
+            await node.publish(Draft.compose("x"))
         assert await reading.events() == []
         broker.down = False
-        await hub.publish("y")
+        await node.publish(Draft.compose("y"))
         assert datas(await reading.events()) == ["y"]
 
 
 async def test_new_streams_are_welcomed_while_the_log_is_away_when_nothing_has_to_be_read(
-    hub: Hub, broker: TroubledBroker
+    node: Node, broker: TroubledBroker
 ) -> None:
-    async with hub.subscribe():
-        top = (await hub.publish("x")).position
+    async with node.subscribe():
+        top = (await node.publish(Draft.compose("x"))).position
         await asyncio.sleep(MOMENT)
         broker.down = True
         for after in (None, top):
-            async with hub.subscribe(after=after) as subscriber:
+            async with node.subscribe(after=after) as subscriber:
                 (welcome,) = await Reading(subscriber, written=True).events()
                 assert json.loads(welcome.data)["last"]["id"] == str(top)
 
 
-async def test_stats_tell_of_a_log_that_is_away(hub: Hub, broker: TroubledBroker) -> None:
-    await hub.publish("x")
-    assert (await hub.stats())["trouble"] is None
+async def test_stats_tell_of_a_log_that_is_away(node: Node, broker: TroubledBroker) -> None:
+    await node.publish(Draft.compose("x"))
+    assert (await node.stats())["trouble"] is None
     broker.down = True
-    stats = await hub.stats()
+    stats = await node.stats()
     assert (stats["trouble"], stats["recent"]) == ("The log is away.", [])
 
 
-async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(hub: Hub, broker: TroubledBroker) -> None:
+async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(node: Node, broker: TroubledBroker) -> None:
     class Slow(TroubledBroker):
         """It hears of what others publish only when it asks."""
 
@@ -182,8 +182,8 @@ async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(hub: Hub,
             top = await super().top(fresh=fresh)
             return top if fresh else top._replace(offset=0)
 
-    async with Hub(Slow()) as slow:
-        position = (await slow.publish("x")).position
+    async with Node(Slow()) as slow:
+        position = (await slow.publish(Draft.compose("x"))).position
         async with slow.subscribe(after=position) as subscriber:
             (welcome,) = await Reading(subscriber, written=True).events()
         assert json.loads(welcome.data)["recovered"] is True
@@ -192,11 +192,11 @@ async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(hub: Hub,
         assert json.loads(gap.data)["reason"] == "ahead"
 
 
-async def test_subscribers_of_other_nodes_are_counted(hub: Hub, broker: TroubledBroker) -> None:
+async def test_subscribers_of_other_nodes_are_counted(node: Node, broker: TroubledBroker) -> None:
     broker.subscribers_elsewhere = 5
-    async with hub.subscribe() as subscriber:
+    async with node.subscribe() as subscriber:
         (welcome,) = await Reading(subscriber, written=True).events()
         assert json.loads(welcome.data)["subscribers"] == 6
-        stats = await hub.stats()
+        stats = await node.stats()
         assert (stats["subscribers"], stats["here"], broker.subscribers_here) == (6, 1, 1)
     assert broker.subscribers_here == 0

@@ -156,7 +156,7 @@ async def test_every_stream_is_told_what_its_node_cannot_show(world: World) -> N
             welcome, *events = await hear(resumed, lambda events: any(event.id == last for event in events))
         assert '"recovered":true' in welcome.data
         assert_told(events, ours[2:], strange[1:])
-        assert hub.totals.gaps == {"lost": len(strange) + len(strange[1:])}
+        assert hub.node.totals.gaps == {"lost": len(strange) + len(strange[1:])}
         stats = await hub.stats()
         assert stats["recent"]
 

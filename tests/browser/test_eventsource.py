@@ -225,7 +225,7 @@ def test_a_draining_hub_is_waited_for(page: Page) -> None:
 
 def drain(hub: Hub) -> None:
     """Begin it as a stopping server does."""
-    loop = hub._loop
+    loop = hub.node.life._loop
     assert loop is not None
     asyncio.run_coroutine_threadsafe(hub.drain(0.2), loop).result(10)
 

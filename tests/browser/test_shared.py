@@ -172,7 +172,7 @@ def test_ten_tabs_are_one_connection_and_each_gets_every_event_once(site: Site, 
     for page in pages:
         assert ids(page, published[-1]) == published
         assert types(page)[0] == "welcome"
-    assert (len(site.hub), site.hub.totals.connected) == (1, 1)
+    assert (len(site.hub), site.hub.node.totals.connected) == (1, 1)
 
 
 def test_whichever_tab_is_closed_nothing_is_lost_or_doubled(site: Site, shared: str, open_tab: Open) -> None:
@@ -209,7 +209,7 @@ def test_a_later_tab_is_welcomed_and_hears_what_comes_from_then_on(site: Site, s
     after = site.publish("after")
     assert ids(second, after[0]) == after
     assert types(second) == ["welcome", "message"]
-    assert site.hub.totals.connected == 1
+    assert site.hub.node.totals.connected == 1
 
 
 def test_a_tab_gets_the_history_that_it_asks_for_and_the_others_do_not(site: Site, shared: str, open_tab: Open) -> None:
@@ -613,9 +613,9 @@ def test_it_does_not_come_before_retry_after(
 
 def end_streams(site: Site) -> None:
     """End every open stream, as a server or proxy may."""
-    assert site.hub._loop is not None
-    for subscriber in list(site.hub._delivery):
-        site.hub._loop.call_soon_threadsafe(subscriber.cut)
+    assert site.hub.node.life._loop is not None
+    for subscriber in list(site.hub.node._delivery):
+        site.hub.node.life._loop.call_soon_threadsafe(subscriber.cut)
 
 
 def test_it_waits_longer_each_time_and_never_less_than_the_hub_asked_for(
@@ -657,7 +657,7 @@ def test_a_gap_is_told_to_every_tab_once(site: Site, tabs: Tabs, shared: str, op
     end_streams(site)
     for page in pages:
         until_error(page)
-    while site.hub.totals.published < 10_100:
+    while site.hub.node.totals.published < 10_100:
         published += site.publish("x")
     site.publish("end")  # before they read: from then on it would push out one more, which is another gap
     site.refusal = None
@@ -794,7 +794,7 @@ def test_a_page_of_another_origin_shares_over_locks(tabs: Tabs) -> None:
                 assert page.evaluate("stream.shared") == "locks"
             published = [hub.publish_threadsafe("hello").id]
             assert [ids(page, published[0]) for page in pages] == [published] * 2
-            assert hub.totals.connected == 1
+            assert hub.node.totals.connected == 1
             for page in pages:
                 page.close()
 

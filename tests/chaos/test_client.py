@@ -88,7 +88,7 @@ async def test_a_thousand_cuts_anywhere_lose_and_double_nothing() -> None:
                     received.append((await anext(events)).data)
             while received[-1] != END:
                 received.append((await anext(events)).data)
-        published = server.hub.totals.published
+        published = server.hub.node.totals.published
     print(f"{len(received)} events")
     assert received == [*acknowledged, END]
     assert published == len(received)

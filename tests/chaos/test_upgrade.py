@@ -78,7 +78,7 @@ def watched() -> Iterator[Watched]:
         await app(scope, receive, send)
 
     options: UvicornOptions = {"http": Protocol, "ws": "none", "proxy_headers": False, "access_log": False}
-    with live(watching, server_class=partial(Server, hub=app.state.hub), **options) as server:
+    with live(watching, server_class=partial(Server, node=app.state.hub.node), **options) as server:
         found = Watched(app.state.hub, f"127.0.0.1:{server.port}")
         yield found
 
@@ -103,7 +103,7 @@ def test_a_request_in_a_body_does_not_get_past_a_proxy(proxy: Callable[[str], Ab
         print(f"of {tries} tries {hub.ran.count(('POST', '/broadcast'))} ran a second request")
         assert set(hub.ran) <= {("POST", "/healthz"), ("GET", "/readyz")}
         assert hub.ran.count(("POST", "/healthz")) == tries
-        assert hub.hub.totals.published == 0
+        assert hub.hub.node.totals.published == 0
 
 
 def ask(url: str, head: bytes, body: bytes, wait: Callable[[], object] | None = None) -> bytes:

@@ -406,7 +406,7 @@ async def test_a_hub_with_few_heartbeats_keeps_its_streams() -> None:
         await asyncio.sleep(1_000)  # virtual seconds
         await hub.publish("at last")
         assert (await first).data == "at last"
-        assert hub.totals.connected == 1
+        assert hub.node.totals.connected == 1
 
 
 @pytest.mark.virtual_time
@@ -417,7 +417,7 @@ async def test_a_quiet_hub_keeps_its_streams_alive() -> None:
         await hub.publish("at last")
         assert (await first).data == "at last"
         assert (stream.state, stream.error) == (State.OPEN, None)
-        assert hub.totals.connected == 1
+        assert hub.node.totals.connected == 1
 
 
 # Answers that end it
@@ -716,7 +716,7 @@ async def test_a_lost_answer_doubles_nothing() -> None:
         async with client_of(deaf) as client:
             published = await client.publish("once")
         assert deaf.requests == 4
-        assert (hub.totals.published, (await hub.stats())["top"]) == (1, published.id)
+        assert (hub.node.totals.published, (await hub.stats())["top"]) == (1, published.id)
 
 
 async def test_a_key_of_ones_own_holds_over_calls() -> None:
@@ -809,7 +809,7 @@ async def test_what_is_no_json_is_the_callers_mistake() -> None:
         for data in (float("nan"), object(), b"bytes"):
             with pytest.raises(BadInput):
                 await client.publish(data)
-        assert hub.totals.published == 0
+        assert hub.node.totals.published == 0
 
 
 async def test_the_counts_of_a_hub_are_there_to_ask() -> None:

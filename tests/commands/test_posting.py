@@ -209,4 +209,4 @@ async def test_a_client_publishes_through_it() -> None:
             client = Client(server.url, http=http)
             ids = [(await client.publish(str(number), topic="a")).id for number in range(20)]
             assert len(set(ids)) == 20
-        assert server.hub.totals.published == 20
+        assert server.hub.node.totals.published == 20

@@ -166,14 +166,14 @@ def test_a_line_that_ends_a_header_is_never_sent(server: LiveHub) -> None:
     for option in ("--idempotency-key", "--publish-key"):
         done = sse_app("publish", "x", option, smuggled, SSE_APP_URL=server.url)
         assert (done.returncode, done.stdout) == (2, "")
-    assert server.hub.totals.published == 0
+    assert server.hub.node.totals.published == 0
 
 
 def test_an_argument_that_is_no_utf8_is_refused_before_it_is_sent(server: LiveHub) -> None:
-    before = server.hub.totals.published
+    before = server.hub.node.totals.published
     done = sse_app("publish", "\udcff", SSE_APP_URL=server.url)
     assert (done.returncode, "UTF-8" in done.stderr) == (2, True)
-    assert server.hub.totals.published == before
+    assert server.hub.node.totals.published == before
 
 
 def test_a_hub_that_is_away_is_waited_for_as_long_as_was_said() -> None:

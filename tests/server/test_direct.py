@@ -19,7 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from sse_app.events import EventDecoder
-from sse_app.hub import Hub
+from sse_app.node import Node
+from sse_app.publication import Draft
 from sse_app.server.direct import DirectStream, Outlet
 from sse_app.server.protocol import Protocol
 from sse_app.subscriber import Subscriber
@@ -45,78 +46,78 @@ Wrap = Callable[[ASGIApp], ASGIApp]
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[Hub]:
-    async with Hub(fixed_broker(), heartbeat=ENDLESS, drain=PATIENCE) as hub:
-        yield hub
+async def node() -> AsyncIterator[Node]:
+    async with Node(fixed_broker(), heartbeat=ENDLESS, drain=PATIENCE) as node:
+        yield node
 
 
 def data_of(body: bytes | bytearray) -> list[str]:
     return [event.data for event in EventDecoder().feed(bytes(body)) if event.type == "message"]
 
 
-async def publish(hub: Hub, *data: str) -> None:
+async def publish(node: Node, *data: str) -> None:
     for item in data:
-        await hub.publish(item)
+        await node.publish(Draft.compose(item))
         await turns(4)  # each goes out on its own
 
 
-async def drained(hub: Hub, reader: Reader) -> bytes:
+async def drained(node: Node, reader: Reader) -> bytes:
     """The whole body, once the hub has ended the stream."""
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(hub.drain())
+        tasks.create_task(node.drain())
         return await reader.to_the_end()
 
 
 # When it happens
 
 
-async def test_the_request_of_a_plain_stream_is_over_and_its_connection_still_counted(hub: Hub) -> None:
-    async with served(streams_of(hub)) as server:
+async def test_the_request_of_a_plain_stream_is_over_and_its_connection_still_counted(node: Node) -> None:
+    async with served(streams_of(node)) as server:
         before = len(asyncio.all_tasks())
         async with reading(server.port) as reader:
             await reader.until(b"event: welcome")
             assert (len(server.direct), len(server.state.connections)) == (1, 1)
             assert (server.state.tasks, len(asyncio.all_tasks()), server.state.total_requests) == (set(), before, 1)
-            await publish(hub, "1", "2")
-            body = await drained(hub, reader)
+            await publish(node, "1", "2")
+            body = await drained(node, reader)
             assert data_of(body) == ["1", "2"]
             assert body.count(b"event: bye") == 1
-        assert len(hub) == 0
+        assert node.totals.subscribers == 0
         await until(lambda: not server.state.connections)
 
 
-async def test_an_http_1_0_stream_is_handed_over_and_has_no_chunks(hub: Hub) -> None:
-    async with served(streams_of(hub)) as server, reading(server.port, version="1.0") as reader:
+async def test_an_http_1_0_stream_is_handed_over_and_has_no_chunks(node: Node) -> None:
+    async with served(streams_of(node)) as server, reading(server.port, version="1.0") as reader:
         await reader.until(b"event: welcome")
         assert len(server.direct) == 1
         assert "transfer-encoding" not in reader.head
-        await publish(hub, "1", "2")
-        body = await drained(hub, reader)
+        await publish(node, "1", "2")
+        body = await drained(node, reader)
     assert body.startswith(b"retry: ")
     assert data_of(body) == ["1", "2"]
     assert body.count(b"\n\n") == 4  # welcome, two events, bye: and nothing between them
 
 
-async def test_a_stream_over_tls_is_handed_over(hub: Hub, certificate: tuple[Path, Path]) -> None:
+async def test_a_stream_over_tls_is_handed_over(node: Node, certificate: tuple[Path, Path]) -> None:
     key, chain = certificate
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(chain, key)
     trusting = ssl.create_default_context(cafile=str(chain))
-    async with served(streams_of(hub), tls=tls) as server, asyncio.timeout(PATIENCE):
+    async with served(streams_of(node), tls=tls) as server, asyncio.timeout(PATIENCE):
         incoming, outgoing = await asyncio.open_connection(HOST, server.port, ssl=trusting)
         outgoing.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await incoming.readuntil(b"event: welcome")
         assert (len(server.direct), server.state.tasks) == (1, set())
-        await publish(hub, *[BIG] * 100)
+        await publish(node, *[BIG] * 100)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(hub.drain())
+            tasks.create_task(node.drain())
             rest = await incoming.read()
         assert rest.count(BIG.encode()) == 100
         assert rest.endswith(b"\r\n0\r\n\r\n")
         outgoing.close()
         await outgoing.wait_closed()
         await until(lambda: not server.state.connections)
-    assert len(hub) == 0
+    assert node.totals.subscribers == 0
 
 
 # When it does not
@@ -192,47 +193,47 @@ every_wrap = pytest.mark.parametrize(("wrap", "http"), WRAPPED.values(), ids=WRA
 
 @every_wrap
 async def test_a_wrapped_stream_takes_the_ordinary_path_and_is_whole(
-    hub: Hub, wrap: Wrap, http: type[asyncio.Protocol]
+    node: Node, wrap: Wrap, http: type[asyncio.Protocol]
 ) -> None:
-    async with served(wrap(streams_of(hub)), http) as server, reading(server.port) as reader:
-        await until(lambda: len(hub) == 1)
+    async with served(wrap(streams_of(node)), http) as server, reading(server.port) as reader:
+        await until(lambda: node.totals.subscribers == 1)
         await turns(20)
-        await publish(hub, *[BIG] * 100)
+        await publish(node, *[BIG] * 100)
         assert (server.direct, len(server.state.connections)) == ([], 1)
-        body = await drained(hub, reader)
+        body = await drained(node, reader)
     if "content-encoding: gzip" in reader.head:
         body = zlib.decompress(body, wbits=31)
     assert data_of(body) == [BIG] * 100
     assert body.count(b"event: bye") == 1
-    assert len(hub) == 0
+    assert node.totals.subscribers == 0
 
 
 @every_wrap
 async def test_a_wrapped_stream_whose_client_leaves_leaves_nothing(
-    hub: Hub, wrap: Wrap, http: type[asyncio.Protocol]
+    node: Node, wrap: Wrap, http: type[asyncio.Protocol]
 ) -> None:
-    async with served(wrap(streams_of(hub)), http) as server:
+    async with served(wrap(streams_of(node)), http) as server:
         await turns(5)
         before = len(asyncio.all_tasks())
         async with reading(server.port):
-            await until(lambda: len(hub) == 1)
-            await publish(hub, *[BIG] * 100)  # its socket is full
-        await until(lambda: not len(hub) and not server.state.connections and not server.state.tasks)
+            await until(lambda: node.totals.subscribers == 1)
+            await publish(node, *[BIG] * 100)  # its socket is full
+        await until(lambda: not node.totals.subscribers and not server.state.connections and not server.state.tasks)
         await turns(5)
         assert len(asyncio.all_tasks()) == before
 
 
-async def test_a_stream_with_a_length_keeps_it(hub: Hub) -> None:
+async def test_a_stream_with_a_length_keeps_it(node: Node) -> None:
     wrap = changing_head((b"content-length", b"1000000"))
-    async with served(wrap(streams_of(hub))) as server, reading(server.port) as reader:
+    async with served(wrap(streams_of(node))) as server, reading(server.port) as reader:
         await reader.until(b"event: welcome")
-        await publish(hub, "1", "2")
+        await publish(node, "1", "2")
         await reader.until(b"data: 2\n\n")
         assert (server.direct, data_of(reader.body)) == ([], ["1", "2"])
     assert reader.body.startswith(b"retry: ")
 
 
-async def test_what_a_middleware_sends_after_the_hand_over_gets_into_no_stream(hub: Hub) -> None:
+async def test_what_a_middleware_sends_after_the_hand_over_gets_into_no_stream(node: Node) -> None:
     def meddling(app: ASGIApp) -> ASGIApp:
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
             await app(scope, receive, send)
@@ -240,11 +241,11 @@ async def test_what_a_middleware_sends_after_the_hand_over_gets_into_no_stream(h
 
         return wrapped
 
-    async with served(meddling(streams_of(hub))) as server, reading(server.port) as reader:
+    async with served(meddling(streams_of(node))) as server, reading(server.port) as reader:
         await reader.until(b"event: welcome")
-        await publish(hub, "1")
+        await publish(node, "1")
         assert len(server.direct) == 1
-        assert b"the end" not in await drained(hub, reader)
+        assert b"the end" not in await drained(node, reader)
         assert data_of(reader.body) == ["1"]
 
 
@@ -266,7 +267,7 @@ SERVERS = pytest.mark.parametrize(
 async def test_a_pipelined_request_keeps_no_subscriber_after_the_close(
     wrap: Wrap, http: type[asyncio.Protocol], when: str, way: Callable[[Connection], None]
 ) -> None:
-    async with Hub(fixed_broker(), heartbeat=0.15) as hub, served(wrap(streams_of(hub)), http) as server:
+    async with Node(fixed_broker(), heartbeat=0.15) as node, served(wrap(streams_of(node)), http) as server:
         connection = await Connection.open(server.port)
         await connection.send(GET * 2 if when == "with the first" else GET)
         async with asyncio.timeout(PATIENCE):
@@ -274,57 +275,57 @@ async def test_a_pipelined_request_keeps_no_subscriber_after_the_close(
             if when == "later":
                 await connection.send(GET)
         await turns(20)
-        assert len(hub) == 1
+        assert node.totals.subscribers == 1
         way(connection)
-        await until(lambda: not len(hub) and not server.state.connections)
+        await until(lambda: not node.totals.subscribers and not server.state.connections)
 
 
 @pytest.mark.parametrize("more", [GET, GET * 3, GET[:20], b"\0garbage\r\n\r\n"], ids=["one", "many", "part", "garbage"])
 @pytest.mark.parametrize("when", ["with the first", "later"])
-async def test_nothing_that_follows_its_request_gets_into_a_stream(hub: Hub, more: bytes, when: str) -> None:
+async def test_nothing_that_follows_its_request_gets_into_a_stream(node: Node, more: bytes, when: str) -> None:
     first = GET + more if when == "with the first" and b"\0" not in more else GET
-    async with served(streams_of(hub)) as server, await Connection.open(server.port) as connection:
+    async with served(streams_of(node)) as server, await Connection.open(server.port) as connection:
         async with asyncio.timeout(PATIENCE):
             await connection.send(first)
             received = await connection._until(lambda data: b"event: welcome" in data)
             await connection.send(more)
             await turns(20)
-            assert len(hub) == 1
-            await publish(hub, "the end")
+            assert node.totals.subscribers == 1
+            await publish(node, "the end")
             received += await connection._until(lambda data: b"the end\n\n" in data)
     assert received.count(b"HTTP/1.1 ") == 1
-    await until(lambda: len(hub) == 0)
+    await until(lambda: node.totals.subscribers == 0)
 
 
 # How it ends
 
 
-async def test_a_half_closed_connection_ends_its_stream(hub: Hub) -> None:
-    async with served(streams_of(hub)) as server, await Connection.open(server.port) as connection:
+async def test_a_half_closed_connection_ends_its_stream(node: Node) -> None:
+    async with served(streams_of(node)) as server, await Connection.open(server.port) as connection:
         async with asyncio.timeout(PATIENCE):
             await connection.send(GET)
             await connection._until(lambda data: b"event: welcome" in data)
             connection.socket.shutdown(1)
             while await connection.receive():
                 pass
-        await until(lambda: not len(hub) and not server.state.connections)
-    assert hub.totals.closed == {"gone": 1}
+        await until(lambda: not node.totals.subscribers and not server.state.connections)
+    assert node.totals.closed == {"gone": 1}
 
 
 @pytest.mark.parametrize("waits", [0, 1, 2, 3, 5, 8])
-async def test_a_reset_at_any_moment_of_the_hand_over_leaves_nothing(hub: Hub, waits: int) -> None:
-    async with served(streams_of(hub)) as server:
+async def test_a_reset_at_any_moment_of_the_hand_over_leaves_nothing(node: Node, waits: int) -> None:
+    async with served(streams_of(node)) as server:
         for _ in range(20):
             connection = await Connection.open(server.port)
             await connection.send(GET)
             await turns(waits)
             connection.reset()
-        await until(lambda: not len(hub) and not server.state.connections and not server.state.tasks)
-        await publish(hub, "the hub goes on")
-    assert hub.totals.closed.total() == hub.totals.connected
+        await until(lambda: not node.totals.subscribers and not server.state.connections and not server.state.tasks)
+        await publish(node, "the hub goes on")
+    assert node.totals.closed.total() == node.totals.connected
 
 
-async def test_a_connection_that_is_lost_before_its_stream_writes_leaves_nothing(hub: Hub) -> None:
+async def test_a_connection_that_is_lost_before_its_stream_writes_leaves_nothing(node: Node) -> None:
     """Its loss is known and has not been told yet when the connection is handed over."""
     connections: set[Any] = set()
 
@@ -339,69 +340,69 @@ async def test_a_connection_that_is_lost_before_its_stream_writes_leaves_nothing
 
         return wrapped
 
-    async with served(aborting(streams_of(hub))) as server:
+    async with served(aborting(streams_of(node))) as server:
         connections = server.state.connections
         async with await Connection.open(server.port) as connection:
             await connection.send(GET)
-            await until(lambda: hub.totals.closed == {"gone": 1})
+            await until(lambda: node.totals.closed == {"gone": 1})
         await until(lambda: not server.state.connections)
-    assert len(hub) == 0
+    assert node.totals.subscribers == 0
 
 
 @pytest.mark.parametrize("way", ["closed", "reset"])
-async def test_a_connection_that_is_lost_while_it_catches_up_leaves_nothing(hub: Hub, way: str) -> None:
+async def test_a_connection_that_is_lost_while_it_catches_up_leaves_nothing(node: Node, way: str) -> None:
     for number in range(3_000):
-        await hub.publish(f"{number} {BIG[:1_000]}")
+        await node.publish(Draft.compose(f"{number} {BIG[:1_000]}"))
     await turns(20)
-    async with served(streams_of(hub)) as server:
+    async with served(streams_of(node)) as server:
         before = len(asyncio.all_tasks())
         async with reading(server.port, headers="Last-Event-ID: e-0\r\n") as reader:
             await reader.until(b"data: 50 ")
             assert len(asyncio.all_tasks()) == before + 1
             if way == "reset":
                 await reader.reset()
-        await until(lambda: not len(hub) and not server.state.connections)
+        await until(lambda: not node.totals.subscribers and not server.state.connections)
         await turns(5)
         assert len(asyncio.all_tasks()) == before
-    assert hub.totals.closed == {"gone": 1}
-    assert hub.totals.delivered < 3_000
+    assert node.totals.closed == {"gone": 1}
+    assert node.totals.delivered < 3_000
 
 
 # A socket that is full
 
 
-def only(hub: Hub) -> Subscriber:
-    (subscriber,) = hub._delivery
+def only(node: Node) -> Subscriber:
+    (subscriber,) = node._delivery
     return subscriber
 
 
 async def test_a_reader_that_stalls_costs_its_queue_and_one_write_buffer_and_gets_everything() -> None:
     limit, total = 100_000, 400
-    async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_bytes=limit) as hub, served(streams_of(hub)) as server:
+    async with Node(fixed_broker(), heartbeat=ENDLESS, queue_bytes=limit) as node, served(streams_of(node)) as server:
         async with reading(server.port) as reader:
             await reader.until(b"event: welcome")
             (stream,) = server.direct
             waited = buffered = 0
             for number in range(total):
-                await publish(hub, f"{number} {BIG}")
-                waited = max(waited, only(hub)._bytes)
+                await publish(node, f"{number} {BIG}")
+                waited = max(waited, only(node)._bytes)
                 buffered = max(buffered, stream.transport.get_write_buffer_size())
-            assert hub.totals.overflows == 1
+            assert node.totals.overflows == 1
             assert limit / 2 < waited <= limit + len(BIG) + 100
             assert HIGH_WATER < buffered <= HIGH_WATER + 3 * len(BIG)
             await reader.until(b"data: %d " % (total - 1))
-            await until(lambda: hub.totals.lagging == 0)
-            await publish(hub, "live again")
+            await until(lambda: node.totals.lagging == 0)
+            await publish(node, "live again")
             await reader.until(b"live again\n\n")
         assert [item.partition(" ")[0] for item in data_of(reader.body)] == [*map(str, range(total)), "live"]
 
 
-async def test_a_catch_up_waits_for_the_socket_page_by_page(hub: Hub) -> None:
+async def test_a_catch_up_waits_for_the_socket_page_by_page(node: Node) -> None:
     """What lies in its write buffer is bounded by the high-water mark and a few pages of the log."""
     for number in range(500):
-        await hub.publish(f"{number} {BIG}")
+        await node.publish(Draft.compose(f"{number} {BIG}"))
     await turns(20)
-    async with served(streams_of(hub)) as server:
+    async with served(streams_of(node)) as server:
         async with reading(server.port, headers="Last-Event-ID: e-0\r\n") as reader:
             await reader.until(b"event: welcome")
             (stream,) = server.direct
@@ -442,91 +443,91 @@ class FakeTransport(asyncio.Transport):
 
 
 @asynccontextmanager
-async def faked(hub: Hub, room: int, after: str | None = None) -> AsyncIterator[tuple[FakeTransport, DirectStream]]:
-    subscriber = await hub.join(client="c", after=after)
+async def faked(node: Node, room: int, after: str | None = None) -> AsyncIterator[tuple[FakeTransport, DirectStream]]:
+    subscriber = await node.join(client="c", after=after)
     transport = FakeTransport(room)
-    stream = DirectStream(transport, ServerState(), hub, subscriber, chunked=False, paused=False)
+    stream = DirectStream(transport, ServerState(), node, subscriber, chunked=False, paused=False)
     transport.protocol = stream
     subscriber.attach(stream)
     yield transport, stream
     if transport.protocol is not None:
         stream.connection_lost(None)
-    assert subscriber not in set(hub._delivery)
+    assert subscriber not in set(node._delivery)
 
 
 async def test_a_paused_transport_fills_the_queue_then_drops_it_then_reads_the_log_then_is_live() -> None:
-    async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as hub, faked(hub, room=2) as (transport, _):
-        await publish(hub, "1")
+    async with Node(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as node, faked(node, room=2) as (transport, _):
+        await publish(node, "1")
         assert data_of(transport.sent) == ["1"]
-        await publish(hub, "2", "3", "4")
-        assert (data_of(transport.sent), only(hub)._count, hub.totals.overflows) == (["1"], 3, 0)
-        await publish(hub, "5", "6")
-        assert (data_of(transport.sent), only(hub)._count) == (["1"], 0)
-        assert (hub.totals.overflows, hub.totals.lagging) == (1, 1)
+        await publish(node, "2", "3", "4")
+        assert (data_of(transport.sent), only(node)._count, node.totals.overflows) == (["1"], 3, 0)
+        await publish(node, "5", "6")
+        assert (data_of(transport.sent), only(node)._count) == (["1"], 0)
+        assert (node.totals.overflows, node.totals.lagging) == (1, 1)
         transport.make_room(2)
         await turns(20)
-        assert (data_of(transport.sent), hub.totals.lagging) == (["1", "2", "3", "4", "5", "6"], 0)
-        await publish(hub, "7")
+        assert (data_of(transport.sent), node.totals.lagging) == (["1", "2", "3", "4", "5", "6"], 0)
+        await publish(node, "7")
         assert data_of(transport.sent)[-1] == "7"
 
 
 async def test_a_transport_that_pauses_and_resumes_before_it_is_noticed_loses_no_order() -> None:
     """uvloop pauses at the end of a turn: the next write comes although it is paused."""
-    async with Hub(fixed_broker(), heartbeat=ENDLESS) as hub, faked(hub, room=1_000) as (transport, stream):
+    async with Node(fixed_broker(), heartbeat=ENDLESS) as node, faked(node, room=1_000) as (transport, stream):
         stream.pause_writing()
-        await publish(hub, "1", "2")
+        await publish(node, "1", "2")
         stream.resume_writing()
         stream.pause_writing()
-        await publish(hub, "3", "4")
+        await publish(node, "3", "4")
         stream.resume_writing()
         stream.resume_writing()
-        await publish(hub, "5")
+        await publish(node, "5")
         assert data_of(transport.sent) == ["1", "2", "3", "4", "5"]
 
 
-async def test_a_connection_lost_in_the_middle_of_a_write_stops_no_delivery(hub: Hub) -> None:
-    async with faked(hub, room=1_000) as (other, _), faked(hub, room=1_000) as (transport, _):
+async def test_a_connection_lost_in_the_middle_of_a_write_stops_no_delivery(node: Node) -> None:
+    async with faked(node, room=1_000) as (other, _), faked(node, room=1_000) as (transport, _):
         transport.lost_in_write = True
-        await publish(hub, "1", "2", "3")
-        assert (len(hub), data_of(other.sent)) == (1, ["1", "2", "3"])
+        await publish(node, "1", "2", "3")
+        assert (node.totals.subscribers, data_of(other.sent)) == (1, ["1", "2", "3"])
 
 
 async def test_a_connection_lost_in_the_middle_of_a_heartbeat_stops_no_heart() -> None:
     async with (
-        Hub(fixed_broker(), heartbeat=0.15) as hub,
-        faked(hub, room=1_000) as (other, _),
-        faked(hub, room=1_000) as (transport, _),
+        Node(fixed_broker(), heartbeat=0.15) as node,
+        faked(node, room=1_000) as (other, _),
+        faked(node, room=1_000) as (transport, _),
     ):
         transport.lost_in_write = True
-        await until(lambda: len(hub) == 1)
+        await until(lambda: node.totals.subscribers == 1)
         beats = other.sent.count(b":\n\n")
         await until(lambda: other.sent.count(b":\n\n") > beats + 1)
 
 
 @pytest.mark.parametrize("room", [1, 2])
-async def test_a_connection_lost_in_the_middle_of_a_catch_up_stops_it(hub: Hub, room: int) -> None:
+async def test_a_connection_lost_in_the_middle_of_a_catch_up_stops_it(node: Node, room: int) -> None:
     for number in range(600):
-        await hub.publish(str(number))
+        await node.publish(Draft.compose(str(number)))
     await turns(20)
     before = len(asyncio.all_tasks())
-    async with faked(hub, room, after="e-0") as (transport, stream):
+    async with faked(node, room, after="e-0") as (transport, stream):
         transport.lost_in_write = True
         transport.room = 1_000
         stream.resume_writing()
-        await until(lambda: not len(hub))
+        await until(lambda: not node.totals.subscribers)
         await turns(20)
         assert len(asyncio.all_tasks()) == before
-    await publish(hub, "the hub goes on")
+    await publish(node, "the hub goes on")
 
 
-async def test_a_stream_that_is_closed_while_it_catches_up_ends_after_the_rest_of_the_log(hub: Hub) -> None:
+async def test_a_stream_that_is_closed_while_it_catches_up_ends_after_the_rest_of_the_log(node: Node) -> None:
     for number in range(600):
-        await hub.publish(str(number))
+        await node.publish(Draft.compose(str(number)))
     await turns(20)
-    async with faked(hub, room=2, after="e-0") as (transport, stream):
+    async with faked(node, room=2, after="e-0") as (transport, stream):
         await turns(20)  # one page is written, and the socket is full
         assert 0 < len(data_of(transport.sent)) < 600
-        drain = asyncio.create_task(hub.drain())
+        drain = asyncio.create_task(node.drain())
         await turns(20)
         assert not transport.closed
         while not transport.closed:
@@ -541,20 +542,20 @@ async def test_a_stream_that_is_closed_while_it_catches_up_ends_after_the_rest_o
 
 async def test_a_hub_that_is_closed_lets_go_of_a_stream_that_is_stuck() -> None:
     """What it lacks its client asks for when it comes back."""
-    async with Hub(fixed_broker(), heartbeat=ENDLESS, queue_size=1) as hub:
-        subscriber = await hub.join(client="c")
+    async with Node(fixed_broker(), heartbeat=ENDLESS, queue_size=1) as node:
+        subscriber = await node.join(client="c")
         transport = FakeTransport(1)
         stream = transport.protocol = DirectStream(
-            transport, ServerState(), hub, subscriber, chunked=True, paused=False
+            transport, ServerState(), node, subscriber, chunked=True, paused=False
         )
         subscriber.attach(stream)
-        await publish(hub, "1", "2", "3")
-        assert (hub.totals.overflows, transport.closed) == (1, False)
+        await publish(node, "1", "2", "3")
+        assert (node.totals.overflows, transport.closed) == (1, False)
     assert transport.closed
     assert transport.sent.endswith(b"\n\r\n0\r\n\r\n")
     transport.make_room(1_000)
     stream.connection_lost(None)
-    assert len(hub) == 0
+    assert node.totals.subscribers == 0
 
 
 # What is left of it
@@ -589,29 +590,29 @@ async def visit(port: int, *requests: bytes) -> None:
 
 
 @pytest.mark.parametrize("way", ["left", "drained", "reset"])
-async def test_a_stream_that_is_over_is_freed_without_the_collector(hub: Hub, way: str) -> None:
-    async with served(streams_of(hub)) as server:
+async def test_a_stream_that_is_over_is_freed_without_the_collector(node: Node, way: str) -> None:
+    async with served(streams_of(node)) as server:
         await visit(server.port, GET)
         await until(lambda: not server.state.connections)
         async with uncollected():
             for _ in range(5):
                 async with reading(server.port) as reader:
                     await reader.until(b"event: welcome")
-                    await publish(hub, "1")
+                    await publish(node, "1")
                     if way == "reset":
                         await reader.reset()
             if way == "drained":
                 async with reading(server.port) as reader:
-                    await drained(hub, reader)
+                    await drained(node, reader)
             del reader
             await until(lambda: not server.state.connections)
 
 
-async def test_of_an_open_stream_only_itself_and_its_subscriber_are_left(hub: Hub) -> None:
+async def test_of_an_open_stream_only_itself_and_its_subscriber_are_left(node: Node) -> None:
     gc.collect()
     gc.disable()
     try:
-        async with served(streams_of(hub)) as server, reading(server.port) as reader:
+        async with served(streams_of(node)) as server, reading(server.port) as reader:
             await reader.until(b"event: welcome")
             await turns(10)
             assert sorted(left()) == ["DirectStream", "Subscriber"]
@@ -621,16 +622,16 @@ async def test_of_an_open_stream_only_itself_and_its_subscriber_are_left(hub: Hu
 
 @pytest.mark.parametrize("stalled", [False, True])
 async def test_a_stream_that_had_to_wait_is_freed_too(stalled: bool) -> None:
-    hub = Hub(fixed_broker(), heartbeat=ENDLESS, queue_bytes=50_000)
-    async with hub, served(streams_of(hub)) as server, uncollected():
+    node = Node(fixed_broker(), heartbeat=ENDLESS, queue_bytes=50_000)
+    async with node, served(streams_of(node)) as server, uncollected():
         async with reading(server.port) as reader:
             await reader.until(b"event: welcome")
-            await publish(hub, *[BIG] * 100)
-            assert hub.totals.overflows == 1
+            await publish(node, *[BIG] * 100)
+            assert node.totals.overflows == 1
             while not stalled and len(data_of(reader.body)) < 100:
                 await reader.more()
         del reader
-        await until(lambda: not server.state.connections and not len(hub))
+        await until(lambda: not server.state.connections and not node.totals.subscribers)
 
 
 async def test_an_answered_request_is_freed_without_the_collector() -> None:
@@ -644,10 +645,10 @@ async def test_an_answered_request_is_freed_without_the_collector() -> None:
         await until(lambda: not server.state.connections and not server.state.tasks)
 
 
-async def test_a_pipelined_request_is_garbage_that_the_collector_finds(hub: Hub) -> None:
-    async with served(streams_of(hub)) as server:
+async def test_a_pipelined_request_is_garbage_that_the_collector_finds(node: Node) -> None:
+    async with served(streams_of(node)) as server:
         await visit(server.port, GET * 3)
-        await until(lambda: not server.state.connections and not len(hub))
+        await until(lambda: not server.state.connections and not node.totals.subscribers)
         await turns(10)
         gc.collect()
         assert left() == []

@@ -33,7 +33,7 @@ def test_what_never_becomes_a_body_is_bounded_like_a_head(server: LiveHub, begin
                 connection.sendall(more * 100)
         answer = Answer.parse(read_until(connection, b"}"))
     assert code_of(answer) == (431, "head_too_large")
-    assert server.hub.totals.published == 0
+    assert server.hub.node.totals.published == 0
 
 
 def test_a_body_much_larger_than_a_head_is_published(server: LiveHub) -> None:
@@ -41,7 +41,7 @@ def test_a_body_much_larger_than_a_head_is_published(server: LiveHub) -> None:
     pieces = [b"%x\r\n%b\r\n" % (10, data[:10]) for _ in range(100)]
     head = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert server.answer(head, *pieces, b"0\r\n\r\n").status_code == 200
-    assert server.hub.totals.published == 1
+    assert server.hub.node.totals.published == 1
 
 
 @pytest.mark.virtual_time

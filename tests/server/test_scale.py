@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sse_app.brokers.memory import MemoryBroker
-from sse_app.hub import Hub
+from sse_app.node import Node
+from sse_app.publication import Draft
 from sse_app.subscriber import Batch
 from tests.support.peers import turns
 
@@ -42,14 +43,14 @@ def resident() -> float:
 
 @pytest.mark.timeout(300)
 async def test_a_broadcast_reaches_everyone_once() -> None:
-    async with Hub(MemoryBroker(), max_subscribers=SUBSCRIBERS) as hub:
+    async with Node(MemoryBroker(), max_subscribers=SUBSCRIBERS) as node:
         before, writers = resident(), [Nowhere() for _ in range(SUBSCRIBERS)]
         for writer in writers:
-            (await hub.join()).attach(writer)
+            (await node.join()).attach(writer)
         print(f"{SUBSCRIBERS:,} subscribers: {(resident() - before) / SUBSCRIBERS:,.0f} bytes each")
         for number in range(1, BROADCASTS + 1):
             begun = time.perf_counter()
-            assert (await hub.publish("x" * 100)).subscribers == SUBSCRIBERS
+            assert (await node.publish(Draft.compose("x" * 100))).subscribers == SUBSCRIBERS
             while writers[-1].count < number:
                 await turns(1)
             print(f"one broadcast: {(time.perf_counter() - begun) * 1000:,.1f} ms")

@@ -16,7 +16,7 @@ from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from sse_app import Config, EventDecoder, Hub, hub
+from sse_app import Config, EventDecoder, Hub, draining
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import ConfigError
 from sse_app.publication import Position
@@ -95,12 +95,12 @@ NOT_HTTP = [
 
 @pytest.mark.parametrize("request_bytes", [row[1] for row in NOT_HTTP], ids=[row[0] for row in NOT_HTTP])
 def test_what_is_no_valid_request_is_a_400_and_the_end_of_the_connection(server: LiveHub, request_bytes: bytes) -> None:
-    before = server.hub.totals.published
+    before = server.hub.node.totals.published
     answer = server.answer(request_bytes)
     assert code_of(answer) == (400, "bad_request")
     assert answer.headers["connection"] == "close"
     assert int(answer.headers["content-length"]) == len(answer.content)
-    assert server.hub.totals.published == before
+    assert server.hub.node.totals.published == before
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_what_is_no_valid_request_is_a_400_and_the_end_of_the_connection(server:
     ids=["query", "path", "a control", "invisible", "no path"],
 )
 def test_a_target_that_is_not_encoded_is_told_how_to_be(server: LiveHub, target: str) -> None:
-    before = server.hub.totals.published
+    before = server.hub.node.totals.published
     raw = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi".encode()
     answer = server.answer(raw)
     assert code_of(answer) == (400, "bad_request")
     assert "percent-encode" in answer.content.decode()
     assert "curl with -G --data-urlencode" in answer.content.decode()
-    assert server.hub.totals.published == before
+    assert server.hub.node.totals.published == before
 
 
 @pytest.mark.parametrize("version", [b"2.0", b"3.0", b"0.9", b"1.2", b"9.9"])
@@ -231,18 +231,18 @@ def test_a_path_is_taken_as_it_is(server: LiveHub, path: bytes) -> None:
 @pytest.mark.parametrize("body", [b"hello world", b""])
 async def test_a_body_that_ends_early_is_a_408_and_published_by_nobody(hasty: HastyHub, body: bytes) -> None:
     assert code_of(await hasty.answer(post(b"Content-Length: 50", body=body))) == (408, "too_slow")
-    assert hasty.hub.totals.published == 0
+    assert hasty.hub.node.totals.published == 0
 
 
 @pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
 def test_what_follows_a_body_in_the_same_packet_keeps_it_from_being_published(
     server: LiveHub, connection: bytes
 ) -> None:
-    before = server.hub.totals.published
+    before = server.hub.node.totals.published
     fields = HOST + b"Connection: " + connection + b"\r\nContent-Length: 2\r\n\r\n"
     answer = server.answer(b"POST /broadcast HTTP/1.1\r\n" + fields + b'{}{"forgotten":1}')
     assert code_of(answer) == (400, "bad_request")
-    assert server.hub.totals.published == before
+    assert server.hub.node.totals.published == before
 
 
 def test_a_line_end_after_a_body_is_forgiven(server: LiveHub) -> None:
@@ -265,7 +265,7 @@ def test_a_line_end_after_a_body_is_forgiven(server: LiveHub) -> None:
 def test_good_requests_before_a_bad_one_are_answered_in_order_then_it_is(
     server: LiveHub, good: list[bytes], garbage: bytes
 ) -> None:
-    before = server.hub.totals.published
+    before = server.hub.node.totals.published
     requests = [
         line + b" HTTP/1.1\r\n" + HOST + (b"Content-Length: 5\r\n\r\nhello" if line.startswith(b"POST") else b"\r\n")
         for line in good
@@ -274,7 +274,7 @@ def test_good_requests_before_a_bad_one_are_answered_in_order_then_it_is(
     statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
     assert statuses == [200] * len(good) + [431 if len(garbage) > HEAD_MAX else 400]
     assert code_of(Answer.parse(received[received.rindex(b"HTTP/1.1 ") :]))[0] == statuses[-1]
-    assert server.hub.totals.published == before + good.count(b"POST /broadcast")
+    assert server.hub.node.totals.published == before + good.count(b"POST /broadcast")
 
 
 @pytest.mark.parametrize(
@@ -284,11 +284,11 @@ def test_good_requests_before_a_bad_one_are_answered_in_order_then_it_is(
     ids=["a version", "a target", "a field", "a user", "a large head"],
 )  # fmt: skip
 def test_a_bad_request_shows_that_the_body_before_it_was_whole(server: LiveHub, bad: str, status: int) -> None:
-    before = server.hub.totals.published
+    before = server.hub.node.totals.published
     good = b"POST /broadcast HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello"
     received = server.ask(good + bad.encode())
     assert [int(found) for found in re.findall(rb"HTTP/1\.1 (\d+) ", received)] == [200, status]
-    assert server.hub.totals.published == before + 1
+    assert server.hub.node.totals.published == before + 1
 
 
 @pytest.mark.virtual_time
@@ -442,11 +442,11 @@ def test_an_http_1_0_client_publishes(server: LiveHub) -> None:
 
 @pytest.mark.parametrize("method", ["OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"])
 def test_a_subscription_takes_no_other_method(server: LiveHub, method: str) -> None:
-    before = server.hub.totals.connected
+    before = server.hub.node.totals.connected
     answer = server.answer(f"{method} /events HTTP/1.1\r\n".encode() + CLOSE + b"\r\n")
     assert code_of(answer) == (405, "method_not_allowed")
     assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
-    assert server.hub.totals.connected == before
+    assert server.hub.node.totals.connected == before
 
 
 def test_an_upgrade_that_nobody_offers_is_an_ordinary_request(server: LiveHub) -> None:
@@ -611,7 +611,7 @@ def test_a_host_that_is_none_is_named(host: str) -> None:
 
 
 def test_a_server_that_stops_ends_its_streams_with_bye_and_the_final_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "SPREAD", 0)  # all at once, with the whole window to do it
+    monkeypatch.setattr(draining, "SPREAD", 0)  # all at once, with the whole window to do it
     with ExitStack() as stack:
         with live_hub(drain=PATIENCE) as server:
             streams = [stack.enter_context(server.connect()) for _ in range(5)]
@@ -655,7 +655,7 @@ def stopped_in_the_middle(
     monkeypatch.setattr(AppStatus, "should_exit", False)  # a signal sets it for the rest of the process
 
     def server_of(config: uvicorn.Config) -> Server:
-        servers.append(Server(config, hub))
+        servers.append(Server(config, hub.node))
         return servers[0]
 
     app = Starlette(lifespan=hub.lifespan, routes=[Mount("/", hub.app)])

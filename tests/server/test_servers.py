@@ -15,7 +15,7 @@ import pytest
 
 from sse_app import EventDecoder
 from sse_app.config import ENV_PREFIX
-from sse_app.hub import NO_LIFESPAN
+from sse_app.lifetime import NO_LIFESPAN
 from sse_app.web.siblings import SEPARATE, _name
 from tests.support.peers import PATIENCE, reserved_port
 from tests.test_docs import CHECKOUT, Output, table

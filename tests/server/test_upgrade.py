@@ -285,10 +285,10 @@ def curl(server: LiveHub, *arguments: str) -> bytes:
 
 
 def test_curl_publishes_when_it_is_asked_for_http_2(server: LiveHub) -> None:
-    before = server.hub.totals.published
+    before = server.hub.node.totals.published
     answer = curl(server, "--write-out", " %{http_code} %{http_version}", "-d", "hi", f"{server.url}/broadcast")
     assert answer.endswith(b'"durable":"none"} 200 1.1')
-    assert server.hub.totals.published == before + 1
+    assert server.hub.node.totals.published == before + 1
 
 
 def test_curl_subscribes_when_it_is_asked_for_http_2() -> None:

@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from sse_app.brokers.memory import MemoryBroker
-from sse_app.hub import Hub
+from sse_app.node import Node
 from sse_app.server.direct import DirectStream
 from sse_app.server.protocol import Protocol
 from sse_app.testing import StreamingASGITransport
@@ -54,14 +54,14 @@ def fixed_broker(**settings: Any) -> MemoryBroker:
     return broker
 
 
-def streams_of(hub: Hub, kind: type[EventStream] = EventStream) -> ASGIApp:
+def streams_of(node: Node, kind: type[EventStream] = EventStream) -> ASGIApp:
     """Every path is a stream, of the client ``c`` unless it says otherwise."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         asked = request.query_params
         stream = kind(
-            hub,
+            node,
             asked.getlist("topic"),
             after=request.headers.get("last-event-id", "").encode() or None,
             last=int(asked["last"]) if "last" in asked else None,
@@ -182,18 +182,18 @@ Path = Callable[..., AbstractAsyncContextManager[Reader]]
 
 @asynccontextmanager
 async def over_sockets(
-    http: type[asyncio.Protocol], kind: type[EventStream], hub: Hub, target: str, method: str, headers: str
+    http: type[asyncio.Protocol], kind: type[EventStream], node: Node, target: str, method: str, headers: str
 ) -> AsyncIterator[Reader]:
-    async with served(streams_of(hub, kind), http) as server, reading(server.port, target, method, headers) as reader:
+    async with served(streams_of(node, kind), http) as server, reading(server.port, target, method, headers) as reader:
         if method == "GET":
             await until(lambda: bool(server.direct) == (http is Protocol), "the stream takes the path that is tested")
         yield reader
 
 
 @asynccontextmanager
-async def in_process(hub: Hub, target: str, method: str, headers: str) -> AsyncIterator[Reader]:
+async def in_process(node: Node, target: str, method: str, headers: str) -> AsyncIterator[Reader]:
     fields = dict(line.split(": ") for line in headers.split("\r\n") if line)
-    transport = StreamingASGITransport(streams_of(hub))
+    transport = StreamingASGITransport(streams_of(node))
     async with (
         httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client,
         client.stream(method, target, headers=fields) as response,

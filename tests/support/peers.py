@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import pytest
 
@@ -17,7 +17,7 @@ from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable
 from sse_app.events import Event, EventDecoder
 from sse_app.publication import Audience, Draft, Position, Publication
-from sse_app.subscriber import Batch, Subscriber
+from sse_app.subscriber import Batch
 from sse_app.topics import TopicFilter
 
 PATIENCE = 20  # seconds; nothing takes long unless it hangs
@@ -38,7 +38,13 @@ async def turns(count: int = 1) -> None:
         await asyncio.sleep(0)
 
 
-async def available(subscriber: Subscriber) -> bytes:
+class Readable(Protocol):
+    """A subscriber, or the subscription of one."""
+
+    async def read(self) -> bytes: ...
+
+
+async def available(subscriber: Readable) -> bytes:
     """All that can be read from a stream now, on virtual time; to its end if it has ended."""
     data = b""
     try:
@@ -50,7 +56,7 @@ async def available(subscriber: Subscriber) -> bytes:
     return data
 
 
-async def received(subscriber: Subscriber) -> list[Event]:
+async def received(subscriber: Readable) -> list[Event]:
     """The events of what can be read now."""
     return EventDecoder().feed(await available(subscriber))
 
@@ -66,7 +72,7 @@ async def until(condition: Callable[[], bool], what: str = "", *, clock: Clock |
         await turns()
 
 
-async def hear(subscriber: Subscriber, found: Callable[[list[Event]], bool]) -> list[Event]:
+async def hear(subscriber: Readable, found: Callable[[list[Event]], bool]) -> list[Event]:
     """Read a stream until what was read is enough."""
     events, decoder = list[Event](), EventDecoder()
     async with asyncio.timeout(PATIENCE):

@@ -144,9 +144,9 @@ def read_until(connection: socket.socket, end: bytes) -> bytes:
 
 def until_open(hub: Hub, subscribers: int) -> None:
     """Wait until a hub in another thread has so many streams open: it sees a client come and go when it gets to it."""
-    assert hub._loop is not None
+    assert hub.node.life._loop is not None
     open_there = until(lambda: len(hub) == subscribers, f"{subscribers} streams are open")
-    asyncio.run_coroutine_threadsafe(open_there, hub._loop).result()
+    asyncio.run_coroutine_threadsafe(open_there, hub.node.life._loop).result()
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def live_hub(**settings: Any) -> Iterator[LiveHub]:
         "server_header": False,
         "access_log": False,
     }
-    with live(app, server_class=lambda config: Server(config, hub), **options) as server:
+    with live(app, server_class=lambda config: Server(config, hub.node), **options) as server:
         yield LiveHub(server.url, server.port, hub)
 
 

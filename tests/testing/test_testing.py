@@ -999,7 +999,7 @@ def test_a_live_server_may_be_of_another_class() -> None:
 def test_a_live_server_may_drain_its_hub() -> None:
     app = create_app(Config(drain=0.2))
     with httpx.Client(timeout=PATIENCE) as client:
-        with live(app, server_class=lambda config: Server(config, app.state.hub), http=Protocol) as server:
+        with live(app, server_class=lambda config: Server(config, app.state.hub.node), http=Protocol) as server:
             lines = client.send(client.build_request("GET", server.url + "/events"), stream=True).iter_lines()
             assert "event: welcome" in lines
             app.state.hub.publish_threadsafe("last words")

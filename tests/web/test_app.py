@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sse_app import Config, Hub, create_app, errors
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import HubOptions, LogOptions, PublisherOptions
-from sse_app.hub import NO_LIFESPAN
+from sse_app.lifetime import NO_LIFESPAN
 from sse_app.testing import StreamingASGITransport, events
 from sse_app.web.app import static_directory
 from sse_app.web.guard import Guard
@@ -206,7 +206,7 @@ async def test_a_page_may_ask_by_every_method_that_there_is(method: str) -> None
 
 async def test_a_page_may_read_when_to_come_back() -> None:
     async with web(cors_origins=(PAGE,)) as hub_web:
-        hub_web.hub.stop_accepting()
+        hub_web.hub.node.stop_accepting()
         for method, path in (("POST", "/broadcast"), ("GET", "/readyz"), ("GET", "/events")):
             answer = await hub_web.client.request(method, path, content="x", headers={"Origin": PAGE})
             assert (answer.status_code, answer.headers["retry-after"]) == (503, str(RETRY_AFTER))
@@ -468,7 +468,7 @@ async def test_any_other_404_names_none(path: str) -> None:
 
 def test_the_settings_of_a_hub_are_those_of_the_server() -> None:
     hub = Hub(history=5, queue=7, drain=1, max_subscribers=9)
-    assert (hub.config.history, hub.config.queue, hub.drain_window, hub.config.max_subscribers) == (5, 7, 1, 9)
+    assert (hub.config.history, hub.config.queue, hub.node.drain_window, hub.config.max_subscribers) == (5, 7, 1, 9)
     with pytest.raises(errors.ConfigError, match=r"^queue is a whole number from 1 to "):
         Hub(queue=0)
 

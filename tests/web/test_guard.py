@@ -290,7 +290,7 @@ async def test_a_header_that_may_come_once_is_refused_when_it_comes_twice(name: 
             status, code = code_of(answer)
             assert (status, code) == (400, ANSWERS[ONCE[name]][1])
             assert name.decode().title() in answer.content.decode()
-        assert hub_web.hub.totals.published == hub_web.hub.totals.connected == 0
+        assert hub_web.hub.node.totals.published == hub_web.hub.node.totals.connected == 0
 
 
 # Upgrades
@@ -356,7 +356,7 @@ async def test_on_a_server_that_would_run_the_body_as_a_request_nothing_of_it_ru
                     await connection.send(smuggled)
                 with suppress(ConnectionError):
                     assert await connection.receive() == b""
-        assert hub.totals.published == 0
+        assert hub.node.totals.published == 0
 
 
 # Over the whole hub
@@ -375,7 +375,7 @@ async def test_a_foreign_page_publishes_nothing(page: dict[str, str], type: str,
         answer = await hub_web.client.post("/broadcast", content="1", headers=headers)
         assert code_of(answer) == (403, "bad_origin")
         assert answer.headers["vary"] == "Origin"
-        assert hub_web.hub.totals.published == 0
+        assert hub_web.hub.node.totals.published == 0
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ async def test_a_foreign_page_reads_nothing(path: str) -> None:
             answer = await hub_web.client.request(method, path, headers={"Origin": "https://evil.example"})
             assert answer.status_code == 403
             assert "access-control-allow-origin" not in answer.headers
-        assert hub_web.hub.totals.connected == 0
+        assert hub_web.hub.node.totals.connected == 0
 
 
 @pytest.mark.parametrize("path", ["/events", "/broadcast", "/metrics", "/none"])

@@ -11,12 +11,12 @@ from starlette.routing import Mount, Route
 import sse_app
 from sse_app.errors import BadInput, InvalidData, Unavailable
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, TYPE_MAX
+from sse_app.hub import Hub
 from sse_app.joining import LAST_MAX
 from sse_app.notices import GapReason
 from sse_app.subscriber import CloseReason
 from sse_app.topics import TOPIC_MAX
 from sse_app.web import openapi
-from sse_app.web.app import Hub
 from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
 from sse_app.web.endpoints.events import EVENTS_PARAMETERS
 from sse_app.web.endpoints.operations import HEALTH

@@ -116,7 +116,7 @@ async def test_two_hubs_of_one_process_say_nothing(listening: socket.socket, cap
         async with Hub() as hub, Hub():
             await asyncio.sleep(FIRST_CHECKS[0] + OVERLAP + 1)
             assert len(names()) == 1
-            hub.begin_drain()
+            hub.node.begin_drain()
             await asyncio.sleep(1)
             assert names() == []
     assert not caplog.records

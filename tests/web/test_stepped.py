@@ -8,7 +8,8 @@ import pytest
 from starlette.types import Message, Send
 
 from sse_app.events import EventDecoder
-from sse_app.hub import Hub
+from sse_app.node import Node
+from sse_app.publication import Draft
 from sse_app.web.stream import EventStream
 from tests.support.paths import both_loops, fixed_broker
 from tests.support.peers import PATIENCE, turns, until
@@ -21,8 +22,8 @@ Wait = Callable[[], Awaitable[object]]
 class Peer:
     """One client of an ASGI server, and what its ``send`` and ``receive`` do."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, node: Node) -> None:
+        self.node = node
         self.sent: list[Message] = []
         self.sending = 0
         self.gone = asyncio.Event()
@@ -44,7 +45,7 @@ class Peer:
 
     async def run(self, send: Send | None = None) -> None:
         scope = {"type": "http", "method": "GET", "headers": [], "http_version": "1.1"}
-        await EventStream(self.hub, client="c")(scope, self.receive, send or self.send)
+        await EventStream(self.node, client="c")(scope, self.receive, send or self.send)
 
     @property
     def data(self) -> list[str]:
@@ -61,9 +62,9 @@ async def turns_none() -> None:
 
 
 @asynccontextmanager
-async def connected(hub: Hub) -> AsyncIterator[tuple[Peer, asyncio.Task[None]]]:
+async def connected(node: Node) -> AsyncIterator[tuple[Peer, asyncio.Task[None]]]:
     """A peer with its welcome."""
-    peer = Peer(hub)
+    peer = Peer(node)
     task = asyncio.create_task(peer.run())
     try:
         await until(lambda: peer.data == ["welcome"])
@@ -75,36 +76,36 @@ async def connected(hub: Hub) -> AsyncIterator[tuple[Peer, asyncio.Task[None]]]:
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[Hub]:
-    async with Hub(fixed_broker(), heartbeat=3600, drain=PATIENCE) as hub:
-        yield hub
+async def node() -> AsyncIterator[Node]:
+    async with Node(fixed_broker(), heartbeat=3600, drain=PATIENCE) as node:
+        yield node
 
 
 def tasks() -> int:
     return len(asyncio.all_tasks())
 
 
-async def publish(hub: Hub, *data: str) -> None:
+async def publish(node: Node, *data: str) -> None:
     for item in data:
-        await hub.publish(item)
+        await node.publish(Draft.compose(item))
         await turns(8)
 
 
-async def test_what_the_socket_takes_is_sent_in_the_delivery_loop_itself(hub: Hub) -> None:
-    async with connected(hub) as (peer, _):
+async def test_what_the_socket_takes_is_sent_in_the_delivery_loop_itself(node: Node) -> None:
+    async with connected(node) as (peer, _):
         before = tasks()
         for number in range(100):
-            await publish(hub, str(number))
+            await publish(node, str(number))
             assert (tasks(), peer.data[-1]) == (before, str(number))
         peer.gone.set()
 
 
-async def test_while_a_send_waits_the_rest_is_queued_and_then_goes_out_in_one_piece(hub: Hub) -> None:
-    async with connected(hub) as (peer, _):
+async def test_while_a_send_waits_the_rest_is_queued_and_then_goes_out_in_one_piece(node: Node) -> None:
+    async with connected(node) as (peer, _):
         room = asyncio.Event()
         peer.before = room.wait
         before = tasks()
-        await publish(hub, "1", "2", "3")
+        await publish(node, "1", "2", "3")
         assert (peer.data, tasks()) == (["welcome"], before + 1)
         room.set()
         await turns(5)
@@ -167,10 +168,10 @@ async def a_lock() -> None:
 @pytest.mark.parametrize(
     "wait", [lambda: Bare(1), lambda: Bare(5), a_future, a_finished_future, a_failed_future, a_task, a_lock, many]
 )
-async def test_a_send_may_wait_for_whatever_a_coroutine_can(hub: Hub, wait: Wait) -> None:
-    async with connected(hub) as (peer, _):
+async def test_a_send_may_wait_for_whatever_a_coroutine_can(node: Node, wait: Wait) -> None:
+    async with connected(node) as (peer, _):
         peer.before = wait
-        await publish(hub, *map(str, range(20)))
+        await publish(node, *map(str, range(20)))
         await until(lambda: len(peer.data) == 21)
         assert peer.data == ["welcome", *map(str, range(20))]
         peer.gone.set()
@@ -203,25 +204,25 @@ def once(peer: Peer, fails: Wait) -> Wait:
 
 
 @pytest.mark.parametrize("fails", [gone, gone_later, broken, cancelled])
-async def test_a_send_that_fails_ends_its_stream_and_no_other(hub: Hub, fails: Wait) -> None:
-    async with connected(hub) as (other, _):
-        async with connected(hub) as (peer, task):
+async def test_a_send_that_fails_ends_its_stream_and_no_other(node: Node, fails: Wait) -> None:
+    async with connected(node) as (other, _):
+        async with connected(node) as (peer, task):
             peer.before = once(peer, fails)
-            await publish(hub, "1")
+            await publish(node, "1")
             async with asyncio.timeout(PATIENCE):
                 await task
-            assert (len(hub), peer.data) == (1, ["welcome"])
-        await publish(hub, "2")
+            assert (node.totals.subscribers, peer.data) == (1, ["welcome"])
+        await publish(node, "2")
         assert other.data == ["welcome", "1", "2"]
         other.gone.set()
 
 
-async def test_a_stream_ends_after_everything_that_waited_for_its_socket(hub: Hub) -> None:
-    async with connected(hub) as (peer, task):
+async def test_a_stream_ends_after_everything_that_waited_for_its_socket(node: Node) -> None:
+    async with connected(node) as (peer, task):
         room = asyncio.Event()
         peer.before = room.wait
-        await publish(hub, "1", "2", "3")
-        drain = asyncio.create_task(hub.drain())
+        await publish(node, "1", "2", "3")
+        drain = asyncio.create_task(node.drain())
         await turns(10)
         assert not task.done()
         room.set()
@@ -231,11 +232,11 @@ async def test_a_stream_ends_after_everything_that_waited_for_its_socket(hub: Hu
         assert peer.complete
 
 
-async def test_a_stream_whose_bye_has_to_wait_ends_after_it(hub: Hub) -> None:
-    async with connected(hub) as (peer, task):
+async def test_a_stream_whose_bye_has_to_wait_ends_after_it(node: Node) -> None:
+    async with connected(node) as (peer, task):
         room = asyncio.Event()
         peer.before = room.wait
-        drain = asyncio.create_task(hub.drain())
+        drain = asyncio.create_task(node.drain())
         await turns(10)
         assert (task.done(), peer.data) == (False, ["welcome"])
         room.set()
@@ -246,36 +247,36 @@ async def test_a_stream_whose_bye_has_to_wait_ends_after_it(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("when", range(8))
-async def test_a_peer_that_goes_while_its_bye_waits_ends_its_stream_and_not_the_hub(hub: Hub, when: int) -> None:
-    async with connected(hub) as (peer, _):
+async def test_a_peer_that_goes_while_its_bye_waits_ends_its_stream_and_not_the_hub(node: Node, when: int) -> None:
+    async with connected(node) as (peer, _):
         went = asyncio.get_running_loop().create_future()
 
         async def until_it_goes() -> None:
             await went
 
         peer.before = until_it_goes
-        for subscriber in hub._delivery:
+        for subscriber in node._delivery:
             subscriber.close("drain", b"data: bye\n\n")  # type: ignore[arg-type]
         await turns(when)
         went.set_exception(OSError())
         peer.before = turns_none
-    assert len(hub) == 0
-    await publish(hub, "the hub goes on")
+    assert node.totals.subscribers == 0
+    await publish(node, "the hub goes on")
 
 
-async def test_a_client_that_leaves_while_its_send_waits_leaves_no_task(hub: Hub) -> None:
+async def test_a_client_that_leaves_while_its_send_waits_leaves_no_task(node: Node) -> None:
     before = tasks()
-    async with connected(hub) as (peer, _):
+    async with connected(node) as (peer, _):
         peer.before = asyncio.Event().wait  # as long as it lives
-        await publish(hub, "1", "2")
+        await publish(node, "1", "2")
         peer.gone.set()
     await turns(5)
-    assert (len(hub), tasks(), peer.sending) == (0, before, 0)
+    assert (node.totals.subscribers, tasks(), peer.sending) == (0, before, 0)
 
 
-async def test_a_request_that_is_cancelled_while_its_send_waits_leaves_no_task(hub: Hub) -> None:
+async def test_a_request_that_is_cancelled_while_its_send_waits_leaves_no_task(node: Node) -> None:
     before = tasks()
-    peer = Peer(hub)
+    peer = Peer(node)
     peer.before = asyncio.Event().wait
     task = asyncio.create_task(peer.run())
     await until(lambda: peer.sending == 1 and len(peer.sent) == 1)
@@ -283,22 +284,22 @@ async def test_a_request_that_is_cancelled_while_its_send_waits_leaves_no_task(h
     with pytest.raises(asyncio.CancelledError):
         await task
     await turns(5)
-    assert (len(hub), tasks(), peer.sending) == (0, before, 0)
+    assert (node.totals.subscribers, tasks(), peer.sending) == (0, before, 0)
 
 
 @pytest.mark.parametrize("published", [0, 2])
 async def test_a_hub_that_is_closed_ends_a_stream_whose_send_waits(published: int) -> None:
-    async with Hub(fixed_broker(), heartbeat=3600) as hub:
-        peer = Peer(hub)
+    async with Node(fixed_broker(), heartbeat=3600) as node:
+        peer = Peer(node)
         task = asyncio.create_task(peer.run())
         await until(lambda: peer.data == ["welcome"])
         room = asyncio.Event()
         peer.before = room.wait
-        await publish(hub, *map(str, range(published)))
+        await publish(node, *map(str, range(published)))
     room.set()
     async with asyncio.timeout(PATIENCE):
         await task
-    assert (len(hub), peer.complete) == (0, True)
+    assert (node.totals.subscribers, peer.complete) == (0, True)
 
 
 async def impatient() -> None:
@@ -306,30 +307,34 @@ async def impatient() -> None:
         await asyncio.Event().wait()
 
 
-async def test_a_send_with_a_deadline_of_its_own_ends_its_stream_and_not_the_hub(hub: Hub) -> None:
-    async with connected(hub) as (peer, task):
+async def test_a_send_with_a_deadline_of_its_own_ends_its_stream_and_not_the_hub(node: Node) -> None:
+    async with connected(node) as (peer, task):
         peer.before = once(peer, impatient)
-        await publish(hub, "1")
-        await asyncio.wait([task, *hub._running], return_when=asyncio.FIRST_COMPLETED)
+        await publish(node, "1")
+        await asyncio.wait([task, *node._running], return_when=asyncio.FIRST_COMPLETED)
         assert task.done()
 
 
 @pytest.mark.parametrize("end", ["gone", "drained"])
-async def test_a_send_that_needs_a_task_gets_one(hub: Hub, end: str) -> None:
+async def test_a_send_that_needs_a_task_gets_one(node: Node, end: str) -> None:
     """A deadline around every send, as a middleware may have it."""
-    peer = Peer(hub)
+    peer = Peer(node)
     peer.before = patient
     task = asyncio.create_task(peer.run())
     await until(lambda: peer.data == ["welcome"])
-    await publish(hub, "1", "2")
+    await publish(node, "1", "2")
     await until(lambda: peer.data == ["welcome", "1", "2"])
     if end == "gone":
         peer.gone.set()
     else:
-        await hub.drain()
+        await node.drain()
     async with asyncio.timeout(PATIENCE):
         await task
-    assert (len(hub), peer.complete, peer.data[-1]) == (0, end == "drained", "bye" if end == "drained" else "2")
+    assert (node.totals.subscribers, peer.complete, peer.data[-1]) == (
+        0,
+        end == "drained",
+        "bye" if end == "drained" else "2",
+    )
 
 
 async def patient() -> None:
@@ -338,17 +343,17 @@ async def patient() -> None:
 
 
 async def test_a_peer_that_is_gone_is_no_mistake_of_ours_where_a_send_needs_a_task(
-    hub: Hub, caplog: pytest.LogCaptureFixture
+    node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    peer = Peer(hub)
+    peer = Peer(node)
     peer.before = patient
     task = asyncio.create_task(peer.run())
     await until(lambda: peer.data == ["welcome"])
     peer.before = gone
-    await publish(hub, "1")
+    await publish(node, "1")
     async with asyncio.timeout(PATIENCE):
         await task
-    assert (len(hub), hub.totals.closed, caplog.records) == (0, {"gone": 1}, [])
+    assert (node.totals.subscribers, node.totals.closed, caplog.records) == (0, {"gone": 1}, [])
 
 
 async def test_a_deadline_that_strikes_while_a_stream_catches_up_ends_it_and_not_the_hub() -> None:
@@ -359,17 +364,17 @@ async def test_a_deadline_that_strikes_while_a_stream_catches_up_ends_it_and_not
         async with asyncio.timeout(0.001):
             await slow.wait()
 
-    async with Hub(fixed_broker(), heartbeat=3600, queue_size=1) as hub, connected(hub) as (peer, task):
+    async with Node(fixed_broker(), heartbeat=3600, queue_size=1) as node, connected(node) as (peer, task):
         room = asyncio.Event()
         peer.before = room.wait
-        await publish(hub, "1", "2", "3", "4")
-        assert hub.totals.overflows == 1
+        await publish(node, "1", "2", "3", "4")
+        assert node.totals.overflows == 1
         peer.before = once(peer, late)
-        (subscriber,) = hub._delivery
+        (subscriber,) = node._delivery
         room.set()
         await until(lambda: subscriber._writer is None)
         slow.set()
         async with asyncio.timeout(PATIENCE):
             await task
-        assert (len(hub), peer.complete) == (0, True)
-        await publish(hub, "the hub goes on")
+        assert (node.totals.subscribers, peer.complete) == (0, True)
+        await publish(node, "the hub goes on")

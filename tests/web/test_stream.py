@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sse_app import EventDecoder, Hub
 from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.node import Node
 from sse_app.publication import Position
 from sse_app.server import Protocol
 from sse_app.testing import StreamingASGITransport, events, live
@@ -48,10 +49,10 @@ def server() -> Iterator[LiveHub]:
         yield running
 
 
-def streams_of(hub: Hub, kind: type[EventStream]) -> Starlette:
+def streams_of(node: Node, kind: type[EventStream]) -> Starlette:
     async def endpoint(request: Request) -> EventStream:
         cursor = request.headers.get("last-event-id", "").encode()
-        return kind(hub, request.query_params.getlist("topic"), after=cursor or None)
+        return kind(node, request.query_params.getlist("topic"), after=cursor or None)
 
     return Starlette(routes=[Route("/", endpoint)])
 
@@ -162,17 +163,17 @@ async def test_300_heads_leave_no_subscriber(hub_web: Web) -> None:
     for _ in range(300):
         response = await hub_web.client.head("/events")
         assert (response.status_code, dict(response.headers), response.content) == (200, HEADERS, b"")
-    assert len(hub_web.hub) == hub_web.hub.totals.connected == 0
+    assert len(hub_web.hub) == hub_web.hub.node.totals.connected == 0
 
 
 def test_300_heads_on_one_connection_leave_no_subscriber(server: LiveHub) -> None:
-    before = server.hub.totals.connected
+    before = server.hub.node.totals.connected
     head = b"HEAD /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with server.connect() as connection:
         for _ in range(300):
             connection.sendall(head)
             assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 OK\r\n")
-    assert server.hub.totals.connected == before
+    assert server.hub.node.totals.connected == before
 
 
 # Full, or stopping
@@ -193,7 +194,7 @@ async def test_a_full_hub_sends_an_event_source_away_for_a_while_and_others_a_50
         refused = await full.client.get("/events", headers={"Accept": "*/*"})
         assert code_of(refused) == (503, "overloaded")
         assert int(refused.headers["retry-after"]) > 0
-        assert (len(full.hub), full.hub.totals.refused) == (1, 2)
+        assert (len(full.hub), full.hub.node.totals.refused) == (1, 2)
         await full.post("x")
         assert (await anext(events)).data == "x"
 
@@ -206,7 +207,7 @@ async def test_there_is_room_again_when_somebody_has_left() -> None:
 
 
 async def test_a_stopping_hub_sends_an_event_source_away_for_a_while_and_others_a_503(hub_web: Web) -> None:
-    hub_web.hub.stop_accepting()
+    hub_web.hub.node.stop_accepting()
     assert later(await hub_web.client.get("/events", headers=EVENT_SOURCE)) >= 4_000
     refused = await hub_web.client.get("/events")
     assert code_of(refused) == (503, "draining")
@@ -222,7 +223,7 @@ async def test_a_drained_stream_ends_with_bye_after_what_was_queued(hub_web: Web
         last, bye = [event async for event in received]
     assert (last.data, bye.type, bye.id) == ("the last", "bye", last.id)
     assert msgspec.json.decode(bye.data) == {"reason": "drain", "retry": bye.retry}
-    assert hub_web.hub.totals.closed == {"drain": 1}
+    assert hub_web.hub.node.totals.closed == {"drain": 1}
 
 
 # How a stream ends
@@ -232,14 +233,14 @@ async def test_a_drained_stream_ends_with_bye_after_what_was_queued(hub_web: Web
 @pytest.mark.parametrize("version", ASGI_VERSIONS)
 async def test_a_client_that_leaves_leaves_no_subscriber(kind: type[EventStream], version: str) -> None:
     async with Hub() as hub:
-        transport = StreamingASGITransport(streams_of(hub, kind), spec_version=version)
+        transport = StreamingASGITransport(streams_of(hub.node, kind), spec_version=version)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
             for _ in range(20):
                 async with client.stream("GET", "/") as response:
                     await anext(events(response))
                     assert len(hub) == 1
         assert len(hub) == 0
-        assert hub.totals.closed == {"gone": 20}
+        assert hub.node.totals.closed == {"gone": 20}
 
 
 @pytest.mark.parametrize("version", ASGI_VERSIONS)
@@ -252,12 +253,12 @@ async def test_a_client_that_leaves_in_the_middle_of_a_replay_leaves_no_subscrib
             await anext(events)
             await anext(events)
         assert len(hub_web.hub) == 0
-        assert hub_web.hub.totals.delivered < 3000
+        assert hub_web.hub.node.totals.delivered < 3000
 
 
 async def test_a_subscription_against_the_rules_never_begins() -> None:
     async with Hub() as hub:
-        transport = StreamingASGITransport(streams_of(hub, EventStream))
+        transport = StreamingASGITransport(streams_of(hub.node, EventStream))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
             refused = await client.get("/?topic=a/**/b")
         assert code_of(refused) == (400, "invalid_topic")
@@ -278,7 +279,7 @@ async def test_one_stream_that_fails_ends_alone_and_is_logged_in_one_line(
 ) -> None:
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(Hub(Unreadable()))
-        transport = StreamingASGITransport(streams_of(hub, kind))
+        transport = StreamingASGITransport(streams_of(hub.node, kind))
         client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE)
         await stack.enter_async_context(client)
         healthy = events(await stack.enter_async_context(client.stream("GET", "/")))
@@ -288,7 +289,7 @@ async def test_one_stream_that_fails_ends_alone_and_is_logged_in_one_line(
         assert [event.type for event in EventDecoder().feed(failing.content)] == ["welcome"]
         await hub.publish("next")
         assert [(await anext(healthy)).data for _ in range(3)] == ["m4rk3r", "m4rk3r", "next"]
-        assert (len(hub), hub.totals.closed, second.subscribers) == (1, {"error": 1}, 1)
+        assert (len(hub), hub.node.totals.closed, second.subscribers) == (1, {"error": 1}, 1)
     records = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.getMessage() for record in records] == ["a stream was ended by our mistake: ValueError"]
     assert not records[0].exc_info
@@ -331,8 +332,8 @@ async def a_burst(hub: Hub) -> None:
 @pytest.mark.parametrize("scenario", [nothing, live_events, a_burst])
 @pytest.mark.parametrize("version", ASGI_VERSIONS)
 async def test_a_stepped_stream_is_the_reference_byte_for_byte(scenario: Scenario, version: str) -> None:
-    wanted = await drained(lambda hub: streams_of(hub, ReferenceStream), scenario, version)
-    assert await drained(lambda hub: streams_of(hub, EventStream), scenario, version) == wanted
+    wanted = await drained(lambda hub: streams_of(hub.node, ReferenceStream), scenario, version)
+    assert await drained(lambda hub: streams_of(hub.node, EventStream), scenario, version) == wanted
     assert wanted.count(b"event: bye") == 1
 
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from sse_app.content_type import is_json
 from sse_app.errors import EmptyBody, InvalidBody, InvalidEvent, InvalidUTF8, TooSlow, Unauthorized, UnsupportedEncoding
-from sse_app.hub import Hub
+from sse_app.node import Node
 from sse_app.payload import check_json, too_large
 from sse_app.publication import Draft
 from sse_app.web.endpoints.json_answer import json_answer
@@ -21,15 +21,15 @@ BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
 class Broadcast:
     """The endpoint of one hub. ``body_max`` is in bytes, ``body_deadline`` in seconds."""
 
-    def __init__(self, hub: Hub, *, body_max: int, body_deadline: float, publish_key: str | None = None) -> None:
-        self._hub = hub
+    def __init__(self, node: Node, *, body_max: int, body_deadline: float, publish_key: str | None = None) -> None:
+        self._node = node
         self._body_max, self._body_deadline = body_max, body_deadline
         self._publish_key = None if publish_key is None else publish_key.encode()
 
     async def broadcast(self, request: Request) -> Response:
         """POST /broadcast: publish the body."""
         self._authorize(request)
-        with self._hub.admitted():
+        with self._node.admitted():
             given = parse(request)
             refuse_unknown(given, BROADCAST_PARAMETERS)
             event = only(given, "event", InvalidEvent)
@@ -43,7 +43,7 @@ class Broadcast:
                 exclude=given.get("exclude"),
                 idempotency_key=request.headers.get("idempotency-key"),
             )
-            receipt = await self._hub.publish_draft(draft)
+            receipt = await self._node.publish(draft)
         return json_answer({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
 
     def _authorize(self, request: Request) -> None:

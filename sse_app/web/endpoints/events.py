@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sse_app.errors import InvalidClient, InvalidSince, SSEAppError
-from sse_app.hub import Hub
+from sse_app.node import Node
 from sse_app.publication import check_client
 from sse_app.topics import TopicFilter
 from sse_app.web.door import Door
@@ -21,8 +21,8 @@ class Events:
     itself: an HTTP error would end an EventSource for good, where a passing trouble should make it reconnect.
     """
 
-    def __init__(self, hub: Hub, door: Door) -> None:
-        self._hub, self._door = hub, door
+    def __init__(self, node: Node, door: Door) -> None:
+        self._node, self._door = node, door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The response is bound to no name here, so that an open stream does not keep it in memory.
@@ -34,7 +34,7 @@ class Events:
         try:
             return self._stream(request)
         except SSEAppError as error:
-            return refusal(error, request.scope, self._hub.retry())
+            return refusal(error, request.scope, self._node.retry())
 
     def _stream(self, request: Request) -> Response:
         given = parse(request)
@@ -48,7 +48,7 @@ class Events:
             if client is not None:
                 check_client(client)
         return EventStream(
-            self._hub,
+            self._node,
             topics,
             after=cursor(request, given),
             last=None if last is None else count(last),

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from sse_app import metrics
 from sse_app.errors import Draining
-from sse_app.hub import Hub
+from sse_app.node import Node
 from sse_app.web.endpoints.json_answer import json_answer
 
 HEALTH = ("/healthz", "/readyz")  # any Host may ask: probes know only an address, and the answers reveal nothing
@@ -18,15 +18,15 @@ VERSIONS = {name: version(name) for name in ("sse-app", "starlette", "sse-starle
 class Operations:
     """The endpoints of one hub for its operators."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, node: Node) -> None:
+        self._node = node
 
     async def stats(self, request: Request) -> Response:
-        return json_answer({**await self._hub.stats(), "versions": VERSIONS})
+        return json_answer({**await self._node.stats(), "versions": VERSIONS})
 
     async def metrics(self, request: Request) -> Response:
-        totals = self._hub.totals + self._hub.siblings
-        return Response(metrics.exposition(totals, self._hub.gauges()), media_type=CONTENT_TYPE_LATEST)
+        totals = self._node.totals + self._node.siblings
+        return Response(metrics.exposition(totals, self._node.gauges()), media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(self, request: Request) -> Response:
         """GET /healthz: 200 as long as the process answers."""
@@ -34,8 +34,8 @@ class Operations:
 
     async def readyz(self, request: Request) -> Response:
         """GET /readyz: 200 while the hub takes publications and subscribers."""
-        self._hub.check_started()
-        if self._hub.draining:
+        self._node.life.check_started()
+        if self._node.draining:
             raise Draining("The hub is stopping.")
-        self._hub.broker.check()
+        self._node.broker.check()
         return json_answer({"status": "ready"})

@@ -63,7 +63,7 @@ async def test_to_and_exclude_choose_the_clients(hub_web: Web) -> None:
 @pytest.mark.parametrize("type", [*sorted(RESERVED_TYPES), f"{RESERVED_PREFIX}new"])
 async def test_a_publisher_may_not_use_a_type_of_the_hub(hub_web: Web, type: str) -> None:
     assert code_of(await hub_web.post(event=type)) == (400, "reserved_event")
-    assert hub_web.hub.totals.published == 0
+    assert hub_web.hub.node.totals.published == 0
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ async def test_a_body_of_exactly_the_limit_arrives_and_one_byte_more_does_not(hu
         assert code_of(await hub_web.post(data + "x")) == (413, "too_large")
         assert (await hub_web.post(data)).status_code == 200
         assert (await anext(events)).data == data
-    assert hub_web.hub.totals.published == 1
+    assert hub_web.hub.node.totals.published == 1
 
 
 async def test_a_thousand_lines_are_a_thousand_data_fields(hub_web: Web) -> None:
@@ -134,7 +134,7 @@ async def test_a_body_that_stops_coming_is_a_408_after_ten_seconds() -> None:
         answer = await hub_web.client.post("/broadcast", content=stalled(), timeout=60)
         assert code_of(answer) == (408, "too_slow")
         assert 9.9 < anyio.current_time() - begun < 10.5  # virtual seconds
-        assert hub_web.hub.totals.published == 0
+        assert hub_web.hub.node.totals.published == 0
 
 
 async def test_a_publisher_that_leaves_in_the_middle_of_its_body_publishes_nothing(hub_web: Web) -> None:
@@ -142,7 +142,7 @@ async def test_a_publisher_that_leaves_in_the_middle_of_its_body_publishes_nothi
     messages: list[Message] = [begun, {"type": "http.disconnect"}]
     answer = await call(hub_web.hub.app, "POST", "/broadcast", [HOST], messages)
     assert code_of(answer) == (400, "invalid_body")
-    assert hub_web.hub.totals.published == 0
+    assert hub_web.hub.node.totals.published == 0
 
 
 @pytest.mark.parametrize("length", ["abc", "-1", "+5", "0x5", "", "²", "5, 5", "9" * 5000])
@@ -151,7 +151,7 @@ async def test_a_content_length_that_a_server_let_through_is_a_400(hub_web: Web,
     messages = [{"type": "http.request", "body": b"hello", "more_body": False}]
     answer = await call(hub_web.hub.app, "POST", "/broadcast", headers, messages)
     assert code_of(answer) == (400, "invalid_body")
-    assert hub_web.hub.totals.published == 0
+    assert hub_web.hub.node.totals.published == 0
 
 
 # The malformed table of HTTP requests. What a server must refuse before there is a request stands in test_server.py.
@@ -237,7 +237,7 @@ async def test_a_malformed_broadcast_has_its_code_and_reaches_nobody(
 ) -> None:
     answer = await hub_web.client.post(url_of("/broadcast", params), headers=headers, content=content)
     assert code_of(answer) == (status, code)
-    assert hub_web.hub.totals.published == 0
+    assert hub_web.hub.node.totals.published == 0
 
 
 @given(
@@ -289,7 +289,7 @@ async def test_no_poison_hurts_a_subscriber_and_the_next_event_reaches_all_100(h
         assert (await hub_web.post("next")).json()["subscribers"] == 100
         for events in streams:
             assert [(await anext(events)).data for _ in range(len(taken) + 1)] == [*taken, "next"]
-    assert set(hub_web.hub.totals.closed) <= {"gone"}
+    assert set(hub_web.hub.node.totals.closed) <= {"gone"}
 
 
 @pytest.mark.parametrize("deep", ["[" * 64 + "]" * 64, '{"[":' * 64 + '"\\"]]"' + "}" * 64, "[" + "[]," * 200 + "{}]"])
@@ -381,7 +381,7 @@ async def test_a_hundred_at_once_with_the_same_key_are_one_publication(hub_web: 
     async with anyio.create_task_group() as tasks:
         for _ in range(100):
             tasks.start_soon(post)
-    assert len(ids) == hub_web.hub.totals.published == 1
+    assert len(ids) == hub_web.hub.node.totals.published == 1
 
 
 @pytest.mark.parametrize("change", [{"topic": "a"}, {"event": "other"}, {"to": "me"}, {"exclude": "me"}, {}])
@@ -391,7 +391,7 @@ async def test_the_same_key_with_another_publication_is_a_409(hub_web: Web, chan
     other = "x" if change else "y"
     answer = await hub_web.client.post("/broadcast", content=other, params=change, headers=headers)
     assert code_of(answer) == (409, "key_reused")
-    assert hub_web.hub.totals.published == 1
+    assert hub_web.hub.node.totals.published == 1
 
 
 async def test_a_key_is_forgotten_after_its_window() -> None:
@@ -429,7 +429,7 @@ async def test_without_the_right_publish_key_it_is_a_401_with_its_challenge(auth
         answer = await hub_web.client.post("/broadcast", content="x", headers=headers)
         assert code_of(answer) == (401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
-        assert hub_web.hub.totals.published == 0
+        assert hub_web.hub.node.totals.published == 0
 
 
 @pytest.mark.parametrize("authorization", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER   {KEY}"])
@@ -475,8 +475,8 @@ async def test_the_publish_key_is_in_no_answer_no_metric_and_no_log(caplog: pyte
 
 
 async def test_a_draining_hub_takes_no_publication(hub_web: Web) -> None:
-    hub_web.hub.stop_accepting()
+    hub_web.hub.node.stop_accepting()
     answer = await hub_web.post("x")
     assert code_of(answer) == (503, "draining")
     assert int(answer.headers["retry-after"]) > 0
-    assert hub_web.hub.totals.published == 0
+    assert hub_web.hub.node.totals.published == 0

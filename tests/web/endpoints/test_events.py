@@ -39,7 +39,7 @@ async def test_a_malformed_subscription_has_its_code_and_leaves_nobody(hub_web: 
     answer = await hub_web.client.get(url_of("/events", params), headers={"Accept": "text/event-stream"})
     assert code_of(answer) == (400, code)
     assert (await hub_web.client.head(url_of("/events", params))).headers == answer.headers
-    assert len(hub_web.hub) == hub_web.hub.totals.connected == 0
+    assert len(hub_web.hub) == hub_web.hub.node.totals.connected == 0
 
 
 async def test_subscribing_takes_no_key() -> None:
@@ -103,7 +103,7 @@ async def test_the_client_keeps_the_name_it_gave_and_else_gets_one(hub_web: Web)
 @pytest.mark.parametrize("accept", [["text/event-stream"], ["text/html", "Text/Event-Stream;q=0.9"], ["*/*"], []])
 async def test_a_stopping_hub_keeps_whoever_accepts_a_stream(hub_web: Web, accept: list[str]) -> None:
     """Accept is a list, which may come in several headers."""
-    hub_web.hub.stop_accepting()
+    hub_web.hub.node.stop_accepting()
     headers = [HOST, *((b"accept", value.encode()) for value in accept)]
     answer = await call(hub_web.hub.app, "GET", "/events", headers)
     assert answer.status_code == (200 if "stream" in "".join(accept).lower() else 503)

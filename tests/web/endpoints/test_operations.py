@@ -58,13 +58,13 @@ async def test_metrics_have_no_label_that_a_client_could_multiply(hub_web: Web) 
 
 async def test_healthz_answers_as_long_as_the_process_does(hub_web: Web) -> None:
     assert (await hub_web.client.get("/healthz")).json() == {"status": "ok"}
-    hub_web.hub.stop_accepting()
+    hub_web.hub.node.stop_accepting()
     assert (await hub_web.client.get("/healthz")).status_code == 200
 
 
 async def test_readyz_ends_when_the_hub_is_told_to_stop(hub_web: Web) -> None:
     assert (await hub_web.client.get("/readyz")).json() == {"status": "ready"}
-    hub_web.hub.stop_accepting()
+    hub_web.hub.node.stop_accepting()
     answer = await hub_web.client.get("/readyz")
     assert code_of(answer) == (503, "draining")
     assert int(answer.headers["retry-after"]) > 0

@@ -1,0 +1,75 @@
+"""What an idle stream gets: a heartbeat, which keeps its connection open, and a cursor, which keeps it resumable."""
+
+from collections.abc import Sequence
+
+from sse_app.brokers import Broker
+from sse_app.delivery import Delivery, in_steps
+from sse_app.metrics import Totals
+from sse_app.steps import outside_tasks
+from sse_app.subscriber import Subscriber
+
+SLOTS = 15  # of the heartbeats: each subscriber is in one, and the slots take turns, so that the writes are spread
+CURSOR_STEP = 64  # publications at least between two searches for cursors that fall behind
+
+
+class Cursors:
+    """Moves the cursors of clients whose streams are quiet, before what lies behind them is trimmed: a client that came
+    back with such a cursor would be told a gap.
+    """
+
+    def __init__(self, broker: Broker, delivery: Delivery) -> None:
+        self._broker, self._delivery = broker, delivery
+        self._searched = 0  # offset of the last search among all subscribers
+        self._step = CURSOR_STEP
+
+    @property
+    def due(self) -> bool:
+        """True when a quarter of the log is new since all subscribers were searched for cursors that fall behind."""
+        return self._delivery.position.offset - self._searched >= self._step
+
+    async def move_all(self) -> None:
+        """Move the cursors that fall behind, of all subscribers."""
+        self._searched = self._delivery.position.offset
+        await self.move(list(self._delivery))
+
+    async def move(self, subscribers: Sequence[Subscriber]) -> None:
+        """Move those of these cursors that lie in the older half of the log: all are searched each time a quarter of it
+        is new, so a cursor still lies in the log when its client comes back.
+        """
+        oldest = (await self._broker.oldest()).offset
+        top = self._delivery.position
+        held = top.offset - oldest
+        self._step = max(CURSOR_STEP, held // 4)
+        safe = min(oldest + held // 2, top.offset - CURSOR_STEP + 1)
+        behind = [subscriber for subscriber in subscribers if subscriber.position.offset < safe]
+        if behind:
+            await outside_tasks(in_steps(lambda subscriber: subscriber.offer_cursor(top), behind))
+
+
+class Heartbeats:
+    """Sends heartbeats slot by slot: after ``SLOTS`` calls of ``send_next`` each subscriber has had its own."""
+
+    def __init__(self, totals: Totals, cursors: Cursors) -> None:
+        self._totals, self._cursors = totals, cursors
+        self._slots: list[dict[Subscriber, None]] = [{} for _ in range(SLOTS)]
+        self._current = 0
+
+    def __len__(self) -> int:
+        """How many subscribers get heartbeats."""
+        return sum(map(len, self._slots))
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Add a subscriber, whose slot comes last from now on."""
+        subscriber.turn = self._current
+        self._slots[self._current][subscriber] = None
+
+    def remove(self, subscriber: Subscriber) -> None:
+        del self._slots[subscriber.turn][subscriber]
+
+    async def send_next(self) -> None:
+        """Send the heartbeats of the next slot, and move the cursors of its subscribers."""
+        self._current = (self._current + 1) % SLOTS
+        subscribers = list(self._slots[self._current])
+        await self._cursors.move(subscribers)
+        await outside_tasks(in_steps(Subscriber.beat, subscribers))
+        self._totals.heartbeats += len(subscribers)

@@ -1,0 +1,333 @@
+"""A node: one process's part of a hub. It knows who is subscribed here, and delivers the tail of the log to them.
+
+publish -> broker.publish -> broker.tail -> Delivery.deliver -> Subscriber.offer
+subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> read the log -> read the queue
+"""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sse_app import notices
+from sse_app.admission import Admission
+from sse_app.brokers import Broker, Tail
+from sse_app.config import Config
+from sse_app.delivery import Delivery, in_steps, pieces
+from sse_app.dialects import NATIVE
+from sse_app.draining import Drain
+from sse_app.errors import BrokerError, InvalidTopic
+from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
+from sse_app.joining import Asked, Joining
+from sse_app.lifetime import Lifetime
+from sse_app.metrics import Totals
+from sse_app.publication import Audience, Draft, Position, Publication, Receipt, check_client, names
+from sse_app.stack import NonReentrant, close_stack
+from sse_app.steps import outside_tasks
+from sse_app.subscriber import CloseReason, Subscriber
+from sse_app.topics import TopicFilter
+
+T = TypeVar("T")
+
+RECENT = 100  # publications that /stats lists
+RECEIPTS = 10_000  # of keyed publications that are remembered
+
+RUNNING = (
+    "The hub is running already, and can be started again when it has stopped. Give its lifespan to one app only, "
+    "or run it inside one `async with hub:`."
+)
+
+
+class Node:
+    """Start it with ``async with node:``. It opens and closes its broker. Raises RuntimeError when it is started while
+    it runs.
+
+    ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
+    ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
+    ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        queue_size: int = Config.queue,
+        queue_bytes: int = Config.queue_bytes,
+        heartbeat: float = Config.heartbeat,
+        retry: tuple[float, float] = (Config.retry_min, Config.retry_max),
+        max_subscribers: int = 100_000,
+        drain: float = Config.drain,
+    ) -> None:
+        self.broker = broker
+        self.life = Lifetime()
+        self.totals = Totals()
+        self.siblings = Totals()  # of the other workers of this server, a second old
+        self.drain_window = drain
+        self._queue_limits = (queue_size, queue_bytes)
+        self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
+        self._receipts: dict[str, tuple[Position, int]] = {}  # of keyed publications: a retry gets the same answer
+        self._delivery = Delivery()
+        self._joining = Joining(broker, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
+        self._beat_interval = heartbeat / SLOTS
+        self._cursors = Cursors(broker, self._delivery)
+        self._heartbeats = Heartbeats(self.totals, self._cursors)
+        self._progress = asyncio.Event()  # set when something ended, or was delivered, that a drain may wait for
+        self._admission = Admission(self.totals, max_subscribers, self._progress.set)
+        self._drain = Drain(
+            broker, self._delivery, self.totals, self._admission, progress=self._progress, retry=self.retry
+        )
+        self._drain_begun = False
+        self._spawner = self.spawn  # one bound method for all subscribers
+        self._running: set[asyncio.Task[Any]] = set()
+        self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
+        self._stack, self._non_reentrant = AsyncExitStack(), NonReentrant(RUNNING)
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._non_reentrant)
+            await stack.enter_async_context(self.broker)
+            tail = await stack.enter_async_context(aclosing(self.broker.tail()))
+            self._delivery.position = tail.start
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            stack.callback(self._cancel_tasks)
+            self.spawn(self._follow(tail))
+            self.spawn(self._keep_alive())
+            self._stack = stack.pop_all()
+        self._admission.start()
+        self._drain_begun = False
+        self.life.begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop_accepting()
+        self._drain.close_all()
+        self.life.end()
+        try:
+            await close_stack(self._stack, kind, error, trace)
+        finally:
+            for subscriber in list(self._delivery):
+                subscriber.cut()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that the node owns: it ends with the node, and its failure is the node's."""
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def _cancel_tasks(self) -> None:
+        for task in self._running:
+            task.cancel()
+
+    # Publishing
+
+    async def publish(self, draft: Draft) -> Receipt:
+        """Publish a draft. Returns when the log has it. Raises Unavailable, KeyReused; then nobody sees it.
+
+        With the ``idempotency_key`` of an earlier publication that is the same, within the idempotency window, nothing
+        is published, and the answer is the same.
+        """
+        self.life.check_here()
+        key, before = draft.idempotency_key, self._delivery.position
+        position = await self.broker.publish(draft)
+        if key is not None and (known := self._receipts.get(key)) and known[0] == position:
+            return Receipt(position, known[1], self.broker.durability)
+        if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
+            self.totals.published += 1
+        subscribers = self._delivery.count(draft)
+        if key is not None:
+            self._remember(key, position, subscribers)
+        return Receipt(position, subscribers, self.broker.durability)
+
+    def _remember(self, key: str, position: Position, subscribers: int) -> None:
+        self._receipts[key] = position, subscribers
+        if len(self._receipts) > RECEIPTS:
+            del self._receipts[next(iter(self._receipts))]
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a publisher's request as open while this is entered: a drain waits for it. Raises Draining."""
+        self.life.check_started()
+        with self._admission.publisher():
+            yield
+
+    # Delivering
+
+    async def _follow(self, tail: Tail) -> None:
+        async for announced in tail:
+            if not announced or announced[0].position != self._delivery.position.next():
+                await self._read_again()
+            for publications in pieces(announced):
+                await outside_tasks(self._deliver(publications))
+            if self._cursors.due:
+                await self._cursors.move_all()
+
+    async def _read_again(self) -> None:
+        """Let everyone read on from the log: the tail began another epoch, or left publications out."""
+        self._delivery.position = await self.broker.top()
+        self._delivery.forget_newest()
+        await outside_tasks(in_steps(Subscriber.fall_behind, list(self._delivery)))
+
+    def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
+        """Offer a piece of what the log announced to all whom it is for, in steps."""
+        yield from self._delivery.deliver(publications)
+        self._delivery.position = publications[-1].position
+        self._progress.set()
+
+    # Subscribing
+
+    @asynccontextmanager
+    async def subscribe(
+        self,
+        *topics: str,
+        after: Position | str | bytes | None = None,
+        last: int | None = None,
+        since: float | None = None,
+        client: str | None = None,
+    ) -> AsyncIterator[Subscriber]:
+        """``join``, and ``leave`` at the end of the block, however it ends."""
+        subscriber = await self.join(topics, after=after, last=last, since=since, client=client)
+        reason = CloseReason.GONE
+        try:
+            yield subscriber
+        except Exception:
+            reason = CloseReason.ERROR
+            raise
+        finally:
+            self.leave(subscriber, reason)
+
+    async def join(
+        self,
+        topics: Iterable[str] = (),
+        *,
+        after: Position | str | bytes | None = None,
+        last: int | None = None,
+        since: float | None = None,
+        client: str | None = None,
+    ) -> Subscriber:
+        """Return a new subscriber to what ``topics`` match, whose stream begins as ``Hub.subscribe`` says.
+
+        Whoever has it must see to its ``leave``. Raises InvalidTopic, InvalidClient, InvalidSince, Draining,
+        Overloaded.
+        """
+        self.life.check_here()
+        asked = Asked(after, last, since)
+        topic_filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
+        name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
+        self._admission.check_subscriber()
+        topic_filter = self._delivery.shared(topic_filter, NATIVE)
+        subscriber = Subscriber(self.broker, self.totals, topic_filter, name, *self._queue_limits, self._spawner)
+        self._delivery.add(subscriber)
+        self._heartbeats.add(subscriber)
+        self._count_subscribers(+1)
+        self.totals.connected += 1
+        try:
+            await self._joining.begin(subscriber, asked)
+        except BaseException:
+            self.leave(subscriber, CloseReason.GONE)
+            raise
+        return subscriber
+
+    def leave(self, subscriber: Subscriber, reason: CloseReason) -> None:
+        """End what ``join`` began, since its stream has ended; ``reason`` counts unless the node itself ended it."""
+        self._delivery.remove(subscriber)
+        self._heartbeats.remove(subscriber)
+        self._count_subscribers(-1)
+        self.totals.closed[subscriber.closing or reason] += 1
+        subscriber.release()
+        self._progress.set()
+
+    def _count_subscribers(self, change: int) -> None:
+        self.totals.subscribers += change
+        self.broker.subscribers_here = self.totals.subscribers
+
+    def retry(self) -> int:
+        """Return a client's reconnection time, random, in milliseconds."""
+        return random.randint(*self._retry)
+
+    # Keeping alive
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(self._beat_interval)
+            if self.broker.outdated:
+                self.begin_drain()  # its subscribers come back to a node that reads what a newer version writes
+            await self._heartbeats.send_next()
+
+    # Stopping
+
+    @property
+    def draining(self) -> bool:
+        """True from the begin of a planned stop on."""
+        return self._admission.stopped
+
+    def stop_accepting(self) -> None:
+        """From now on publishers and new subscribers are sent elsewhere; open streams go on. Safe in a signal
+        handler.
+        """
+        self._admission.stop()
+
+    def begin_drain(self) -> None:
+        """``drain`` for who cannot wait for it."""
+        if self.life.started and not self._drain_begun:
+            self._drain_begun = True
+            self.stop_accepting()
+            self.spawn(self.drain())
+
+    async def drain(self, window: float | None = None) -> None:
+        """End all streams in order, within ``window`` seconds (default: ``drain_window``); see ``Drain.run``."""
+        self.life.check_here()
+        self._drain_begun = True
+        self.stop_accepting()
+        await self._drain.run(self.drain_window if window is None else window)
+
+    # Looking in
+
+    async def stats(self) -> dict[str, object]:
+        """Return what ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
+        ``recent``.
+        """
+        self.life.check_here()
+        recent, trouble = await self._recent()
+        totals = self.totals + self.siblings
+        groups = sorted(self._delivery.groups, key=lambda group: len(group.members), reverse=True)
+        return {
+            "subscribers": self.totals.subscribers + self.broker.subscribers_elsewhere,
+            "here": self.totals.subscribers,
+            "filters": [{"topics": group.filter.shown, "subscribers": len(group.members)} for group in groups[:RECENT]],
+            "last": notices.describe(recent[-1]) if recent else None,
+            "recent": [publication.summary() for publication in recent],
+            "totals": totals.as_dict(),
+            "lagging": totals.lagging,
+            "top": str(await self.broker.top()),
+            "oldest": str((await self.broker.oldest()).next()),
+            "durable": self.broker.durability,
+            "trouble": trouble,
+            "draining": self.draining,
+            "uptime": round(self.life.uptime, 1),
+        }
+
+    async def _recent(self) -> tuple[Sequence[Publication], str | None]:
+        """Return the newest publications, and what is wrong with the log just now."""
+        try:
+            self.broker.check()
+            return await self.broker.newest(RECENT, TopicFilter(), Audience()), None
+        except BrokerError as error:
+            return (), str(error)
+
+    def gauges(self) -> dict[str, float]:
+        """Return the states that ``GET /metrics`` shows beside the totals."""
+        return {
+            "filters": len(self._delivery.groups),
+            "draining": self.draining,
+            "log_top_offset": self._delivery.position.offset,
+            "subscribers_elsewhere": self.broker.subscribers_elsewhere,
+            "bad_envelopes": self.broker.bad_envelopes,
+        }
