@@ -10,13 +10,9 @@ from typing import Any
 
 import pytest
 
-from sse_app import notices
-from sse_app.brokers import Tail
 from sse_app.brokers.memory import MemoryBroker
-from sse_app.dialects import NATIVE
 from sse_app.errors import (
     BadInput,
-    Draining,
     HubNotStarted,
     InvalidClient,
     InvalidEvent,
@@ -29,19 +25,8 @@ from sse_app.events import Event, EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import CloseReason, Subscriber
-from tests.support.peers import (
-    MOMENT,
-    Clock,
-    DistantBroker,
-    LateTail,
-    Socket,
-    available,
-    cancel_at,
-    datas,
-    log_of,
-    lose,
-    received,
-)
+from tests.support.nodes import publish, replay, state, texts, told
+from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, available, cancel_at, datas, lose, received
 
 pytestmark = pytest.mark.virtual_time
 
@@ -52,42 +37,6 @@ PATIENCE = 3_600  # virtual seconds
 async def node() -> AsyncIterator[Node]:
     async with Node(MemoryBroker()) as node:
         yield node
-
-
-async def publish(node: Node, *texts: str, **options: Any) -> list[Position]:
-    """Publish one by one, each delivered before the next."""
-    positions = []
-    for text in texts:
-        positions.append((await node.publish(Draft.compose(text, **options))).position)
-        await asyncio.sleep(MOMENT)
-    return positions
-
-
-async def texts(subscriber: Subscriber) -> list[str]:
-    return datas(await received(subscriber))
-
-
-async def replay(node: Node, *topics: str, **options: Any) -> list[Event]:
-    """What a new subscriber gets at first."""
-    async with node.subscribe(*topics, **options) as subscriber:
-        return await received(subscriber)
-
-
-def told(event: Event) -> dict[str, Any]:
-    data = json.loads(event.data)
-    assert isinstance(data, dict)
-    return data
-
-
-def cursor_of(decoder: EventDecoder) -> Position:
-    cursor = Position.parse(decoder.last_event_id.encode())
-    assert cursor is not None
-    return cursor
-
-
-def state(node: Node) -> tuple[int, int, float, int]:
-    """Everything that counts subscribers."""
-    return node.totals.subscribers, len(node._heartbeats), node.gauges()["filters"], node.totals.lagging
 
 
 # --- welcome ---
@@ -438,12 +387,7 @@ async def test_a_resume_replays_all_or_tells_a_gap(offset: int, reason: str | No
             start = Position(top.epoch, 10 if reason == "ahead" else 5)
             oldest = Position(top.epoch, 6)
             assert rest[0].id == str(start)
-            assert told(rest[0]) == {
-                "requested": str(cursor),
-                "oldest": str(oldest),
-                "top": str(top),
-                "reason": reason,
-            }
+            assert told(rest[0]) == {"requested": str(cursor), "oldest": str(oldest), "top": str(top), "reason": reason}
             assert node.totals.gaps == {reason: 3}
 
 
@@ -608,93 +552,6 @@ async def test_a_burst_in_one_turn_of_the_loop_is_delivered_whole() -> None:
         assert await texts(subscriber) == [str(number) for number in range(1_000)]
 
 
-# --- heartbeats and cursors ---
-
-
-async def test_an_idle_stream_gets_a_comment_after_15_seconds(node: Node) -> None:
-    async with node.subscribe() as subscriber:
-        await received(subscriber)
-        for _ in range(3):
-            await asyncio.sleep(14)
-            assert await available(subscriber) == b""
-            await asyncio.sleep(1)
-            assert await available(subscriber) == notices.HEARTBEAT
-    assert node.totals.heartbeats == 3
-
-
-async def test_thousands_of_idle_streams_beat_from_one_task_and_not_all_at_once() -> None:
-    async with Node(MemoryBroker()) as node, AsyncExitStack() as stack:
-        before = len(asyncio.all_tasks())
-        sockets = []
-        for number in range(3_000):
-            if number % 200 == 199:
-                await asyncio.sleep(1)
-            subscriber = await stack.enter_async_context(node.subscribe())
-            sockets.append(Socket())
-            subscriber.attach(sockets[-1])
-        assert len(asyncio.all_tasks()) == before
-        for socket in sockets:
-            socket.take()
-        counts = []
-        for _ in range(15):
-            await asyncio.sleep(1)
-            beaten = [socket.take() for socket in sockets]
-            assert set(beaten) <= {b"", notices.HEARTBEAT}
-            counts.append(beaten.count(notices.HEARTBEAT))
-        assert sum(counts) == 3_000
-        assert max(counts) < 600
-
-
-async def test_who_left_is_not_beaten(node: Node) -> None:
-    async with node.subscribe():
-        pass
-    await asyncio.sleep(60)
-    assert node.totals.heartbeats == 0
-
-
-async def test_a_quiet_topic_does_not_end_in_a_gap() -> None:  # C8
-    """Whenever it came and whenever it goes, the cursor of its client is still in the log."""
-    async with Node(MemoryBroker(history=1_000)) as node, AsyncExitStack() as stack:
-        readers = list[tuple[Subscriber, EventDecoder]]()
-        for number in range(20_000):
-            if number % 130 == 0 and number < 4_000:
-                readers.append((await stack.enter_async_context(node.subscribe("quiet")), EventDecoder()))
-            await node.publish(Draft.compose(str(number), topic="loud"))
-            await asyncio.sleep(0)
-            if number % 50 == 0:
-                oldest = await node.broker.oldest()
-                for subscriber, decoder in readers:
-                    assert datas(decoder.feed(await available(subscriber))) == []
-                    assert cursor_of(decoder) >= oldest
-        for _, decoder in readers:
-            welcome, *rest = await replay(node, "quiet", after=decoder.last_event_id)
-            assert told(welcome)["recovered"]
-            assert rest == []
-    assert node.totals.gaps == {}
-
-
-async def test_a_cursor_is_moved_with_the_heartbeat_too() -> None:
-    async with Node(MemoryBroker(history=1_000)) as node, node.subscribe("quiet") as subscriber:
-        decoder = EventDecoder()
-        decoder.feed(await available(subscriber))
-        for number in range(64):
-            await node.publish(Draft.compose(str(number), topic="loud"))
-        await asyncio.sleep(15)
-        decoder.feed(await available(subscriber))
-        assert decoder.last_event_id == str(await node.broker.top())
-
-
-async def test_who_gets_everything_is_sent_no_cursors(node: Node) -> None:
-    async with node.subscribe() as subscriber:
-        await received(subscriber)
-        frames = b""
-        for number in range(1_000):
-            await node.publish(Draft.compose(str(number)))
-            frames += await available(subscriber)
-        log = b"".join(map(NATIVE.frame, await log_of(node.broker)))  # type: ignore[arg-type]
-        assert frames == log
-
-
 # --- entries that a node cannot read ---
 
 
@@ -753,7 +610,7 @@ async def test_a_lost_publication_is_not_what_was_last(node: Node) -> None:
         assert told(welcome)["last"]["id"] == str(before)
 
 
-# --- limits and life ---
+# --- limits ---
 
 
 async def test_one_more_than_max_subscribers_is_refused() -> None:
@@ -924,166 +781,6 @@ async def test_a_hub_that_runs_is_not_started_again_until_it_has_stopped() -> No
             with pytest.raises(RuntimeError, match="running already"):
                 await node.__aenter__()
             await node.publish(Draft.compose("it runs on"))
-
-
-# --- drain ---
-
-
-class Ends:
-    """When each stream ended, and how: read until the end, on virtual time."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.types: list[list[str]] = []
-
-    async def read(self, node: Node, subscriber: Subscriber) -> None:
-        decoder, types = EventDecoder(), list[str]()
-        while data := await subscriber.read():
-            types += [event.type for event in decoder.feed(data)]
-        self.times.append(asyncio.get_running_loop().time())
-        self.types.append(types)
-
-    async def stream(self, node: Node, ready: asyncio.Semaphore) -> None:
-        async with node.subscribe() as subscriber:
-            ready.release()
-            await self.read(node, subscriber)
-
-
-async def connect(node: Node, tasks: asyncio.TaskGroup, count: int) -> Ends:
-    ends, ready = Ends(), asyncio.Semaphore(0)
-    for _ in range(count):
-        tasks.create_task(ends.stream(node, ready))
-    for _ in range(count):
-        await ready.acquire()
-    return ends
-
-
-async def test_a_drain_spreads_the_closes_over_its_window_with_a_bye_at_the_end_of_each(node: Node) -> None:
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-        ends = await connect(node, tasks, 500)
-        begun = asyncio.get_running_loop().time()
-        await node.publish(Draft.compose("last"))
-        await node.drain(10)
-        took = asyncio.get_running_loop().time() - begun
-    assert ends.types == [["welcome", "message", "bye"]] * 500
-    assert took <= 10
-    spread = [time - begun for time in ends.times]
-    assert max(spread) - min(spread) >= 5, "over half of the window"
-    seconds = [int(time) for time in spread]
-    assert max(map(seconds.count, seconds)) <= 100, "and evenly"
-    assert node.totals.closed == {"drain": 500}
-    assert state(node) == (0, 0, 0, 0)
-
-
-async def test_a_drain_waits_until_what_was_acknowledged_is_delivered() -> None:
-    class Late(MemoryBroker):
-        """Its tail tells a second later what its log has."""
-
-        def tail(self) -> Tail:
-            return LateTail(super().tail(), lambda: asyncio.sleep(1))
-
-    async with Node(Late()) as node, asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-        ends = await connect(node, tasks, 10)
-        await node.publish(Draft.compose("last"))
-        await node.drain(10)
-        assert ends.types == [["welcome", "message", "bye"]] * 10
-
-
-async def test_a_drain_refuses_who_comes_and_lets_finish_who_is_there(node: Node) -> None:
-    order = list[str]()
-
-    async def publisher(may_publish: asyncio.Event) -> None:
-        with node.admitted():
-            await may_publish.wait()
-            await node.publish(Draft.compose("in flight"))
-            order.append("answered")
-
-    may_publish = asyncio.Event()
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-        ends = await connect(node, tasks, 3)
-        tasks.create_task(publisher(may_publish))
-        await asyncio.sleep(MOMENT)
-        drain = tasks.create_task(node.drain(10))
-        await asyncio.sleep(MOMENT)
-        assert node.draining
-        with pytest.raises(Draining), node.admitted():
-            raise AssertionError
-        with pytest.raises(Draining):
-            await node.subscribe().__aenter__()
-        assert ends.times == []
-        may_publish.set()
-        await drain
-        order.append("drained")
-    assert order == ["answered", "drained"]
-    assert ends.types == [["welcome", "message", "bye"]] * 3
-    assert node.totals.refused == 1
-
-
-async def test_a_publisher_that_never_ends_does_not_cost_the_readers_their_bye(node: Node) -> None:
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-        ends = await connect(node, tasks, 100)
-        with node.admitted():
-            begun = asyncio.get_running_loop().time()
-            await node.drain(10)
-            assert asyncio.get_running_loop().time() - begun <= 10
-        assert ends.types == [["welcome", "bye"]] * 100
-        assert max(ends.times) - min(ends.times) >= 5
-
-
-async def test_a_reader_that_does_not_read_ends_the_drain_with_the_window(node: Node) -> None:
-    async with asyncio.timeout(PATIENCE), node.subscribe() as stalled:
-        begun = asyncio.get_running_loop().time()
-        await node.drain(10)
-        assert asyncio.get_running_loop().time() - begun == pytest.approx(10)
-        assert [event.type for event in await received(stalled)] == ["welcome", "bye"]
-
-
-async def test_a_drain_with_no_window_closes_everyone_at_once(node: Node) -> None:
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-        ends = await connect(node, tasks, 50)
-        await node.drain(0)
-    assert ends.types == [["welcome", "bye"]] * 50
-
-
-async def test_a_drain_of_nobody_is_over_at_once(node: Node) -> None:
-    begun = asyncio.get_running_loop().time()
-    await node.drain(10)
-    assert asyncio.get_running_loop().time() == begun
-
-
-async def test_a_slow_reader_gets_the_log_to_its_end_before_its_bye() -> None:
-    async with Node(MemoryBroker(), queue_size=2) as node, asyncio.timeout(PATIENCE), node.subscribe() as slow:
-        await received(slow)
-        await publish(node, *map(str, range(20)))
-        assert node.totals.lagging == 1
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(node.drain(10))
-            await asyncio.sleep(MOMENT)
-            events = await received(slow)
-        assert datas(events) == [str(number) for number in range(20)]
-        assert events[-1].type == "bye"
-
-
-@pytest.mark.parametrize("accepting", [True, False])
-async def test_begin_drain_drains_without_waiting_and_only_once(node: Node, accepting: bool) -> None:
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-        ends = await connect(node, tasks, 3)
-        if not accepting:
-            node.stop_accepting()
-        node.begin_drain()
-        node.begin_drain()
-        assert node.draining
-        assert ends.times == []
-    assert ends.types == [["welcome", "bye"]] * 3
-
-
-async def test_who_stops_accepting_still_serves_who_is_there(node: Node) -> None:
-    async with node.subscribe() as subscriber:
-        node.stop_accepting()
-        await publish(node, "a")
-        assert await texts(subscriber) == ["a"]
-        with pytest.raises(Draining):
-            await node.subscribe().__aenter__()
 
 
 # --- cancellation (E4) ---

@@ -1,0 +1,47 @@
+"""A node on virtual time: what is published, and what its subscribers read."""
+
+import asyncio
+import json
+from typing import Any
+
+from sse_app.events import Event, EventDecoder
+from sse_app.node import Node
+from sse_app.publication import Draft, Position
+from sse_app.subscriber import Subscriber
+from tests.support.peers import MOMENT, datas, received
+
+
+async def publish(node: Node, *texts: str, **options: Any) -> list[Position]:
+    """Publish one by one, each delivered before the next."""
+    positions = []
+    for text in texts:
+        positions.append((await node.publish(Draft.compose(text, **options))).position)
+        await asyncio.sleep(MOMENT)
+    return positions
+
+
+async def texts(subscriber: Subscriber) -> list[str]:
+    return datas(await received(subscriber))
+
+
+async def replay(node: Node, *topics: str, **options: Any) -> list[Event]:
+    """What a new subscriber gets at first."""
+    async with node.subscribe(*topics, **options) as subscriber:
+        return await received(subscriber)
+
+
+def told(event: Event) -> dict[str, Any]:
+    data = json.loads(event.data)
+    assert isinstance(data, dict)
+    return data
+
+
+def cursor_of(decoder: EventDecoder) -> Position:
+    cursor = Position.parse(decoder.last_event_id.encode())
+    assert cursor is not None
+    return cursor
+
+
+def state(node: Node) -> tuple[int, int, float, int]:
+    """Everything that counts subscribers."""
+    return node.totals.subscribers, len(node._heartbeats), node.gauges()["filters"], node.totals.lagging

@@ -1,0 +1,111 @@
+"""What an idle stream gets: heartbeats that are spread, and cursors that stay in the log."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from sse_app import notices
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.dialects import NATIVE
+from sse_app.events import EventDecoder
+from sse_app.node import Node
+from sse_app.publication import Draft
+from sse_app.subscriber import Subscriber
+from tests.support.nodes import cursor_of, replay, told
+from tests.support.peers import Socket, available, datas, log_of, received
+
+pytestmark = pytest.mark.virtual_time
+
+PATIENCE = 3_600  # virtual seconds
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with Node(MemoryBroker()) as node:
+        yield node
+
+
+async def test_an_idle_stream_gets_a_comment_after_15_seconds(node: Node) -> None:
+    async with node.subscribe() as subscriber:
+        await received(subscriber)
+        for _ in range(3):
+            await asyncio.sleep(14)
+            assert await available(subscriber) == b""
+            await asyncio.sleep(1)
+            assert await available(subscriber) == notices.HEARTBEAT
+    assert node.totals.heartbeats == 3
+
+
+async def test_thousands_of_idle_streams_beat_from_one_task_and_not_all_at_once() -> None:
+    async with Node(MemoryBroker()) as node, AsyncExitStack() as stack:
+        before = len(asyncio.all_tasks())
+        sockets = []
+        for number in range(3_000):
+            if number % 200 == 199:
+                await asyncio.sleep(1)
+            subscriber = await stack.enter_async_context(node.subscribe())
+            sockets.append(Socket())
+            subscriber.attach(sockets[-1])
+        assert len(asyncio.all_tasks()) == before
+        for socket in sockets:
+            socket.take()
+        counts = []
+        for _ in range(15):
+            await asyncio.sleep(1)
+            beaten = [socket.take() for socket in sockets]
+            assert set(beaten) <= {b"", notices.HEARTBEAT}
+            counts.append(beaten.count(notices.HEARTBEAT))
+        assert sum(counts) == 3_000
+        assert max(counts) < 600
+
+
+async def test_who_left_is_not_beaten(node: Node) -> None:
+    async with node.subscribe():
+        pass
+    await asyncio.sleep(60)
+    assert node.totals.heartbeats == 0
+
+
+async def test_a_quiet_topic_does_not_end_in_a_gap() -> None:  # C8
+    """Whenever it came and whenever it goes, the cursor of its client is still in the log."""
+    async with Node(MemoryBroker(history=1_000)) as node, AsyncExitStack() as stack:
+        readers = list[tuple[Subscriber, EventDecoder]]()
+        for number in range(20_000):
+            if number % 130 == 0 and number < 4_000:
+                readers.append((await stack.enter_async_context(node.subscribe("quiet")), EventDecoder()))
+            await node.publish(Draft.compose(str(number), topic="loud"))
+            await asyncio.sleep(0)
+            if number % 50 == 0:
+                oldest = await node.broker.oldest()
+                for subscriber, decoder in readers:
+                    assert datas(decoder.feed(await available(subscriber))) == []
+                    assert cursor_of(decoder) >= oldest
+        for _, decoder in readers:
+            welcome, *rest = await replay(node, "quiet", after=decoder.last_event_id)
+            assert told(welcome)["recovered"]
+            assert rest == []
+    assert node.totals.gaps == {}
+
+
+async def test_a_cursor_is_moved_with_the_heartbeat_too() -> None:
+    async with Node(MemoryBroker(history=1_000)) as node, node.subscribe("quiet") as subscriber:
+        decoder = EventDecoder()
+        decoder.feed(await available(subscriber))
+        for number in range(64):
+            await node.publish(Draft.compose(str(number), topic="loud"))
+        await asyncio.sleep(15)
+        decoder.feed(await available(subscriber))
+        assert decoder.last_event_id == str(await node.broker.top())
+
+
+async def test_who_gets_everything_is_sent_no_cursors(node: Node) -> None:
+    async with node.subscribe() as subscriber:
+        await received(subscriber)
+        frames = b""
+        for number in range(1_000):
+            await node.publish(Draft.compose(str(number)))
+            frames += await available(subscriber)
+        log = b"".join(map(NATIVE.frame, await log_of(node.broker)))  # type: ignore[arg-type]
+        assert frames == log

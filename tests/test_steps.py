@@ -1,0 +1,51 @@
+"""Steps: long work between whose parts the loop turns."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from sse_app.steps import outside_tasks
+
+
+async def test_the_loop_turns_between_two_steps_and_no_step_is_in_a_task() -> None:
+    seen: list[object] = []
+
+    def steps() -> Iterator[None]:
+        for _ in range(3):
+            seen.append(asyncio.current_task())
+            asyncio.get_running_loop().call_soon(seen.append, "turn")
+            yield
+
+    await outside_tasks(steps())
+    assert seen == [None, "turn", None, "turn", None, "turn"]
+
+
+async def test_an_error_is_that_of_who_waits() -> None:
+    def steps() -> Iterator[None]:
+        yield
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await outside_tasks(steps())
+
+
+async def test_no_step_is_taken_once_nobody_waits() -> None:
+    taken = 0
+
+    def steps() -> Iterator[None]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield
+
+    waiting = asyncio.create_task(outside_tasks(steps()))
+    while not taken:
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    before = taken
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert taken == before
