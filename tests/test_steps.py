@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from sse_app.steps import outside_tasks
+from tests.support.peers import turns, until
 
 
 async def test_the_loop_turns_between_two_steps_and_no_step_is_in_a_task() -> None:
@@ -40,12 +41,10 @@ async def test_no_step_is_taken_once_nobody_waits() -> None:
             yield
 
     waiting = asyncio.create_task(outside_tasks(steps()))
-    while not taken:
-        await asyncio.sleep(0)
+    await until(lambda: taken > 0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     before = taken
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await turns()
     assert taken == before
