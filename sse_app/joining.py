@@ -17,7 +17,7 @@ TIME_MAX = 1e14  # seconds: three million years, more than `since=999999999d` as
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class StartRequest:
     """Where a subscriber asks to start: ``after`` an id; else with the newest ``last`` publications, or with those
     ``since`` a Unix time; else with what comes next. Raises InvalidSince.
     """
@@ -64,46 +64,46 @@ class Joining:
         self._broker, self._delivery, self._totals = broker, delivery, totals
         self._retry, self._heartbeat = retry, heartbeat
 
-    async def begin(self, subscriber: Subscriber, asked: Asked) -> None:
+    async def begin(self, subscriber: Subscriber, request: StartRequest) -> None:
         """Decide where a subscriber starts; the welcome, and a gap if there is one, come before all else.
 
         It has been added before the end of the log is read here: what is published meanwhile is offered to it, so that
         nothing falls between that end and what comes next.
         """
         top, oldest = await self._broker.top(), await self._broker.oldest()
-        start = await self._start(subscriber, asked, oldest, top)
+        start = await self._start(subscriber, request, oldest, top)
         if start.gap is GapReason.AHEAD:  # unless it was on a node that knows of more
             top = await self._broker.top(fresh=True)
-            start = await self._start(subscriber, asked, oldest, top)
+            start = await self._start(subscriber, request, oldest, top)
         newest = await self._newest(subscriber, oldest)
         dialect = subscriber.dialect
-        greeting = dialect.welcome(self._welcome(subscriber, asked, start, newest, top))
+        greeting = dialect.welcome(self._welcome(subscriber, request, start, newest, top))
         if start.gap:
             self._totals.gaps[start.gap] += 1
             requested = start.requested and str(start.requested)
             greeting += dialect.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
         subscriber.begin(start.position, greeting, behind=start.position != top)
 
-    async def _start(self, subscriber: Subscriber, asked: Asked, oldest: Position, top: Position) -> Start:
-        if asked.after is not None:
-            return resume(asked.after, oldest, top)
-        if asked.last is not None:
-            position, enough = await self._broker.last(asked.last, subscriber.filter, subscriber.audience)
+    async def _start(self, subscriber: Subscriber, request: StartRequest, oldest: Position, top: Position) -> Start:
+        if request.after is not None:
+            return resume(request.after, oldest, top)
+        if request.last is not None:
+            position, enough = await self._broker.last(request.last, subscriber.filter, subscriber.audience)
             return Start(position, complete=enough or oldest.offset == 0)
-        if asked.since is not None:
-            position, complete = await self._broker.since(asked.since)
+        if request.since is not None:
+            position, complete = await self._broker.since(request.since)
             return Start(position, None if complete else GapReason.TRIMMED, Position(top.epoch, 0), complete)
         return Start(top)
 
     def _welcome(
-        self, subscriber: Subscriber, asked: Asked, start: Start, newest: Publication | None, top: Position
+        self, subscriber: Subscriber, request: StartRequest, start: Start, newest: Publication | None, top: Position
     ) -> Welcome:
         return Welcome(
             id=start.requested if start.gap else start.position,
             client=subscriber.client,
             subscribers=self._totals.subscribers + self._broker.subscribers_elsewhere,
             topics=subscriber.filter.shown,
-            recovered=asked.after is not None and start.gap is None,
+            recovered=request.after is not None and start.gap is None,
             last=newest.summary(subscriber.filter) if newest else None,
             top=top,
             complete=start.complete,

@@ -21,7 +21,7 @@ from sse_app.dialects import NATIVE
 from sse_app.draining import Drain
 from sse_app.errors import BrokerError, InvalidTopic
 from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
-from sse_app.joining import Asked, Joining
+from sse_app.joining import StartRequest, Joining
 from sse_app.lifetime import Lifetime
 from sse_app.metrics import Totals
 from sse_app.publication import Audience, Draft, Position, Publication, Receipt, check_client, names
@@ -218,7 +218,7 @@ class Node:
         Overloaded.
         """
         self.life.check_here()
-        asked = Asked(after, last, since)
+        request = StartRequest(after, last, since)
         topic_filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
         name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
         self._admission.check_subscriber()
@@ -229,7 +229,7 @@ class Node:
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:
-            await self._joining.begin(subscriber, asked)
+            await self._joining.begin(subscriber, request)
         except BaseException:
             self.leave(subscriber, CloseReason.GONE)
             raise

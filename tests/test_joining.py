@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sse_app.errors import InvalidSince
-from sse_app.joining import LAST_MAX, Asked, Start, resume
+from sse_app.joining import LAST_MAX, Start, StartRequest, resume
 from sse_app.notices import GapReason
 from sse_app.publication import Position
 
@@ -37,7 +37,7 @@ def test_a_cursor_is_continued_from_or_leaves_a_gap(after: Position | str | byte
     "asked", [{}, {"after": b"x"}, {"last": 0}, {"last": LAST_MAX}, {"since": -1e9}, {"after": "e-1", "last": 1}]
 )
 def test_what_says_where_to_start_is_taken(asked: dict[str, Any]) -> None:
-    Asked(**asked)
+    StartRequest(**asked)
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_what_says_where_to_start_is_taken(asked: dict[str, Any]) -> None:
 )
 def test_what_says_nothing_about_where_to_start_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(InvalidSince):
-        Asked(**asked)
+        StartRequest(**asked)

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from sse_app.errors import InvalidSince, InvalidUTF8, UnknownParameter
-from sse_app.joining import LAST_MAX, Asked
+from sse_app.joining import LAST_MAX, StartRequest
 
 DIGITS_MAX = len(str(LAST_MAX))
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -82,10 +82,10 @@ def cursor(request: Request, given: Parameters) -> bytes | None:
 
 
 def count(text: str) -> int:
-    """Return the number of ``last``. Raises InvalidSince, in the words of Asked, which has its bounds."""
+    """Return the number of ``last``. Raises InvalidSince, in the words of StartRequest, which has its bounds."""
     is_number = text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX
     number = int(text) if is_number else -1
-    Asked(last=number)
+    StartRequest(last=number)
     return number
 
 
