@@ -21,7 +21,7 @@ from sse_app.dialects import NATIVE
 from sse_app.draining import Drain
 from sse_app.errors import BrokerError, InvalidTopic
 from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
-from sse_app.joining import StartRequest, Joining
+from sse_app.joining import Joining, StartRequest
 from sse_app.lifetime import Lifetime
 from sse_app.metrics import Totals
 from sse_app.publication import Audience, Draft, Position, Publication, Receipt, check_client, names
