@@ -66,7 +66,7 @@ def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(default, tuple):
             shown = ", ".join(default)
         shown = "" if default in (None, (), False) else f" Default: {shown}."
-        text = f"{setting.help} {setting.range[:1].upper()}{setting.range[1:]}.{shown} [{ENV_PREFIX}{name.upper()}]"
+        text = f"{setting.meaning} {setting.range[:1].upper()}{setting.range[1:]}.{shown} [{ENV_PREFIX}{name.upper()}]"
         if isinstance(default, bool):
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
         else:

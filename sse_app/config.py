@@ -26,7 +26,7 @@ LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")  # RFC 6761,
 class Setting:
     """The way to read and show a setting. ``low`` and ``high`` bound a number; a secret's value is never shown."""
 
-    help: str
+    meaning: str
     read: Callable[[str], Any]
     low: float = -math.inf
     high: float = math.inf
@@ -44,31 +44,31 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _setting(
-    default: Any, help: str, read: Callable[[str], Any], expects: str, *bounds: float, secret: bool = False
+    default: Any, meaning: str, read: Callable[[str], Any], expects: str, *bounds: float, secret: bool = False
 ) -> Any:
     low, high = bounds or (-math.inf, math.inf)
-    setting = Setting(help, read, low, high, expects, secret)
+    setting = Setting(meaning, read, low, high, expects, secret)
     return field(default=default, repr=not secret, metadata={"setting": setting})
 
 
-def _count(default: int | None, help: str, low: float, high: float) -> Any:
-    return _setting(default, help, whole, "a whole number", low, high)
+def _count(default: int | None, meaning: str, low: float, high: float) -> Any:
+    return _setting(default, meaning, whole, "a whole number", low, high)
 
 
-def _seconds(default: float, help: str, low: float, high: float) -> Any:
-    return _setting(default, help, duration, "a duration in seconds (or 500ms, 15s, 5m, 24h)", low, high)
+def _seconds(default: float, meaning: str, low: float, high: float) -> Any:
+    return _setting(default, meaning, duration, "a duration in seconds (or 500ms, 15s, 5m, 24h)", low, high)
 
 
-def _size(default: int, help: str, low: float, high: float) -> Any:
-    return _setting(default, help, size, "a size in bytes (or 64KiB, 1MiB)", low, high)
+def _size(default: int, meaning: str, low: float, high: float) -> Any:
+    return _setting(default, meaning, size, "a size in bytes (or 64KiB, 1MiB)", low, high)
 
 
-def _text(default: str | None, help: str, expects: str, *, secret: bool = False) -> Any:
-    return _setting(default, help, str, expects, secret=secret)
+def _text(default: str | None, meaning: str, expects: str, *, secret: bool = False) -> Any:
+    return _setting(default, meaning, str, expects, secret=secret)
 
 
-def _list(help: str, expects: str, *default: str) -> Any:
-    return _setting(default, help, _names, expects)
+def _list(meaning: str, expects: str, *default: str) -> Any:
+    return _setting(default, meaning, _names, expects)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ def test_the_help_names_every_setting_with_its_flag_variable_and_range(capsys: p
     for name, setting in Config.settings().items():
         assert f"--{name.replace('_', '-')}" in text
         assert f"[SSE_APP_{name.upper()}]" in text
-        assert unwrapped(setting.help) in text
+        assert unwrapped(setting.meaning) in text
         assert unwrapped(setting.range[1:]) in text
 
 

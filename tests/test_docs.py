@@ -692,7 +692,7 @@ def settings_table() -> str:
             range, shown = (text.replace(",", "") for text in (range, shown))
         flag = f"--{name.replace('_', '-')}"
         shown = f"`{shown}`" if shown else "none"
-        lines.append(f"| `{flag}` | `{ENV_PREFIX}{name.upper()}` | {shown} | {range} | {setting.help} |")
+        lines.append(f"| `{flag}` | `{ENV_PREFIX}{name.upper()}` | {shown} | {range} | {setting.meaning} |")
     return "\n".join(lines)
 
 
