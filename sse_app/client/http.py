@@ -82,9 +82,11 @@ class Http:
             failure = TooLarge("The topics and names are too long together: a URL has room for 65,536 characters.")
         raise failure  # outside the except clause, where the library's error would become its context
 
-    def request(self, method: str, target: Any, headers: Mapping[str, Any], /, **options: Any) -> Any:
-        """Return a request for ``send``."""
-        return self._http.build_request(method, target, headers={**options.pop("headers", {}), **headers}, **options)
+    def request(
+        self, method: str, target: Any, headers: Mapping[str, Any], *, timeout: Any, content: bytes | None = None
+    ) -> Any:
+        """Return a request for ``send``. timeout: seconds, or a Timeout of the library."""
+        return self._http.build_request(method, target, headers=headers, timeout=timeout, content=content)
 
     async def attempt(self, request: Any, seconds: float) -> Any:
         """Return the answer to a request that its caller cancels after so many seconds. Raises as ``send`` does.
