@@ -7,7 +7,7 @@ from itertools import pairwise
 from sse_app.doctor.advice import ADVICE
 from sse_app.doctor.finding import Finding, Verdict
 from sse_app.doctor.stream import Stream
-from sse_app.doctor.visit import ARRIVAL_SECONDS, Receipt, Visit
+from sse_app.doctor.visit import ARRIVAL_SECONDS, Published, Visit
 from sse_app.errors import NotChecked
 
 EVENTS = 10
@@ -84,15 +84,17 @@ async def resume(visit: Visit) -> Finding:
     return Finding("resume", Verdict.PROBLEM, text, ADVICE["resume"])
 
 
-async def _resumes(visit: Visit, seen: Receipt, missed: Receipt, *, by_header: bool) -> bool:
+async def _resumes(visit: Visit, seen: Published, missed: Published, *, by_header: bool) -> bool:
     """Return True when the position that was sent reached the hub; its welcome begins there."""
-    headers, parameter = ({"Last-Event-ID": seen.id}, "") if by_header else ({}, seen.id)
+    headers, parameter = ({"Last-Event-ID": seen.event_id}, "") if by_header else ({}, seen.event_id)
     async with visit.stream(headers=headers, last_event_id=parameter) as stream:
         welcome = await stream.welcomed()
-        if stream.arrivals[0].event.id != seen.id:
+        if stream.arrivals[0].event.id != seen.event_id:
             return False
         if not welcome.get("recovered"):
             raise NotChecked("the hub told a gap: its log was restarted, or it is very busy")
-        if not await stream.until(lambda: any(one.event.id == missed.id for one in stream.arrivals), ARRIVAL_SECONDS):
+        if not await stream.until(
+            lambda: any(one.event.id == missed.event_id for one in stream.arrivals), ARRIVAL_SECONDS
+        ):
             raise NotChecked(f"the replay did not come within {ARRIVAL_SECONDS:g} s; see buffering")
         return True

@@ -19,10 +19,10 @@ REQUEST_SECONDS = 15.0
 ARRIVAL_SECONDS = 3.0  # for an event to arrive; a later one counts as held back
 
 
-class Receipt(NamedTuple):
+class Published(NamedTuple):
     """The hub's answer to a publication."""
 
-    id: str
+    event_id: str
     subscribers: int
 
 
@@ -132,7 +132,7 @@ class Visit:
         headers = {"Content-Type": "text/plain; charset=utf-8", **self._bearer}
         return await self._http.post("broadcast", params=query, content=data.encode(), headers=headers)
 
-    async def publish(self, data: str, topic: str = "") -> Receipt:
+    async def publish(self, data: str, topic: str = "") -> Published:
         """Publish to ourselves alone. Raises NotChecked when it is refused."""
         try:
             answer = await self.post(data, topic)
@@ -142,11 +142,11 @@ class Visit:
             raise NotChecked("publishing needs the right publish key (--publish-key, SSE_APP_PUBLISH_KEY)")
         try:
             said = answer.raise_for_status().json()
-            receipt = Receipt(str(said["id"]), int(said["subscribers"]))
+            published = Published(str(said["id"]), int(said["subscribers"]))
         except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
             raise NotChecked(f"publishing was answered {named(answer)}") from None
-        self._note_epoch(receipt.id)
-        return receipt
+        self._note_epoch(published.event_id)
+        return published
 
     async def subscribed(self, topic: str) -> bool:
         """Return True when the hub has a stream of this topic open, as /stats says. Raises NotChecked."""
