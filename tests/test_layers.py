@@ -76,7 +76,7 @@ KNOWS = {
         *(f"testing.{name}" for name in ("call", "lifespan", "recording", "server", "transport")),
     },
     "sse_starlette": {"web.stream", "web.exit_signal", "bench.naive"},
-    "uvicorn": {"server.uvicorn_internals", "server.server", "cli", "testing.server"},
+    "uvicorn": {"server.uvicorn_internals", "server.protocol", "server.server", "cli", "testing.server"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.connection"},

@@ -13,11 +13,18 @@ from typing import Any
 
 import httptools
 import msgspec
+import uvicorn
 
 from sse_app.descriptors import Waiting
 from sse_app.server.direct import FAREWELL, Outlet
 from sse_app.server.logs import Refusals
-from sse_app.server.uvicorn_internals import STATUS_LINE, FlowControl, HttpToolsProtocol, RequestResponseCycle
+from sse_app.server.uvicorn_internals import (
+    STATUS_LINE,
+    FlowControl,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+    ServerState,
+)
 from sse_app.web.problems import (
     BAD_REQUEST,
     BAD_TARGET,
@@ -76,14 +83,17 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(
         self,
-        *args: Any,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
         head_max: int = 16 * 1024,
         head_deadline: float = 10.0,
         waiting: Waiting | None = None,
         refusals: Refusals | None = None,
-        **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(config, server_state, app_state, _loop)
         self.url = b""  # of the request whose head is being received
         self._waiting, self._refusals = waiting, refusals
         self._head_max, self._head_deadline = head_max, head_deadline
