@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, cast
 
 import click
 
@@ -32,8 +32,24 @@ from sse_app.errors import BenchRefused, ConfigError
 
 if TYPE_CHECKING:
     from sse_app.bench import Report
+    from sse_app.bench.load import Workload
 
 ON_WINDOWS = "serve runs on Linux and macOS; on Windows use WSL (wsl --install), a hub in an app of your own runs here."
+
+
+Flag: TypeAlias = str | bool | tuple[str, ...] | None  # as click gives it: a text, a switch, texts, or not given
+
+
+class _LoadOptions(TypedDict):
+    """The flags that are fields of ``bench.Load``."""
+
+    subscribers: int
+    duration: float
+    rate: float
+    inflight: int
+    payload: int | None
+    slow: float
+    publish_key: str | None
 
 
 class Commands(click.Group):
@@ -77,7 +93,7 @@ def _settings_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @commands.command()
 @_settings_as_options
-def serve(**flags: Any) -> None:
+def serve(**flags: Flag) -> None:
     """Run a hub. Every setting is also an environment variable; durations take 15s, 5m, 24h, sizes 64KiB, 1MiB."""
     with exits():
         if sys.platform == "win32":
@@ -119,7 +135,7 @@ def bench(
     repeat: int,
     as_json: bool,
     flags: tuple[str, ...],
-    **load: Any,
+    **load: Unpack[_LoadOptions],
 ) -> None:
     """Load a hub: connecting, deliveries per second, latency, memory; lost and doubled, which must be 0."""
     from rich.console import Console
@@ -132,7 +148,7 @@ def bench(
     with exits():
         if url and flags:
             raise BenchRefused("flags of serve go without a URL.")
-        loads = [Load(name, **load) for name in workload.split(",")]  # type: ignore[arg-type]  # Load checks it
+        loads = [Load(cast("Workload", name), **load) for name in workload.split(",")]  # Load checks the name
     # SIGTERM raises SystemExit, so that the server that was started is stopped.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -28,7 +28,14 @@ Show = Callable[[Event], None]
 @click.option("--count", type=Whole(1), metavar="N", help="End after N events.")
 @click.option("--retry-for", type=Number(0), metavar="SECONDS", help="Give up after so long without a hub.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line: id, event, data.")
-def listen(topics: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def listen(
+    topics: tuple[str, ...],
+    as_json: bool,
+    url: str,
+    name: str | None,
+    count: int | None,
+    **options: "Unpack[ListenOptions]",
+) -> None:
     """Print events as they come, and go on by itself when the connection or the hub goes away.
 
     TOPIC is a topic filter: a topic, or with * for one segment, or a final ** for the rest. Without one: everything.
@@ -37,7 +44,7 @@ def listen(topics: tuple[str, ...], as_json: bool, **options: Any) -> None:
     is told on stderr. Exit status: 0 done, 1 done but some were lost (a gap), 2 usage, 3 refused, 4 no hub, 130 Ctrl+C.
     """
     show = _as_json if as_json else _as_line() if sys.stdout.isatty() else _as_sent
-    run(lambda: until_stdout_closes(_listen(topics, show, **options)))
+    run(lambda: until_stdout_closes(_listen(topics, show, url=url, name=name, count=count, **options)))
 
 
 async def _listen(

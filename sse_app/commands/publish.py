@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 from urllib.request import getproxies
 
 import click
 
 from sse_app.commands import Exit, Number, Whole, printable, publish_key_option, run, url_option
 from sse_app.errors import BadInput, ClientError, InvalidIdempotencyKey, InvalidUTF8
-from sse_app.publication import Receipt, check_idempotency_key
+from sse_app.publication import Names, Receipt, check_idempotency_key
 
 if TYPE_CHECKING:
     from sse_app.client.http import AsyncClient
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 STDIN = 0
 CHUNK = 65_536  # bytes of standard input read at a time
 REFRESH = 0.1  # seconds between two updates of the progress shown
+
+
+class _Options(TypedDict):
+    """The flags that are keywords of ``Client.publish``, the same for every line."""
+
+    topic: Names
+    event: str
+    to: Names
+    exclude: Names
+    retry_for: float
 
 
 def _or_none(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -63,18 +73,25 @@ def _or_none(context: click.Context, option: click.Parameter, values: tuple[str,
     metavar="SECONDS",
     help="How long to try when the hub is away.",
 )
-def publish(data: str | None, **options: Any) -> None:
+def publish(
+    data: str | None,
+    url: str,
+    publish_key: str | None,
+    key: str | None,
+    inflight: int,
+    **options: Unpack[_Options],
+) -> None:
     """Publish DATA, or each line of standard input, and print the id of the last.
 
     One line follows the other when it is acknowledged, so that their order is kept. A hub that goes away in between is
     tried again; every line has an Idempotency-Key of its own, so that none is published twice. Empty lines are left
     out. Exit status: 0 done, 2 usage, 3 refused, 4 no hub, 130 Ctrl+C.
     """
-    run(lambda: _publish(data, **options))
+    run(lambda: _publish(data, options, url=url, publish_key=publish_key, key=key, inflight=inflight))
 
 
 async def _publish(
-    data: str | None, *, url: str, publish_key: str | None, key: str | None, inflight: int, **options: Any
+    data: str | None, options: _Options, *, url: str, publish_key: str | None, key: str | None, inflight: int
 ) -> Exit:
     from sse_app.client import Client
 
