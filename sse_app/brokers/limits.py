@@ -42,3 +42,7 @@ class Limits(NamedTuple):
 
 
 DEFAULTS = Limits()
+
+# Of one page of a replay, so that no reader holds much more than that, and the loop turns between two pages.
+PAGE_COUNT = 256  # publications
+PAGE_BYTES = 256 * 1024  # of their bodies; the one with which a page exceeds them is its last

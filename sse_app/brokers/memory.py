@@ -13,15 +13,13 @@ from types import TracebackType
 from typing import NamedTuple, Self, Unpack
 
 from sse_app.brokers import Page, Tail
-from sse_app.brokers.limits import Limits, LogSettings
+from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, Limits, LogSettings
 from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import KeyReused, LogFull
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
 
-PAGE_COUNT = 256  # publications looked at for one page of a replay
-PAGE_BYTES = 256 * 1024  # and bytes in it, so that no reader holds more than that
 KEYS_BYTES = 128 * 1024 * 1024  # of the idempotency keys within the window: some 300,000
 KEY_OVERHEAD = 400  # bytes of a key beside its text, measured with tracemalloc on CPython 3.11
 NEAR = 64  # publications, the newest: looked at before the topics of a filter are, where most of them match

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from sse_app.brokers.limits import PAGE_BYTES
 from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.publication import Publication
 from sse_app.topics import TopicFilter
 
 COUNT = 10_000  # publications at most
 BYTES = 16 * 1024 * 1024
-PAGE_BYTES = 256 * 1024  # in a page, so that no reader holds more than that
 TOPICS_MAX = 100_000  # whose newest publication is known, some 20 MB
 LOOK_UPS = 2_000  # in search of a filter's topics, in one step of the loop: some 2 ms
 WIDE = 2_000  # topics of a filter, above which most publications are on one of them

@@ -22,11 +22,11 @@ from nats.aio.client import Client
 
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
-from sse_app.brokers.limits import LimitSettings
+from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, LimitSettings
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
 from sse_app.brokers.nats.entries import Message, content, envelope, publication_of
 from sse_app.brokers.nats.feed import Feed
-from sse_app.brokers.nats.log import AWAY, COMMAND, PAGE_BYTES, SETTLE, GivenLimits, Log, State
+from sse_app.brokers.nats.log import AWAY, COMMAND, SETTLE, GivenLimits, Log, State
 from sse_app.brokers.nats.nodes import Nodes
 from sse_app.brokers.nats.url import Place, parse
 from sse_app.brokers.recent import BYTES, COUNT, Recent
@@ -41,7 +41,6 @@ logger = logging.getLogger("sse_app")
 BEAT = 1.0  # seconds between two looks at the stream, and two words about our subscribers
 SILENCE = 3.0  # seconds that a feed may be without a sign of life
 BACKOFF = (0.2, 2.0)  # seconds after the first failure, and at most
-PAGE_COUNT = 256  # publications looked at for one page of a replay
 SAME_TIME = 0.001  # seconds; the server's nanoseconds are rounded in more than one way
 
 

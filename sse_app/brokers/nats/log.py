@@ -17,7 +17,7 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
-from sse_app.brokers.limits import DEFAULTS
+from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES
 from sse_app.brokers.nats.connection import FAILURES, reason
 from sse_app.brokers.nats.entries import Message
 from sse_app.brokers.nats.feed import Feed, is_message, message_of, status_of
@@ -34,7 +34,6 @@ HEARTBEAT = 1.0  # seconds between two signs of life of a feed that has nothing 
 IDLE = 10.0  # seconds after which the server forgets a consumer that nobody reads from
 PENDING_BYTES = 8 * 1024 * 1024  # that wait for the socket; more is refused
 PENDING_MESSAGES = 65_536  # of a feed, and that wait for us; it then drops some and breaks
-PAGE_BYTES = 256 * 1024  # in one page, so that no reader holds much more than that
 HEAD = 1024  # bytes that a message has beside its data, at most
 SLACK = 1_000  # publications that the stream holds beyond the limit, so that feeds hear of all in a burst
 UNBOUNDED = 2**62

@@ -26,7 +26,7 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.formats import lost
-from sse_app.brokers.limits import DEFAULTS, LogSettings
+from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES, PAGE_COUNT, LogSettings
 from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.redis.connection import (
     AWAY,
@@ -63,8 +63,6 @@ PREFIX = "sse-app"
 LOOK = 1.0  # seconds between two looks at the log's state; no read of the tail blocks longer
 SOON = 0.05  # seconds to the next look while there is more to trim than one does
 BACKOFF = (0.2, 2.0)  # seconds after the first failure, and at most
-PAGE_COUNT = 256  # publications looked at for one page of a replay
-PAGE_BYTES = 256 * 1024  # and bytes, so that no reader holds much more than that
 DEADLINE = 1.5  # seconds for a publication, from the call to its answer: a publisher is answered within 2 s
 TURN = 30.0  # seconds for a page: thousands of readers may be before it, and who gave up would only ask again
 PUBLICATIONS, PAGES = 128, 8  # sent in one write; Redis answers them all before anybody else: 5 ms, 8 ms

@@ -13,14 +13,13 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from sse_app.brokers import Page
+from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT
 from sse_app.brokers.sqlite.entries import COLUMNS, Row, is_understood, publication_of, split
 from sse_app.brokers.sqlite.log import HOLES, State, only, read_state
 from sse_app.brokers.sqlite.schema import version_of
 from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
 
-PAGE_COUNT = 256  # publications of one page of a replay
-PAGE_BYTES = 256 * 1024  # and bytes in it, so that no reader holds more than that
 SCAN = 2_000  # publications whose topics are looked at one by one, before the index is asked: some 3 ms
 TOPICS_AT_ONCE = 400  # in one query; SQLite takes 500
 AFTER_SLASH = chr(ord("/") + 1)  # what begins with `a/` stands between `a/` and `a0`

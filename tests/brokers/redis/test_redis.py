@@ -18,8 +18,9 @@ from redis import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from sse_app.brokers import open_broker
+from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT
 from sse_app.brokers.recent import BYTES
-from sse_app.brokers.redis import PAGE_BYTES, PAGE_COUNT, TAIL_BYTES, RedisBroker
+from sse_app.brokers.redis import TAIL_BYTES, RedisBroker
 from sse_app.brokers.redis.connection import Argument, Line, check_version, close, connections, execute
 from sse_app.brokers.redis.entries import envelope, microseconds, publication_of
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app.brokers.limits import Limits
+from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, Limits
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.brokers.sqlite.log import connect
-from sse_app.brokers.sqlite.pages import PAGE_BYTES, PAGE_COUNT, SCAN, TOPICS_AT_ONCE, Reader
+from sse_app.brokers.sqlite.pages import SCAN, TOPICS_AT_ONCE, Reader
 from sse_app.events import Event
 from sse_app.publication import Audience, Draft, Position, Publication
 from sse_app.topics import TopicFilter
