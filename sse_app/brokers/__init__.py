@@ -98,15 +98,15 @@ class Broker(Protocol):
         fails."""
         ...
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         """The next page of matching publications in ``(after, until]``, oldest first."""
         ...
 
-    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+    async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         """The newest ``count`` publications that these readers may see, oldest first; None: whoever they are for."""
         ...
 
-    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+    async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         """The position before the newest ``count`` publications that these readers may see, or ``top()`` if there are
         none; False if the log holds fewer."""
         ...

@@ -180,15 +180,15 @@ class MemoryBroker:
         self._trim()
         return Position(self._epoch, self._oldest - 1)
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
         start, last = self._range(after, until.offset)
-        if filter.unrestricted:
+        if topic_filter.unrestricted:
             last = min(last, start + PAGE_COUNT)
             return self._cut(start, self._slice(start + 1, last), last)
         if last - start <= PAGE_COUNT:
-            return self._page(start, last, lambda item: filter.matches(item.topics))
-        topics = await self._topics(filter)
+            return self._page(start, last, lambda item: topic_filter.matches(item.topics))
+        topics = await self._topics(topic_filter)
         if not isinstance(topics, set) or len(topics) <= WIDE:
             return self._page_on(topics, *self._range(after, last))
         async with self._turn:
@@ -219,15 +219,15 @@ class MemoryBroker:
         end = found[count - 1].position.offset if len(found) >= count else last
         return Page(Position(self._epoch, start), found[:count], Position(self._epoch, end))
 
-    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+    async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         self._trim()
         until, found = self._top, list[Publication]()
-        topics = None if filter.unrestricted else self._offsets.topics(filter, FEW)
-        if topics is None and not filter.unrestricted:
-            found += [item for item in self._before(until, NEAR) if item.reaches(filter, audience)]
+        topics = None if topic_filter.unrestricted else self._offsets.topics(topic_filter, FEW)
+        if topics is None and not topic_filter.unrestricted:
+            found += [item for item in self._before(until, NEAR) if item.reaches(topic_filter, audience)]
             until -= NEAR
             if len(found) < count:
-                topics = await self._topics(filter)
+                topics = await self._topics(topic_filter)
         while len(found) < count and until >= self._oldest:
             further, until = await self._further_back(topics, until, count)
             found += [item for item in further if item.visible_to(audience)]
@@ -256,20 +256,20 @@ class MemoryBroker:
             await asyncio.sleep(0)
         return found, until - stretch
 
-    async def _topics(self, filter: TopicFilter) -> tuple[str, ...] | set[str]:
+    async def _topics(self, topic_filter: TopicFilter) -> tuple[str, ...] | set[str]:
         """The topics that a filter matches, found in as many steps of the loop as that takes."""
-        found = self._offsets.topics(filter, FEW)
+        found = self._offsets.topics(topic_filter, FEW)
         if found is not None:
             return found
         async with self._turn:
             while True:
-                found = self._offsets.topics(filter, MANY)
+                found = self._offsets.topics(topic_filter, MANY)
                 if found is not None:
                     return found
                 await asyncio.sleep(0)
 
-    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
-        newest = await self.newest(count, filter, audience)
+    async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+        newest = await self.newest(count, topic_filter, audience)
         offset = newest[0].position.offset - 1 if newest else self._top
         return Position(self._epoch, offset), len(newest) >= count
 

@@ -86,13 +86,13 @@ class Recent:
         first = max(self.top - len(self._held), until - count) + 1
         return [self._held[offset] for offset in range(until, first - 1, -1)]
 
-    def below(self, top: int, filter: TopicFilter) -> int:
+    def below(self, top: int, topic_filter: TopicFilter) -> int:
         """Return an offset above which, up to ``top``, nothing matches. It is ``top`` while too little is known: of a
         filter with wildcards each call tries a bounded number of topics.
         """
-        if top > self.top or filter.unrestricted:
+        if top > self.top or topic_filter.unrestricted:
             return top
-        topics = self._offsets.topics(filter, LOOK_UPS)
+        topics = self._offsets.topics(topic_filter, LOOK_UPS)
         if topics is None or len(topics) > WIDE:
             return top
         complete_from = max(self.top + 1 - len(self._held), self._complete_from)

@@ -269,7 +269,7 @@ async def test_a_subscription_against_the_rules_never_begins() -> None:
 class Unreadable(MemoryBroker):
     """A log that can be read only from its end."""
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         raise ValueError("m4rk3r")
 
 

@@ -282,10 +282,10 @@ class NatsBroker:
 
     # Reading
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
         page = await self._page(after, until)
-        found = [item for item in page.publications if item.reaches(filter, None)]
+        found = [item for item in page.publications if item.reaches(topic_filter, None)]
         return Page(page.start, found, page.end)
 
     async def _page(self, after: Position, until: Position) -> Page:
@@ -308,22 +308,22 @@ class NatsBroker:
         end = found[-1].position.offset if found else start
         return Page(Position(epoch, start), found, Position(epoch, end))
 
-    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
-        return [publication async for publication in self._backwards(count, filter, audience)][::-1]
+    async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+        return [publication async for publication in self._backwards(count, topic_filter, audience)][::-1]
 
-    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+    async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         position, found = None, 0
-        async for publication in self._backwards(count, filter, audience):
+        async for publication in self._backwards(count, topic_filter, audience):
             position, found = publication.position, found + 1
         before = position._replace(offset=position.offset - 1) if position else self._known
         return before, found >= count
 
     async def _backwards(
-        self, count: int, filter: TopicFilter, audience: Audience | None
+        self, count: int, topic_filter: TopicFilter, audience: Audience | None
     ) -> AsyncIterator[Publication]:
         """At most ``count`` publications that these readers may see, newest first."""
         epoch, recent = self._known.epoch, self._recent
-        until = recent.below(self._known.offset, filter)
+        until = recent.below(self._known.offset, topic_filter)
         while count and until > (oldest := self._held_from()):
             after = max(oldest, until - PAGE_COUNT)
             if after < recent.top < until:
@@ -333,10 +333,10 @@ class NatsBroker:
                 return
             recent.learn(after, until, found)
             for publication in reversed(found):
-                if count and not publication.lost and publication.reaches(filter, audience):
+                if count and not publication.lost and publication.reaches(topic_filter, audience):
                     count -= 1
                     yield publication
-            until = recent.below(after, filter)
+            until = recent.below(after, topic_filter)
 
     async def _all_in(self, after: Position, until: Position) -> Sequence[Publication]:
         found: list[Publication] = []

@@ -257,15 +257,15 @@ class RedisBroker:
         self._learn(sent, answer)
         return answer
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
         if after.epoch == self._known.epoch and after.offset < until.offset:
             held = self._recent.page(after.offset, until.offset, PAGE_COUNT)
             if held:
-                return Page(after, [item for item in held if item.reaches(filter, None)], held[-1].position)
-        return await self._page(after, until, filter)
+                return Page(after, [item for item in held if item.reaches(topic_filter, None)], held[-1].position)
+        return await self._page(after, until, topic_filter)
 
-    async def _page(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def _page(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         bounds = after.epoch, after.offset, until.offset, PAGE_COUNT, PAGE_BYTES
         raw_epoch, _, top, start, entries = await self._read("page", self._state, *bounds)
         epoch, end, found = raw_epoch.decode(), start, []
@@ -279,40 +279,40 @@ class RedisBroker:
                 start = offset - 1
             end = offset
             publication = publication_of(entry, epoch, time.time())
-            if filter.matches(publication.topics):
+            if topic_filter.matches(publication.topics):
                 found.append(publication)
         return Page(Position(epoch, start), found, Position(epoch, end))
 
-    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
-        return [publication async for publication in self._backwards(count, filter, audience)][::-1]
+    async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+        return [publication async for publication in self._backwards(count, topic_filter, audience)][::-1]
 
-    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+    async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         position, found = None, 0
-        async for publication in self._backwards(count, filter, audience):
+        async for publication in self._backwards(count, topic_filter, audience):
             position, found = publication.position, found + 1
         before = position._replace(offset=position.offset - 1) if position else self._known
         return before, found >= count
 
     async def _backwards(
-        self, count: int, filter: TopicFilter, audience: Audience | None
+        self, count: int, topic_filter: TopicFilter, audience: Audience | None
     ) -> AsyncIterator[Publication]:
         """At most ``count`` publications that these readers may see, newest first."""
         until, size, epoch = self._known.offset, min(count, PAGE_COUNT), ""
-        while count and (until := self._recent.below(until, filter)) > self._oldest:
-            found = self._recent.before(until, PAGE_COUNT) or await self._read_back(until, size, filter)
+        while count and (until := self._recent.below(until, topic_filter)) > self._oldest:
+            found = self._recent.before(until, PAGE_COUNT) or await self._read_back(until, size, topic_filter)
             if not found or found[0].position.epoch != (epoch or found[0].position.epoch):
                 return
             for publication in found:
-                if count and not publication.lost and publication.reaches(filter, audience):
+                if count and not publication.lost and publication.reaches(topic_filter, audience):
                     count -= 1
                     yield publication
             epoch, until, size = found[-1].position.epoch, found[-1].position.offset - 1, PAGE_COUNT
             await asyncio.sleep(0)
 
-    async def _read_back(self, until: int, size: int, filter: TopicFilter) -> Sequence[Publication]:
+    async def _read_back(self, until: int, size: int, topic_filter: TopicFilter) -> Sequence[Publication]:
         """From the log, newest first; one search after the other, each from where those before it came to."""
         async with self._searching:
-            until = self._recent.below(until, filter)
+            until = self._recent.below(until, topic_filter)
             raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, size, PAGE_BYTES)
             epoch = raw_epoch.decode()
             found = [publication_of(entry, epoch, time.time()) for entry in entries]

@@ -221,17 +221,17 @@ class SQLiteBroker:
 
     # Reading
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await self._trim()
-        return await self._read(lambda reader: reader.replay(after, until, filter))
+        return await self._read(lambda reader: reader.replay(after, until, topic_filter))
 
-    async def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+    async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         await self._trim()
-        return await self._read(lambda reader: reader.newest(count, filter, audience))
+        return await self._read(lambda reader: reader.newest(count, topic_filter, audience))
 
-    async def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+    async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         await self._trim()
-        return await self._read(lambda reader: reader.last(count, filter, audience))
+        return await self._read(lambda reader: reader.last(count, topic_filter, audience))
 
     async def since(self, time: float) -> tuple[Position, bool]:
         await self._trim()

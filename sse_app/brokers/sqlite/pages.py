@@ -57,28 +57,28 @@ class Reader:
     def version(self) -> int:
         return version_of(self._connection)
 
-    def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         with self._snapshot() as state:
             known = after.offset if after.epoch == state.epoch else 0
             start = max(known, state.oldest)
             last = min(until.offset, state.top)
-            found = self._matching(filter, start + 1, last, PAGE_COUNT)
+            found = self._matching(topic_filter, start + 1, last, PAGE_COUNT)
             publications, cut = self._load(state.epoch, found.offsets)
             end = publications[-1].position.offset if cut else max(start, found.looked)
             return Page(Position(state.epoch, start), publications, Position(state.epoch, end))
 
-    def newest(self, count: int, filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+    def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         with self._snapshot() as state:
-            offsets = self._newest(count, filter, audience, state)
+            offsets = self._newest(count, topic_filter, audience, state)
             found: list[Publication] = []
             while len(found) < len(offsets):
                 found += self._load(state.epoch, offsets[len(found) : len(found) + PAGE_COUNT])[0]
             return [publication for publication in found if not publication.lost]
 
-    def last(self, count: int, filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+    def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         """The position before the newest so many that these readers may see; False if there are fewer."""
         with self._snapshot() as state:
-            offsets = self._newest(count, filter, audience, state)
+            offsets = self._newest(count, topic_filter, audience, state)
             return Position(state.epoch, offsets[0] - 1 if offsets else state.top), len(offsets) >= count
 
     def since(self, time: float) -> tuple[Position, bool]:
@@ -93,12 +93,12 @@ class Reader:
 
     # Searching
 
-    def _newest(self, count: int, filter: TopicFilter, audience: Audience | None, state: State) -> Sequence[int]:
+    def _newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None, state: State) -> Sequence[int]:
         """The offsets of the newest that match and that these readers may see, in order."""
         kept: list[int] = []
         last = state.top
         while len(kept) < count and last > state.oldest:
-            found = self._matching(filter, state.oldest + 1, last, count - len(kept), newest=True)
+            found = self._matching(topic_filter, state.oldest + 1, last, count - len(kept), newest=True)
             hidden = self._hidden(found.offsets, audience)
             if found.offsets:
                 hidden.update(self._not_understood(min(found.offsets), max(found.offsets)))
@@ -125,19 +125,21 @@ class Reader:
             if not kept_from.isdisjoint(audience.names) or (to and meant_for.isdisjoint(audience.names)):
                 yield offset
 
-    def _matching(self, filter: TopicFilter, first: int, last: int, count: int, *, newest: bool = False) -> _Stretch:
+    def _matching(
+        self, topic_filter: TopicFilter, first: int, last: int, count: int, *, newest: bool = False
+    ) -> _Stretch:
         """Of these offsets those that match, at most so many: in order from the first, or back from the last."""
-        if filter.unrestricted:
+        if topic_filter.unrestricted:
             stretch = range(last, first - 1, -1)[:count] if newest else range(first, last + 1)[:count]
             return _Stretch(stretch, stretch[-1] if stretch else last)
-        if filter.plain is not None:
-            return self._indexed(filter.plain, first, last, count, newest)
-        near = self._searched(filter, first, last, count, newest)
+        if topic_filter.plain is not None:
+            return self._indexed(topic_filter.plain, first, last, count, newest)
+        near = self._searched(topic_filter, first, last, count, newest)
         if len(near.offsets) == count or near.looked == (first if newest else last):
             return near
-        return self._indexed(self._topics(filter, last), first, last, count, newest)
+        return self._indexed(self._topics(topic_filter, last), first, last, count, newest)
 
-    def _searched(self, filter: TopicFilter, first: int, last: int, count: int, newest: bool) -> _Stretch:
+    def _searched(self, topic_filter: TopicFilter, first: int, last: int, count: int, newest: bool) -> _Stretch:
         """Those that match in the next stretch, each looked at: where many match, that is enough."""
         order = "DESC" if newest else "ASC"
         rows = self._connection.execute(
@@ -149,21 +151,21 @@ class Reader:
         looked = last
         for offset, topics, version, crit in rows:
             looked = offset
-            if filter.matches(split(topics)) or not is_understood(version, crit):
+            if topic_filter.matches(split(topics)) or not is_understood(version, crit):
                 offsets.append(offset)
                 if len(offsets) == count:
                     break
         return _Stretch(offsets, looked)
 
-    def _topics(self, filter: TopicFilter, last: int) -> Sequence[str]:
+    def _topics(self, topic_filter: TopicFilter, last: int) -> Sequence[str]:
         """The topics up to an offset that a filter with wildcards matches."""
         known, upto, topics = self._resolved
-        if known != filter or upto < last:
+        if known != topic_filter or upto < last:
             state = self.state()
-            bounds = filter.bounds
+            bounds = topic_filter.bounds
             found = {*bounds.topics, *chain.from_iterable(map(self._distinct, bounds.prefixes))}
-            topics = sorted(topic for topic in found if filter.matches((topic,)))
-            self._resolved = filter, state.top, topics
+            topics = sorted(topic for topic in found if topic_filter.matches((topic,)))
+            self._resolved = topic_filter, state.top, topics
         return topics
 
     def _distinct(self, prefix: str) -> Iterator[str]:
