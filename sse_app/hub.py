@@ -21,6 +21,7 @@ from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.errors import ConfigError
 from sse_app.events import Event
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, PublishOptions, Receipt
 from sse_app.subscriber import Subscriber
@@ -184,7 +185,8 @@ class Hub:
         published since that Unix time. ``client`` is the subscriber's stable name, else one is made.
         Raises InvalidTopic, InvalidClient, InvalidSince, Draining, Overloaded.
         """
-        async with self.node.subscribe(*topics, after=after, last=last, since=since, client=client) as subscriber:
+        request = StreamRequest.parse(topics, after=after, last=last, since=since, client=client)
+        async with self.node.subscribe(request) as subscriber:
             yield Subscription(subscriber)
 
     # Looking in

@@ -1,16 +1,18 @@
-"""Joining: where a new subscriber starts to read, and what it is told first."""
+"""Joining: what a new subscriber asks for, where it starts to read, and what it is told first."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from sse_app.brokers import Broker
 from sse_app.delivery import Delivery, Group
-from sse_app.errors import InvalidSince
+from sse_app.errors import InvalidSince, InvalidTopic
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason, Welcome
-from sse_app.publication import Position, Publication
+from sse_app.publication import Position, Publication, check_client, names
 from sse_app.subscriber import Subscriber
+from sse_app.topics import TopicFilter
 
 LAST_MAX = 1_000_000  # publications that a new subscriber may ask for
 TIME_MAX = 1e14  # seconds: three million years, more than `since=999999999d` asks for
@@ -36,6 +38,33 @@ class StartRequest:
             raise InvalidSince("since is Unix time in seconds, such as datetime.timestamp() gives.")
         if last is not None and since is not None:
             raise InvalidSince("Give last or since, not both.")
+
+
+class StreamRequest(NamedTuple):
+    """What a subscriber asks for, checked: one value through every door, as a Draft is for publishers. ``client`` is
+    None when the node is to make a name.
+    """
+
+    topic_filter: TopicFilter
+    start: StartRequest
+    client: str | None
+
+    @classmethod
+    def parse(
+        cls,
+        topics: Iterable[str] = (),
+        *,
+        after: Position | str | bytes | None = None,
+        last: int | None = None,
+        since: float | None = None,
+        client: str | None = None,
+    ) -> Self:
+        """Return the request of these topic filters, of everything without one. Raises InvalidTopic, InvalidSince,
+        InvalidClient.
+        """
+        start = StartRequest(after, last, since)
+        topic_filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
+        return cls(topic_filter, start, None if client is None else check_client(client))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> r
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -19,12 +19,12 @@ from sse_app.config import Config
 from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
 from sse_app.draining import Drain
-from sse_app.errors import BrokerError, InvalidTopic
+from sse_app.errors import BrokerError
 from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
-from sse_app.joining import Joining, StartRequest
+from sse_app.joining import Joining, StreamRequest
 from sse_app.lifetime import Lifetime
 from sse_app.metrics import Totals
-from sse_app.publication import Audience, Draft, Position, Publication, Receipt, check_client, names
+from sse_app.publication import Audience, Draft, Position, Publication, Receipt
 from sse_app.stack import NonReentrant, close_stack
 from sse_app.steps import outside_tasks
 from sse_app.subscriber import CloseReason, Subscriber
@@ -184,16 +184,9 @@ class Node:
     # Subscribing
 
     @asynccontextmanager
-    async def subscribe(
-        self,
-        *topics: str,
-        after: Position | str | bytes | None = None,
-        last: int | None = None,
-        since: float | None = None,
-        client: str | None = None,
-    ) -> AsyncIterator[Subscriber]:
+    async def subscribe(self, request: StreamRequest) -> AsyncIterator[Subscriber]:
         """``join``, and ``leave`` at the end of the block, however it ends."""
-        subscriber = await self.join(topics, after=after, last=last, since=since, client=client)
+        subscriber = await self.join(request)
         reason = CloseReason.GONE
         try:
             yield subscriber
@@ -203,33 +196,22 @@ class Node:
         finally:
             self.leave(subscriber, reason)
 
-    async def join(
-        self,
-        topics: Iterable[str] = (),
-        *,
-        after: Position | str | bytes | None = None,
-        last: int | None = None,
-        since: float | None = None,
-        client: str | None = None,
-    ) -> Subscriber:
-        """Return a new subscriber to what ``topics`` match, whose stream begins as ``Hub.subscribe`` says.
+    async def join(self, request: StreamRequest) -> Subscriber:
+        """Return a new subscriber, whose stream begins with the welcome. Whoever has it must see to its ``leave``.
 
-        Whoever has it must see to its ``leave``. Raises InvalidTopic, InvalidClient, InvalidSince, Draining,
-        Overloaded.
+        Raises Draining, Overloaded, Unavailable.
         """
         self.life.check_here()
-        request = StartRequest(after, last, since)
-        topic_filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
-        name = f"c-{secrets.token_hex(6)}" if client is None else check_client(client)
         self._admission.check_subscriber()
-        topic_filter = self._delivery.shared(topic_filter, NATIVE)
-        subscriber = Subscriber(self.broker, self.totals, topic_filter, name, *self._queue_limits, self._spawner)
+        topic_filter = self._delivery.shared(request.topic_filter, NATIVE)
+        client = request.client or f"c-{secrets.token_hex(6)}"
+        subscriber = Subscriber(self.broker, self.totals, topic_filter, client, *self._queue_limits, self._spawner)
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:
-            await self._joining.begin(subscriber, request)
+            await self._joining.begin(subscriber, request.start)
         except BaseException:
             self.leave(subscriber, CloseReason.GONE)
             raise

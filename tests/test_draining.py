@@ -12,7 +12,7 @@ from sse_app.events import EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.subscriber import Subscriber
-from tests.support.nodes import publish, state, texts
+from tests.support.nodes import publish, state, subscribed, texts
 from tests.support.peers import MOMENT, LateTail, datas, received
 
 pytestmark = pytest.mark.virtual_time
@@ -41,7 +41,7 @@ class Ends:
         self.types.append(types)
 
     async def stream(self, node: Node, ready: asyncio.Semaphore) -> None:
-        async with node.subscribe() as subscriber:
+        async with subscribed(node) as subscriber:
             ready.release()
             await self.read(node, subscriber)
 
@@ -106,7 +106,7 @@ async def test_a_drain_refuses_who_comes_and_lets_finish_who_is_there(node: Node
         with pytest.raises(Draining), node.admitted():
             raise AssertionError
         with pytest.raises(Draining):
-            await node.subscribe().__aenter__()
+            await subscribed(node).__aenter__()
         assert ends.times == []
         may_publish.set()
         await drain
@@ -128,7 +128,7 @@ async def test_a_publisher_that_never_ends_does_not_cost_the_readers_their_bye(n
 
 
 async def test_a_reader_that_does_not_read_ends_the_drain_with_the_window(node: Node) -> None:
-    async with asyncio.timeout(PATIENCE), node.subscribe() as stalled:
+    async with asyncio.timeout(PATIENCE), subscribed(node) as stalled:
         begun = asyncio.get_running_loop().time()
         await node.drain(10)
         assert asyncio.get_running_loop().time() - begun == pytest.approx(10)
@@ -149,7 +149,7 @@ async def test_a_drain_of_nobody_is_over_at_once(node: Node) -> None:
 
 
 async def test_a_slow_reader_gets_the_log_to_its_end_before_its_bye() -> None:
-    async with Node(MemoryBroker(), queue_size=2) as node, asyncio.timeout(PATIENCE), node.subscribe() as slow:
+    async with Node(MemoryBroker(), queue_size=2) as node, asyncio.timeout(PATIENCE), subscribed(node) as slow:
         await received(slow)
         await publish(node, *map(str, range(20)))
         assert node.totals.lagging == 1
@@ -175,9 +175,9 @@ async def test_begin_drain_drains_without_waiting_and_only_once(node: Node, acce
 
 
 async def test_who_stops_accepting_still_serves_who_is_there(node: Node) -> None:
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         node.stop_accepting()
         await publish(node, "a")
         assert await texts(subscriber) == ["a"]
         with pytest.raises(Draining):
-            await node.subscribe().__aenter__()
+            await subscribed(node).__aenter__()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sse_app import delivery
 from sse_app.delivery import SLICE
 from sse_app.events import EventDecoder
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position
 from sse_app.subscriber import Batch, CloseReason, Subscriber
@@ -46,7 +47,7 @@ class Sink:
 
 async def join(node: Node, *topics: str, sink: Sink | None = None) -> Sink:
     sink = sink or Sink()
-    (await node.join(topics)).attach(sink)
+    (await node.join(StreamRequest.parse(topics))).attach(sink)
     return sink
 
 
@@ -183,7 +184,7 @@ async def interleave(actions: list[tuple[str, int]]) -> None:
                 case "turn":
                     await turns(value)
                 case "join":
-                    subscriber = await node.join(FILTERS[value])
+                    subscriber = await node.join(StreamRequest.parse(FILTERS[value]))
                     clients.append(Client(subscriber, Room(subscriber), len(published)))
                     subscriber.attach(clients[-1].sink)
                 case _ if clients:

@@ -13,7 +13,7 @@ from sse_app.events import EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.subscriber import Subscriber
-from tests.support.nodes import cursor_of, replay, told
+from tests.support.nodes import cursor_of, replay, subscribed, told
 from tests.support.peers import Socket, available, datas, log_of, received
 
 pytestmark = pytest.mark.virtual_time
@@ -28,7 +28,7 @@ async def node() -> AsyncIterator[Node]:
 
 
 async def test_an_idle_stream_gets_a_comment_after_15_seconds(node: Node) -> None:
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         await received(subscriber)
         for _ in range(3):
             await asyncio.sleep(14)
@@ -45,7 +45,7 @@ async def test_thousands_of_idle_streams_beat_from_one_task_and_not_all_at_once(
         for number in range(3_000):
             if number % 200 == 199:
                 await asyncio.sleep(1)
-            subscriber = await stack.enter_async_context(node.subscribe())
+            subscriber = await stack.enter_async_context(subscribed(node))
             sockets.append(Socket())
             subscriber.attach(sockets[-1])
         assert len(asyncio.all_tasks()) == before
@@ -62,7 +62,7 @@ async def test_thousands_of_idle_streams_beat_from_one_task_and_not_all_at_once(
 
 
 async def test_who_left_is_not_beaten(node: Node) -> None:
-    async with node.subscribe():
+    async with subscribed(node):
         pass
     await asyncio.sleep(60)
     assert node.totals.heartbeats == 0
@@ -74,7 +74,7 @@ async def test_a_quiet_topic_does_not_end_in_a_gap() -> None:  # C8
         readers = list[tuple[Subscriber, EventDecoder]]()
         for number in range(20_000):
             if number % 130 == 0 and number < 4_000:
-                readers.append((await stack.enter_async_context(node.subscribe("quiet")), EventDecoder()))
+                readers.append((await stack.enter_async_context(subscribed(node, "quiet")), EventDecoder()))
             await node.publish(Draft.compose(str(number), topic="loud"))
             await asyncio.sleep(0)
             if number % 50 == 0:
@@ -90,7 +90,7 @@ async def test_a_quiet_topic_does_not_end_in_a_gap() -> None:  # C8
 
 
 async def test_a_cursor_is_moved_with_the_heartbeat_too() -> None:
-    async with Node(MemoryBroker(history=1_000)) as node, node.subscribe("quiet") as subscriber:
+    async with Node(MemoryBroker(history=1_000)) as node, subscribed(node, "quiet") as subscriber:
         decoder = EventDecoder()
         decoder.feed(await available(subscriber))
         for number in range(64):
@@ -101,7 +101,7 @@ async def test_a_cursor_is_moved_with_the_heartbeat_too() -> None:
 
 
 async def test_who_gets_everything_is_sent_no_cursors(node: Node) -> None:
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         await received(subscriber)
         frames = b""
         for number in range(1_000):

@@ -31,6 +31,7 @@ from sse_app.notices import HEARTBEAT
 from sse_app.publication import Audience, Draft, Position, Publication
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
+from tests.support.nodes import subscribed
 from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, turns
 from tests.support.threadless import ThreadlessLoop, ThreadlessSQLiteBroker
 
@@ -340,7 +341,9 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     async def _connect(self, client: Client, room: int, last: int | None = None) -> None:
         cursor = None if client.cursor is None else str(client.cursor)
-        subscription = self.driver.node.subscribe(*client.filter.patterns, after=cursor, last=last, client=client.name)
+        subscription = subscribed(
+            self.driver.node, *client.filter.patterns, after=cursor, last=last, client=client.name
+        )
         subscriber = await subscription.__aenter__()
         client.connection = Connection(subscription, subscriber, Socket(room) if room else None)
         if client.connection.socket:

@@ -22,10 +22,11 @@ from sse_app.errors import (
     ReservedEvent,
 )
 from sse_app.events import Event, EventDecoder
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import CloseReason, Subscriber
-from tests.support.nodes import publish, replay, state, texts, told
+from tests.support.nodes import publish, replay, state, subscribed, texts, told
 from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, available, cancel_at, datas, lose, received
 
 pytestmark = pytest.mark.virtual_time
@@ -43,9 +44,9 @@ async def node() -> AsyncIterator[Node]:
 
 
 async def test_the_welcome_is_first_and_only_for_who_is_new(node: Node) -> None:
-    async with node.subscribe() as first:
+    async with subscribed(node) as first:
         assert [event.type for event in await received(first)] == ["welcome"]
-        async with node.subscribe() as second:
+        async with subscribed(node) as second:
             await publish(node, "a")
             assert [event.type for event in await received(second)] == ["welcome", "message"]
             assert [event.type for event in await received(first)] == ["message"]
@@ -53,7 +54,7 @@ async def test_the_welcome_is_first_and_only_for_who_is_new(node: Node) -> None:
 
 async def test_the_welcome_tells_who_is_there_and_what_was_last(node: Node) -> None:
     positions = await publish(node, "a", topic="orders/1", event="created")
-    async with node.subscribe(), node.subscribe("orders/*", "b", client="me") as subscriber:
+    async with subscribed(node), subscribed(node, "orders/*", "b", client="me") as subscriber:
         (welcome,) = await received(subscriber)
     said = told(welcome)
     assert (said["message"], said["client"], said["subscribers"]) == ("Welcome!", "me", 2)
@@ -65,7 +66,7 @@ async def test_the_welcome_tells_who_is_there_and_what_was_last(node: Node) -> N
 
 
 async def test_the_welcome_tells_the_heartbeat_so_that_a_client_knows_a_dead_stream() -> None:
-    async with Node(MemoryBroker(), heartbeat=120.0) as node, node.subscribe() as subscriber:
+    async with Node(MemoryBroker(), heartbeat=120.0) as node, subscribed(node) as subscriber:
         (welcome,) = await received(subscriber)
     assert told(welcome)["heartbeat"] == 120.0
 
@@ -74,7 +75,7 @@ async def test_clients_are_told_different_times_to_come_back() -> None:
     async with Node(MemoryBroker(), retry=(0.5, 0.6)) as node:
         times = {node.retry() for _ in range(5_000)}
         assert (min(times), max(times)) == (500, 600)  # the chance to miss one of them is below 1e-21
-        async with node.subscribe() as subscriber:
+        async with subscribed(node) as subscriber:
             (welcome,) = await received(subscriber)
         assert welcome.retry in times
 
@@ -98,7 +99,7 @@ async def test_who_joins_with_one_filter_at_a_time_shares_one_look_up_of_the_new
     broker = Searched()
     async with Node(broker) as node:
         (position,) = await publish(node, "x", topic="a")
-        joined = await asyncio.gather(*(node.join(["*"]) for _ in range(20)))
+        joined = await asyncio.gather(*(node.join(StreamRequest.parse(["*"])) for _ in range(20)))
         assert broker.searches == 1
         for subscriber in joined:
             (welcome,) = await received(subscriber)
@@ -144,7 +145,7 @@ async def test_the_welcome_tells_whether_the_log_still_holds_what_was_asked_for(
         for topic in "aaabc":
             await publish(node, "x", topic=topic)
             wall.now += 1.0
-        async with node.subscribe(*topics, **options) as subscriber:
+        async with subscribed(node, *topics, **options) as subscriber:
             welcome = (await received(subscriber))[0]
     said = told(welcome)
     assert said.get("complete") is complete
@@ -156,12 +157,12 @@ async def test_the_welcome_tells_whether_the_log_still_holds_what_was_asked_for(
 async def test_a_log_that_never_held_more_is_complete(node: Node, options: dict[str, Any]) -> None:
     await publish(node, "all there is", topic="a")
     for topics in ([], ["a"], ["nowhere"]):
-        async with node.subscribe(*topics, **options) as subscriber:
+        async with subscribed(node, *topics, **options) as subscriber:
             assert told((await received(subscriber))[0])["complete"] is True
 
 
 async def test_a_name_is_made_for_who_has_none(node: Node) -> None:
-    async with node.subscribe() as one, node.subscribe() as other:
+    async with subscribed(node) as one, subscribed(node) as other:
         assert one.client != other.client
         assert told((await received(one))[0])["client"] == one.client
 
@@ -171,7 +172,7 @@ async def test_a_name_is_made_for_who_has_none(node: Node) -> None:
 
 async def test_subscribers_are_counted_while_they_are_there(node: Node) -> None:
     assert state(node) == (0, 0, 0, 0)
-    async with node.subscribe("a"), node.subscribe("a"), node.subscribe("b"):
+    async with subscribed(node, "a"), subscribed(node, "a"), subscribed(node, "b"):
         assert state(node) == (3, 3, 2, 0)
     assert state(node) == (0, 0, 0, 0)
     assert node.totals.connected == 3
@@ -180,7 +181,7 @@ async def test_subscribers_are_counted_while_they_are_there(node: Node) -> None:
 
 async def test_a_subscriber_that_ends_by_an_error_is_counted_so(node: Node) -> None:
     with pytest.raises(KeyError):
-        async with node.subscribe():
+        async with subscribed(node):
             raise KeyError
     assert node.totals.closed == {"error": 1}
     assert state(node) == (0, 0, 0, 0)
@@ -194,8 +195,8 @@ async def test_a_receipt_counts_whom_it_is_for(node: Node) -> None:
 
     async with AsyncExitStack() as stack:
         for topic, client in [("a", "ann"), ("a", "bob"), ("a/*", "ann"), ("b", "cid")]:
-            await stack.enter_async_context(node.subscribe(topic, client=client))
-        await stack.enter_async_context(node.subscribe(client="dan"))
+            await stack.enter_async_context(subscribed(node, topic, client=client))
+        await stack.enter_async_context(subscribed(node, client="dan"))
         assert await count() == 5
         assert await count(topic="a") == 3
         assert await count(topic="a/1") == 2
@@ -221,7 +222,7 @@ async def test_a_receipt_has_the_position_as_id(node: Node) -> None:
     [("a", "a"), ("", ""), ({"a": [1, None]}, '{"a":[1,null]}'), (None, "null"), (3, "3"), (True, "true")],
 )
 async def test_text_goes_out_as_it_is_and_the_rest_as_json(node: Node, data: object, text: str) -> None:
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         await node.publish(Draft.compose(data))
         assert await texts(subscriber) == [text]
 
@@ -243,7 +244,7 @@ async def test_text_goes_out_as_it_is_and_the_rest_as_json(node: Node, data: obj
 async def test_a_publication_that_is_refused_is_seen_by_nobody(
     node: Node, wrong: dict[str, Any], error: type[BadInput]
 ) -> None:
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         with pytest.raises(error):
             await node.publish(Draft.compose(**{"data": "x", **wrong}))
         assert await texts(subscriber) == []
@@ -252,10 +253,10 @@ async def test_a_publication_that_is_refused_is_seen_by_nobody(
 
 
 async def test_a_key_publishes_once_and_gets_the_same_answer(node: Node) -> None:
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         async with asyncio.TaskGroup() as tasks:
             calls = [tasks.create_task(node.publish(Draft.compose("x", idempotency_key="k"))) for _ in range(100)]
-        async with node.subscribe():
+        async with subscribed(node):
             again = await node.publish(Draft.compose("x", idempotency_key="k"))
         assert {call.result() for call in calls} == {again}
         assert again.subscribers == 1
@@ -270,9 +271,9 @@ async def test_a_key_publishes_once_and_gets_the_same_answer(node: Node) -> None
 
 async def test_each_filter_gets_what_it_matches_and_everyone_what_has_no_topic(node: Node) -> None:
     async with (
-        node.subscribe("orders/*") as orders,
-        node.subscribe("orders/1", "bills/**") as some,
-        node.subscribe() as everything,
+        subscribed(node, "orders/*") as orders,
+        subscribed(node, "orders/1", "bills/**") as some,
+        subscribed(node) as everything,
     ):
         for topic in ("orders/1", "orders/2", "bills/7/pdf", "else"):
             await node.publish(Draft.compose(topic, topic=topic))
@@ -283,7 +284,7 @@ async def test_each_filter_gets_what_it_matches_and_everyone_what_has_no_topic(n
 
 
 async def test_a_publication_on_two_topics_of_one_filter_comes_once(node: Node) -> None:  # C11
-    async with node.subscribe("a", "b", "*") as subscriber:
+    async with subscribed(node, "a", "b", "*") as subscriber:
         await node.publish(Draft.compose("x", topic=["a", "b"]))
         assert await texts(subscriber) == ["x"]
     assert datas(await replay(node, "a", "b", last=10)) == ["x"]
@@ -307,7 +308,7 @@ SEEN_BY = {
 async def test_to_and_exclude_hold_live_and_on_every_replay(node: Node, at_once: bool) -> None:
     start = await node.broker.top()
     async with AsyncExitStack() as stack:
-        live = {name: await stack.enter_async_context(node.subscribe(client=name)) for name in SEEN_BY}
+        live = {name: await stack.enter_async_context(subscribed(node, client=name)) for name in SEEN_BY}
         for text, options in PRIVATE.items():
             await node.publish(Draft.compose(text, **options))
             await asyncio.sleep(0 if at_once else MOMENT)
@@ -321,11 +322,11 @@ async def test_to_and_exclude_hold_live_and_on_every_replay(node: Node, at_once:
 
 async def test_a_large_group_gets_everything_in_one_order() -> None:
     async with Node(MemoryBroker()) as node, AsyncExitStack() as stack:
-        everyone = [await stack.enter_async_context(node.subscribe("t")) for _ in range(2_500)]
+        everyone = [await stack.enter_async_context(subscribed(node, "t")) for _ in range(2_500)]
         for text in "abc":
             await node.publish(Draft.compose(text, topic="t"))
             await asyncio.sleep(0)
-        late = await stack.enter_async_context(node.subscribe("t"))
+        late = await stack.enter_async_context(subscribed(node, "t"))
         await everyone.pop(0).read()
         found = [await texts(subscriber) for subscriber in (*everyone[::100], everyone[-1])]
         assert found == [["a", "b", "c"]] * len(found)
@@ -334,7 +335,7 @@ async def test_a_large_group_gets_everything_in_one_order() -> None:
 
 async def test_all_subscribers_see_one_order_of_many_publishers() -> None:  # C7
     async with Node(MemoryBroker(), queue_size=50) as node, AsyncExitStack() as stack:
-        everyone = [await stack.enter_async_context(node.subscribe()) for _ in range(50)]
+        everyone = [await stack.enter_async_context(subscribed(node)) for _ in range(50)]
 
         async def one(name: int) -> None:
             for number in range(500):
@@ -398,7 +399,7 @@ async def test_a_resume_replays_all_or_tells_a_gap(offset: int, reason: str | No
 async def test_a_cursor_that_is_none_starts_with_a_gap_at_the_end_of_the_log(node: Node, junk: bytes) -> None:
     await publish(node, *"abc")
     top = str(await node.broker.top())
-    async with node.subscribe(after=junk) as subscriber:
+    async with subscribed(node, after=junk) as subscriber:
         welcome, gap = await received(subscriber)
         assert welcome.id is None
         assert gap.id == top
@@ -432,7 +433,7 @@ async def test_a_resume_with_a_filter_gets_only_what_matches(node: Node) -> None
 
 async def test_a_resume_goes_over_into_what_is_live(node: Node) -> None:
     positions = await publish(node, *"abc")
-    async with node.subscribe(after=positions[0]) as subscriber:
+    async with subscribed(node, after=positions[0]) as subscriber:
         await publish(node, "d")
         assert await texts(subscriber) == ["b", "c", "d"]
         await publish(node, "e")
@@ -453,7 +454,7 @@ async def test_no_publication_falls_between_the_end_of_the_log_and_the_queue() -
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publishing())
                 for after in (None, await broker.top(), await broker.oldest()):
-                    async with node.subscribe(after=after) as subscriber:
+                    async with subscribed(node, after=after) as subscriber:
                         welcome = EventDecoder().feed(await subscriber.read())[0]
                         found = [int(text or "") for text in await texts(subscriber)]
                         first = int((welcome.id or "").partition("-")[2])
@@ -466,7 +467,7 @@ async def test_no_publication_falls_between_the_end_of_the_log_and_the_queue() -
 
 async def test_last_gives_the_newest_first_and_then_what_is_live(node: Node) -> None:
     positions = await publish(node, *"abcde")
-    async with node.subscribe(last=2) as subscriber:
+    async with subscribed(node, last=2) as subscriber:
         events = await received(subscriber)
         assert datas(events) == ["d", "e"]
         assert (events[0].id, told(events[0])["recovered"]) == (str(positions[2]), False)
@@ -512,7 +513,7 @@ async def test_since_gives_what_was_published_from_then_on() -> None:
 
 
 async def test_a_slow_reader_never_delays_another_and_catches_up_from_the_log() -> None:
-    async with Node(MemoryBroker(), queue_size=10) as node, node.subscribe() as slow, node.subscribe() as healthy:
+    async with Node(MemoryBroker(), queue_size=10) as node, subscribed(node) as slow, subscribed(node) as healthy:
         await received(slow)
         for number in range(100):
             await publish(node, str(number))
@@ -525,7 +526,7 @@ async def test_a_slow_reader_never_delays_another_and_catches_up_from_the_log() 
 
 
 async def test_a_slow_reader_is_told_what_was_trimmed_meanwhile() -> None:
-    async with Node(MemoryBroker(history=5), queue_size=2) as node, node.subscribe() as slow:
+    async with Node(MemoryBroker(history=5), queue_size=2) as node, subscribed(node) as slow:
         (welcome,) = await received(slow)
         await publish(node, *map(str, range(20)))
         gap, *rest = await received(slow)
@@ -538,14 +539,14 @@ async def test_a_slow_reader_is_told_what_was_trimmed_meanwhile() -> None:
 
 async def test_a_slow_reader_that_leaves_is_not_lagging_any_more() -> None:
     async with Node(MemoryBroker(), queue_size=2) as node:
-        async with node.subscribe():
+        async with subscribed(node):
             await publish(node, *"abcdef")
             assert node.totals.lagging == 1
         assert state(node) == (0, 0, 0, 0)
 
 
 async def test_a_burst_in_one_turn_of_the_loop_is_delivered_whole() -> None:
-    async with Node(MemoryBroker(), queue_size=10) as node, node.subscribe() as subscriber:
+    async with Node(MemoryBroker(), queue_size=10) as node, subscribed(node) as subscriber:
         await received(subscriber)
         for number in range(1_000):
             await node.publish(Draft.compose(str(number)))
@@ -571,7 +572,7 @@ def shown(events: list[Event]) -> list[str]:
 
 
 async def test_a_lost_publication_is_told_to_every_stream_as_a_gap(node: Node) -> None:
-    async with node.subscribe("a") as first, node.subscribe("b") as second:
+    async with subscribed(node, "a") as first, subscribed(node, "b") as second:
         await received(first), await received(second)
         await publish(node, "1", topic="a")
         await lose(node.broker)  # type: ignore[arg-type]
@@ -602,7 +603,7 @@ async def test_a_client_may_resume_from_a_lost_publication(node: Node) -> None:
 
 
 async def test_a_lost_publication_is_not_what_was_last(node: Node) -> None:
-    async with node.subscribe():
+    async with subscribed(node):
         (before,) = await publish(node, "1")
         await lose(node.broker)  # type: ignore[arg-type]
         await asyncio.sleep(MOMENT)
@@ -615,11 +616,11 @@ async def test_a_lost_publication_is_not_what_was_last(node: Node) -> None:
 
 async def test_one_more_than_max_subscribers_is_refused() -> None:
     async with Node(MemoryBroker(), max_subscribers=2) as node:
-        async with node.subscribe(), node.subscribe():
+        async with subscribed(node), subscribed(node):
             with pytest.raises(Overloaded):
-                await node.subscribe().__aenter__()
+                await subscribed(node).__aenter__()
             assert (node.totals.subscribers, node.totals.refused) == (2, 1)
-        async with node.subscribe():
+        async with subscribed(node):
             assert node.totals.subscribers == 1
 
 
@@ -631,14 +632,14 @@ async def test_a_subscriber_that_is_refused_leaves_nothing(
     node: Node, topics: list[str], options: dict[str, Any], error: type[BadInput]
 ) -> None:
     with pytest.raises(error):
-        await node.subscribe(*topics, **options).__aenter__()
+        await subscribed(node, *topics, **options).__aenter__()
     assert state(node) == (0, 0, 0, 0)
     assert node.totals.connected == 0
 
 
 USES: dict[str, Callable[[Node], Awaitable[object]]] = {
     "publish": lambda node: node.publish(Draft.compose("x")),
-    "subscribe": lambda node: node.subscribe().__aenter__(),
+    "subscribe": lambda node: subscribed(node).__aenter__(),
     "stats": lambda node: node.stats(),
     "drain": lambda node: node.drain(),
 }
@@ -693,14 +694,14 @@ async def test_what_says_nothing_about_where_to_start_is_refused(
     node: Node, options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(BadInput, match=text):
-        await node.subscribe(**options).__aenter__()
+        await subscribed(node, **options).__aenter__()
     assert state(node) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("topic", [5, None, b"a", ["a", "b"]], ids=str)
 async def test_a_topic_filter_is_a_text(node: Node, topic: Any) -> None:
     with pytest.raises(InvalidTopic, match=r"^topic is a str"):
-        await node.subscribe(topic).__aenter__()
+        await subscribed(node, topic).__aenter__()
     assert state(node) == (0, 0, 0, 0)
 
 
@@ -709,7 +710,7 @@ async def test_a_hub_that_ends_says_goodbye_and_ends_its_tasks() -> None:
     node = Node(MemoryBroker())
     async with AsyncExitStack() as stack:
         async with node:
-            subscriber = await stack.enter_async_context(node.subscribe())
+            subscriber = await stack.enter_async_context(subscribed(node))
             await publish(node, "a")
         events = await received(subscriber)
         assert [event.type for event in events] == ["welcome", "message", "bye"]
@@ -722,7 +723,7 @@ async def test_a_hub_that_ends_says_goodbye_and_ends_its_tasks() -> None:
 async def test_a_hub_can_be_started_again() -> None:
     node = Node(MemoryBroker())
     for text in "ab":
-        async with node, node.subscribe() as subscriber:
+        async with node, subscribed(node) as subscriber:
             await publish(node, text)
             assert await texts(subscriber) == [text]
     assert (await node.broker.top()).offset == 2
@@ -736,7 +737,7 @@ async def test_an_error_of_the_body_is_raised_as_it_is() -> None:
 
 async def test_two_hubs_on_one_broker_deliver_what_either_publishes_in_one_order() -> None:
     broker = MemoryBroker()
-    async with Node(broker) as one, Node(broker) as other, one.subscribe() as here, other.subscribe() as there:
+    async with Node(broker) as one, Node(broker) as other, subscribed(one) as here, subscribed(other) as there:
         for number in range(50):
             await (one, other)[number % 2].publish(Draft.compose(str(number)))
             await asyncio.sleep(0)
@@ -747,7 +748,7 @@ async def test_two_hubs_on_one_broker_deliver_what_either_publishes_in_one_order
 
 async def test_a_hub_that_stopped_leaves_its_broker_nothing_to_keep_for_it() -> None:
     broker = MemoryBroker()
-    async with Node(broker) as stays, stays.subscribe() as subscriber:
+    async with Node(broker) as stays, subscribed(stays) as subscriber:
         async with Node(broker):
             assert len(broker._tails) == 2
         assert len(broker._tails) == 1
@@ -760,7 +761,7 @@ async def test_stats_show_the_newest_and_keep_what_is_private(node: Node) -> Non
     await publish(node, "secret", to="ann")
     await publish(node, "x" * 2_000, topic="t", event="tick")
     await publish(node, "secret too", to="ann")
-    async with node.subscribe("t"), node.subscribe("t"), node.subscribe("u"):
+    async with subscribed(node, "t"), subscribed(node, "t"), subscribed(node, "u"):
         stats = await node.stats()
     text = json.dumps(stats)
     assert "secret" not in text
@@ -794,7 +795,7 @@ def attempts() -> Iterator[tuple[int, bool]]:
 
 
 async def follow(node: Node, after: Position, count: int) -> None:
-    async with node.subscribe("t", after=after) as subscriber:
+    async with subscribed(node, "t", after=after) as subscriber:
         decoder, found = EventDecoder(), 0
         while found < count:
             found += len(datas(decoder.feed(await subscriber.read())))
@@ -807,7 +808,7 @@ async def test_a_subscriber_cancelled_anywhere_leaves_nothing_and_takes_nothing_
         async with Node(DistantBroker([1, 2, 0]), queue_size=2) as node:
             start = await node.broker.top()
             await publish(node, *"abc", topic="t")
-            async with node.subscribe() as other:
+            async with subscribed(node) as other:
                 await received(other)
                 async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
                     tasks.create_task(publish(node, *"def", topic="t"))
@@ -826,7 +827,7 @@ async def test_a_subscriber_cancelled_anywhere_leaves_nothing_and_takes_nothing_
 async def test_a_publisher_cancelled_anywhere_published_once_or_not_at_all() -> None:
     finished = 0
     for number, late in attempts():
-        async with Node(DistantBroker([2, 1])) as node, node.subscribe() as subscriber:
+        async with Node(DistantBroker([2, 1])) as node, subscribed(node) as subscriber:
             was_cancelled = await cancel_at(number, node.publish(Draft.compose("x", idempotency_key="k")), late=late)
             await node.publish(Draft.compose("x", idempotency_key="k"))
             assert await texts(subscriber) == ["x"]
@@ -837,7 +838,7 @@ async def test_a_publisher_cancelled_anywhere_published_once_or_not_at_all() -> 
 
 async def test_a_burst_of_one_turn_is_cut_into_pieces_that_a_queue_can_bound(node: Node) -> None:
     """D5 for publications that are announced together: the queue exceeds its bound by one piece, not by all of them."""
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         await available(subscriber)
         await asyncio.gather(*(node.publish(Draft.compose("x" * 256 * 1024)) for _ in range(40)))
         await asyncio.sleep(MOMENT)
@@ -849,7 +850,7 @@ async def test_a_burst_of_one_turn_is_cut_into_pieces_that_a_queue_can_bound(nod
 async def test_small_publications_of_one_turn_are_one_batch() -> None:
     async with Node(MemoryBroker()) as node:
         peer = Socket()
-        subscriber = await node.join()
+        subscriber = await node.join(StreamRequest.parse())
         subscriber.attach(peer)
         before = peer.room
         await asyncio.gather(*(node.publish(Draft.compose(str(number))) for number in range(500)))

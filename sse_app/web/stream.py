@@ -9,7 +9,7 @@ It is written in one of two ways, with the same bytes. Tests compare both with s
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sse_app import notices
 from sse_app.errors import BrokerError, Draining, Overloaded, SSEAppError
 from sse_app.events import MEDIA_TYPE
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.subscriber import CloseReason, Subscriber, Writer
 from sse_app.web.door import Door
@@ -56,16 +57,11 @@ class EventStream(EventSourceResponse):
     def __init__(
         self,
         node: Node,
-        topics: Iterable[str] = (),
+        request: StreamRequest,
         *,
-        after: bytes | None = None,
-        last: int | None = None,
-        since: float | None = None,
-        client: str | None = None,
         door: Door | None = None,
     ) -> None:
-        self._node, self._door = node, door
-        self._asked = partial(node.join, topics, after=after, last=last, since=since, client=client)
+        self._node, self._request, self._door = node, request, door
         super().__init__(
             _nothing(),
             headers=HEADERS,
@@ -78,7 +74,7 @@ class EventStream(EventSourceResponse):
         if scope["method"] == "HEAD":
             return super().__call__(scope, receive, send)
         # The coroutine does not refer to this object, whose 2 KB an open stream need not keep.
-        return _respond(self._node, self._asked, self._way(), scope, receive, send)
+        return _respond(self._node, self._request, self._way(), scope, receive, send)
 
     def _way(self) -> "Way":
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -88,16 +84,14 @@ class EventStream(EventSourceResponse):
 Way = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream outlives its request
 
 
-async def _respond(
-    node: Node, join: Callable[[], Awaitable[Subscriber]], way: Way, scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _respond(node: Node, request: StreamRequest, way: Way, scope: Scope, receive: Receive, send: Send) -> None:
     try:
-        subscriber = await join()
+        subscriber = await node.join(request)
     except SSEAppError as error:
         await refusal(error, scope, node.retry())(scope, receive, send)
         return
     running = way(subscriber, scope, receive, send)
-    del join, way  # frees the memory of both while the stream is open
+    del request, way  # frees the memory of both while the stream is open
     ended, reason = True, CloseReason.GONE
     try:
         ended = await running

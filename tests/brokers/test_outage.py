@@ -11,6 +11,7 @@ from sse_app.events import Event, EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft, Position
 from sse_app.subscriber import Subscriber
+from tests.support.nodes import subscribed
 from tests.support.peers import MOMENT, Socket, TroubledBroker, available, datas
 
 pytestmark = pytest.mark.virtual_time
@@ -61,7 +62,7 @@ async def test_a_log_that_begins_anew_is_told_to_every_open_stream_at_once(
     node: Node, broker: TroubledBroker, written: bool
 ) -> None:
     await node.publish(Draft.compose("lost with the old log"))
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         reading = Reading(subscriber, written=written)
         await reading.events()
         old = await broker.top()
@@ -79,7 +80,7 @@ async def test_a_log_that_begins_anew_is_told_to_every_open_stream_at_once(
 async def test_what_the_tail_did_not_hear_of_is_read_from_the_log(
     node: Node, broker: TroubledBroker, written: bool
 ) -> None:
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         reading = Reading(subscriber, written=written)
         await reading.events()
         broker.deaf = True
@@ -96,7 +97,7 @@ async def test_what_the_tail_did_not_hear_of_is_read_from_the_log(
 @ways
 async def test_what_the_tail_did_not_hear_of_and_the_log_no_longer_holds_is_a_gap(written: bool) -> None:
     broker = TroubledBroker(history=2)
-    async with Node(broker) as node, node.subscribe() as subscriber:
+    async with Node(broker) as node, subscribed(node) as subscriber:
         reading = Reading(subscriber, written=written)
         await reading.events()
         broker.deaf = True
@@ -116,7 +117,7 @@ async def test_a_stream_that_has_to_read_a_log_that_is_away_waits_for_it(
     first = (await node.publish(Draft.compose("before"))).position
     for text in "abc":
         await node.publish(Draft.compose(text))
-    async with node.subscribe(after=first) as subscriber:
+    async with subscribed(node, after=first) as subscriber:
         broker.down = True
         reading = Reading(subscriber, written=written)
         assert [event.type for event in await reading.events(60)] == ["welcome"]
@@ -130,7 +131,7 @@ async def test_a_stream_that_waits_for_its_log_ends_with_the_hub(
 ) -> None:
     first = (await node.publish(Draft.compose("before"))).position
     await node.publish(Draft.compose("a"))
-    async with node.subscribe(after=first) as subscriber:
+    async with subscribed(node, after=first) as subscriber:
         broker.down = True
         reading = Reading(subscriber, written=written)
         await reading.events(10)
@@ -141,7 +142,7 @@ async def test_a_stream_that_waits_for_its_log_ends_with_the_hub(
 
 
 async def test_publishing_to_a_log_that_is_away_fails_and_open_streams_stay(node: Node, broker: TroubledBroker) -> None:
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         reading = Reading(subscriber, written=True)
         await reading.events()
         broker.down = True
@@ -156,12 +157,12 @@ async def test_publishing_to_a_log_that_is_away_fails_and_open_streams_stay(node
 async def test_new_streams_are_welcomed_while_the_log_is_away_when_nothing_has_to_be_read(
     node: Node, broker: TroubledBroker
 ) -> None:
-    async with node.subscribe():
+    async with subscribed(node):
         top = (await node.publish(Draft.compose("x"))).position
         await asyncio.sleep(MOMENT)
         broker.down = True
         for after in (None, top):
-            async with node.subscribe(after=after) as subscriber:
+            async with subscribed(node, after=after) as subscriber:
                 (welcome,) = await Reading(subscriber, written=True).events()
                 assert json.loads(welcome.data)["last"]["id"] == str(top)
 
@@ -184,17 +185,17 @@ async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(node: Nod
 
     async with Node(Slow()) as slow:
         position = (await slow.publish(Draft.compose("x"))).position
-        async with slow.subscribe(after=position) as subscriber:
+        async with subscribed(slow, after=position) as subscriber:
             (welcome,) = await Reading(subscriber, written=True).events()
         assert json.loads(welcome.data)["recovered"] is True
-        async with slow.subscribe(after=position.next()) as subscriber:
+        async with subscribed(slow, after=position.next()) as subscriber:
             _, gap = await Reading(subscriber, written=True).events()
         assert json.loads(gap.data)["reason"] == "ahead"
 
 
 async def test_subscribers_of_other_nodes_are_counted(node: Node, broker: TroubledBroker) -> None:
     broker.subscribers_elsewhere = 5
-    async with node.subscribe() as subscriber:
+    async with subscribed(node) as subscriber:
         (welcome,) = await Reading(subscriber, written=True).events()
         assert json.loads(welcome.data)["subscribers"] == 6
         stats = await node.stats()

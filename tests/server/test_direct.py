@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from sse_app.events import EventDecoder
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.server.direct import DirectStream, Outlet
@@ -444,7 +445,7 @@ class FakeTransport(asyncio.Transport):
 
 @asynccontextmanager
 async def faked(node: Node, room: int, after: str | None = None) -> AsyncIterator[tuple[FakeTransport, DirectStream]]:
-    subscriber = await node.join(client="c", after=after)
+    subscriber = await node.join(StreamRequest.parse(client="c", after=after))
     transport = FakeTransport(room)
     stream = DirectStream(transport, ServerState(), node, subscriber, chunked=False, paused=False)
     transport.protocol = stream
@@ -543,7 +544,7 @@ async def test_a_stream_that_is_closed_while_it_catches_up_ends_after_the_rest_o
 async def test_a_hub_that_is_closed_lets_go_of_a_stream_that_is_stuck() -> None:
     """What it lacks its client asks for when it comes back."""
     async with Node(fixed_broker(), heartbeat=ENDLESS, queue_size=1) as node:
-        subscriber = await node.join(client="c")
+        subscriber = await node.join(StreamRequest.parse(client="c"))
         transport = FakeTransport(1)
         stream = transport.protocol = DirectStream(
             transport, ServerState(), node, subscriber, chunked=True, paused=False

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.subscriber import Batch
@@ -46,7 +47,7 @@ async def test_a_broadcast_reaches_everyone_once() -> None:
     async with Node(MemoryBroker(), max_subscribers=SUBSCRIBERS) as node:
         before, writers = resident(), [Nowhere() for _ in range(SUBSCRIBERS)]
         for writer in writers:
-            (await node.join()).attach(writer)
+            (await node.join(StreamRequest.parse())).attach(writer)
         print(f"{SUBSCRIBERS:,} subscribers: {(resident() - before) / SUBSCRIBERS:,.0f} bytes each")
         for number in range(1, BROADCASTS + 1):
             begun = time.perf_counter()

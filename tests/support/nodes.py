@@ -2,13 +2,20 @@
 
 import asyncio
 import json
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from sse_app.events import Event, EventDecoder
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position
 from sse_app.subscriber import Subscriber
 from tests.support.peers import MOMENT, datas, received
+
+
+def subscribed(node: Node, *topics: str, **options: Any) -> AbstractAsyncContextManager[Subscriber]:
+    """A subscriber as long as the block lasts."""
+    return node.subscribe(StreamRequest.parse(topics, **options))
 
 
 async def publish(node: Node, *texts: str, **options: Any) -> list[Position]:
@@ -26,7 +33,7 @@ async def texts(subscriber: Subscriber) -> list[str]:
 
 async def replay(node: Node, *topics: str, **options: Any) -> list[Event]:
     """What a new subscriber gets at first."""
-    async with node.subscribe(*topics, **options) as subscriber:
+    async with subscribed(node, *topics, **options) as subscriber:
         return await received(subscriber)
 
 

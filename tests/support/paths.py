@@ -29,6 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.server.direct import DirectStream
 from sse_app.server.protocol import Protocol
@@ -62,11 +63,13 @@ def streams_of(node: Node, kind: type[EventStream] = EventStream) -> ASGIApp:
         asked = request.query_params
         stream = kind(
             node,
-            asked.getlist("topic"),
-            after=request.headers.get("last-event-id", "").encode() or None,
-            last=int(asked["last"]) if "last" in asked else None,
-            since=float(asked["since"]) if "since" in asked else None,
-            client=asked.get("client", "c"),
+            StreamRequest.parse(
+                asked.getlist("topic"),
+                after=request.headers.get("last-event-id", "").encode() or None,
+                last=int(asked["last"]) if "last" in asked else None,
+                since=float(asked["since"]) if "since" in asked else None,
+                client=asked.get("client", "c"),
+            ),
         )
         await stream(scope, receive, send)
 

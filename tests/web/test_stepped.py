@@ -8,6 +8,7 @@ import pytest
 from starlette.types import Message, Send
 
 from sse_app.events import EventDecoder
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.web.stream import EventStream
@@ -45,7 +46,7 @@ class Peer:
 
     async def run(self, send: Send | None = None) -> None:
         scope = {"type": "http", "method": "GET", "headers": [], "http_version": "1.1"}
-        await EventStream(self.node, client="c")(scope, self.receive, send or self.send)
+        await EventStream(self.node, StreamRequest.parse(client="c"))(scope, self.receive, send or self.send)
 
     @property
     def data(self) -> list[str]:

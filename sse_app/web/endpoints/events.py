@@ -5,9 +5,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sse_app.errors import InvalidClient, InvalidSince, SSEAppError
+from sse_app.joining import StreamRequest
 from sse_app.node import Node
-from sse_app.publication import check_client
-from sse_app.topics import TopicFilter
 from sse_app.web.door import Door
 from sse_app.web.endpoints.parameters import count, cursor, moment, only, parse, refuse_near_misses
 from sse_app.web.problems import method_not_allowed
@@ -40,19 +39,11 @@ class Events:
         given = parse(request)
         refuse_near_misses(given, EVENTS_PARAMETERS)
         last, since = only(given, "last", InvalidSince), only(given, "since", InvalidSince)
-        if last is not None and since is not None:
-            raise InvalidSince("Give last or since, not both.")
-        topics, client = given.get("topic", ()), only(given, "client", InvalidClient)
-        if request.method == "HEAD":  # checks its topics and client here, since it never joins the hub, which does
-            TopicFilter.parse(topics)
-            if client is not None:
-                check_client(client)
-        return EventStream(
-            self._node,
-            topics,
+        asked = StreamRequest.parse(
+            given.get("topic", ()),
             after=cursor(request, given),
             last=None if last is None else count(last),
             since=None if since is None else moment(since),
-            client=client,
-            door=self._door,
+            client=only(given, "client", InvalidClient),
         )
+        return EventStream(self._node, asked, door=self._door)
