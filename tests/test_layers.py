@@ -22,7 +22,7 @@ FLOORS = (
     ("config", "metrics", "notices", "brokers"),
     ("brokers.tail", "brokers.offsets", "brokers.formats"),
     ("brokers.recent",),
-    ("brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
+    ("brokers.known", "brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
     ("brokers.sqlite.watermark", "brokers.sqlite.nodes"),
     ("brokers.redis.connection", "brokers.redis.entries"),
     ("brokers.redis",),

@@ -36,6 +36,11 @@ class Page:
     publications: Sequence[Publication]
     end: Position
 
+    def matching(self, topic_filter: TopicFilter) -> "Page":
+        """Return the page without what the filter does not match."""
+        found = [publication for publication in self.publications if topic_filter.matches(publication.topics)]
+        return Page(self.start, found, self.end)
+
 
 class Tail(Protocol):
     """What is appended behind ``start``: at each step all that waits, in order.
@@ -62,7 +67,11 @@ class Broker(Protocol):
     durability: Durability
     subscribers_here: int  # the hub keeps it up to date
     subscribers_elsewhere: int  # on the other nodes, as far as they said; seconds old
-    bad_envelopes: int  # entries that the tail met and that this node cannot read: told as lost publications
+
+    @property
+    def bad_envelopes(self) -> int:
+        """Entries that the tail met and that this node cannot read: told as lost publications."""
+        ...
 
     @property
     def outdated(self) -> bool:

@@ -205,8 +205,8 @@ async def old_nats(world: World) -> str:
         for message in kept["keys"]:
             digest, _, position = message["data"].partition(" ")
             await broker._log.claim("first-key", digest, time.monotonic() + 10)
-            await broker._log.remember("first-key", digest, Position(broker._known.epoch, int(position[-1])))
-        return broker._known.epoch
+            await broker._log.remember("first-key", digest, Position(broker._known.top.epoch, int(position[-1])))
+        return broker._known.top.epoch
 
 
 async def restored(world: World) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -22,6 +22,7 @@ from nats.aio.client import Client
 
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
+from sse_app.brokers.known import KnownLog
 from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, LimitSettings
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
 from sse_app.brokers.nats.entries import Message, content, envelope, publication_of
@@ -30,7 +31,6 @@ from sse_app.brokers.nats.log import AWAY, COMMAND, SETTLE, GivenLimits, Log, St
 from sse_app.brokers.nats.nodes import Nodes
 from sse_app.brokers.nats.url import Place, parse
 from sse_app.brokers.recent import BYTES, COUNT, Recent
-from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.stack import OPEN, NonReentrant, close_stack
@@ -85,10 +85,8 @@ class NatsBroker:
         self._feed: Feed | None = None
         self._attention = asyncio.Event()  # something has changed that the task has to see to
         self._looking = asyncio.Lock()
-        self._known, self._oldest, self._history = Position("", 0), 0, 0
-        self._recent = Recent(history or COUNT, history_bytes or BYTES)
+        self._known = KnownLog(place.name, Recent(history or COUNT, history_bytes or BYTES), self._read_back)
         self._heard = _Heard(0, 0.0)
-        self._tails: list[QueuedTail] = []
         self._nodes = Nodes(place.name, clock)
         self._trouble = ""  # why the log cannot be reached just now
         self._opened: asyncio.Future[None] | None = None
@@ -96,7 +94,10 @@ class NatsBroker:
         self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
         self.durability: Durability = "log"
         self.subscribers_here = self.subscribers_elsewhere = 0
-        self.bad_envelopes = 0  # messages of the stream that this node could not read
+
+    @property
+    def bad_envelopes(self) -> int:
+        return self._known.bad_envelopes
 
     # Life
 
@@ -142,7 +143,7 @@ class NatsBroker:
         log = Log(client, self._place, self._limits, self._attention.set)
         await self._look(log)
         if await self._is_another_copy(log):
-            await log.begin_anew(self._known.epoch)
+            await log.begin_anew(self._known.top.epoch)
             await self._look(log)
         await self._nodes.listen(client)
         self._log = log
@@ -196,7 +197,7 @@ class NatsBroker:
 
     async def _look(self, log: Log) -> None:
         async with self._looking:
-            known = self._known
+            known = self._known.top
             state = await log.look()
             if _is_behind(state, known):
                 await asyncio.sleep(SETTLE)  # perhaps a cluster's new leader does not know yet all that it has
@@ -206,7 +207,7 @@ class NatsBroker:
             if state.top.epoch != known.epoch:
                 await log.prepare()
                 state = await log.look()
-            self._learn(state)
+            self._apply(known.epoch, state)
             log.adopt(state)
 
     async def _is_another_copy(self, log: Log) -> bool:
@@ -215,22 +216,12 @@ class NatsBroker:
         time = await log.time_of(self._heard.offset) if self._heard.offset else None
         return time is not None and abs(time - self._heard.time) > SAME_TIME
 
-    def _learn(self, state: State) -> None:
-        self.durability, self._history = state.durability, state.history
-        if state.top.epoch == self._known.epoch:
-            self._known, self._oldest = max(self._known, state.top), max(self._oldest, state.oldest)
-            self._recent.forget(self._oldest)
-            return
-        if self._known.epoch:
-            logger.warning("the log in NATS is another one: epoch %s follows %s", state.top.epoch, self._known.epoch)
-        self._known, self._oldest, self._heard = state.top, state.oldest, _Heard(0, 0.0)
-        self._start_hearing()
-        for tail in self._tails:
-            tail.begin_anew()
-
-    def _held_from(self) -> int:
-        """The offset before the oldest publication that counts as held: the stream has some more, for the feeds."""
-        return max(self._oldest, self._known.offset - self._history)
+    def _apply(self, asked_in: str, state: State) -> None:
+        """Take over what the log says of itself."""
+        self.durability, self._known.history = state.durability, state.history
+        if self._known.update(asked_in, state.top, state.oldest):
+            self._heard = _Heard(0, 0.0)
+            self._restart_feed()
 
     def check(self) -> None:
         if self._log is None:
@@ -240,10 +231,10 @@ class NatsBroker:
         if fresh:
             with self._reading() as log:
                 await self._look(log)
-        return self._known
+        return self._known.top
 
     async def oldest(self) -> Position:
-        return self._known._replace(offset=self._held_from())
+        return self._known.top._replace(offset=self._known.held_from)
 
     # Publishing
 
@@ -260,8 +251,7 @@ class NatsBroker:
         except (BrokerUnavailable, OutcomeUnknown):
             self._attention.set()  # perhaps the log is another one, or away
             raise
-        if position.epoch == self._known.epoch:
-            self._known = max(self._known, position)
+        self._known.advance(position)
         return position
 
     async def _publish_once(self, log: Log, draft: Draft, data: bytes, key: str, deadline: float) -> Position:
@@ -272,7 +262,7 @@ class NatsBroker:
         claimed, position = await log.claim(key, digest, deadline)
         if claimed != digest:
             raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
-        if position is not None and position.epoch == self._known.epoch:
+        if position is not None and position.epoch == self._known.top.epoch:
             return position
         id = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:32]
         position, duplicate = await log.append(data, id, deadline)
@@ -284,59 +274,42 @@ class NatsBroker:
 
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
-        page = await self._page(after, until)
-        found = [item for item in page.publications if item.reaches(topic_filter, None)]
-        return Page(page.start, found, page.end)
+        return (await self._page(after, until)).matching(topic_filter)
 
     async def _page(self, after: Position, until: Position) -> Page:
         """The next page of all that is in the log, also of what is not ours."""
-        epoch, oldest = self._known.epoch, self._held_from()
+        epoch, oldest = self._known.top.epoch, self._known.held_from
         start = max(after.offset, oldest) if after.epoch == epoch else oldest
-        last = min(until.offset, self._known.offset)
+        last = min(until.offset, self._known.top.offset)
         if start >= last:
             return Page(Position(epoch, start), (), Position(epoch, start))
-        found = self._recent.page(start, last, PAGE_COUNT)
-        if found is None:
-            with self._reading() as log:
-                found = await _fetch(log, epoch, start, last)
-                await self._look(log)  # if it is still the same log, that is what is in it
-            if epoch != self._known.epoch:
-                return await self._page(after, until)
-            # What is missing was trimmed meanwhile, or somebody has deleted it: a gap.
-            start = found[0].position.offset - 1 if found else last
+        if page := self._known.page(Position(epoch, start), Position(epoch, last)):
+            return page
+        with self._reading() as log:
+            found = await _fetch(log, epoch, start, last)
+            await self._look(log)  # if it is still the same log, that is what is in it
+        if epoch != self._known.top.epoch:
+            return await self._page(after, until)
+        # What is missing was trimmed meanwhile, or somebody has deleted it: a gap.
+        start = found[0].position.offset - 1 if found else last
         found = list(_without_break(found))
         end = found[-1].position.offset if found else start
         return Page(Position(epoch, start), found, Position(epoch, end))
 
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
-        return [publication async for publication in self._backwards(count, topic_filter, audience)][::-1]
+        return await self._known.newest(count, topic_filter, audience)
 
     async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
-        position, found = None, 0
-        async for publication in self._backwards(count, topic_filter, audience):
-            position, found = publication.position, found + 1
-        before = position._replace(offset=position.offset - 1) if position else self._known
-        return before, found >= count
+        return await self._known.last(count, topic_filter, audience)
 
-    async def _backwards(
-        self, count: int, topic_filter: TopicFilter, audience: Audience | None
-    ) -> AsyncIterator[Publication]:
-        """At most ``count`` publications that these readers may see, newest first."""
-        epoch, recent = self._known.epoch, self._recent
-        until = recent.below(self._known.offset, topic_filter)
-        while count and until > (oldest := self._held_from()):
-            after = max(oldest, until - PAGE_COUNT)
-            if after < recent.top < until:
-                after = recent.top  # from there on each topic's newest is known
-            found = await self._all_in(Position(epoch, after), Position(epoch, until))
-            if epoch != self._known.epoch:
-                return
-            recent.learn(after, until, found)
-            for publication in reversed(found):
-                if count and not publication.lost and publication.reaches(topic_filter, audience):
-                    count -= 1
-                    yield publication
-            until = recent.below(after, topic_filter)
+    async def _read_back(self, until: int, count: int) -> Page:
+        """The newest up to an offset; none when the log becomes another one meanwhile."""
+        epoch = self._known.top.epoch
+        start, end = Position(epoch, max(self._known.held_from, until - count)), Position(epoch, until)
+        found = await self._all_in(start, end)
+        if epoch != self._known.top.epoch:
+            return Page(Position(self._known.top.epoch, 0), (), end)
+        return Page(start, found, end)
 
     async def _all_in(self, after: Position, until: Position) -> Sequence[Publication]:
         found: list[Publication] = []
@@ -347,62 +320,45 @@ class NatsBroker:
         return found
 
     async def since(self, time: float) -> tuple[Position, bool]:
-        epoch = self._known.epoch
+        epoch = self._known.top.epoch
         with self._reading() as log:
             offset = await log.find(time)
             await self._look(log)
-        if epoch != self._known.epoch:
+        if epoch != self._known.top.epoch:
             return await self.since(time)
-        held_from = self._held_from()
-        if offset > self._oldest or not self._oldest:  # then what comes before it is known to be older
+        top, oldest, held_from = self._known.top, self._known.oldest, self._known.held_from
+        if offset > oldest or not oldest:  # then what comes before it is known to be older
             complete = offset >= held_from
         else:
-            emptied = self._oldest == self._known.offset == self._heard.offset  # the newest of what is trimmed
+            emptied = oldest == top.offset == self._heard.offset  # the newest of what is trimmed
             complete = emptied and time > self._heard.time
-        return self._known._replace(offset=max(offset, held_from)), complete
+        return top._replace(offset=max(offset, held_from)), complete
 
     # The tail
 
     def tail(self) -> Tail:
-        if not self._tails and self._feed is None:
-            self._start_hearing()
+        if not self._known.is_followed and self._feed is None:
+            self._restart_feed()
         self._attention.set()
-        return QueuedTail(self._tails, self._known)
+        return self._known.tail()
 
-    def _start_hearing(self) -> None:
-        """From before what is new, so that the newest publications and their topics are known soon."""
+    def _restart_feed(self) -> None:
         self._feed = None
-        self._recent.restart(max(self._held_from(), self._known.offset - self._recent.room))
+        self._known.rewind()
         self._attention.set()
 
     async def _see_to_the_feed(self, log: Log) -> None:
         feed = self._feed
-        if self._tails and (feed is None or feed.broken or feed.silence > SILENCE):
+        if self._known.is_followed and (feed is None or feed.broken or feed.silence > SILENCE):
             await self._feeding.aclose()
-            take = partial(self._hear, self._known.epoch)
-            self._feed = await self._feeding.enter_async_context(log.feed(self._recent.top, take))
+            take = partial(self._hear, self._known.top.epoch)
+            self._feed = await self._feeding.enter_async_context(log.feed(self._known.recent.top, take))
 
     def _hear(self, epoch: str, message: Message) -> None:
-        last = self._recent.top
-        if epoch != self._known.epoch or message.offset <= last:
+        if epoch != self._known.top.epoch or message.offset <= self._known.recent.top:
             return
-        publication = publication_of(message, epoch)
-        if publication.lost:
-            self._count_bad_envelope()
-        self._known = max(self._known, publication.position)
         self._heard = _Heard(message.offset, message.time)
-        self._recent.append(publication)
-        for tail in self._tails:
-            if epoch != tail.start.epoch or message.offset > tail.start.offset:
-                if message.offset == last + 1:
-                    tail.announce((publication,))
-                else:  # what is between was trimmed before we heard of it, or deleted
-                    tail.begin_anew()
-
-    def _count_bad_envelope(self) -> None:
-        self.bad_envelopes += 1
-        if (count := self.bad_envelopes).bit_count() == 1:  # 1, 2, 4, 8, ...: a stream of them does not fill our log
-            logger.warning("bad_envelope: messages of the log %s cannot be read, %d so far", self._place.name, count)
+        self._known.announce((publication_of(message, epoch),))
 
 
 def _is_behind(state: State, known: Position) -> bool:

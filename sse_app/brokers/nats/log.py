@@ -17,6 +17,7 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
+from sse_app.brokers.known import UNBOUNDED
 from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES
 from sse_app.brokers.nats.connection import FAILURES, reason
 from sse_app.brokers.nats.entries import Message
@@ -36,7 +37,6 @@ PENDING_BYTES = 8 * 1024 * 1024  # that wait for the socket; more is refused
 PENDING_MESSAGES = 65_536  # of a feed, and that wait for us; it then drops some and breaks
 HEAD = 1024  # bytes that a message has beside its data, at most
 SLACK = 1_000  # publications that the stream holds beyond the limit, so that feeds hear of all in a burst
-UNBOUNDED = 2**62
 KEYS_MAX = 100_000  # idempotency keys that are remembered at once
 END_OF_TIME = 9e9  # Unix time; the server's nanoseconds end in 2262
 

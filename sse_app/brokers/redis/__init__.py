@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.formats import lost
+from sse_app.brokers.known import KnownLog
 from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES, PAGE_COUNT, LogSettings
 from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.redis.connection import (
@@ -51,7 +52,6 @@ from sse_app.brokers.redis.entries import (
     offset_of,
     publication_of,
 )
-from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.stack import OPEN, NonReentrant, close_stack
@@ -127,12 +127,10 @@ class RedisBroker:
         self._publishing = Line(self._pool, OutcomeUnknown(UNKNOWN), at_once=PUBLICATIONS, deadline=DEADLINE)
         self._reading = Line(self._pool, BrokerUnavailable(AWAY), at_once=PAGES, deadline=TURN)
         self._node = secrets.token_hex(6)
-        self._known, self._oldest = Position("", 0), 0
         self._seen = _Seen(0, "")
-        self._recent = Recent(history or COUNT, history_bytes or BYTES)  # what the tail has read
-        self._searching = asyncio.Lock()
+        recent = Recent(history or COUNT, history_bytes or BYTES)
+        self._known = KnownLog(self._log, recent, self._read_back)
         self._link = ""  # the stamp of the last of ours among it, when it is known
-        self._tails: list[QueuedTail] = []
         self._listening = asyncio.Event()  # somebody wants the tail
         self._look_due = 0.0
         self._mean_size = 1  # bytes of a publication in the log
@@ -142,7 +140,10 @@ class RedisBroker:
         self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
         self.durability: Durability = "none"
         self.subscribers_here = self.subscribers_elsewhere = 0
-        self.bad_envelopes = 0
+
+    @property
+    def bad_envelopes(self) -> int:
+        return self._known.bad_envelopes
 
     # Life
 
@@ -190,37 +191,28 @@ class RedisBroker:
         """A command, and the epoch in which it is given."""
         clock = "" if self._clock is None else microseconds(self._clock())
         wall = "" if self._wall is None else microseconds(self._wall())
-        known = (*self._known, *self._seen, secrets.token_hex(6))
+        known = (*self._known.top, *self._seen, secrets.token_hex(6))
         keys = (3, self._log, self._state, key)
         command = ("EVALSHA", SCRIPT_SHA, *keys, operation, *known, clock, wall, *self._limits, *arguments)
-        return self._known.epoch, command
+        return self._known.top.epoch, command
 
     def _learn(self, sent: str, answer: Sequence[Any]) -> None:
         """Take over what the log says of itself. ``sent`` is the epoch in which it was asked: if this node has changed
         to another one since, an answer of a third may be older than that."""
         epoch, oldest, top = answer[0].decode(), answer[1], answer[2]
-        if epoch == self._known.epoch:
-            self._oldest, self._known = max(self._oldest, oldest), max(self._known, Position(epoch, top))
-            self._recent.forget(self._oldest)
-        elif sent == self._known.epoch:
-            self._begin_anew(Position(epoch, top), oldest)
+        if self._known.update(sent, Position(epoch, top), oldest):
+            self._seen, self._link = _Seen(0, ""), ""
 
-    def _begin_anew(self, top: Position, oldest: int) -> None:
-        if self._known.epoch:
-            logger.warning("the log in Redis is not the one it was: epoch %s follows %s", top.epoch, self._known.epoch)
-        self._known, self._oldest, self._seen = top, oldest, _Seen(0, "")
-        self._hear_from(top.offset)
-        for tail in self._tails:
-            tail.begin_anew()
+    def _note_seen(self, offset: int, stamp: str) -> None:
+        if offset >= self._seen.offset:
+            self._seen = _Seen(offset, stamp)
 
-    def _hear_from(self, offset: int) -> None:
-        self._recent.restart(offset)
-        self._link = ""
-
-    def _see(self, position: Position, stamp: str) -> None:
-        self._known = max(self._known, position)
-        if position.offset >= self._seen.offset:
-            self._seen = _Seen(position.offset, stamp)
+    def _note_read(self, entries: Sequence[RawEntry], publications: Sequence[Publication]) -> None:
+        """The newest of ours among what the tail has read was seen."""
+        for entry, publication in zip(reversed(entries), reversed(publications), strict=True):
+            if not publication.lost and (head := head_of(entry)) is not None:
+                self._note_seen(publication.position.offset, head.stamp)
+                return
 
     def check(self) -> None:
         if self._trouble:
@@ -229,10 +221,10 @@ class RedisBroker:
     async def top(self, *, fresh: bool = False) -> Position:
         if fresh:
             await self._read("look", self._nodes, "", 0, 0)
-        return self._known
+        return self._known.top
 
     async def oldest(self) -> Position:
-        return self._known._replace(offset=self._oldest)
+        return self._known.top._replace(offset=self._known.held_from)
 
     # Publishing
 
@@ -245,8 +237,9 @@ class RedisBroker:
         if answer[3] == b"reused":
             raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
         position, stamp = Position(answer[3].decode(), answer[4]), answer[5].decode()
-        if stamp and position.epoch == self._known.epoch:
-            self._see(position, stamp)
+        self._known.advance(position)
+        if stamp and position.epoch == self._known.top.epoch:
+            self._note_seen(position.offset, stamp)
         return position
 
     # Reading
@@ -259,13 +252,10 @@ class RedisBroker:
 
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
-        if after.epoch == self._known.epoch and after.offset < until.offset:
-            held = self._recent.page(after.offset, until.offset, PAGE_COUNT)
-            if held:
-                return Page(after, [item for item in held if item.reaches(topic_filter, None)], held[-1].position)
-        return await self._page(after, until, topic_filter)
+        return (self._known.page(after, until) or await self._page(after, until)).matching(topic_filter)
 
-    async def _page(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
+    async def _page(self, after: Position, until: Position) -> Page:
+        """The next page of all that is in the log, read from there."""
         bounds = after.epoch, after.offset, until.offset, PAGE_COUNT, PAGE_BYTES
         raw_epoch, _, top, start, entries = await self._read("page", self._state, *bounds)
         epoch, end, found = raw_epoch.decode(), start, []
@@ -278,47 +268,22 @@ class RedisBroker:
                     break
                 start = offset - 1
             end = offset
-            publication = publication_of(entry, epoch, time.time())
-            if topic_filter.matches(publication.topics):
-                found.append(publication)
+            found.append(publication_of(entry, epoch, time.time()))
         return Page(Position(epoch, start), found, Position(epoch, end))
 
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
-        return [publication async for publication in self._backwards(count, topic_filter, audience)][::-1]
+        return await self._known.newest(count, topic_filter, audience)
 
     async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
-        position, found = None, 0
-        async for publication in self._backwards(count, topic_filter, audience):
-            position, found = publication.position, found + 1
-        before = position._replace(offset=position.offset - 1) if position else self._known
-        return before, found >= count
+        return await self._known.last(count, topic_filter, audience)
 
-    async def _backwards(
-        self, count: int, topic_filter: TopicFilter, audience: Audience | None
-    ) -> AsyncIterator[Publication]:
-        """At most ``count`` publications that these readers may see, newest first."""
-        until, size, epoch = self._known.offset, min(count, PAGE_COUNT), ""
-        while count and (until := self._recent.below(until, topic_filter)) > self._oldest:
-            found = self._recent.before(until, PAGE_COUNT) or await self._read_back(until, size, topic_filter)
-            if not found or found[0].position.epoch != (epoch or found[0].position.epoch):
-                return
-            for publication in found:
-                if count and not publication.lost and publication.reaches(topic_filter, audience):
-                    count -= 1
-                    yield publication
-            epoch, until, size = found[-1].position.epoch, found[-1].position.offset - 1, PAGE_COUNT
-            await asyncio.sleep(0)
-
-    async def _read_back(self, until: int, size: int, topic_filter: TopicFilter) -> Sequence[Publication]:
-        """From the log, newest first; one search after the other, each from where those before it came to."""
-        async with self._searching:
-            until = self._recent.below(until, topic_filter)
-            raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, size, PAGE_BYTES)
-            epoch = raw_epoch.decode()
-            found = [publication_of(entry, epoch, time.time()) for entry in entries]
-            if found and epoch == self._known.epoch:
-                self._recent.learn(found[-1].position.offset - 1, until, found[::-1])
-            return found
+    async def _read_back(self, until: int, count: int) -> Page:
+        """The newest up to an offset."""
+        raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, count, PAGE_BYTES)
+        epoch = raw_epoch.decode()
+        found = [publication_of(entry, epoch, time.time()) for entry in reversed(entries)]
+        start = found[0].position.offset - 1 if found else 0
+        return Page(Position(epoch, start), found, Position(epoch, until))
 
     async def since(self, time: float) -> tuple[Position, bool]:
         epoch, _, _, offset, complete = await self._read("since", self._state, microseconds(time))
@@ -327,11 +292,11 @@ class RedisBroker:
     # The tail
 
     def tail(self) -> Tail:
-        if not self._tails:  # from before what is new, so that the newest are known soon
-            room = min(self._recent.room, BYTES // self._mean_size)
-            self._hear_from(max(self._oldest, self._known.offset - room))
+        if not self._known.is_followed:
+            self._known.rewind(self._mean_size)
+            self._link = ""
         self._listening.set()
-        return QueuedTail(self._tails, self._known)
+        return self._known.tail()
 
     async def _follow(self) -> NoReturn:
         """Read the tail and look after the log, as long as the broker is open."""
@@ -365,7 +330,7 @@ class RedisBroker:
         now = asyncio.get_running_loop().time()
         if now >= self._look_due:
             await self._look(connection)
-        elif self._tails:
+        elif self._known.is_followed:
             await self._read_on(connection, self._look_due - now)
         else:
             self._listening.clear()
@@ -380,27 +345,28 @@ class RedisBroker:
         self.subscribers_elsewhere = answer[3]
         self._learn(sent, answer)
         self._look_due = asyncio.get_running_loop().time() + (SOON if answer[4] else LOOK)
-        self._mean_size = max(1, answer[5] // max(1, self._known.offset - self._oldest))
+        self._mean_size = max(1, answer[5] // max(1, self._known.top.offset - self._known.oldest))
 
     async def _read_on(self, connection: AbstractConnection, seconds: float) -> None:
-        epoch = self._known.epoch
+        epoch = self._known.top.epoch
         how = ("COUNT", self._tail_count, "BLOCK", max(1, int(seconds * 1000)), "STREAMS")
-        answer = await execute(connection, "XREAD", *how, self._log, f"0-{self._recent.top}")
-        if not answer or epoch != self._known.epoch:  # what was read is of a log that is no more
+        answer = await execute(connection, "XREAD", *how, self._log, f"0-{self._known.recent.top}")
+        if not answer or epoch != self._known.top.epoch:  # what was read is of a log that is no more
             return
         entries = answer[0][1]
         size = sum(len(text) for _, fields in entries for text in fields)
         self._tail_count = max(1, min(TAIL_COUNT, TAIL_BYTES * len(entries) // size))
-        self._count_bad_envelopes(sum(not has_place(entry) for entry in entries))
+        self._known.count_bad_envelopes(sum(not has_place(entry) for entry in entries))
         entries = [entry for entry in entries if has_place(entry)]
         publications = [publication_of(entry, epoch, time.time()) for entry in entries]
         link, doubts = self._follow_chain(entries, publications)
         if not publications or any(publication.lost for publication in publications):
             await self._look(connection, doubts=doubts)  # and remove what could not be followed by ours
-            if epoch != self._known.epoch:
+            if epoch != self._known.top.epoch:
                 return
         self._link = link
-        self._announce(entries, publications)
+        self._note_read(entries, publications)
+        self._known.announce(publications)
 
     def _follow_chain(self, entries: Sequence[RawEntry], publications: list[Publication]) -> tuple[str, bool]:
         """Put lost publications in the place of entries that do not name the one of ours before them.
@@ -409,7 +375,7 @@ class RedisBroker:
         another one, that has grown to the same length. A stranger in between is not in the chain; an entry of a newer
         version is, and its head can be read.
         """
-        link, before, broken = self._link, self._recent.top, False
+        link, before, broken = self._link, self._known.recent.top, False
         for index, (entry, publication) in enumerate(zip(entries, publications, strict=True)):
             position, head = publication.position, head_of(entry)
             if head is not None and head.epoch == position.epoch:
@@ -420,35 +386,6 @@ class RedisBroker:
                     link = head.stamp if follows or not publication.lost else ""
             before = position.offset
         return link, broken
-
-    def _announce(self, entries: Sequence[RawEntry], publications: Sequence[Publication]) -> None:
-        batch: list[Publication] = []
-        for entry, publication in zip(entries, publications, strict=True):
-            if publication.lost:
-                self._count_bad_envelopes(1)
-                self._known = max(self._known, publication.position)
-            elif head := head_of(entry):
-                self._see(publication.position, head.stamp)
-            if publication.position.offset != self._recent.top + 1:  # what is between was trimmed, or deleted
-                batch.clear()
-                for tail in self._tails:
-                    if _awaits(tail, publication):
-                        tail.begin_anew()
-            self._recent.append(publication)
-            batch.append(publication)
-        for tail in self._tails:
-            if new := [publication for publication in batch if _awaits(tail, publication)]:
-                tail.announce(new)
-
-    def _count_bad_envelopes(self, more: int) -> None:
-        before = self.bad_envelopes
-        self.bad_envelopes += more
-        if (count := self.bad_envelopes).bit_length() > before.bit_length():  # 1, 2, 4, ...: few lines for many of them
-            logger.warning("bad_envelope: entries of the stream %s cannot be read, %d so far", self._log, count)
-
-
-def _awaits(tail: Tail, publication: Publication) -> bool:
-    return tail.start.epoch != publication.position.epoch or publication.position > tail.start
 
 
 def _reason(error: Exception) -> str:

@@ -318,7 +318,7 @@ async def test_these_subjects_are_all_that_it_needs(start_nats: StartNats) -> No
         await publish(broker, "k", idempotency_key="k")
         await publish(broker, "k", idempotency_key="k")
         assert texts(await take(tail, 4)) == ["a", "b", "c", "k"]
-        broker._recent.restart(4)
+        broker._known.recent.restart(4)
         assert texts(await replayed(broker)) == ["a", "b", "c", "k"]
         assert (await broker.since(0))[1]
     server.kill()
@@ -828,7 +828,7 @@ async def test_what_somebody_deletes_in_the_log_breaks_nothing(url: str, js: Jet
 
         await read_it()
         tail = broker.tail()
-        await until(lambda: broker._recent.top == top.offset)
+        await until(lambda: broker._known.recent.top == top.offset)
         await read_it()
         await publish(broker, "h")
         assert texts(await take(tail, 1)) == ["h"]
@@ -940,7 +940,7 @@ async def test_a_node_that_starts_hears_of_the_newest_first(url: str, js: JetStr
             await publish(broker, str(number), topic=f"t/{number}")
     async with opened(url) as broker:
         tail = broker.tail()
-        await until(lambda: broker._recent.top == 50)
+        await until(lambda: broker._known.recent.top == 50)
         async with broker._looking:  # it does not know yet what is gone
             await js.purge_stream(log_of(broker), seq=11)
             assert texts(await broker.newest(1, TopicFilter.parse(["t/30"]), Audience(("c",)))) == ["30"]
@@ -956,7 +956,7 @@ async def test_a_search_below_what_was_heard_of_is_made_once(url: str, monkeypat
         await publish(broker, "old", topic="t")
         for _ in range(9):
             await asyncio.gather(*(publish(broker, "x", topic="u") for _ in range(100)))
-        broker._recent.restart(901)
+        broker._known.recent.restart(901)
         read = 0
         fetch = log.Log.fetch
 
@@ -1036,7 +1036,7 @@ async def test_nothing_is_left_when_it_is_closed(
             tail = broker.tail()
             await publish(broker, "a", idempotency_key=key)
             await take(tail, 1)
-            broker._recent.restart(0)
+            broker._known.recent.restart(0)
             await replayed(broker)
     await until(lambda: asyncio.all_tasks() == tasks)
     async with asyncio.timeout(PATIENCE):

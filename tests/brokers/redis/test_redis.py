@@ -452,7 +452,7 @@ async def test_of_nodes_that_notice_at_once_one_begins_the_new_epoch(url: str, r
 
 
 async def test_an_answer_of_an_epoch_that_is_over_says_nothing(broker: RedisBroker) -> None:
-    epoch = broker._known.epoch
+    epoch = broker._known.top.epoch
     broker._learn(epoch, [b"second", 0, 5])
     broker._learn("second", [b"third", 0, 7])
     broker._learn("second", [b"second", 0, 6])
@@ -485,7 +485,7 @@ def strange_entries(epoch: str) -> list[tuple[dict[str, str | bytes], str]]:
 async def test_entries_that_are_not_ours_stop_nobody(url: str, redis: Redis) -> None:
     one = RedisBroker(url)
     async with RedisBroker(url) as other:
-        strange = strange_entries(other._known.epoch)
+        strange = strange_entries(other._known.top.epoch)
         async with one:
             tail, positions = one.tail(), []
             for number, (fields, id) in enumerate(strange):
@@ -558,7 +558,7 @@ async def test_what_was_trimmed_before_the_tail_read_it_is_told(own_server: Redi
         now = microseconds(time.time())
         with own_redis.pipeline(transaction=True) as transaction:  # nothing is read in between
             for number in range(2, 30):
-                head = f"{broker._known.epoch} {now} {now + number} {now + number - 1} ".encode()
+                head = f"{broker._known.top.epoch} {now} {now + number} {now + number - 1} ".encode()
                 content = head + envelope(Draft(Event(str(number))))
                 transaction.xadd(broker._log, {"v1": content}, id=f"0-{number}", maxlen=5, approximate=False)
             transaction.execute()
@@ -577,7 +577,7 @@ def fill(redis: Redis, broker: RedisBroker, count: int) -> None:
     content = envelope(Draft(Event("x")))
     with redis.pipeline(transaction=True) as transaction:
         for offset in range(1, count + 1):
-            head = f"{broker._known.epoch} {now} {now + offset} {now + offset - 1} ".encode()
+            head = f"{broker._known.top.epoch} {now} {now + offset} {now + offset - 1} ".encode()
             transaction.xadd(broker._log, {"v1": head + content}, id=f"0-{offset}")
         transaction.hset(broker._state, mapping={"top": count, "time": now, "stamp": now + count})
         transaction.execute()

@@ -1,0 +1,183 @@
+"""The state of a node over a log that a server keeps: how far the log goes, and its newest publications.
+
+Redis and NATS keep the log for several nodes. A node knows of it what its server said last, what was acknowledged to
+its own publishers, and what the tail has read; most readers are served from that, without a request to the server.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from sse_app.brokers import Page
+from sse_app.brokers.limits import PAGE_COUNT
+from sse_app.brokers.recent import BYTES, Recent
+from sse_app.brokers.tail import QueuedTail
+from sse_app.publication import Audience, Position, Publication
+from sse_app.topics import TopicFilter
+
+logger = logging.getLogger("sse_app")
+
+UNBOUNDED = 2**62  # publications
+
+ReadBack = Callable[[int, int], Awaitable[Page]]
+
+
+class KnownLog:
+    """How far a log goes, as far as this node knows, its newest publications, and those who read its tail here.
+
+    ``read_back(until, count)`` reads the newest ``count`` publications up to an offset from the log, or fewer: the page
+    starts at the offset to go on from. It may find that the log is another one, and ``update`` this one.
+    """
+
+    def __init__(self, name: str, recent: Recent, read_back: ReadBack) -> None:
+        self.top = Position("", 0)  # the newest position
+        self.oldest = 0  # the offset before the oldest publication that the log holds
+        self.history = UNBOUNDED  # publications that count as held, if the log holds some more
+        self.recent = recent  # what the tail has read
+        self.bad_envelopes = 0  # entries without a publication that can be read and shown
+        self._name = name  # for our own log
+        self._read_back = read_back
+        self._searching = asyncio.Lock()
+        self._tails: list[QueuedTail] = []
+
+    @property
+    def held_from(self) -> int:
+        """The offset before the oldest publication that counts as held."""
+        return max(self.oldest, self.top.offset - self.history)
+
+    # What the server says
+
+    def update(self, asked_in: str, top: Position, oldest: int) -> bool:
+        """Take over where the log ends and begins; True if it is another log, which has to be read anew.
+
+        ``asked_in`` is the epoch that this node knew when it asked. If it has changed to another one since, an answer
+        of a third epoch may be older than that, and is ignored.
+        """
+        if top.epoch == self.top.epoch:
+            self.top, self.oldest = max(self.top, top), max(self.oldest, oldest)
+            self.recent.forget(self.oldest)
+            return False
+        if asked_in != self.top.epoch:
+            return False
+        if asked_in:
+            logger.warning("the log %s is another one: epoch %s follows %s", self._name, top.epoch, asked_in)
+        self.top, self.oldest = top, oldest
+        self.recent.restart(top.offset)
+        for tail in self._tails:
+            tail.begin_anew()
+        return True
+
+    def advance(self, position: Position) -> None:
+        """Take note of a publication that was acknowledged; one in an epoch that is over says nothing."""
+        if position.epoch == self.top.epoch:
+            self.top = max(self.top, position)
+
+    # What the tail reads
+
+    @property
+    def is_followed(self) -> bool:
+        """True while somebody reads the tail of this log here."""
+        return bool(self._tails)
+
+    def tail(self) -> QueuedTail:
+        return QueuedTail(self._tails, self.top)
+
+    def rewind(self, mean_size: int = 1) -> None:
+        """Let the tail be read from so far below the top that the newest publications, and each topic's newest, are
+        known soon. ``mean_size`` is how many bytes a publication of the log has.
+        """
+        count = min(self.recent.room, BYTES // mean_size)
+        self.recent.restart(max(self.held_from, self.top.offset - count))
+
+    def announce(self, publications: Sequence[Publication]) -> None:
+        """Hand on what the log holds next, in order. Behind a break, of what was trimmed before it was read or was
+        deleted, tails begin anew.
+        """
+        following: list[Publication] = []
+        for publication in publications:
+            if publication.lost:
+                self.count_bad_envelopes(1)
+            if publication.position.offset != self.recent.top + 1:
+                following.clear()
+                for tail in self._tails:
+                    if _awaits(tail, publication):
+                        tail.begin_anew()
+            self.recent.append(publication)
+            following.append(publication)
+            self.top = max(self.top, publication.position)
+        for tail in self._tails:
+            if new := [publication for publication in following if _awaits(tail, publication)]:
+                tail.announce(new)
+
+    def count_bad_envelopes(self, more: int) -> None:
+        """Count entries that the tail met and that are no publications which this node can read."""
+        before = self.bad_envelopes
+        self.bad_envelopes += more
+        if (count := self.bad_envelopes).bit_length() > before.bit_length():  # 1, 2, 4, ...: few lines for many of them
+            logger.warning("bad_envelope: entries of the log %s cannot be read, %d so far", self._name, count)
+
+    # What readers ask
+
+    def page(self, after: Position, until: Position) -> Page | None:
+        """Return the next page of ``(after, until]``, or None when it has to be read from the log."""
+        if after.epoch != self.top.epoch or after.offset >= until.offset:
+            return None
+        held = self.recent.page(after.offset, until.offset, PAGE_COUNT)
+        return Page(after, held, held[-1].position) if held else None
+
+    async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+        return [publication async for publication in self._newest_first(count, topic_filter, audience)][::-1]
+
+    async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+        position, found = None, 0
+        async for publication in self._newest_first(count, topic_filter, audience):
+            position, found = publication.position, found + 1
+        before = position._replace(offset=position.offset - 1) if position else self.top
+        return before, found >= count
+
+    async def _newest_first(
+        self, count: int, topic_filter: TopicFilter, audience: Audience | None
+    ) -> AsyncIterator[Publication]:
+        """At most ``count`` publications that these readers may see. It ends early when the log becomes another one."""
+        epoch, until, size = "", self.top.offset, self._first_size(count, topic_filter)
+        while count and (until := self.recent.below(until, topic_filter)) > self.held_from:
+            page = self._held_up_to(until) or await self._search(until, size, topic_filter)
+            if page.start.epoch != (epoch or page.start.epoch):
+                return
+            for publication in reversed(page.publications):
+                if count and not publication.lost and publication.reaches(topic_filter, audience):
+                    count -= 1
+                    yield publication
+            (epoch, until), size = page.start, PAGE_COUNT
+            await asyncio.sleep(0)
+
+    def _first_size(self, count: int, topic_filter: TopicFilter) -> int:
+        """The number to read from the log at first: the one asked for, where the first one to be read should match."""
+        top = self.top.offset
+        matches = topic_filter.unrestricted or self.recent.below(top, topic_filter) < top
+        return min(count, PAGE_COUNT) if matches else PAGE_COUNT
+
+    def _held_up_to(self, until: int) -> Page | None:
+        held = self.recent.before(until, PAGE_COUNT)
+        if not held:
+            return None
+        newest, oldest = held[0].position, held[-1].position
+        return Page(oldest._replace(offset=oldest.offset - 1), held[::-1], newest)
+
+    async def _search(self, until: int, size: int, topic_filter: TopicFilter) -> Page:
+        """Read from the log; one search after the other, each from where those before it came to."""
+        async with self._searching:
+            until = self.recent.below(until, topic_filter)
+            if until <= self.held_from:  # the searches before this one came to the log's end
+                end = Position(self.top.epoch, until)
+                return Page(end, (), end)
+            if until > self.recent.top:  # what is below has been read, and each topic's newest there is known
+                size = min(size, until - self.recent.top)
+            page = await self._read_back(until, size)
+            if page.start.epoch == self.top.epoch and until <= self.recent.top:
+                self.recent.learn(page.start.offset, until, page.publications)
+            return page
+
+
+def _awaits(tail: QueuedTail, publication: Publication) -> bool:
+    return tail.start.epoch != publication.position.epoch or publication.position > tail.start
