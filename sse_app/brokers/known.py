@@ -95,18 +95,20 @@ class KnownLog:
         """
         following: list[Publication] = []
         for publication in publications:
+            position = publication.position
             if publication.lost:
                 self.count_bad_envelopes(1)
-            if publication.position.offset != self.recent.top + 1:
+            if position.offset != self.recent.top + 1:
                 following.clear()
                 for tail in self._tails:
-                    if _awaits(tail, publication):
+                    if tail.awaits(position):
                         tail.begin_anew()
             self.recent.append(publication)
             following.append(publication)
-            self.top = max(self.top, publication.position)
+            if position > self.top:
+                self.top = position
         for tail in self._tails:
-            if new := [publication for publication in following if _awaits(tail, publication)]:
+            if new := [publication for publication in following if tail.awaits(publication.position)]:
                 tail.announce(new)
 
     def count_bad_envelopes(self, more: int) -> None:
@@ -177,7 +179,3 @@ class KnownLog:
             if page.start.epoch == self.top.epoch and until <= self.recent.top:
                 self.recent.learn(page.start.offset, until, page.publications)
             return page
-
-
-def _awaits(tail: QueuedTail, publication: Publication) -> bool:
-    return tail.start.epoch != publication.position.epoch or publication.position > tail.start

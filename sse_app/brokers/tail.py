@@ -20,6 +20,10 @@ class QueuedTail:
         self._tails = tails
         tails.append(self)
 
+    def awaits(self, position: Position) -> bool:
+        """Return True for a position behind ``start``, or in a newer epoch."""
+        return position > self.start or position.epoch != self.start.epoch
+
     def announce(self, publications: Sequence[Publication]) -> None:
         self._waiting += publications
         self._more.set()
