@@ -55,10 +55,10 @@ const PROTOCOL = "sse-app 2"; // of the messages between tabs; tabs with differe
 const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters that say where one stream begins
 const [WELCOME, GAP, CURSOR, BYE] = ["welcome", "gap", "cursor", "bye"]; // as in sse_app/events.py
 const OF_A_CONNECTION = new Set([WELCOME, BYE]); // they have no position in the log
-const RETRY = 3_000; // ms; the wait before the next try until the hub has named one
+const RETRY = [2_000, 5_000]; // ms; the wait before the next try, at random between, until the hub has named one
 const RETRY_MIN = 100; // ms; a faulty hub that says 0 would be asked again and again without a pause
 const RETRY_MAX = 3_600_000; // ms; the longest that a hub can be set to
-const BACKOFF_MAX = 60_000; // ms
+const BACKOFF = [500, 30_000]; // ms; the least that is doubled after a failure, and at most; the hub may ask for more
 const TIMELY = new Set([408, 425, 429]); // the 4xx statuses that may change with time
 const SILENCE = 45_000; // ms; a connection is dead after three heartbeats that did not come, but not sooner
 const TIMER_MAX = 2 ** 31 - 1; // ms; a browser's timer with a longer delay fires at once
@@ -569,8 +569,8 @@ class Source {
   state = { name: "connecting" };
   /** @type {HubEvent | null} */
   welcome = null; // the newest
-  #retry = RETRY;
-  #failures = 0;
+  #retry = between(...RETRY);
+  #failures = 0; // in a row, without a welcome
   #silence = SILENCE; // until a welcome says how often the hub sends a heartbeat
   #closed = false;
   #cut = new AbortController();
@@ -644,8 +644,7 @@ class Source {
       this.#set({ name: "stopped", ...why });
       return woken;
     }
-    const backoff = Math.min(BACKOFF_MAX, this.#retry * 2 ** this.#failures);
-    const wait = Math.max(backoff, this.#retry, after) * (1 + Math.random() / 2);
+    const wait = Math.max(this.#retry, after, backoff(this.#failures, this.#retry));
     this.#failures += 1;
     const timer = setTimeout(this.#wake, wait);
     this.#set({ name: "waiting", until: Date.now() + wait, ...why });
@@ -679,9 +678,7 @@ class Source {
         if (this.#closed) return { why: {} };
         this.#onBlocks(parser.feed(value));
         watch();
-        if (parser.retry === null) continue;
-        this.#retry = Math.min(Math.max(parser.retry, RETRY_MIN), RETRY_MAX);
-        this.#failures = 0; // the hub works, and has named the reconnection time
+        if (parser.retry !== null) this.#retry = Math.min(Math.max(parser.retry, RETRY_MIN), RETRY_MAX);
       }
     } finally {
       clearTimeout(timer);
@@ -718,6 +715,7 @@ class Source {
   #onWelcome(welcome) {
     const { client, last, top, heartbeat } = JSON.parse(welcome.data);
     this.welcome = welcome;
+    this.#failures = 0;
     this.query = { client };
     this.#silence = Math.min(Math.max(SILENCE, 3_000 * heartbeat || 0), TIMER_MAX);
     this.#replay = { end: last?.id ?? null, top };
@@ -729,6 +727,20 @@ class Source {
     this.state = state;
     this.onNews({ state });
   }
+}
+
+/**
+ * Returns the ms to wait, beside those that the hub asks for, after a failure that follows so many others: none at first,
+ * then `retry` doubled each time up to a bound, and at random in the upper half, so that not all come back at once. The
+ * Python client waits by the same rule (sse_app/backoff.py, sse_app/client/stream.py).
+ */
+function backoff(/** @type {number} */ failures, /** @type {number} */ retry) {
+  const [first, most] = BACKOFF;
+  return failures ? Math.min(most, Math.max(first, retry) * 2 ** failures) * between(0.5, 1) : 0;
+}
+
+function between(/** @type {number} */ low, /** @type {number} */ high) {
+  return low + (high - low) * Math.random();
 }
 
 const SILENT = new Error("Nothing has come from the hub for too long.");

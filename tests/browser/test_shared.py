@@ -1,11 +1,14 @@
 """static/sse-app.js in real tabs: one connection for all of them, and each event once and in order, whoever dies."""
 
+import asyncio
 import random
 import runpy
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sse_app import Hub
+from sse_app import Client, Hub
 from sse_app.pytest_plugin import HubServer
-from sse_app.testing import live
+from sse_app.testing import live, run_virtual
 from sse_app.web.app import static_directory
 from tests.browser.conftest import Tabs
 from tests.support import whatwg
@@ -567,17 +570,31 @@ NO_WAITS = """() => {
 }"""
 
 
+WELCOME = 'id: e-1\nevent: welcome\ndata: {"client":"c-1","top":"e-1","last":null}\n\n'
+
+
 @pytest.mark.parametrize(
-    ("retry", "least"), [("0", 100), ("99", 100), ("5000", 5000), ("2147483648", 3_600_000), ("9" * 400, 3_600_000)]
+    ("retry", "wait"), [("0", 100), ("99", 100), ("5000", 5000), ("2147483648", 3_600_000), ("9" * 400, 3_600_000)]
 )
-def test_a_reconnection_time_is_kept_within_reason(site: Site, open_tab: Open, retry: str, least: int) -> None:
+def test_a_reconnection_time_is_kept_within_reason(site: Site, open_tab: Open, retry: str, wait: int) -> None:
     page = open_tab(shared="none")
     page.evaluate(NO_WAITS)
-    site.refusal = Response(f"retry: {retry}\n\n", media_type="text/event-stream")
+    site.refusal = Response(f"retry: {retry}\n\n{WELCOME}", media_type="text/event-stream")
     end_streams(site)
     page.wait_for_function("waits.length >= 5")  # the first ones may still be what the hub has asked for
-    for wait in page.evaluate("waits.slice(3, 5)"):
-        assert least <= wait <= least * 1.5
+    assert page.evaluate("waits.slice(3, 5)") == [wait] * 2
+    page.evaluate("stream.close()")
+
+
+def test_a_hub_that_welcomes_nobody_is_asked_less_and_less(site: Site, open_tab: Open) -> None:
+    """A full or draining hub answers a browser 200, with a reconnection time and nothing else."""
+    page = open_tab(shared="none")
+    page.evaluate(NO_WAITS)
+    page.evaluate("Math.random = () => 1")
+    site.refusal = Response("retry: 2000\n\n", media_type="text/event-stream")
+    end_streams(site)
+    page.wait_for_function("waits.length >= 7")
+    assert page.evaluate("waits.slice(2, 7)") == [8_000, 16_000, 30_000, 30_000, 30_000]
     page.evaluate("stream.close()")
 
 
@@ -585,7 +602,7 @@ NOON = "Mon, 02 Jan 2040 12:00:00 GMT"
 
 
 @pytest.mark.parametrize(
-    ("headers", "least"),
+    ("headers", "wait"),
     [
         ({"Retry-After": "120"}, 120_000),
         ({"Retry-After": "1000000"}, 3_600_000),
@@ -598,16 +615,17 @@ NOON = "Mon, 02 Jan 2040 12:00:00 GMT"
 )
 @pytest.mark.parametrize("status", [429, 503])
 def test_it_does_not_come_before_retry_after(
-    site: Site, tabs: Tabs, status: int, headers: dict[str, str], least: int
+    site: Site, tabs: Tabs, status: int, headers: dict[str, str], wait: int
 ) -> None:
     page = tabs.open(site.url)
+    page.evaluate("Math.random = () => 1 / 3")  # of the time until a hub has named one: 3 s
     page.evaluate(
         "answer => { window.fetch = async () => new Response('', answer); }", {"status": status, "headers": headers}
     )
     page.evaluate(NO_WAITS)
     listen(page, "/hub/events", shared="none")
     page.wait_for_function("waits.length >= 1")
-    assert least <= page.evaluate("waits[0]") <= 1.5 * least
+    assert page.evaluate("waits[0]") == wait
     page.evaluate("stream.close()")
 
 
@@ -627,12 +645,68 @@ def test_it_waits_longer_each_time_and_never_less_than_the_hub_asked_for(
     page.route("**/hub/events*", lambda route: route.abort())
     end_streams(site)
     page.wait_for_function("waits.length >= 14")
-    waits: list[float] = page.evaluate("waits.slice(0, 14)")
-    for number, wait in enumerate(waits):
-        least = min(60_000, 100 * 2**number)  # this hub asks for less than the least
-        assert least <= wait <= least * 1.5
+    first, *later = page.evaluate("waits.slice(0, 14)")
+    assert first == 100  # this hub asks for less than the least
+    for number, wait in enumerate(later, 1):
+        most = min(30_000, 500 * 2**number)
+        assert most / 2 <= wait <= most
+    assert len(set(later)) == len(later)  # at random
     page.unroute_all()
     page.wait_for_function("stream.state.name == 'open'")
+
+
+FAILURES: list[dict[str, str]] = [{}, {}, {}, {"Retry-After": "20"}, {}, {}, {}, {}, {}]  # headers of answers 503
+
+
+async def waits_in_python(welcome: str) -> list[float]:
+    """The seconds that ``Client`` waits after a stream with this welcome, and then after each of FAILURES."""
+    answers = iter(
+        [httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text=welcome)]
+        + [httpx.Response(503, headers=headers) for headers in FAILURES]
+    )
+    times: list[float] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        times.append(asyncio.get_running_loop().time())
+        return next(answers, httpx.Response(204))
+
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http,
+        Client("http://hub", http=http) as client,
+    ):
+        assert [event async for event in client.listen()] == []
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+@pytest.mark.parametrize("chance", [0, 0.25, 0.999])
+@pytest.mark.parametrize("retry", [0.1, 0.7, 5, 50])
+def test_it_waits_as_the_client_for_python_does(
+    site: Site, tabs: Tabs, open_tab: Open, monkeypatch: pytest.MonkeyPatch, retry: float, chance: float
+) -> None:
+    """With the same reconnection time, in seconds, the same failures and the same chance: the same waits."""
+    tabs.expected.append("status of")
+    page = open_tab(shared="none")
+    page.evaluate(NO_WAITS)
+    page.evaluate("chance => { Math.random = () => chance; }", chance)
+    welcome = f"retry: {retry * 1000:g}\n\n{WELCOME}"
+    page.evaluate(
+        """([welcome, ...failures]) => {
+            let tries = 0;
+            const refusal = () => new Response("", { status: 503, headers: failures[tries - 2] });
+            const stream = { headers: { "Content-Type": "text/event-stream" } };
+            window.fetch = async () => tries++ ? refusal() : new Response(welcome, stream);
+        }""",
+        [welcome, *FAILURES],
+    )
+    end_streams(site)
+    page.wait_for_function("waits.length >= 11")
+    came = page.evaluate("waits.slice(1, 11)")
+    page.evaluate("stream.close()")
+
+    monkeypatch.setattr(random, "uniform", lambda low, high: low + (high - low) * chance)
+    with ThreadPoolExecutor(1) as pool:  # this thread has Playwright's event loop
+        expected = pool.submit(lambda: run_virtual(waits_in_python(welcome)))
+        assert [wait / 1000 for wait in came] == pytest.approx(expected.result())
 
 
 def test_reconnect_does_not_wait(site: Site, tabs: Tabs, shared: str, open_tab: Open) -> None:
