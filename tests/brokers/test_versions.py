@@ -48,7 +48,7 @@ async def append(broker: Broker, topic: str, **fields: Any) -> Position:
     if isinstance(broker, RedisBroker):
         entry = {"v": VERSION, "topics": [topic], "body": b"data: newer\n\n", **fields}
         _, command = broker._script("publish", f"{broker._keys}:-", msgspec.msgpack.encode(entry), "")
-        answer = await broker._publishing.ask(*command)
+        answer = await broker._publishing.call(*command)
         return Position(answer[3].decode(), answer[4])
     if isinstance(broker, NatsBroker):
         entry = {"v": VERSION, "topics": [topic], "data": "newer", **fields}
@@ -183,7 +183,7 @@ async def old_redis(world: World) -> str:
     kept = json.loads((FIXTURES / "redis-1.json").read_text())
     async with world.open() as broker:
         assert isinstance(broker, RedisBroker)
-        prefix, send = broker._log.removesuffix(":log"), broker._reading.ask
+        prefix, send = broker._log.removesuffix(":log"), broker._reading.call
         await send("DEL", broker._log, broker._state)
         for id, fields in kept["log"]:
             await send("XADD", broker._log, id, "v1", b64decode(fields["v1"]))

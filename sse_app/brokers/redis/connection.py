@@ -1,4 +1,4 @@
-"""Connections to a Redis server: to which one, what is sent on them, and whose answer is whose."""
+"""Connections to a Redis server, and the queue of the commands that are sent on one."""
 
 import asyncio
 import logging
@@ -22,24 +22,25 @@ from sse_app.quantities import number, whole
 logger = logging.getLogger("sse_app")
 
 CONNECT = 2.0  # seconds until a connection is ready for commands
-SILENCE = 3.0  # seconds on a connection without the answer that is due; no command blocks longer than a third of it
-SENTINEL_DEADLINE = 0.5  # seconds for one Sentinel to say who is the master, then the next one is asked
+SILENCE = 3.0  # seconds without an answer that is due; no command blocks longer than a third of it
+SENTINEL_DEADLINE = 0.5  # seconds for a Sentinel to name the master, then the next one is asked
 SENTINEL_PORT = 26379
-# Parameters of a URL that redis-py must not see. Time is measured here: with a socket_timeout it calls
-# asyncio.wait_for, which up to Python 3.11 may swallow a cancellation, and makes a task for every command.
+# Parameters of a URL that redis-py must not see. Timeouts are measured here: with a socket_timeout redis-py calls
+# asyncio.wait_for, which makes a task for every command and up to Python 3.11 may swallow a cancellation.
 OURS = ("prefix", "protocol", "decode_responses", "max_connections", "socket_timeout", "socket_connect_timeout")
 
-PLAIN: Mapping[object, Callable[[str], float]] = {int: whole, float: number}  # how a parameter's number may be written
+# The parsers of redis-py for numbers in a URL, and those that take their place: redis-py's own take `1_0` and `nan`.
+NUMBERS: Mapping[object, Callable[[str], float]] = {int: whole, float: number}
 
-# What redis-py raises when a connection is gone, or speaks nonsense.
+# The errors of redis-py when a connection is gone, or its peer does not speak the protocol.
 FAILURES = (RedisError, OSError, EOFError, ValueError)
 
-AWAY = "The broker, a Redis server, cannot be reached; nothing was published. Try again in a few seconds."
+UNREACHABLE = "The broker, a Redis server, cannot be reached; nothing was published. Try again in a few seconds."
 REFUSED = "The broker, a Redis server, takes no publications now; nothing was published. Our log says why; try later."
 FULL = "The broker, a Redis server, has no memory left; nothing was published. Give it more, or keep less history."
 
 Argument = str | bytes | int
-Greet = Callable[[AbstractConnection], Awaitable[None]]
+OnConnect = Callable[[AbstractConnection], Awaitable[None]]
 
 
 class _Command:
@@ -51,26 +52,30 @@ class _Command:
         self.sent = False
 
 
-class Line:
-    """One connection at a time, that one task alone sends on and reads from; what comes in meanwhile goes out together,
-    ``at_once`` commands at most.
+class CommandQueue:
+    """Commands that wait for one connection, on which one task alone sends and reads; those that wait at the same time
+    are sent together, ``at_once`` at most.
 
-    Whoever asks waits for a future. Cancelling that takes nothing from the connection, so no answer can go to somebody
-    else (CVE-2023-28858, CVE-2023-28859).
+    A caller waits for a future. Cancelling it takes nothing from the connection, so no answer can go to another caller
+    (CVE-2023-28858, CVE-2023-28859).
     """
 
     def __init__(self, pool: ConnectionPool, unanswered: BrokerError, *, at_once: int, deadline: float) -> None:
         self._pool = pool
         self._unanswered = unanswered  # raised when a command was sent and no answer came
         self._at_once = at_once
-        self._deadline = deadline  # seconds from asking to the answer
-        self._waiting: deque[_Command] = deque()  # bounded by those who ask: what they gave up is dropped in _take
+        self._deadline = deadline  # seconds from the call to its answer
+        self._waiting: deque[_Command] = (
+            deque()
+        )  # bounded by the callers: _next_commands drops those of callers that gave up
         self._more = asyncio.Event()
-        self._complaint = ""
+        self._last_refusal = ""
 
-    async def ask(self, *arguments: Argument) -> Any:
-        """The answer to a command. Raises BrokerUnavailable when it was not executed, LogFull, or what is raised for no
-        answer."""
+    async def call(self, *arguments: Argument) -> Any:
+        """Send a command and return its answer.
+
+        Raises BrokerUnavailable when it was not executed, LogFull, or ``unanswered`` when it may have been.
+        """
         command = _Command(arguments)
         self._waiting.append(command)
         self._more.set()
@@ -78,39 +83,39 @@ class Line:
             async with asyncio.timeout(self._deadline):
                 return await command.answer
         except TimeoutError:
-            raise self._lost(command) from None
+            raise self._unanswered_error(command) from None
 
-    def _lost(self, command: _Command) -> BrokerError:
-        lost = self._unanswered if command.sent else BrokerUnavailable(AWAY)
-        return type(lost)(*lost.args)  # each of those who wait gets its own
+    def _unanswered_error(self, command: _Command) -> BrokerError:
+        error = self._unanswered if command.sent else BrokerUnavailable(UNREACHABLE)
+        return type(error)(*error.args)  # one for each caller: it gets the traceback of the raise
 
     async def run(self) -> NoReturn:
-        """Send what is asked, as long as the broker is open."""
+        """Send the commands that are called, as long as the broker is open."""
         try:
             while True:
                 await self._more.wait()
                 await self._answer_next()
         finally:
-            self._lose(self._take(len(self._waiting)))
+            self._fail(self._next_commands(len(self._waiting)))
 
     async def _answer_next(self) -> None:
         commands: list[_Command] = []
         try:
             async with connected(self._pool) as connection:
-                commands = self._take(self._at_once)
+                commands = self._next_commands(self._at_once)
                 await self._exchange(connection, commands)
-        except FAILURES:  # that the broker is away, and why, its tail says
-            commands = commands or self._take(len(self._waiting))
+        except FAILURES:  # the task that reads the tail logs the reason
+            commands = commands or self._next_commands(len(self._waiting))
         finally:
-            self._lose(commands)
+            self._fail(commands)
 
-    def _lose(self, commands: Sequence[_Command]) -> None:
+    def _fail(self, commands: Sequence[_Command]) -> None:
         for command in commands:
             if not command.answer.done():
-                command.answer.set_exception(self._lost(command))
+                command.answer.set_exception(self._unanswered_error(command))
 
-    def _take(self, count: int) -> list[_Command]:
-        """Those that are next, without those for which nobody waits any more."""
+    def _next_commands(self, count: int) -> list[_Command]:
+        """The next commands, without those whose callers have given up."""
         taken: list[_Command] = []
         while self._waiting and len(taken) < count:
             command = self._waiting.popleft()
@@ -138,17 +143,17 @@ class Line:
                         command.answer.set_result(answer)
                 answered()
         if isinstance(refusal, NoScriptError | ReadOnlyError):
-            raise refusal  # a new connection loads the script again, and perhaps it is to another server
+            raise refusal  # a new connection loads the script again, and may lead to another server
 
     def _refused(self, error: ResponseError) -> BrokerError:
-        if str(error) != self._complaint:
-            self._complaint = str(error)
+        if str(error) != self._last_refusal:
+            self._last_refusal = str(error)
             logger.warning("Redis refused a command: %s", error)
         return LogFull(FULL) if isinstance(error, OutOfMemoryError) else BrokerUnavailable(REFUSED)
 
 
 def split_url(url: str) -> tuple[str, str | None]:
-    """The URL as redis-py takes it, and the ``prefix`` that it named. Raises ConfigError."""
+    """Return the URL as redis-py takes it, and the ``prefix`` that was in it. Raises ConfigError."""
     try:
         parts = urlsplit(url)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -160,9 +165,12 @@ def split_url(url: str) -> tuple[str, str | None]:
 
 
 def _check_numbers(parts: SplitResult, query: Sequence[tuple[str, str]]) -> None:
-    """redis-py reads its numbers with ``int`` and ``float``, and takes a database that is none for the first one."""
+    """Raises ValueError for numbers that are not plain ones.
+
+    redis-py reads them with ``int`` and ``float``, which take more, and uses database 0 for one that is no number.
+    """
     for name, value in query:
-        if (read := PLAIN.get(URL_QUERY_ARGUMENT_PARSERS.get(name))) is not None:
+        if (read := NUMBERS.get(URL_QUERY_ARGUMENT_PARSERS.get(name))) is not None:
             read(value)
     database = "" if parts.scheme == "unix" else unquote(parts.path).removeprefix("/")
     if parts.scheme == "redis+sentinel":
@@ -171,18 +179,21 @@ def _check_numbers(parts: SplitResult, query: Sequence[tuple[str, str]]) -> None
         whole(database)
 
 
-def connections(url: str, greet: Greet) -> ConnectionPool:
-    """A pool to the server that a URL names; ``greet`` opens each connection. Raises ConfigError."""
+def connections(url: str, on_connect: OnConnect) -> ConnectionPool:
+    """Return a pool to the server that a URL names; ``on_connect`` opens each connection. Raises ConfigError."""
     try:
-        pool = _pool(url, protocol=2, socket_timeout=None, socket_connect_timeout=CONNECT, redis_connect_func=greet)
-        pool.connection_class(**pool.connection_kwargs)  # refuses parameters that there are not
-    except (RedisError, TypeError, ValueError):  # whose text may repeat what is secret in the URL
+        pool = _pool(
+            url, protocol=2, socket_timeout=None, socket_connect_timeout=CONNECT, redis_connect_func=on_connect
+        )
+        pool.connection_class(**pool.connection_kwargs)  # refuses parameters that it does not have
+    except (RedisError, TypeError, ValueError):  # the text of the error may repeat what is secret in the URL
         raise ConfigError("broker: not a URL of a Redis server, or with a parameter that redis-py lacks.") from None
     return pool
 
 
 def _pool(url: str, **options: Any) -> ConnectionPool:
-    """redis-py has no URL for Sentinels: ``redis+sentinel://user:password@host:port,host:port/service/database``."""
+    """Return a pool, also for ``redis+sentinel://user:password@host:port,host:port/service/database``: redis-py has no
+    URL for Sentinels."""
     parts = urlsplit(url)
     if parts.scheme != "redis+sentinel":
         return ConnectionPool.from_url(url, **options)
@@ -194,7 +205,7 @@ def _pool(url: str, **options: Any) -> ConnectionPool:
         raise ValueError("a service and its Sentinels")
     plain = parts._replace(scheme="redis", netloc=f"{credentials}{at}localhost", path=f"/{database}").geturl()
     known = dict(ConnectionPool.from_url(plain, **options).connection_kwargs)
-    del known["host"]  # of which the Sentinels know
+    del known["host"]  # the Sentinels name it
     limits: dict[str, Any] = {"socket_timeout": SENTINEL_DEADLINE, "socket_connect_timeout": SENTINEL_DEADLINE}
     limits["retry"] = Retry(NoBackoff(), 0)
     sentinels = Sentinel(addresses, sentinel_kwargs=limits)  # type: ignore[no-untyped-call]
@@ -203,7 +214,7 @@ def _pool(url: str, **options: Any) -> ConnectionPool:
 
 @asynccontextmanager
 async def connected(pool: ConnectionPool) -> AsyncIterator[AbstractConnection]:
-    """A connection that is closed unless all went well: what is left in it belongs to nobody."""
+    """Take a connection from the pool; after an error close it, since an answer to nobody may be left in it."""
     connection: AbstractConnection
     try:
         async with asyncio.timeout(CONNECT):
@@ -212,7 +223,7 @@ async def connected(pool: ConnectionPool) -> AsyncIterator[AbstractConnection]:
         raise TimeoutError(f"no connection within {CONNECT:.0f} s") from None
     try:
         if (task := asyncio.current_task()) and task.cancelling():
-            raise asyncio.CancelledError  # swallowed by wait_for in redis-py, which the Sentinels are still asked with
+            raise asyncio.CancelledError  # wait_for, with which redis-py asks Sentinels, may have swallowed it
         yield connection
     except BaseException:
         await connection.disconnect(nowait=True)
@@ -238,7 +249,7 @@ async def execute(connection: AbstractConnection, *arguments: Argument) -> Any:
 
 @asynccontextmanager
 async def in_time() -> AsyncIterator[Callable[[], None]]:
-    """SILENCE until an answer has come, and again until the next one: call what it gives for each."""
+    """Raise TimeoutError SILENCE seconds after the last answer. It yields a function to call at each answer."""
     clock = asyncio.get_running_loop().time
     try:
         async with asyncio.timeout(SILENCE) as limit:
@@ -249,14 +260,14 @@ async def in_time() -> AsyncIterator[Callable[[], None]]:
 
 async def check_version(connection: AbstractConnection) -> None:
     """Raises ConfigError for a server that is too old."""
-    with suppress(ResponseError):  # it may be forbidden to ask
+    with suppress(ResponseError):  # an ACL may forbid INFO
         info = await execute(connection, "INFO", "server")
         if (version := re.search(rb"redis_version:(\d+)", info)) and int(version[1]) < 7:
             raise ConfigError("broker: Redis 7 or newer is needed, or Valkey.")
 
 
 async def durability(connection: AbstractConnection) -> Durability:
-    """How the server keeps what it acknowledges, as far as it tells us."""
+    """Return how durable the server's log is, as far as its ACL lets us ask."""
     try:
         answer = await execute(connection, "CONFIG", "GET", "append*")
         settings = dict(zip(answer[::2], answer[1::2], strict=True))

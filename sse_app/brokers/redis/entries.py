@@ -2,15 +2,16 @@
 
     0-<offset>  v1  "<epoch> <time> <stamp> <previous stamp> <envelope>"
 
-The script writes the head, in microseconds, and reads it when it trims: all before the envelope is what ``v1`` stands
-for, and the same for every version of the envelope. The envelope is a MessagePack map, made by whoever publishes:
+The script writes the head, whose times are microseconds, and reads it when it trims. ``v1`` is the version of the head
+alone, which is the same for every version of the envelope. The envelope is a MessagePack map that the publishing node
+makes:
 
     {"v": 2, "type": "tick", "topics": ["orders/42"], "to": ["c-1"], "exclude": ["c-2"], "json": true,
-     "body": b"event: tick\\ndata: {}\\n\\n", "crit": ["a name that may not be ignored"]}
+     "body": b"event: tick\\ndata: {}\\n\\n", "crit": ["a field that must not be ignored"]}
 
-Only ``v`` and ``body`` are always there; what else may be there and be ignored is in ``brokers/formats.py``. Version 1
-was an array of type, topics, to, exclude and body. It is still read, and the digests of idempotency keys are still made
-of it, so that a retry matches what an older version has published.
+Only ``v`` and ``body`` are always there; the rules of the other fields are in ``brokers/formats.py``. Version 1 was an
+array of type, topics, to, exclude and body. It is still read, and the digests of idempotency keys are still made of it,
+so that a retry matches a publication of an older version.
 """
 
 import re
@@ -31,9 +32,9 @@ from sse_app.brokers.formats import (
 )
 from sse_app.publication import Draft, Position, Publication
 
-RawEntry = tuple[bytes, Sequence[bytes]]  # as Redis answers it: its id, then fields and values in turn
+RawEntry = tuple[bytes, Sequence[bytes]]  # as Redis sends it: its id, then fields and values in turn
 
-# 17 digits of a Unix time in microseconds last until 5138; a float, and int() itself, refuse hundreds of them.
+# 17 digits of a Unix time in microseconds last until the year 5138. int() refuses thousands of digits, float overflows.
 _HEAD = re.compile(rb"([0-9a-z]{1,32}) (\d{1,17}) (\d{1,20}) (\d{1,20}) ", re.ASCII)
 _ARRAY_OF_5 = b"\x95"  # how an envelope of version 1 begins
 
@@ -72,18 +73,18 @@ def microseconds(seconds: float) -> int:
 
 
 def envelope(draft: Draft) -> bytes:
-    """Return what is stored of a draft, the same bytes for the same one. Raises InvalidEvent."""
+    """Return the envelope of a draft, always the same bytes for the same draft. Raises InvalidEvent."""
     kind, body = draft.event.type, draft.encode()
     return _encoder.encode(_Envelope(VERSION, body, kind, draft.topics, draft.to, draft.exclude, draft.is_json))
 
 
 def content(draft: Draft) -> bytes:
-    """Return what a publication is known by when its idempotency key comes again: the envelope of version 1."""
+    """Return what two publications with one idempotency key are compared by: the envelope of version 1."""
     return _encoder.encode((draft.event.type, draft.topics, sorted(draft.to), sorted(draft.exclude), draft.encode()))
 
 
 def has_place(entry: RawEntry) -> bool:
-    """Return True when its id is that of a position in the log."""
+    """Return True when the id of an entry is one of a position in the log."""
     return entry[0].startswith(b"0-")
 
 
@@ -92,7 +93,7 @@ def offset_of(entry: RawEntry) -> int:
 
 
 def head_of(entry: RawEntry) -> Head | None:
-    """Return the head of an entry that one of our scripts has written, also when its envelope is not understood."""
+    """Return the head of an entry, also of an envelope that is not understood; None if no script of ours wrote it."""
     fields = entry[1]
     if len(fields) != 2 or fields[0] != b"v1" or not (match := _HEAD.match(fields[1])):
         return None
@@ -102,8 +103,8 @@ def head_of(entry: RawEntry) -> Head | None:
 
 
 def publication_of(entry: RawEntry, epoch: str, now: float) -> Publication:
-    """Return the publication of an entry that has a place in the log; one that is lost for what is not ours, not of
-    this epoch or not understood. ``now`` is the Unix time of one that says none.
+    """Return the publication of an entry that has a place in the log, a lost one if the entry is not ours, not of this
+    epoch or not understood. ``now`` is the Unix time of a lost one whose entry names no time.
     """
     position, head = Position(epoch, offset_of(entry)), head_of(entry)
     if head is None or head.epoch != epoch:
@@ -123,7 +124,7 @@ def _read(position: Position, head: Head) -> Publication:
     else:
         read = _decode(head.envelope)
         if read.v == 1:
-            raise NotUnderstood  # which was no map
+            raise NotUnderstood  # an entry of version 1 is an array, no map
         check_understood(read.v, read.crit)
         kind, topics, to, exclude, body, is_json = read.type, read.topics, read.to, read.exclude, read.body, read.json
     check_topics(topics)

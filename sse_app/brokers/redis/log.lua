@@ -1,26 +1,27 @@
--- What has to happen at once in Redis. ``__init__.py`` calls it; the operations stand at the end. Before it goes a line
--- with DEFAULTS, the limits of a new log.
+-- The operations on the log, each of which Redis executes as a whole. ``__init__.py`` calls them; they stand at the
+-- end. It puts a line before this file that sets DEFAULTS, the limits of a new log.
 --
 -- KEYS  1 the log, a stream; each entry has one field, v1: "<epoch> <time> <stamp> <previous stamp> <envelope>"
 --       2 its state, a hash: epoch, top, oldest, time, stamp, bytes, trimmed, and the limits of 9 to 12
 --       3 the nodes, a hash; for a publication with an idempotency key that key
 -- ARGV  1 the operation
---       2 epoch, 3 offset: the newest position that the caller knows   4 offset, 5 stamp: an entry that it has seen
---       6 a name for an epoch, should one begin now   7 the clock, 8 the wall clock, or "" for the server's own
+--       2 epoch, 3 offset: the newest position that the caller knows   4 offset, 5 stamp: an entry that the caller has
+--       seen   6 a name for a new epoch, if one begins now   7 the clock, 8 the wall clock, or "" for the server's own
 --       9 entries, 10 bytes, 11 age that the log may have, 12 how long a key is kept, or "" to leave that as it is
---       13... what the operation takes
+--       13... the arguments of the operation
 --
--- Times are whole microseconds. The stamp is the clock at an entry's append, which no two servers have for one offset,
--- and the previous one's makes a chain of them; an entry's time never falls. Every operation answers {epoch, oldest,
--- top, ...}, where oldest is the offset just before the oldest entry held.
+-- Times are whole microseconds. The stamp is the clock when an entry is appended; two servers never have the same one
+-- for one offset. Each entry also has the stamp of the one before, so that they form a chain. The time of an entry is
+-- never before that of an older one. Every operation returns {epoch, oldest, top, ...}; oldest is the offset just
+-- before the oldest entry held.
 
 local LOG, STATE = KEYS[1], KEYS[2]
 local OVERHEAD = 64 -- bytes of an entry beside its value: MEMORY USAGE of Redis 7.0 says 24 to 400
 local LIMITS = {'history', 'history_bytes', 'history_age', 'idempotency_window'}
-local TRIM_COUNT, TRIM_BYTES = 256, 8 * 1024 * 1024 -- at once: some 2 ms, in which Redis does nothing else
-local FOREIGN = 1000 -- entries of others that are removed at once
-local PIECE = 32 -- entries that are read at once, of which only the first ones' size is known
-local ABSENT = 5 -- seconds after which a node that says nothing is gone
+local TRIM_COUNT, TRIM_BYTES = 256, 8 * 1024 * 1024 -- in one call: some 2 ms, in which Redis does nothing else
+local FOREIGN = 1000 -- entries of other programs that are removed in one call
+local PIECE = 32 -- entries that are read at once, when the sizes of those before give only an average
+local ABSENT = 5 -- seconds after which a node that has not written its number is gone
 
 local function microseconds(given)
   if given ~= '' then return tonumber(given) end
@@ -61,14 +62,14 @@ local function save_state()
 end
 
 local function begin_anew()
-  redis.call('XLEN', LOG) -- refuses what is no stream: it is not ours
+  redis.call('XLEN', LOG) -- fails when the key is no stream: then it is not ours to delete
   redis.call('UNLINK', LOG, STATE)
   epoch, top, oldest, time, stamp, bytes, trimmed = ARGV[6], 0, 0, 0, '0', 0, -1
   save_state()
   save_limits()
 end
 
--- An entry's offset, and if it is one of ours its time, stamp and size. Others may have any fields.
+-- Returns an entry's offset, and of an entry of ours its time, stamp and size. Other entries may have any fields.
 local function parse(entry)
   local value = #entry[2] == 2 and entry[2][1] == 'v1' and entry[2][2] or ''
   local its_time, its_stamp = string.match(value, '^%w+ (%d+) (%d+) %d+ ')
@@ -80,8 +81,8 @@ local function first_from(offset)
   return redis.call('XRANGE', LOG, id(offset), '+', 'COUNT', 1)[1]
 end
 
--- Another program may append to the stream. With an id 0-<offset> that takes a place in the log; behind any other id
--- nothing of ours could be appended, so it goes. Answers whether there was one.
+-- Takes in what another program has appended to the stream. An entry with an id 0-<offset> has a place in the log.
+-- Behind an entry with any other id none of ours could be appended, so it is removed. Returns true if there was one.
 local function adopt()
   local foreign = redis.call('XRANGE', LOG, '1-0', '+', 'COUNT', FOREIGN)
   for index, entry in ipairs(foreign) do foreign[index] = entry[1] end
@@ -97,7 +98,7 @@ local function adopt()
   return #foreign > 0
 end
 
--- Answers whether there may be more to trim.
+-- Removes the oldest entries that are too many, too large or too old. Returns true if there may be more of them.
 local function trim(checks_age)
   local history, history_bytes, age = limits[1], limits[2], limits[3]
   local count, before, gone, read = redis.call('XLEN', LOG), oldest, {}, 0
@@ -115,19 +116,19 @@ local function trim(checks_age)
     oldest, count, bytes, trimmed = offset, count - 1, math.max(0, bytes - size), its_time or trimmed
     gone[#gone + 1], read = entry[1], read + size
   end
-  -- Not XTRIM, which stops at what was removed in adopt(). First, since a script that has removed something may write
-  -- though the memory is full.
+  -- XDEL, since XTRIM stops at entries that adopt() has removed. Before save_state: a script that has removed something
+  -- may write though the memory is full.
   if #gone > 0 then redis.call('XDEL', LOG, unpack(gone)) end
   if oldest ~= before then save_state() end
   return #gone == TRIM_COUNT or read >= TRIM_BYTES
 end
 
 local function trim_for_reader()
-  local _, more = pcall(trim, true) -- with its memory full Redis takes no state, but it can still be read
+  local _, more = pcall(trim, true) -- with full memory Redis refuses to save the state; the log can still be read
   return more == true
 end
 
--- A log that was deleted, or that lacks what the caller has seen, is not the one that it was: a new epoch begins.
+-- Begins a new epoch when the log was deleted, or lacks the newest position that the caller knows: it is another log.
 local function check()
   load_state()
   if not epoch or (top > 0 and redis.call('EXISTS', LOG) == 0) then
@@ -138,16 +139,17 @@ local function check()
   end
 end
 
--- Nor is one with another entry in the place of one that the caller has seen; or perhaps with another one, where the
--- caller has doubts: its chain was broken.
-local function check_entry_seen(doubts)
+-- Begins a new epoch when another entry is in the place of one that the caller has seen; also when there is none in
+-- that place, if the caller has met a broken chain.
+local function check_entry_seen(chain_broken)
   if known_epoch ~= epoch or ARGV[5] == '' then return end
   local entry = redis.call('XRANGE', LOG, id(ARGV[4]), id(ARGV[4]))[1]
   local _, _, its_stamp = parse(entry or {'', {}})
-  if entry and its_stamp ~= ARGV[5] or doubts and not entry then begin_anew() end
+  if entry and its_stamp ~= ARGV[5] or chain_broken and not entry then begin_anew() end
 end
 
--- At least one entry; as many more as there is room for, a few at a time, by the average so far.
+-- Returns at least one entry, and as many more as argument 16 (entries) and 17 (bytes) leave room for: a few are read
+-- at a time, by the average size of those before.
 local function pages(command, from, to, step)
   local found, size, count, limit, asked = {}, 0, tonumber(ARGV[16]), tonumber(ARGV[17]), 1
   repeat
@@ -164,8 +166,7 @@ local function pages(command, from, to, step)
   return found
 end
 
--- Who names limits sets them for everyone; a new log has the defaults for those that nobody names. Answers whether
--- they are to be saved.
+-- Takes over the limits that the caller names, which are those of all nodes from now on. Returns true if one changed.
 local function set_limits()
   local changed = false
   for index, given in ipairs({ARGV[9], ARGV[10], ARGV[11], ARGV[12]}) do
@@ -178,8 +179,8 @@ end
 
 local operations = {}
 
--- 13 envelope, 14 digest of the publication or "". Answers {.., epoch, offset, stamp} of the publication, without a stamp
--- if it was there already, or {.., "reused"}.
+-- Appends. 13 envelope, 14 digest of the publication or "". Returns {.., epoch, offset, stamp} of the publication,
+-- with an empty stamp if its key came before, or {.., "reused"} if its key came with another publication.
 function operations.publish()
   local envelope, digest, window = ARGV[13], ARGV[14], limits[4]
   if digest ~= '' then
@@ -200,7 +201,7 @@ function operations.publish()
   if added.err and adopt() then added = append() end
   if added.err then return added end
   local offset = tonumber(string.match(added, '%d+$'))
-  if offset <= top then -- it was deleted, and made again by another program
+  if offset <= top then -- another program has deleted the stream and made it again
     begin_anew()
     append()
     offset = 1
@@ -215,9 +216,9 @@ function operations.publish()
   return {epoch, oldest, top, epoch, offset, stamp}
 end
 
--- 13 the node that looks or "", 14 its subscribers, 15 1 if it has doubts. Its limits are those of all from now on.
--- Answers {.., the subscribers of all others, 1 if there may be more to remove, bytes of the log}.
-function operations.look()
+-- Trims, and takes over the caller's limits. 13 the caller's node or "", 14 its subscribers, 15 "1" if it has met a
+-- broken chain. Returns {.., the subscribers of all other nodes, 1 if there may be more to remove, bytes of the log}.
+function operations.refresh()
   check_entry_seen(ARGV[15] == '1')
   local changed, adopted = set_limits(), adopt()
   local more = trim_for_reader() or adopted
@@ -240,21 +241,22 @@ function operations.look()
   return {epoch, oldest, top, others, more and 1 or 0, bytes}
 end
 
--- Behind 13 epoch and 14 offset, up to 15 offset, about 16 entries or 17 bytes. Answers {.., the offset behind which it
--- really began, entries}.
+-- Reads behind 13 epoch and 14 offset, up to 15 offset, about 16 entries or 17 bytes. Returns {.., the offset behind
+-- which the page begins, which is a later one if entries were trimmed, entries}.
 function operations.page()
   trim_for_reader()
   local after = ARGV[13] == epoch and math.max(oldest, tonumber(ARGV[14])) or oldest
   return {epoch, oldest, top, after, pages('XRANGE', after + 1, math.min(top, tonumber(ARGV[15])), 1)}
 end
 
--- From 15 offset down, newest first, about 16 entries or 17 bytes. Answers {.., entries}.
+-- Reads from 15 offset down, about 16 entries or 17 bytes. Returns {.., entries, newest first}.
 function operations.newest()
   trim_for_reader()
   return {epoch, oldest, top, pages('XREVRANGE', math.min(top, tonumber(ARGV[15])), oldest + 1, -1)}
 end
 
--- 13 a time. Answers {.., the offset before the first publication at or after it, 1 if none of those is trimmed}.
+-- Searches a time, 13. Returns {.., the offset before the first publication at or after it, 1 if none of those is
+-- trimmed}.
 function operations.since()
   trim_for_reader()
   local wanted, low, high = tonumber(ARGV[13]), oldest + 1, top + 1

@@ -21,7 +21,7 @@ from sse_app.brokers import open_broker
 from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT
 from sse_app.brokers.recent import BYTES
 from sse_app.brokers.redis import TAIL_BYTES, RedisBroker
-from sse_app.brokers.redis.connection import Argument, Line, check_version, close, connections, execute
+from sse_app.brokers.redis.connection import Argument, CommandQueue, check_version, close, connections, execute
 from sse_app.brokers.redis.entries import envelope, microseconds, publication_of
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, LogFull
 from sse_app.events import Event
@@ -453,10 +453,10 @@ async def test_of_nodes_that_notice_at_once_one_begins_the_new_epoch(url: str, r
 
 async def test_an_answer_of_an_epoch_that_is_over_says_nothing(broker: RedisBroker) -> None:
     epoch = broker._known.top.epoch
-    broker._learn(epoch, [b"second", 0, 5])
-    broker._learn("second", [b"third", 0, 7])
-    broker._learn("second", [b"second", 0, 6])
-    broker._learn(epoch, [b"fourth", 0, 9])
+    broker._apply(epoch, [b"second", 0, 5])
+    broker._apply("second", [b"third", 0, 7])
+    broker._apply("second", [b"second", 0, 6])
+    broker._apply(epoch, [b"fourth", 0, 9])
     assert await broker.top() == Position("third", 7)
 
 
@@ -765,18 +765,18 @@ async def test_a_publication_that_is_cancelled_before_it_was_sent_is_never_sent(
 
 
 @asynccontextmanager
-async def line_to(serve: Serve) -> AsyncIterator[Line]:
-    """A line to a server of our own, for readers."""
+async def queue_to(serve: Serve) -> AsyncIterator[CommandQueue]:
+    """A queue of commands to a server of our own, for readers."""
 
-    async def greet(connection: AbstractConnection) -> None:
+    async def on_connect(connection: AbstractConnection) -> None:
         await connection.on_connect()
 
     async with listening(serve) as port, asyncio.timeout(PATIENCE):
-        pool = connections(f"redis://{HOST}:{port}", greet)
-        line = Line(pool, BrokerUnavailable("lost"), at_once=8, deadline=PATIENCE)
-        task = asyncio.create_task(line.run())
+        pool = connections(f"redis://{HOST}:{port}", on_connect)
+        queue = CommandQueue(pool, BrokerUnavailable("lost"), at_once=8, deadline=PATIENCE)
+        task = asyncio.create_task(queue.run())
         try:
-            yield line
+            yield queue
         finally:
             task.cancel()
             await asyncio.wait([task])
@@ -785,7 +785,7 @@ async def line_to(serve: Serve) -> AsyncIterator[Line]:
 
 @pytest.mark.virtual_time
 async def test_readers_wait_as_long_as_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many they are: who gives up and asks again would only make the line longer."""
+    """However many they are: who gives up and asks again would only make the queue longer."""
     monkeypatch.setattr("sse_app.brokers.redis.connection.SILENCE", 1.0)
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -797,8 +797,8 @@ async def test_readers_wait_as_long_as_answers_come(monkeypatch: pytest.MonkeyPa
             elif word == b"CLIENT\r\n":
                 writer.write(b"+OK\r\n")
 
-    async with line_to(slow) as line:
-        answers = await asyncio.gather(*(line.ask("ECHO", str(number)) for number in range(20)))
+    async with queue_to(slow) as queue:
+        answers = await asyncio.gather(*(queue.call("ECHO", str(number)) for number in range(20)))
     assert answers == [str(number).encode() for number in range(20)]
 
 
@@ -811,8 +811,8 @@ async def test_whoever_still_waits_at_the_end_is_told() -> None:
         await reader.read()
 
     asked = asyncio.Event()
-    async with line_to(silent) as line:
-        tasks = [asyncio.create_task(line.ask("ECHO", "x")) for _ in range(20)]
+    async with queue_to(silent) as queue:
+        tasks = [asyncio.create_task(queue.call("ECHO", "x")) for _ in range(20)]
         await asked.wait()
     for task in tasks:
         with pytest.raises(BrokerUnavailable):
@@ -829,14 +829,14 @@ async def test_what_nobody_waits_for_any_more_is_dropped(monkeypatch: pytest.Mon
         connected += 1
         await reader.read()
 
-    async with line_to(silent) as line:
-        tasks = [asyncio.create_task(line.ask("ECHO", "x")) for _ in range(1_000)]
+    async with queue_to(silent) as queue:
+        tasks = [asyncio.create_task(queue.call("ECHO", "x")) for _ in range(1_000)]
         await asyncio.sleep(0)
         for task in tasks[:-1]:
             task.cancel()
         with pytest.raises(BrokerUnavailable, match="nothing was published"):
             await tasks[-1]
-        assert not line._waiting
+        assert not queue._waiting
     assert connected == 1
 
 
