@@ -1,22 +1,14 @@
 """One open stream, seen from the hub: a topic filter, a position in the log, one bounded queue.
 
-What a subscriber gets goes one of three ways, and from each to the next in one order only:
-
-    ready    its socket takes more: a batch is written as it is offered
-    waiting  its socket is full: batches wait in the queue
-    behind   the queue ran over, or it resumes: it reads on from the log itself
-
-Leaving the log always takes the same order: first be offered what is new, then look where the log ends, then read up
-to there, and skip what the queue holds of it. That order is what makes every publication arrive once.
-
-It writes to a ``Writer``, or is read with ``read`` (the reference that the writers must equal).
+``Mode`` says where its next bytes come from. It writes to a ``Writer``, or is read with ``read`` (the reference that
+the writers must equal).
 """
 
 import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, NoReturn, Protocol
 
 from sse_app.brokers import Broker
@@ -80,16 +72,59 @@ WAKE = Batch(b"")  # ends the wait of a reader, so that it sees its subscriber's
 class Writer(Protocol):
     """Where a subscriber's bytes go: its connection. Nothing here waits or raises.
 
-    Once ``write`` has said no, the writer calls ``Subscriber.resume`` when its socket takes more.
+    Once ``write`` has returned False, the writer calls ``Subscriber.resume`` when its socket takes more.
     """
 
     def write(self, batch: Batch) -> bool:
-        """Write it, and say whether more can be taken at once."""
+        """Write a batch, and return True when more can be taken at once."""
         ...
 
     def end(self) -> None:
         """End the response as its protocol does, after what was written."""
         ...
+
+
+class Mode(Enum):
+    """Where the next bytes of a stream come from, and what becomes of a batch that is offered to it.
+
+    ======= ======= ===================================================================================
+    mode    offers  next mode
+    ======= ======= ===================================================================================
+    WAITING queued  READY: the queue is written, and the socket takes more
+                    BEHIND: the queue ran over, or the stream has to go on from the log
+                    ENDED: the stream is over
+    READY   written WAITING: the socket is full, or part of a batch was read from the log already
+                    BEHIND: the stream has to go on from the log
+                    ENDED: the stream is over
+    BEHIND  dropped READING: the log is asked where it ends, and read up to there
+                    WAITING: the log cannot be read, and the stream is to end
+                    ENDED: the stream is over
+    READING queued  WAITING: the log was read to that end, or it cannot be read and the stream is to end
+                    OVERRUN: the queue ran over
+                    BEHIND: that end is not known or not of this log, or the stream has to go on from the log
+                    ENDED: the stream is over
+    OVERRUN dropped BEHIND: the log was read to that end, or for the reasons of READING
+                    WAITING: the log cannot be read, and the stream is to end
+                    ENDED: the stream is over
+    ENDED   dropped
+    ======= ======= ===================================================================================
+
+    A stream that is WAITING has a full socket, or no writer: then ``read`` takes from the queue. Only from READING does
+    a stream leave the log: the queue takes what is new before the log is asked where it ends, and what the queue holds
+    of the log is skipped. That order is what makes every publication arrive once. In OVERRUN the log is read to the end
+    that is known with the queue closed, so that a reader who is slow for long does not fill a queue again and again.
+    """
+
+    WAITING = "waiting"
+    READY = "ready"
+    BEHIND = "behind"
+    READING = "reading"
+    OVERRUN = "overrun"
+    ENDED = "ended"
+
+
+WAITING, READY, BEHIND, READING, OVERRUN, ENDED = Mode  # Python 3.11 takes 0.1 us to find a member of an enum
+FROM_LOG = (BEHIND, READING, OVERRUN)
 
 
 class Subscriber:
@@ -100,16 +135,16 @@ class Subscriber:
     """
 
     __slots__ = (
-        "_behind", "_broker", "_bytes", "_count", "_ended", "_epoch", "_farewell", "_greeting", "_lagging", "_offset",
-        "_queue", "_queue_bytes", "_queue_size", "_ready", "_totals", "_until", "_writable", "_writer", "client",
-        "closing", "dialect", "filter", "spawn", "turn",
+        "_broker", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_mode", "_offset", "_queue",
+        "_queue_bytes", "_queue_size", "_totals", "_until", "_writable", "_writer", "client", "closing", "dialect",
+        "filter", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
         self,
         broker: Broker,
         totals: Totals,
-        filter: TopicFilter,
+        topic_filter: TopicFilter,
         client: str,
         queue_size: int,
         queue_bytes: int,
@@ -117,27 +152,25 @@ class Subscriber:
         *,
         dialect: Dialect = NATIVE,
     ) -> None:
-        self.filter = filter
+        self.filter = topic_filter
         self.dialect = dialect
         self.client = client
-        self.closing: CloseReason | None = None
-        self.turn = 0  # which beat of the hub is its heartbeat
+        self.closing: CloseReason | None = None  # why the stream is to end, as soon as somebody has asked for that
+        self.turn = 0  # the slot of the hub's heartbeats that the subscriber is in
         self._broker = broker
         self._totals = totals
         self._queue_size, self._queue_bytes = queue_size, queue_bytes
         self.spawn = spawn or _no_owner  # gives a task an owner
+        self._mode = WAITING
         self._epoch, self._offset = "", 0
+        self._until: Position | None = None  # the end of the log that READING and OVERRUN read up to, once it is known
         self._queue: asyncio.Queue[Batch] | None = None  # made when first something has to wait: 3 KB
         self._count = self._bytes = 0  # what waits in the queue, its bound: publications, bytes
-        self._behind = False  # what comes next is in the log, not in the queue
-        self._until: Position | None = None  # while it reads the log: how far
-        self._lagging = False
-        self._ended = False
+        self._lagging = False  # the queue ran over, and the subscriber is counted until the log was read to its end
         self._greeting = b""
         self._farewell = b""
         self._writer: Writer | None = None
-        self._ready = False
-        self._writable: asyncio.Future[None] | None = None  # while a catch-up waits for the socket
+        self._writable: asyncio.Future[None] | None = None  # of the catch-up that runs: done when its socket takes more
 
     @property
     def position(self) -> Position:
@@ -151,43 +184,61 @@ class Subscriber:
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""
         self._epoch, self._offset = position
-        self._greeting, self._behind = greeting, behind or self._behind  # its queue may have run over already
+        self._greeting = greeting
+        if behind and self._mode is WAITING:  # else its queue ran over already, or it has ended
+            self._enter(BEHIND)
 
-    # Taking
+    def _enter(self, mode: Mode) -> None:
+        """Change the mode, along the table of ``Mode``. Nothing else sets it."""
+        self._mode = mode
+        if mode is not READING and mode is not OVERRUN:
+            self._until = None
+        if mode is BEHIND or mode is OVERRUN or mode is ENDED:
+            self._take_all()  # what was queued is in the log, and may be of one that has begun anew
+        if self._lagging and (mode is WAITING or mode is ENDED):
+            self._lagging = False
+            self._totals.lagging -= 1
+
+    # Offering
 
     def offer(self, batch: Batch) -> None:
         """Take a batch. Never waits and never raises: no subscriber can delay another."""
         offer_all((self,), batch)
 
     def _queue_up(self, batch: Batch) -> None:
+        """Keep a batch until it is read or written. A queue that is full is dropped: the log has all of it."""
+        if self._mode is ENDED:
+            return
         if self._count >= self._queue_size or self._bytes >= self._queue_bytes:
             self._overflow()
             return
         self._count += batch.count
         self._bytes += len(batch.data)
-        self._waiting().put_nowait(batch)
-        if self._ready:
-            self._flush()  # part of it was read from the log already
+        self._ensure_queue().put_nowait(batch)
+        if self._mode is READY:
+            self._flush()  # part of the batch was read from the log already
 
-    def _waiting(self) -> asyncio.Queue[Batch]:
+    def _ensure_queue(self) -> asyncio.Queue[Batch]:
         if self._queue is None:
             self._queue = asyncio.Queue()  # bounded by _queue_up, in publications and bytes
         return self._queue
 
     def _overflow(self) -> None:
-        self._behind = True  # from now on it finds everything in the log
         self._totals.overflows += 1
         if not self._lagging:
             self._lagging = True
             self._totals.lagging += 1
-        self._take_all()
-        self._wake()
+        self._go_to_log(OVERRUN if self._mode is READING else BEHIND)
 
     def fall_behind(self) -> None:
         """Go on from the log itself, because what was offered does not follow what was read."""
-        self._behind, self._until = True, None
-        self._take_all()
-        if self._ready:
+        if self._mode not in (BEHIND, ENDED):
+            self._go_to_log(BEHIND)
+
+    def _go_to_log(self, mode: Mode) -> None:
+        was_ready = self._mode is READY
+        self._enter(mode)
+        if was_ready:
             self._flush()
         else:
             self._wake()
@@ -197,64 +248,78 @@ class Subscriber:
         self.offer(Batch(self.dialect.cursor(position), position.offset, position.offset))
 
     def beat(self) -> None:
-        """A heartbeat, for a stream that could take it at once."""
-        if self._ready:
-            if not self._writer.write(self._heartbeat()):  # type: ignore[union-attr]
-                self._ready = False
-        elif self._writer is None and not self._behind:
+        """Send a heartbeat, if the stream could take it at once."""
+        if self._mode is READY:
+            self._write(self._writer, self._heartbeat())  # type: ignore[arg-type]  # READY only with a writer
+        elif self._writer is None and self._mode in (WAITING, READING):
             self._queue_up(self._heartbeat())
 
     def _heartbeat(self) -> Batch:
         return HEARTBEAT if self.dialect is NATIVE else Batch(self.dialect.heartbeat)
 
+    # Ending
+
     def close(self, reason: CloseReason, farewell: bytes = b"") -> None:
         """End the stream after everything offered so far and these last bytes."""
         if self.closing is None:
             self.closing, self._farewell = reason, farewell
-            if self._ready:
+            if self._mode is READY:
                 self._flush()
             else:
                 self._wake()
 
     def cut(self) -> None:
         """End a written stream at once, because the hub has ended. Its client resumes and gets what it lacks."""
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
+        if (writer := self._writer) is not None:
             self._end()
             writer.end()
 
     def release(self) -> None:
-        """The stream is over, however it ended."""
+        """Let go of everything: the stream is over, however it ended."""
         self.closing = self.closing or CloseReason.GONE
-        self._ready, self._behind, self._until, self._writer = False, True, None, None
-        self._take_all()
-        self._caught_up()
-        self.resume()
+        self._end()
+
+    def _end(self) -> None:
+        """Take, read and write nothing more, and wake whoever waits for something: a reader, a catch-up."""
+        if self._mode is not ENDED:
+            self._writer = None
+            self._enter(ENDED)
+            self._wake()
+            self.resume()
+
+    def _finish(self, writer: Writer) -> None:
+        self._end()
+        if self._farewell:
+            writer.write(Batch(self._farewell))
+        writer.end()
 
     # Writing
 
     def attach(self, writer: Writer) -> None:
         """Go on by writing to a connection: what waits first, then each batch as it is offered."""
-        self._writer = writer
-        self._flush()
+        if self._mode is ENDED:
+            writer.end()
+        else:
+            self._writer = writer
+            self.resume()
 
     def resume(self) -> None:
-        """The writer can take more."""
-        if self._writable is not None:
-            if not self._writable.done():
-                self._writable.set_result(None)
-        elif self._writer is not None:
+        """Go on writing: the socket takes more."""
+        if self._writable is None:
             self._flush()
+        elif not self._writable.done():
+            self._writable.set_result(None)
 
     def _flush(self) -> None:
-        """Write what waits, until nothing does or the socket is full."""
-        self._ready = False
-        while (writer := self._writer) is not None:
+        """Write what waits, until nothing does or the socket is full. A catch-up that runs does that itself."""
+        if self._mode is READY:
+            self._enter(WAITING)
+        while (writer := self._writer) is not None and self._writable is None and self._mode is not READY:
             if self._greeting:
                 data, self._greeting = self._greeting, b""
-            elif self._behind or self._until:
+            elif self._mode in FROM_LOG:
                 self._writable = asyncio.get_running_loop().create_future()
-                self.spawn(self._catch_up(self._writable))
+                self.spawn(self._catch_up())
                 return
             elif self._queue and not self._queue.empty():
                 data = self._join(self._take_all())
@@ -262,29 +327,31 @@ class Subscriber:
                 self._finish(writer)
                 return
             else:
-                self._ready = True
+                self._enter(READY)
                 return
-            if data and not writer.write(Batch(data)):
+            if data and not self._write(writer, Batch(data)):
                 return
 
-    def _end(self) -> None:
-        self._ready, self._ended, self._behind = False, True, True  # takes nothing more
+    def _write(self, writer: Writer, batch: Batch) -> bool:
+        """Write, and return True when more can be written at once. Within its ``write`` a writer may have released,
+        resumed or replaced itself: what replaced it writes the rest.
+        """
+        more = writer.write(batch)
+        if writer is not self._writer:
+            return False
+        if not more and self._mode is READY:
+            self._enter(WAITING)
+        return more
 
-    def _finish(self, writer: Writer) -> None:
-        self._end()
-        self._writer = None
-        if self._farewell:
-            writer.write(Batch(self._farewell))
-        writer.end()
-
-    async def _catch_up(self, writable: asyncio.Future[None]) -> None:
+    async def _catch_up(self) -> None:
         """Write what the log holds, as fast as the socket takes it."""
         try:
-            while (writer := self._writer) is not None and (self._behind or self._until):
+            while self._writer is not None and self._mode in FROM_LOG:
                 data = await self._read_log()
-                if data and self._writer is writer and not writer.write(Batch(data)):
-                    await writable
-                    self._writable = writable = asyncio.get_running_loop().create_future()
+                if data and (writer := self._writer) is not None:
+                    self._writable = asyncio.get_running_loop().create_future()
+                    if not self._write(writer, Batch(data)):
+                        await self._writable
         except asyncio.CancelledError:
             # The hub has ended; or middleware wraps a foreign server's send in asyncio.timeout(), which cancels the
             # current task: here that is this catch-up.
@@ -293,8 +360,9 @@ class Subscriber:
         except Exception as error:
             # One line, and never what was being sent. A clean end lets the client come back and resume.
             logger.error("a stream was ended by our mistake: %s", type(error).__name__)
-            self.closing, self._behind, self._until = CloseReason.ERROR, False, None
-            self._take_all()
+            if self._mode is not ENDED:
+                self.closing = CloseReason.ERROR
+                self._give_up_log()
         self._writable = None
         self._flush()
 
@@ -305,16 +373,16 @@ class Subscriber:
 
         Cancelling it loses nothing: the next call goes on where this one was.
         """
-        while not self._ended:
+        while self._mode is not ENDED:
             if self._greeting:
                 data, self._greeting = self._greeting, b""
-            elif self._behind or self._until:
+            elif self._mode in FROM_LOG:
                 data = await self._read_log()
-            elif self.closing and self._waiting().empty():
+            elif self.closing and (self._queue is None or self._queue.empty()):
                 self._end()
                 return self._farewell
             else:
-                data = self._join([await self._waiting().get(), *self._take_all()])
+                data = self._join([await self._ensure_queue().get(), *self._take_all()])
             if data:
                 return data
         return b""
@@ -326,54 +394,68 @@ class Subscriber:
                 yield event
 
     def _wake(self) -> None:
-        if self._writer is None:
-            self._waiting().put_nowait(WAKE)
+        """End the wait of a reader: it waits for the queue, which there is then."""
+        if self._writer is None and self._queue is not None:
+            self._queue.put_nowait(WAKE)
 
     async def _read_log(self) -> bytes:
-        """Return the next page of what the subscriber lacks; b"" also when the log cannot be read just now."""
-        try:
-            return await self._read_page()
-        except BrokerError:
-            if self.closing:  # its client comes back for the rest
-                self._behind, self._until = False, None
-                self._take_all()
-            else:
-                await asyncio.sleep(random.uniform(*AGAIN))
-            return b""
-
-    async def _read_page(self) -> bytes:
-        if self._until is None:
-            self._behind = False  # from here on the queue takes what is new; only then is the end of the log read
+        """Return the next page of what the subscriber lacks, as soon as the log can be read; b"" when it shows nothing,
+        or the stream has left the log.
+        """
+        while self._mode in FROM_LOG:
             try:
-                self._until = await self._broker.top()
-            except BaseException:
-                self._behind = True
-                raise
-        until = self._until
+                if self._until is not None:
+                    return await self._read_page(self._until)
+                await self._find_end()
+            except BrokerError:
+                if self.closing:
+                    self._give_up_log()
+                else:
+                    await asyncio.sleep(random.uniform(*AGAIN))
+        return b""
+
+    def _give_up_log(self) -> None:
+        """Go on to the end of the stream without the rest of the log: the client comes back for that."""
+        if self._mode in FROM_LOG:
+            self._take_all()
+            self._enter(WAITING)
+
+    async def _find_end(self) -> None:
+        """Ask the log where it ends. From before that on, the queue takes what is new."""
+        self._enter(READING)
+        try:
+            until = await self._broker.top()
+        except BaseException:
+            if self._mode in (READING, OVERRUN):
+                self._enter(BEHIND)
+            raise
+        if self._mode in (READING, OVERRUN):
+            self._until = until
+
+    async def _read_page(self, until: Position) -> bytes:
         page = await self._broker.replay(self.position, until, self.filter)
+        if self._mode is ENDED:
+            return b""  # nobody is left to get the page: it does not count as delivered
         parts = [] if page.start == self.position else [self._gap(page.start, until)]
         visible = [publication for publication in page.publications if publication.visible_to(self.audience)]
         blocks, events, gaps = write(visible, self.dialect)
         parts += blocks
         self._epoch, self._offset = page.end
         self._count_written(events, gaps)
-        if page.end.epoch != until.epoch:  # the log began anew meanwhile: its end has to be read again
-            self._behind, self._until = True, None
-        elif self._offset >= until.offset:
-            self._until = None
-            if not self._behind:
-                self._caught_up()
+        if self._mode is not BEHIND:  # it was not told to go on from the log meanwhile
+            self._leave_log_at(until)
         return b"".join(parts)
+
+    def _leave_log_at(self, until: Position) -> None:
+        if self._epoch != until.epoch:  # the log began anew meanwhile: its end has to be asked for again
+            self._enter(BEHIND)
+        elif self._offset >= until.offset:
+            self._enter(WAITING if self._mode is READING else BEHIND)
 
     def _gap(self, start: Position, top: Position) -> bytes:
         reason = GapReason.TRIMMED if start.epoch == self._epoch else GapReason.EPOCH
         self._totals.gaps[reason] += 1
         return self.dialect.gap(reason, str(self.position), start=start, oldest=start.next(), top=top)
-
-    def _caught_up(self) -> None:
-        if self._lagging:
-            self._lagging = False
-            self._totals.lagging -= 1
 
     def _take_all(self) -> list[Batch]:
         batches = []
@@ -410,16 +492,17 @@ class Subscriber:
 
 def offer_all(subscribers: Iterable[Subscriber], batch: Batch) -> None:
     """``Subscriber.offer`` to each of them: the loop in which a hub spends its time, so nothing in it is a call but the
-    write itself."""
-    first, top, written = batch.first, batch.top, 0
+    write itself.
+    """
+    first, top, ready, written = batch.first, batch.top, READY, 0
     for subscriber in subscribers:
-        if subscriber._ready and first > subscriber._offset:
+        if subscriber._mode is ready and first > subscriber._offset:
             subscriber._offset = top
-            if not subscriber._writer.write(batch):  # type: ignore[union-attr]  # ready only with a writer
-                subscriber._ready = False  # and it stays so when it was released in the middle of the write
+            if not subscriber._writer.write(batch) and subscriber._mode is READY:  # type: ignore[union-attr]
+                subscriber._enter(WAITING)
             written += 1
             totals = subscriber._totals
-        elif not subscriber._behind:
+        elif subscriber._mode is not BEHIND and subscriber._mode is not OVERRUN:
             subscriber._queue_up(batch)
     if written:
         totals.delivered += written * batch.count

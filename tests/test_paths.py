@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sse_app.events import EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft
+from sse_app.subscriber import FROM_LOG
 from tests.support.paths import (
     PATHS,
     Path,
@@ -62,7 +63,7 @@ async def tell(story: Story, path: Path) -> Told:
         headers = f"Last-Event-ID: {story.cursor}\r\n" if story.cursor else ""
         async with path(node, story.target, "GET", headers) as reader:
             await reader.until(b"event: welcome")
-            await until(lambda: not any(reader._behind or reader._until for reader in node._delivery), "it is live")
+            await until(lambda: not any(reader._mode in FROM_LOG for reader in node._delivery), "it is live")
             await story.live(node)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(node.drain())

@@ -1,0 +1,176 @@
+"""The modes of a subscriber: what ends, changes or resumes it in the middle of something else."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from sse_app.brokers import Page
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.events import Event
+from sse_app.publication import Draft, Position
+from sse_app.subscriber import Batch, CloseReason
+from sse_app.topics import TopicFilter
+from tests.support.peers import MOMENT, Socket, TroubledBroker, datas, turns
+from tests.test_subscriber import Stream
+
+pytestmark = pytest.mark.virtual_time
+
+
+class HeldBroker(MemoryBroker):
+    """A log whose next top() or replay() waits until ``held`` is set; ``asked`` is set once it waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold = ""
+        self.asked, self.held = asyncio.Event(), asyncio.Event()
+
+    async def _wait(self, method: str) -> None:
+        if self.hold == method:
+            self.hold = ""
+            self.asked.set()
+            await self.held.wait()
+
+    async def top(self, *, fresh: bool = False) -> Position:
+        top = await super().top()
+        await self._wait("top")
+        return top
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        page = await super().replay(after, until, filter)
+        await self._wait("replay")
+        return page
+
+
+holding = pytest.mark.parametrize("method", ["top", "replay"])
+both_ways = pytest.mark.parametrize("room", [None, 1_000], ids=["read", "written"])
+
+
+async def begin_behind(method: str, room: int | None) -> tuple[Stream, HeldBroker, asyncio.Task[bytes] | None]:
+    """A stream that has two events to read from the log, and waits there for the log's answer."""
+    broker = HeldBroker()
+    start = await broker.top()
+    stream = Stream(broker, room)
+    for text in "ab":
+        await broker.publish(Draft(Event(text)))
+    await anext(stream.tail)
+    await stream.begin(start)
+    broker.hold = method
+    reading = None
+    if room is None:
+        await stream.subscriber.read()  # the greeting
+        reading = asyncio.create_task(stream.subscriber.read())
+    await broker.asked.wait()
+    return stream, broker, reading
+
+
+@both_ways
+@holding
+async def test_a_page_that_comes_after_the_end_is_not_counted_as_delivered(method: str, room: int | None) -> None:
+    stream, broker, reading = await begin_behind(method, room)
+    stream.subscriber.release()
+    broker.held.set()
+    if reading is not None:
+        assert await reading == b""
+    await asyncio.sleep(MOMENT)
+    assert stream.totals.delivered == 0
+    await stream.end()
+
+
+@holding
+async def test_a_page_that_comes_after_a_cut_is_not_counted_as_delivered(method: str) -> None:
+    stream, broker, _ = await begin_behind(method, 1_000)
+    stream.subscriber.cut()
+    broker.held.set()
+    await asyncio.sleep(MOMENT)
+    assert stream.totals.delivered == 0
+    assert stream.socket is not None
+    assert stream.socket.ended
+    await stream.end()
+
+
+async def test_a_stream_that_was_released_reads_nothing_more() -> None:
+    broker = MemoryBroker()
+    stream = Stream(broker, None, queue=2)
+    await stream.begin()
+    await stream.stalled(*"abc")
+    stream.subscriber.release()
+    assert await stream.subscriber.read() == b""
+    assert stream.totals.delivered == 0
+
+
+async def test_a_reader_that_waits_is_told_of_the_release() -> None:
+    stream = Stream(MemoryBroker(), None)
+    await stream.begin()
+    await stream.subscriber.read()
+    reading = asyncio.create_task(stream.subscriber.read())
+    await asyncio.sleep(MOMENT)
+    await stream.publish("a")  # it is awake, and has not gone on yet
+    stream.subscriber.release()
+    async with asyncio.timeout(1):
+        assert await reading == b""
+    assert stream.totals.delivered == 0
+
+
+async def test_a_stream_that_ended_makes_no_queue() -> None:
+    stream = Stream(MemoryBroker(), 1_000)
+    await stream.begin()
+    stream.subscriber.cut()
+    stream.subscriber.close(CloseReason.DRAIN, b"data: bye\n\n")
+    await stream.publish("a")
+    stream.subscriber.beat()
+    stream.subscriber.fall_behind()
+    assert stream.subscriber._queue is None
+    await stream.end()
+
+
+async def test_what_waits_of_a_log_that_began_anew_is_not_written_behind_the_new_one() -> None:
+    """The reader finds the new log before the hub's tail does: the old one's batches wait in its queue."""
+    broker = TroubledBroker()
+    stream = Stream(broker, None)
+    start = await broker.top()
+    for text in "abc":
+        await broker.publish(Draft(Event(text)))
+    old = Batch.join(await anext(stream.tail))
+    await stream.begin(start)
+    await stream.subscriber.read()
+    reading = asyncio.create_task(stream.subscriber.read())
+    await turns(1)  # it has looked up the end of the log, and waits for a page
+    stream.subscriber.offer(old)
+    broker.begin_anew()
+    await broker.publish(Draft(Event("new")))
+    found = stream.decoder.feed(await reading)
+    found += await stream.read()
+    assert datas(found) == ["new"]
+    assert stream.subscriber.position == await broker.top()
+    await stream.end()
+
+
+class Busy(Socket):
+    """A connection that does something to its subscriber within its own write."""
+
+    def __init__(self, room: int = 1_000) -> None:
+        super().__init__(room)
+        self.meanwhile: list[Callable[[], None]] = []
+
+    def write(self, batch: Batch) -> bool:
+        more = super().write(batch)
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        return more
+
+
+async def test_a_catch_up_that_is_resumed_within_a_write_is_not_doubled() -> None:
+    broker = MemoryBroker()
+    stream = Stream(broker, None)
+    start = await broker.top()
+    for text in "ab":
+        await broker.publish(Draft(Event(text)))
+    await anext(stream.tail)
+    await stream.begin(start)
+    stream.socket = socket = Busy()
+    socket.meanwhile.append(stream.subscriber.resume)
+    stream.subscriber.attach(socket)
+    assert len(stream.tasks) == 1
+    assert await stream.texts() == ["a", "b"]
+    await stream.end()
