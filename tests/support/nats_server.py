@@ -70,7 +70,7 @@ def nats_server(start_nats: StartNats) -> NatsServer:
 def impatient_nats(monkeypatch: pytest.MonkeyPatch) -> None:
     """What brokers do once a second, they do ten times. With their real patience they are tested in tests/chaos; here
     they wait for a busy machine."""
-    for name, seconds in (("BEAT", 0.1), ("SILENCE", 0.5), ("BACKOFF", (0.02, 0.1)), ("log.HEARTBEAT", 0.1)):
+    for name, seconds in (("REFRESH", 0.1), ("SILENCE", 0.5), ("BACKOFF", (0.02, 0.1)), ("log.HEARTBEAT", 0.1)):
         monkeypatch.setattr(f"sse_app.brokers.nats.{name}", seconds)
     for name in ("COMMAND", "log.ANSWER", "connection.CONNECT"):
         monkeypatch.setattr(f"sse_app.brokers.nats.{name}", PATIENCE)

@@ -1,11 +1,11 @@
 """The log in NATS JetStream: one stream that any number of nodes share. NATS 2.9 or newer.
 
     publish -> js.publish, on the one connection -> the server's acknowledgement
-    the stream -> an ordered consumer -> _hear -> tails, also of what this node published
-    replay, newest, last, since -> what this node heard of lately, else a consumer for a page
+    the stream -> an ordered consumer -> _on_message -> tails, also of what this node published
+    replay, newest, last, since -> the messages that came lately, else a consumer for a page
 
-One task makes the connection and attends to it; when it breaks, that task makes another one. Once a second it looks at
-the stream: that is the ping, and shows whether the stream is still the one it was.
+One task makes the connection, and another one when it breaks. Once a second it reads the state of the stream: that is
+the ping, and shows whether the stream is still the same one.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, LimitSettings
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
 from sse_app.brokers.nats.entries import Message, content, envelope, publication_of
 from sse_app.brokers.nats.feed import Feed
-from sse_app.brokers.nats.log import AWAY, COMMAND, SETTLE, GivenLimits, Log, State
+from sse_app.brokers.nats.log import COMMAND, SETTLE, UNREACHABLE, GivenLimits, Log, State
 from sse_app.brokers.nats.nodes import Nodes
-from sse_app.brokers.nats.url import Place, parse
+from sse_app.brokers.nats.url import Address, parse
 from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
@@ -38,39 +38,42 @@ from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
 
-BEAT = 1.0  # seconds between two looks at the stream, and two words about our subscribers
-SILENCE = 3.0  # seconds that a feed may be without a sign of life
+REFRESH = 1.0  # seconds between two reads of the stream's state, and two messages with our number of subscribers
+SILENCE = 3.0  # seconds after which a feed without a message or heartbeat is replaced
 BACKOFF = (0.2, 2.0)  # seconds after the first failure, and at most
-SAME_TIME = 0.001  # seconds; the server's nanoseconds are rounded in more than one way
+SAME_TIME = 0.001  # seconds between two times that count as equal: nanoseconds are rounded in more than one way
 
 
 def open_url(url: str, **settings: Unpack[LimitSettings]) -> "NatsBroker":
-    """``nats://host:4222/name`` (``hub``), of a cluster ``nats://host,host,host/name?replicas=3``, ``tls://`` with TLS.
+    """Return the broker of ``nats://host:4222/name`` (``hub`` without one), of a cluster
+    ``nats://host,host,host/name?replicas=3``, with TLS ``tls://``.
 
-    ``nats://user:password@host``, ``nats://token@host`` and ``?creds=hub.creds`` say who we are, ``?ca=ca.pem`` whom we
-    trust.
+    ``nats://user:password@host``, ``nats://token@host`` and ``?creds=hub.creds`` are credentials; ``?ca=ca.pem`` is the
+    file of the authorities that are trusted.
     """
     return NatsBroker(parse(url), **settings)
 
 
-class _Heard(NamedTuple):
-    """The newest message that we heard of."""
+class _NewestMessage(NamedTuple):
+    """The newest message that this node received, with the time that the server gave it."""
 
     offset: int
     time: float
 
 
 class NatsBroker:
-    """Keywords as for the log in memory. Ages, times and windows are measured by the server; on ``clock`` what other
-    nodes tell grows old. The limits are those of the streams: who names any sets them for everyone, when it starts;
-    who names none leaves them.
+    """The log in a JetStream stream; keywords as for the log in memory.
+
+    Ages, times and windows are measured by the server; ``clock`` says when another node has not been heard from for too
+    long. The limits are those of the streams: a node that names some sets them for all nodes when it starts, a node
+    that names none leaves them.
     """
 
     outdated = False  # each message says its version
 
     def __init__(
         self,
-        place: Place,
+        address: Address,
         *,
         history: int | None = None,
         history_bytes: int | None = None,
@@ -78,19 +81,19 @@ class NatsBroker:
         idempotency_window: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._place = place
+        self._address = address
         self._limits = GivenLimits(history, history_bytes, history_age, idempotency_window)
         self._log: Log | None = None  # while it can be reached
-        self._feeding = AsyncExitStack()  # closes the feed
+        self._feed_stack = AsyncExitStack()  # closes the feed
         self._feed: Feed | None = None
-        self._attention = asyncio.Event()  # something has changed that the task has to see to
-        self._looking = asyncio.Lock()
-        self._known = KnownLog(place.name, Recent(history or COUNT, history_bytes or BYTES), self._read_back)
-        self._heard = _Heard(0, 0.0)
-        self._nodes = Nodes(place.name, clock)
-        self._trouble = ""  # why the log cannot be reached just now
+        self._wake = asyncio.Event()  # the task has something to do
+        self._refreshing = asyncio.Lock()
+        self._known = KnownLog(address.name, Recent(history or COUNT, history_bytes or BYTES), self._read_back)
+        self._newest_message = _NewestMessage(0, 0.0)
+        self._nodes = Nodes(address.name, clock)
+        self._trouble = ""  # the reason why the log cannot be reached just now
         self._opened: asyncio.Future[None] | None = None
-        self._ending = False
+        self._stopping = False
         self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
         self.durability: Durability = "log"
         self.subscribers_here = self.subscribers_elsewhere = 0
@@ -104,10 +107,10 @@ class NatsBroker:
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self._entered)
         self._opened = asyncio.get_running_loop().create_future()
-        self._ending = False
+        self._stopping = False
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._stack.callback(tasks.create_task(self._stay_connected()).cancel)
-        self._stack.callback(self._end)
+        self._stack.callback(self._stop)
         try:
             await self._opened
         except BaseException:
@@ -120,32 +123,33 @@ class NatsBroker:
     ) -> None:
         await close_stack(self._stack, kind, error, trace)
 
-    def _end(self) -> None:
-        """The loops see it too: on Python 3.11 wait_for, which nats-py uses, may swallow a cancellation."""
-        self._ending = True
-        self._attention.set()
+    def _stop(self) -> None:
+        """End the loops of the task. It is cancelled as well, but on Python 3.11 wait_for, which nats-py uses, may
+        swallow a cancellation."""
+        self._stopping = True
+        self._wake.set()
 
     async def _stay_connected(self) -> None:
         backoff = Backoff(*BACKOFF)
-        while not self._ending:
+        while not self._stopping:
             try:
-                async with connected(self._place, self._attention.set) as client:
-                    await self._arrive(client)
+                async with connected(self._address, self._wake.set) as client:
+                    await self._on_connect(client)
                     backoff.reset()
-                    await self._attend(client)
+                    await self._maintain(client)
             except FAILURES as error:
-                self._went_away(error)
+                self._on_failure(error)
             await asyncio.sleep(backoff.next())
             self.subscribers_elsewhere = self._nodes.subscribers()
 
-    async def _arrive(self, client: Client) -> None:
+    async def _on_connect(self, client: Client) -> None:
         assert self._opened is not None
-        log = Log(client, self._place, self._limits, self._attention.set)
-        await self._look(log)
+        log = Log(client, self._address, self._limits, self._wake.set)
+        await self._refresh(log)
         if await self._is_another_copy(log):
             await log.begin_anew(self._known.top.epoch)
-            await self._look(log)
-        await self._nodes.listen(client)
+            await self._refresh(log)
+        await self._nodes.subscribe(client)
         self._log = log
         if self._trouble:
             logger.warning("the broker is back")
@@ -153,7 +157,7 @@ class NatsBroker:
         if not self._opened.done():
             self._opened.set_result(None)
 
-    def _went_away(self, error: Exception) -> None:
+    def _on_failure(self, error: Exception) -> None:
         assert self._opened is not None
         why = reason(error)
         if not self._opened.done():
@@ -162,75 +166,75 @@ class NatsBroker:
             logger.warning("the broker went away: %s", why)
         self._trouble = why
 
-    async def _attend(self, client: Client) -> None:
-        """See to a connection until it breaks. Raises FAILURES then."""
+    async def _maintain(self, client: Client) -> None:
+        """Refresh the state and keep a feed, until the connection breaks. Raises FAILURES then."""
         assert self._log is not None
         log = self._log
         try:
-            async with self._feeding:
-                while not self._ending:
-                    self._attention.clear()
+            async with self._feed_stack:
+                while not self._stopping:
+                    self._wake.clear()
                     log.check()
-                    await self._nodes.tell(client, self.subscribers_here)
+                    await self._nodes.announce(client, self.subscribers_here)
                     self.subscribers_elsewhere = self._nodes.subscribers()
-                    await self._look(log)
-                    await self._see_to_the_feed(log)
+                    await self._refresh(log)
+                    await self._keep_feed(log)
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(BEAT):
-                            await self._attention.wait()
+                        async with asyncio.timeout(REFRESH):
+                            await self._wake.wait()
         finally:
             self._log = self._feed = None
             with suppress(*FAILURES):
-                await self._nodes.tell(client, 0)
+                await self._nodes.announce(client, 0)
 
     # What this node knows
 
     @contextmanager
     def _reading(self) -> Iterator[Log]:
-        """The log, to ask it something. Raises BrokerUnavailable."""
+        """Give the log to a reader. Raises BrokerUnavailable without a connection, and when it fails."""
         if self._log is None:
-            raise BrokerUnavailable(AWAY)
+            raise BrokerUnavailable(UNREACHABLE)
         try:
             yield self._log
         except FAILURES as error:
-            raise BrokerUnavailable(AWAY) from error
+            raise BrokerUnavailable(UNREACHABLE) from error
 
-    async def _look(self, log: Log) -> None:
-        async with self._looking:
+    async def _refresh(self, log: Log) -> None:
+        async with self._refreshing:
             known = self._known.top
-            state = await log.look()
+            state = await log.state()
             if _is_behind(state, known):
-                await asyncio.sleep(SETTLE)  # perhaps a cluster's new leader does not know yet all that it has
-                state = await log.look()
-            if _is_behind(state, known):  # an older copy of it, which will use sequence numbers again
+                await asyncio.sleep(SETTLE)  # a cluster's new leader may not know yet all that it has
+                state = await log.state()
+            if _is_behind(state, known):  # an older copy of the log, which will use sequence numbers again
                 state = await log.begin_anew(known.epoch)
             if state.top.epoch != known.epoch:
-                await log.prepare()
-                state = await log.look()
+                await log.ensure_streams()
+                state = await log.state()
             self._apply(known.epoch, state)
-            log.adopt(state)
+            log.publish_to(state)
 
     async def _is_another_copy(self, log: Log) -> bool:
-        """Whether, while we were away, the log became an older copy of itself, and grew: another publication is where
-        our newest was."""
-        time = await log.time_of(self._heard.offset) if self._heard.offset else None
-        return time is not None and abs(time - self._heard.time) > SAME_TIME
+        """Return True when another message has the offset of our newest one: while this node was not connected, the log
+        became an older copy of itself, and grew."""
+        time = await log.time_of(self._newest_message.offset) if self._newest_message.offset else None
+        return time is not None and abs(time - self._newest_message.time) > SAME_TIME
 
     def _apply(self, asked_in: str, state: State) -> None:
-        """Take over what the log says of itself."""
+        """Take over the state of the log."""
         self.durability, self._known.history = state.durability, state.history
         if self._known.update(asked_in, state.top, state.oldest):
-            self._heard = _Heard(0, 0.0)
+            self._newest_message = _NewestMessage(0, 0.0)
             self._restart_feed()
 
     def check(self) -> None:
         if self._log is None:
-            raise BrokerUnavailable(AWAY)
+            raise BrokerUnavailable(UNREACHABLE)
 
     async def top(self, *, fresh: bool = False) -> Position:
         if fresh:
             with self._reading() as log:
-                await self._look(log)
+                await self._refresh(log)
         return self._known.top
 
     async def oldest(self) -> Position:
@@ -242,21 +246,23 @@ class NatsBroker:
         data, key = envelope(draft), draft.idempotency_key
         deadline = asyncio.get_running_loop().time() + COMMAND
         if self._log is None:
-            raise BrokerUnavailable(AWAY)
+            raise BrokerUnavailable(UNREACHABLE)
         try:
             if key is None:
                 position, _ = await self._log.append(data, None, deadline)
             else:
                 position = await self._publish_once(self._log, draft, data, key, deadline)
         except (BrokerUnavailable, OutcomeUnknown):
-            self._attention.set()  # perhaps the log is another one, or away
+            self._wake.set()  # the log may be another one, or out of reach
             raise
         self._known.advance(position)
         return position
 
     async def _publish_once(self, log: Log, draft: Draft, data: bytes, key: str, deadline: float) -> Position:
-        """First the key is claimed for this publication. Should we end before it is published, whoever comes again with
-        both publishes it; the server leaves out what has the id of a message that it holds or held a moment ago.
+        """Claim the key for this publication, then publish.
+
+        If this process ends in between, the next caller with the same key and publication publishes it. The server
+        leaves out a message with the id of one that it holds, or held a moment ago.
         """
         digest = hashlib.sha256(content(draft)).hexdigest()[:32]
         claimed, position = await log.claim(key, digest, deadline)
@@ -277,7 +283,7 @@ class NatsBroker:
         return (await self._page(after, until)).matching(topic_filter)
 
     async def _page(self, after: Position, until: Position) -> Page:
-        """The next page of all that is in the log, also of what is not ours."""
+        """The next page of the log, with messages that are not ours."""
         epoch, oldest = self._known.top.epoch, self._known.held_from
         start = max(after.offset, oldest) if after.epoch == epoch else oldest
         last = min(until.offset, self._known.top.offset)
@@ -287,10 +293,10 @@ class NatsBroker:
             return page
         with self._reading() as log:
             found = await _fetch(log, epoch, start, last)
-            await self._look(log)  # if it is still the same log, that is what is in it
+            await self._refresh(log)  # shows whether the messages are of the same log
         if epoch != self._known.top.epoch:
             return await self._page(after, until)
-        # What is missing was trimmed meanwhile, or somebody has deleted it: a gap.
+        # Messages that are missing were trimmed meanwhile, or deleted: a gap.
         start = found[0].position.offset - 1 if found else last
         found = list(_without_break(found))
         end = found[-1].position.offset if found else start
@@ -303,7 +309,7 @@ class NatsBroker:
         return await self._known.last(count, topic_filter, audience)
 
     async def _read_back(self, until: int, count: int) -> Page:
-        """The newest up to an offset; none when the log becomes another one meanwhile."""
+        """Read the newest ``count`` publications up to an offset; none when the log becomes another one meanwhile."""
         epoch = self._known.top.epoch
         start, end = Position(epoch, max(self._known.held_from, until - count)), Position(epoch, until)
         found = await self._all_in(start, end)
@@ -322,16 +328,16 @@ class NatsBroker:
     async def since(self, time: float) -> tuple[Position, bool]:
         epoch = self._known.top.epoch
         with self._reading() as log:
-            offset = await log.find(time)
-            await self._look(log)
+            offset = await log.offset_before(time)
+            await self._refresh(log)
         if epoch != self._known.top.epoch:
             return await self.since(time)
         top, oldest, held_from = self._known.top, self._known.oldest, self._known.held_from
-        if offset > oldest or not oldest:  # then what comes before it is known to be older
+        if offset > oldest or not oldest:  # then the stream still holds the message before it, which is older
             complete = offset >= held_from
         else:
-            emptied = oldest == top.offset == self._heard.offset  # the newest of what is trimmed
-            complete = emptied and time > self._heard.time
+            emptied = oldest == top.offset == self._newest_message.offset  # of all that are trimmed it is the newest
+            complete = emptied and time > self._newest_message.time
         return top._replace(offset=max(offset, held_from)), complete
 
     # The tail
@@ -339,25 +345,25 @@ class NatsBroker:
     def tail(self) -> Tail:
         if not self._known.is_followed and self._feed is None:
             self._restart_feed()
-        self._attention.set()
+        self._wake.set()
         return self._known.tail()
 
     def _restart_feed(self) -> None:
         self._feed = None
         self._known.rewind()
-        self._attention.set()
+        self._wake.set()
 
-    async def _see_to_the_feed(self, log: Log) -> None:
+    async def _keep_feed(self, log: Log) -> None:
         feed = self._feed
         if self._known.is_followed and (feed is None or feed.broken or feed.silence > SILENCE):
-            await self._feeding.aclose()
-            take = partial(self._hear, self._known.top.epoch)
-            self._feed = await self._feeding.enter_async_context(log.feed(self._known.recent.top, take))
+            await self._feed_stack.aclose()
+            take = partial(self._on_message, self._known.top.epoch)
+            self._feed = await self._feed_stack.enter_async_context(log.feed(self._known.recent.top, take))
 
-    def _hear(self, epoch: str, message: Message) -> None:
+    def _on_message(self, epoch: str, message: Message) -> None:
         if epoch != self._known.top.epoch or message.offset <= self._known.recent.top:
             return
-        self._heard = _Heard(message.offset, message.time)
+        self._newest_message = _NewestMessage(message.offset, message.time)
         self._known.announce((publication_of(message, epoch),))
 
 
@@ -370,7 +376,7 @@ async def _fetch(log: Log, epoch: str, start: int, until: int) -> Sequence[Publi
 
 
 def _without_break(publications: Sequence[Publication]) -> Iterator[Publication]:
-    """Up to where something is missing, or there are too many bytes."""
+    """The first publications, up to where one is missing or there are too many bytes."""
     size, expected = 0, publications[0].position.offset if publications else 0
     for publication in publications:
         if publication.position.offset != expected or size >= PAGE_BYTES:

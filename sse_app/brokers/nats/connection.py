@@ -1,6 +1,6 @@
-"""A connection to a NATS server that is never mended: when it breaks, another one is made.
+"""A connection to a NATS server that never reconnects: when it breaks, another one is made.
 
-nats-py mends its own, and then sends what it was given meanwhile, long after we have answered that it failed.
+When nats-py reconnects, it sends what it was given meanwhile, long after publishers were told that it failed.
 """
 
 import asyncio
@@ -13,35 +13,35 @@ from nats.aio.client import Client
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
 from sse_app.brokers.nats.internals import abort, demands_tls, fail_waiting
-from sse_app.brokers.nats.url import Place
+from sse_app.brokers.nats.url import Address
 
 logger = logging.getLogger("sse_app")
 
 CONNECT = 2  # seconds for each of the servers
-CLOSE = 0.5  # seconds; then all of it that matters is done
+CLOSE = 0.5  # seconds for each of the two steps of closing
 
-# What nats-py raises when a connection is gone, or a question is refused.
+# The errors of nats-py when a connection is gone, or a request is refused.
 FAILURES = (nats.errors.Error, OSError)
 
 
 @asynccontextmanager
-async def connected(place: Place, on_close: Callable[[], object]) -> AsyncIterator[Client]:
+async def connected(address: Address, on_close: Callable[[], object]) -> AsyncIterator[Client]:
     """Connect to one of the servers; ``on_close`` is called when the connection breaks. Raises FAILURES without one."""
     client = Client()
 
     def check_tls() -> None:
-        if place.demands_tls and not demands_tls(client):
+        if address.demands_tls and not demands_tls(client):
             raise nats.errors.SecureConnRequiredError
 
     def secret(value: str | None) -> Callable[[], str] | None:
-        """Return a callback: nats-py asks for a secret once the server has spoken, and gets none without the TLS that
-        the URL demands."""
+        """Return a callback that nats-py calls once the server has said if it speaks TLS. It refuses to give a secret
+        without the TLS that the URL demands."""
 
-        def tell() -> str:
+        def reveal() -> str:
             check_tls()
             return value or ""
 
-        return None if value is None else tell
+        return None if value is None else reveal
 
     async def closed() -> None:
         fail_waiting(client)
@@ -49,27 +49,27 @@ async def connected(place: Place, on_close: Callable[[], object]) -> AsyncIterat
 
     try:
         try:
-            async with asyncio.timeout(CONNECT * len(place.servers) + 1):
+            async with asyncio.timeout(CONNECT * len(address.servers) + 1):
                 await client.connect(
-                    place.servers,
+                    address.servers,
                     error_cb=_note,
                     closed_cb=closed,
-                    name=f"sse-app {place.name}",
+                    name=f"sse-app {address.name}",
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
                     connect_timeout=CONNECT,
-                    pending_size=0,  # nothing waits for the socket but what looks at pending_data_size itself
-                    tls=place.tls,
-                    user=secret(place.user),
-                    password=secret(place.password),
-                    token=secret(place.token),
-                    user_credentials=place.creds,
+                    pending_size=0,  # no write waits for a connection or a socket: log.py checks pending_data_size
+                    tls=address.tls,
+                    user=secret(address.user),
+                    password=secret(address.password),
+                    token=secret(address.token),
+                    user_credentials=address.creds,
                 )
         except FAILURES:
             raise
-        except Exception as error:  # what nats-py and nkeys make of other words than those of NATS, and of other files
-            what = ", or the file that creds names holds no credentials" if place.creds else ""
+        except Exception as error:  # nats-py and nkeys raise all kinds for a peer or a file that is not of NATS
+            what = ", or the file that creds names holds no credentials" if address.creds else ""
             raise nats.errors.Error(f"it does not speak NATS{what}") from error
         check_tls()
         yield client
@@ -80,11 +80,11 @@ async def connected(place: Place, on_close: Callable[[], object]) -> AsyncIterat
 async def _close(client: Client) -> None:
     """Close a connection and end its tasks, within CLOSE seconds.
 
-    nats-py itself waits until all that was written has left, on a dead connection for ever, and for the end of one
-    whose TLS failed; an error in one of its own tasks would be reported by nobody.
+    Alone, nats-py waits for ever until a dead connection has sent what was written, and for the end of a connection
+    whose TLS failed; and nobody would retrieve the error of one of its tasks.
     """
     if client.is_connected:
-        with suppress(*FAILURES):  # what was sent shall arrive, if it can
+        with suppress(*FAILURES):  # the last messages arrive if the server answers
             async with asyncio.timeout(CLOSE):
                 await client.flush()
     tasks = abort(client)
@@ -97,18 +97,18 @@ async def _close(client: Client) -> None:
 
 
 async def _note(error: Exception) -> None:
-    """nats-py would log each with its trace; what matters of them is seen by whoever asks."""
+    """Log an error in one line: nats-py would log a traceback, and callers get their errors themselves."""
     logger.debug("nats: %s", reason(error))
 
 
 def reason(error: Exception) -> str:
-    """One line for people, without what is secret."""
+    """Return an error in one line for people, without secrets."""
     match error:
         case nats.errors.NoServersError() | nats.errors.TimeoutError() | TimeoutError():
             return "it cannot be reached, or does not answer"
         case ServiceUnavailableError(err_code=None) | NoStreamResponseError() | nats.errors.NoRespondersError():
             return "JetStream is not there; is it enabled?"
-        case nats.errors.OutboundBufferLimitError():  # of nothing that may wait without a connection
+        case nats.errors.OutboundBufferLimitError():  # nothing may wait for a connection
             return "the connection was lost"
         case nats.errors.SecureConnRequiredError():
             return "it does not offer TLS, which tls:// demands"

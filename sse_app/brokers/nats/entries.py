@@ -1,11 +1,11 @@
 """A message of the stream: what is in it, and the publication that it becomes.
 
     {"v":2,"data":"...","event":"tick","topics":["orders/42"],"to":["c-1"],"exclude":["c-2"],"json":true,
-     "crit":["a name that may not be ignored"]}
+     "crit":["a field that must not be ignored"]}
 
-JSON, so that ``nats sub`` shows what is published. Only ``v``, its version, and ``data`` are always there; what else
-may be there and be ignored is in ``brokers/formats.py``. Version 1 had neither ``json`` nor ``crit``. It is still read,
-and the digests of idempotency keys are still made of it, so that a retry matches what an older version has published.
+JSON, so that ``nats sub`` shows what is published. Only ``v``, its version, and ``data`` are always there; the rules of
+the other fields are in ``brokers/formats.py``. Version 1 had neither ``json`` nor ``crit``. It is still read, and the
+digests of idempotency keys are still made of it, so that a retry matches a publication of an older version.
 """
 
 from typing import NamedTuple
@@ -41,13 +41,13 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 
 
 def envelope(draft: Draft) -> bytes:
-    """Return what is stored of a draft, the same bytes for the same one. Raises InvalidEvent."""
-    draft.encode()  # refuses what cannot go to subscribers
+    """Return the message of a draft, always the same bytes for the same draft. Raises InvalidEvent."""
+    draft.encode()  # raises for an event that cannot be written to a stream
     return _encoded(draft, VERSION, draft.is_json)
 
 
 def content(draft: Draft) -> bytes:
-    """Return what a publication is known by when its idempotency key comes again: the message of version 1."""
+    """Return what two publications with one idempotency key are compared by: the message of version 1."""
     return _encoded(draft, 1, is_json=False)
 
 
@@ -57,7 +57,7 @@ def _encoded(draft: Draft, version: int, is_json: bool) -> bytes:
 
 
 def publication_of(message: Message, epoch: str) -> Publication:
-    """Return the publication of a message; one that is lost for what is not ours or not understood."""
+    """Return the publication of a message, a lost one if the message is not ours or not understood."""
     position = Position(epoch, message.offset)
     try:
         return _read(position, message)

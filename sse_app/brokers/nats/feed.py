@@ -1,4 +1,4 @@
-"""Messages as the server delivers them, and an ordered consumer of them."""
+"""An ordered consumer of the messages of a stream, and how a message of the server is read."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,30 +11,30 @@ from sse_app.brokers.nats.entries import Message
 
 
 class Feed:
-    """Every message in its order, or ``broken``, and then another one has to go on.
+    """Delivers every message in order until it is ``broken``; then another feed has to go on.
 
-    nats-py's own ordered consumer is not made anew when its heartbeats stay away (nats.py#510).
+    nats-py's ordered consumer is not replaced when the server's heartbeats stop (nats.py#510).
     """
 
-    def __init__(self, client: Client, take: Callable[[Message], None], on_break: Callable[[], object]) -> None:
-        self._client, self._take, self._on_break = client, take, on_break
-        self._count = 0  # of the messages that came
+    def __init__(self, client: Client, deliver: Callable[[Message], None], on_break: Callable[[], object]) -> None:
+        self._client, self._deliver, self._on_break = client, deliver, on_break
+        self._count = 0  # messages that came
         self._loop = asyncio.get_running_loop()
-        self._heard = self._loop.time()
+        self._last_message = self._loop.time()
         self.broken = False
 
     @property
     def silence(self) -> float:
-        """Seconds since it was last heard of."""
-        return self._loop.time() - self._heard
+        """Seconds since the last message or heartbeat."""
+        return self._loop.time() - self._last_message
 
-    async def hear(self, message: Msg) -> None:
-        self._heard = self._loop.time()
+    async def on_message(self, message: Msg) -> None:
+        self._last_message = self._loop.time()
         if is_message(message):
             self._count += 1
             self._expect(message.metadata.sequence.consumer)
             if not self.broken:
-                self._take(message_of(message))
+                self._deliver(message_of(message))
             return
         headers = message.headers or {}
         if answer := message.reply or headers.get(Header.CONSUMER_STALLED.value):  # flow control
@@ -49,7 +49,7 @@ class Feed:
 
 
 def is_message(message: Msg) -> bool:
-    """Whether it is one of the stream, not a word of the server."""
+    """Return True for a message of the stream, False for a status or heartbeat of the server."""
     return message.reply.startswith("$JS.ACK.")
 
 
@@ -59,6 +59,6 @@ def message_of(message: Msg) -> Message:
 
 
 def status_of(message: Msg) -> str:
-    """What the server says in place of a message: ``404 No Messages``."""
+    """Return the status that the server sends in place of a message: ``404 No Messages``."""
     headers = message.headers or {}
     return f"{headers.get(Header.STATUS.value, '')} {headers.get(Header.DESCRIPTION.value, '')}"

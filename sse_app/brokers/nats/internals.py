@@ -23,8 +23,10 @@ def fail_waiting(client: Client) -> None:
 
 
 def abort(client: Client) -> list[asyncio.Task[None]]:
-    """Drop what is still to be written and the connection itself, and return the tasks that served it: nats-py forgets
-    them when the connection breaks while it closes it."""
+    """Drop the connection with all that is still to be written, and return its tasks.
+
+    nats-py forgets its tasks when the connection breaks while it is being closed.
+    """
     client._pending.clear()
     client._pending_data_size = 0
     if (writer := getattr(client._transport, "_io_writer", None)) is not None:

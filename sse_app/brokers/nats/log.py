@@ -1,4 +1,4 @@
-"""The two streams of a hub, the log and its idempotency keys: what is asked of them over one connection."""
+"""The two streams of a hub, its log and its idempotency keys, over one connection."""
 
 import asyncio
 import hashlib
@@ -22,25 +22,25 @@ from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES
 from sse_app.brokers.nats.connection import FAILURES, reason
 from sse_app.brokers.nats.entries import Message
 from sse_app.brokers.nats.feed import Feed, is_message, message_of, status_of
-from sse_app.brokers.nats.url import Place
+from sse_app.brokers.nats.url import Address
 from sse_app.errors import BrokerUnavailable, LogFull, OutcomeUnknown, TooLarge
 from sse_app.publication import Durability, Position
 
 logger = logging.getLogger("sse_app")
 
 COMMAND = 1.5  # seconds for publishing: a publisher is answered within 2 s
-ANSWER = 2.5  # seconds for all other answers; a server that takes longer is gone
-SETTLE = 1.0  # seconds until a server surely knows what it has, after something has changed there
-HEARTBEAT = 1.0  # seconds between two signs of life of a feed that has nothing to say
-IDLE = 10.0  # seconds after which the server forgets a consumer that nobody reads from
-PENDING_BYTES = 8 * 1024 * 1024  # that wait for the socket; more is refused
-PENDING_MESSAGES = 65_536  # of a feed, and that wait for us; it then drops some and breaks
-HEAD = 1024  # bytes that a message has beside its data, at most
-SLACK = 1_000  # publications that the stream holds beyond the limit, so that feeds hear of all in a burst
+ANSWER = 2.5  # seconds for all other answers; a server that takes longer counts as gone
+SETTLE = 1.0  # seconds after an election or a deletion until a server answers with its final state
+HEARTBEAT = 1.0  # seconds between two heartbeats of a feed without messages
+IDLE = 10.0  # seconds after which the server deletes a consumer that nobody reads from
+PENDING_BYTES = 8 * 1024 * 1024  # that wait for the socket; with more, publishing is refused
+PENDING_MESSAGES = 65_536  # of a feed that wait for this process; with more, nats-py drops some and the feed breaks
+HEADER_BYTES = 1024  # of a message beside its data, at most
+SLACK = 1_000  # publications that the stream holds beyond the limit, so that feeds get all of a burst
 KEYS_MAX = 100_000  # idempotency keys that are remembered at once
 END_OF_TIME = 9e9  # Unix time; the server's nanoseconds end in 2262
 
-AWAY = "The broker, a NATS server, cannot be reached; nothing was published. Try again in a few seconds."
+UNREACHABLE = "The broker, a NATS server, cannot be reached; nothing was published. Try again in a few seconds."
 REFUSED = "The broker, a NATS server, takes no publications now; nothing was published. Our log says why; try later."
 FULL = (
     "The broker, a NATS server, has no room left; nothing was published. Give its stream more, or let it discard what "
@@ -54,14 +54,17 @@ UNKNOWN = (
 # Codes of JetStream's errors (err_code)
 MESSAGE_TOO_LARGE = 10054
 NAME_IN_USE = 10058
-IN_PROCESS = 10158  # a message with the same id
+IN_PROCESS = 10158  # a message with the same id is being stored
 WRONG_LAST_SEQUENCE = 10071
-NOT_STORED = 10077  # why is in its text
-NO_ROOM = {10002, 10023, 10028, 10047}  # of the account, of the server, in memory, on the disk
+NOT_STORED = 10077  # its text has the reason
+NO_ROOM = {10002, 10023, 10028, 10047}  # for the account, on the server, in memory, on the disk
 
 
 class GivenLimits(NamedTuple):
-    """Publications, bytes and seconds that the log holds, and seconds that a key is remembered; None: as they are."""
+    """Publications, bytes and seconds that the log holds, and seconds that a key is remembered.
+
+    None leaves a limit as it is.
+    """
 
     history: int | None
     size: int | None
@@ -70,8 +73,8 @@ class GivenLimits(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the log says of itself. ``oldest`` is the offset before the first message that its stream holds; of those
-    the newest ``history`` count. Publications are accepted under ``subject``."""
+    """The state of the log. ``oldest`` is the offset before the first message that its stream holds; the newest
+    ``history`` of them count. Publications are accepted under ``subject``."""
 
     top: Position
     oldest: int
@@ -81,15 +84,18 @@ class State(NamedTuple):
 
 
 class Log:
-    """Methods raise FAILURES but for those that publish. ``on_break`` is called when a feed breaks."""
+    """The streams, as one connection reaches them.
 
-    def __init__(self, client: Client, place: Place, limits: GivenLimits, on_break: Callable[[], object]) -> None:
+    Methods raise FAILURES, except those that publish, which name theirs. ``on_break`` is called when a feed breaks.
+    """
+
+    def __init__(self, client: Client, address: Address, limits: GivenLimits, on_break: Callable[[], object]) -> None:
         self._client, self._limits, self._on_break = client, limits, on_break
         self._js = client.jetstream(timeout=ANSWER)
-        self._stream, self._keys = f"SSE_LOG_{place.name}", f"SSE_KEYS_{place.name}"
-        self._subjects = f"sse-app.{place.name}"
-        self._replicas = place.replicas
-        self._subject = self._epoch = ""  # where publications are accepted now, and the epoch that they are in
+        self._stream, self._keys = f"SSE_LOG_{address.name}", f"SSE_KEYS_{address.name}"
+        self._subjects = f"sse-app.{address.name}"
+        self._replicas = address.replicas
+        self._subject = self._epoch = ""  # under which publications are accepted now, and their epoch
         self._size_limit = 0
 
     def check(self) -> None:
@@ -99,12 +105,12 @@ class Log:
 
     # The streams
 
-    async def prepare(self) -> None:
-        """Make the streams; give those there are the limits that were named, if we may."""
+    async def ensure_streams(self) -> None:
+        """Make the streams that are missing, and give all the limits that were named, if our account may."""
         history, size, age, window = self._limits
-        keys = (await self._there(self._keys_config())).config
+        keys = (await self._ensure_stream(self._keys_config())).config
         await self._adjust(keys, max_age=window)
-        log = (await self._there(self._log_config())).config
+        log = (await self._ensure_stream(self._log_config())).config
         ages = [seconds for seconds in (age or log.max_age, window or keys.max_age) if seconds]
         named = {"max_msgs": history and history + SLACK, "max_bytes": size, "max_age": age}
         await self._adjust(log, **named, duplicate_window=min(ages) if ages and (age or window) else None)
@@ -127,7 +133,7 @@ class Log:
             max_msgs=(self._limits.history or DEFAULTS.publications) + SLACK,
             max_bytes=self._limits.size or DEFAULTS.bytes,
             max_age=(age := self._limits.age or DEFAULTS.age),
-            duplicate_window=min(self._limits.window or DEFAULTS.window, age),  # the server refuses more than the age
+            duplicate_window=min(self._limits.window or DEFAULTS.window, age),  # a server refuses a longer one
         )
 
     def _keys_config(self) -> api.StreamConfig:
@@ -141,42 +147,46 @@ class Log:
             max_msgs=KEYS_MAX,
             max_bytes=-1,
             max_age=self._limits.window or DEFAULTS.window,
-            duplicate_window=0.1,  # it is not used
+            duplicate_window=0.1,  # not used: keys have no message ids
         )
 
-    async def _there(self, config: api.StreamConfig) -> api.StreamInfo:
-        """A stream, made if there is none."""
+    async def _ensure_stream(self, config: api.StreamConfig) -> api.StreamInfo:
+        """Return a stream, and make it if there is none."""
         assert config.name is not None
         try:
             return await self._js.stream_info(config.name)
         except NotFoundError:
             if self._epoch and config.name == self._stream:
-                await asyncio.sleep(SETTLE)  # made while its deletion is going on, it can lose its files (NATS 2.9)
+                # A stream that is made while NATS 2.9 still deletes the former one can lose its files.
+                await asyncio.sleep(SETTLE)
         try:
             return await self._js.add_stream(config)
         except APIError as error:
-            if error.err_code != NAME_IN_USE:  # by another node, a moment ago
+            if error.err_code != NAME_IN_USE:  # another node has made it a moment ago
                 raise
             return await self._js.stream_info(config.name)
 
-    async def look(self) -> State:
-        """What the log is now. It is made when there is none."""
-        return self._understand(await self._there(self._log_config())) or await self.begin_anew("")
+    async def state(self) -> State:
+        """Return the state of the log. It is made if there is none."""
+        return self._state_of(await self._ensure_stream(self._log_config())) or await self.begin_anew("")
 
     async def begin_anew(self, epoch: str) -> State:
-        """Give the log another epoch than this one, unless another node did: its sequence numbers may be those of other
+        """Give the log another epoch than this one, unless another node has: its sequence numbers may be those of other
         publications than before."""
         info = await self._js.stream_info(self._stream)
-        state = self._understand(info)
+        state = self._state_of(info)
         if state is None or state.top.epoch == epoch:
             subjects = self._log_config().subjects
-            state = self._understand(await self._js.update_stream(info.config, subjects=subjects))
+            state = self._state_of(await self._js.update_stream(info.config, subjects=subjects))
         assert state is not None
         return state
 
-    def _understand(self, info: api.StreamInfo) -> State | None:
-        """The subject under which publications are accepted has a random part. A stream that is made anew has another
-        one, and whoever does not know it yet cannot publish; the epoch is made of it and of the stream's birth.
+    def _state_of(self, info: api.StreamInfo) -> State | None:
+        """Return the state that a stream's description tells, None if its subjects are not those of a log.
+
+        The subject under which publications are accepted has a random part: a stream that is made anew has another one,
+        so that a node which does not know that yet cannot publish. The epoch is a digest of it and of the time at which
+        the stream was made.
         """
         subjects, state = info.config.subjects or [], info.state
         if len(subjects) != 1 or not subjects[0].startswith(f"{self._subjects}.log.") or set("*>") & set(subjects[0]):
@@ -188,8 +198,8 @@ class Log:
         durability: Durability = "none" if info.config.storage == api.StorageType.MEMORY else "log"
         return State(Position(epoch, state.last_seq), max(0, state.first_seq - 1), history, durability, subjects[0])
 
-    def adopt(self, state: State) -> None:
-        """From now on publish there. Until then what is published where nothing is accepted any more is refused."""
+    def publish_to(self, state: State) -> None:
+        """Publish under the subject of this state from now on. The server refuses messages under a former subject."""
         self._subject, self._epoch = state.subject, state.top.epoch
 
     # Publishing
@@ -199,15 +209,15 @@ class Log:
 
         Raises OutcomeUnknown, LogFull, BrokerUnavailable, TooLarge.
         """
-        if len(data) + HEAD > self._client.max_payload:
-            raise TooLarge(f"The log takes publications of at most {self._client.max_payload - HEAD:,} bytes.")
+        if len(data) + HEADER_BYTES > self._client.max_payload:
+            raise TooLarge(f"The log takes publications of at most {self._client.max_payload - HEADER_BYTES:,} bytes.")
         subject, epoch = self._subject, self._epoch
         headers = {api.Header.EXPECTED_STREAM.value: self._stream}
         if id is not None:
             headers[api.Header.MSG_ID.value] = id
         self._check_sending()
         if 0 < self._size_limit < (size := _stored_size(subject, headers, data)):
-            await self._make_room(size, deadline)  # else it would be acknowledged, and trimmed at once
+            await self._make_room(size, deadline)  # else the server would acknowledge it and trim it at once
         try:
             ack = await self._js.publish(subject, data, _seconds_to(deadline), headers=headers)
         except nats.errors.TimeoutError as error:
@@ -215,17 +225,17 @@ class Log:
         except APIError as error:
             raise _refused(error) from error
         except FAILURES as error:
-            raise BrokerUnavailable(AWAY) from error
-        if not ack.seq:  # the one with the same id has no place yet
+            raise BrokerUnavailable(UNREACHABLE) from error
+        if not ack.seq:  # a message with the same id is being stored
             raise OutcomeUnknown(UNKNOWN)
         return Position(epoch, ack.seq), bool(ack.duplicate)
 
     def _check_sending(self) -> None:
         if not self._client.is_connected or self._client.pending_data_size > PENDING_BYTES:
-            raise BrokerUnavailable(AWAY)
+            raise BrokerUnavailable(UNREACHABLE)
 
     async def _make_room(self, size: int, deadline: float) -> None:
-        """A log holds its newest publication however large it is."""
+        """Raise the limit of the stream's bytes: a log holds its newest publication however large it is."""
         try:
             async with asyncio.timeout_at(deadline):
                 info = await self._js.stream_info(self._stream)
@@ -233,11 +243,12 @@ class Log:
         except APIError as error:
             raise _refused(error) from error
         except FAILURES as error:
-            raise BrokerUnavailable(AWAY) from error
+            raise BrokerUnavailable(UNREACHABLE) from error
         self._size_limit = size
 
     async def claim(self, key: str, digest: str, deadline: float) -> tuple[str, Position | None]:
-        """The digest of the publication that has this key, ours if none had it, and its position once it is known.
+        """Return the digest of the publication that has this key, and its position once that is known. A key that no
+        publication had is given to this one.
 
         Raises BrokerUnavailable.
         """
@@ -248,16 +259,16 @@ class Log:
                     try:
                         if await self._claimed(key, digest):
                             return digest, None
-                    except NoStreamResponseError:  # somebody has deleted all keys
-                        await self._there(self._keys_config())
+                    except NoStreamResponseError:  # the stream of the keys was deleted
+                        await self._ensure_stream(self._keys_config())
                         continue
-                    with suppress(NotFoundError):  # it was forgotten in between
+                    with suppress(NotFoundError):  # the key has expired in between
                         found = await self._js.get_last_msg(self._keys, self._key_subject(key))
                         known, _, position = (found.data or b"").partition(b" ")
                         return known.decode(), Position.parse(position)
         except FAILURES as error:
-            raise BrokerUnavailable(AWAY) from error
-        raise BrokerUnavailable(AWAY)
+            raise BrokerUnavailable(UNREACHABLE) from error
+        raise BrokerUnavailable(UNREACHABLE)
 
     async def _claimed(self, key: str, digest: str) -> bool:
         headers = {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
@@ -270,7 +281,7 @@ class Log:
         return True
 
     async def remember(self, key: str, digest: str, position: Position) -> None:
-        """For when the log itself no longer knows. Nobody waits for that."""
+        """Store the position with the key, for when the server's duplicate window is over. No answer is waited for."""
         with suppress(*FAILURES):
             await self._client.publish(self._key_subject(key), f"{digest} {position}".encode())
 
@@ -280,7 +291,8 @@ class Log:
     # Reading
 
     async def fetch(self, after: int, until: int, count: int) -> list[Message]:
-        """The next messages in ``(after, until]``, ``count`` at most, fewer of large ones; none when all are gone."""
+        """Return the next messages in ``(after, until]``, ``count`` at most, fewer if they are large; none if all are
+        gone."""
         async with self._consumer(opt_start_seq=after + 1) as consumer:
             found, too_large = await self._pull(consumer, batch=min(count, until - after), max_bytes=PAGE_BYTES)
             if too_large and not found:
@@ -290,7 +302,7 @@ class Log:
         return [message for message in found if message.offset <= until]
 
     async def time_of(self, offset: int) -> float | None:
-        """The Unix time of a message; None if there is none. The answer is that of the stream's leader."""
+        """Return the Unix time of a message, None if there is none. The stream's leader answers."""
         try:
             message = await self._js.get_msg(self._stream, offset)
         except NotFoundError:
@@ -298,9 +310,9 @@ class Log:
         assert message.time is not None
         return message.time.timestamp()
 
-    async def find(self, time: float) -> int:
-        """The offset before the first message at or after this Unix time."""
-        # A microsecond earlier: to those the server's nanoseconds were rounded, up or down.
+    async def offset_before(self, time: float) -> int:
+        """Return the offset before the first message at or after this Unix time."""
+        # A microsecond earlier, since times of messages were rounded from nanoseconds to microseconds, up or down.
         moment = datetime.fromtimestamp(min(max(time, 1.0), END_OF_TIME), UTC) - timedelta(microseconds=1)
         async with self._consumer(opt_start_time=moment) as consumer:
             assert consumer.delivered is not None
@@ -308,15 +320,15 @@ class Log:
 
     @asynccontextmanager
     async def feed(self, after: int, take: Callable[[Message], None]) -> AsyncIterator[Feed]:
-        """All messages behind an offset, those there are and then each as it comes."""
+        """Deliver all messages behind an offset: first those that there are, then each as it is stored."""
         feed = Feed(self._client, take, self._on_break)
         inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox, cb=feed.hear, pending_msgs_limit=PENDING_MESSAGES)
+        subscription = await self._client.subscribe(inbox, cb=feed.on_message, pending_msgs_limit=PENDING_MESSAGES)
         try:
             async with self._consumer(opt_start_seq=after + 1, deliver_subject=inbox):
                 yield feed
         finally:
-            await _end(subscription)
+            await _unsubscribe(subscription)
 
     @asynccontextmanager
     async def _consumer(
@@ -326,7 +338,7 @@ class Log:
         deliver_subject: str | None = None,
     ) -> AsyncIterator[api.ConsumerInfo]:
         config = api.ConsumerConfig(
-            name=secrets.token_hex(8),  # ours, so that it can be deleted even if the answer never comes
+            name=secrets.token_hex(8),  # we name it, so that it can be deleted even if the answer is lost
             deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE if opt_start_seq else api.DeliverPolicy.BY_START_TIME,
             opt_start_seq=opt_start_seq,
             opt_start_time=opt_start_time,
@@ -346,7 +358,7 @@ class Log:
                 await self._client.publish(f"{api.DEFAULT_PREFIX}.CONSUMER.DELETE.{self._stream}.{config.name}")
 
     async def _pull(self, consumer: api.ConsumerInfo, batch: int, **bounds: int) -> tuple[list[Message], bool]:
-        """What the server gives at once, and whether it stopped before what exceeds the bounds."""
+        """Return the messages that the server has now, and True if a bound kept it from sending the next one."""
         found: list[Message] = []
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -365,7 +377,7 @@ class Log:
             async with asyncio.timeout(ANSWER):
                 status = await ended
         finally:
-            await _end(subscription)
+            await _unsubscribe(subscription)
         if len(found) == batch or status.startswith(("404", "408")):
             return found, False
         if status.startswith("409 Message Size"):
@@ -373,13 +385,13 @@ class Log:
         raise nats.errors.Error(f"the server did not read its log: {status}")
 
 
-async def _end(subscription: Subscription) -> None:
+async def _unsubscribe(subscription: Subscription) -> None:
     with suppress(*FAILURES):
         await subscription.unsubscribe()
 
 
 def _stored_size(subject: str, headers: dict[str, str], data: bytes) -> int:
-    """Bytes that a message takes in its stream: a little more than fileStoreMsgSize of the server says."""
+    """Return the bytes that a message takes in its stream: a little more than fileStoreMsgSize of the server says."""
     return len(subject) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + len(data) + 64
 
 

@@ -1,4 +1,4 @@
-"""Where the log is: what a broker URL says of it."""
+"""The URL of a log in NATS."""
 
 import re
 import ssl
@@ -17,8 +17,8 @@ FORM = (
 OPTIONS = {"creds", "ca", "replicas"}
 
 
-class Place(NamedTuple):
-    """The servers, what they want to know of us, and the hub's ``name`` there."""
+class Address(NamedTuple):
+    """The parts of a URL: servers, credentials, TLS, the hub's ``name`` and the copies that its streams have."""
 
     servers: list[str]
     name: str
@@ -26,13 +26,13 @@ class Place(NamedTuple):
     password: str | None
     token: str | None
     creds: str | None  # a file
-    tls: ssl.SSLContext | None  # None: if the server asks for it, as the system trusts
+    tls: ssl.SSLContext | None  # None: TLS if the server asks for it, with the system's authorities
     demands_tls: bool
     replicas: int
 
 
-def parse(url: str) -> Place:
-    """Raises ConfigError, whose text does not repeat what is secret in the URL."""
+def parse(url: str) -> Address:
+    """Return the parts of a URL. Raises ConfigError, whose text does not repeat secrets of the URL."""
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
@@ -45,7 +45,7 @@ def parse(url: str) -> Place:
     if options.keys() - OPTIONS or not 1 <= replicas <= 5 or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise ConfigError(FORM)
     user, colon, password = (unquote(part) for part in userinfo.partition(":"))
-    return Place(
+    return Address(
         servers,
         name,
         user if colon else None,
@@ -82,5 +82,5 @@ def _trusting(parts: SplitResult, ca: str | None) -> ssl.SSLContext | None:
         return None
     try:
         return ssl.create_default_context(cafile=ca)
-    except OSError as error:  # also what is wrong in the file
+    except OSError as error:  # ssl.SSLError, of a file without certificates, is one
         raise ConfigError(f"broker: the file that ca names cannot be used: {error.strerror}.") from None

@@ -22,10 +22,10 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
 from sse_app.brokers import open_broker
-from sse_app.brokers.nats import BEAT, NatsBroker, feed, log
+from sse_app.brokers.nats import REFRESH, NatsBroker, feed, log
 from sse_app.brokers.nats.entries import Message, envelope, publication_of
 from sse_app.brokers.nats.log import ANSWER
-from sse_app.brokers.nats.url import Place, parse
+from sse_app.brokers.nats.url import Address, parse
 from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, LogFull, OutcomeUnknown, TooLarge
 from sse_app.events import Event
 from sse_app.hub import Hub
@@ -74,7 +74,7 @@ def own_server(start_nats: StartNats) -> NatsServer:
 
 
 def log_of(broker: NatsBroker) -> str:
-    return f"SSE_LOG_{broker._place.name}"
+    return f"SSE_LOG_{broker._address.name}"
 
 
 async def subject_of(js: JetStreamContext, broker: NatsBroker) -> str:
@@ -91,25 +91,25 @@ def reason_of(gap: Event) -> str:
 # --- URLs ---
 
 
-def place(**changes: Any) -> Place:
-    plain = Place([f"nats://{HOST}:4222"], "hub", None, None, None, None, None, False, 1)
+def address(**changes: Any) -> Address:
+    plain = Address([f"nats://{HOST}:4222"], "hub", None, None, None, None, None, False, 1)
     return plain._replace(**changes)
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("nats://127.0.0.1", place()),
-        ("nats://127.0.0.1/", place()),
-        ("nats://127.0.0.1:4333/My_hub-2", place(servers=["nats://127.0.0.1:4333"], name="My_hub-2")),
-        ("nats://a:1,b,[::1]:2/x", place(servers=["nats://a:1", "nats://b:4222", "nats://[::1]:2"], name="x")),
-        ("nats://us%40er:p%3Aw@127.0.0.1", place(user="us@er", password="p:w")),
-        ("nats://t%2Fk@127.0.0.1", place(token="t/k")),
-        ("nats://127.0.0.1/hub?replicas=3", place(replicas=3)),
-        (f"nats://127.0.0.1/hub?creds={__file__}", place(creds=__file__)),
+        ("nats://127.0.0.1", address()),
+        ("nats://127.0.0.1/", address()),
+        ("nats://127.0.0.1:4333/My_hub-2", address(servers=["nats://127.0.0.1:4333"], name="My_hub-2")),
+        ("nats://a:1,b,[::1]:2/x", address(servers=["nats://a:1", "nats://b:4222", "nats://[::1]:2"], name="x")),
+        ("nats://us%40er:p%3Aw@127.0.0.1", address(user="us@er", password="p:w")),
+        ("nats://t%2Fk@127.0.0.1", address(token="t/k")),
+        ("nats://127.0.0.1/hub?replicas=3", address(replicas=3)),
+        (f"nats://127.0.0.1/hub?creds={__file__}", address(creds=__file__)),
     ],
 )
-def test_a_url_says_where_the_log_is(url: str, expected: Place) -> None:
+def test_a_url_says_where_the_log_is(url: str, expected: Address) -> None:
     assert parse(url) == expected
 
 
@@ -373,7 +373,8 @@ async def test_a_publisher_opens_the_same_url(broker: NatsBroker, url: str) -> N
 
 async def limits_of(js: JetStreamContext, broker: NatsBroker) -> tuple[object, ...]:
     """Of the two streams."""
-    its_log, keys = [(await js.stream_info(name)).config for name in (log_of(broker), f"SSE_KEYS_{broker._place.name}")]
+    names = log_of(broker), f"SSE_KEYS_{broker._address.name}"
+    its_log, keys = [(await js.stream_info(name)).config for name in names]
     return its_log.max_msgs, its_log.max_bytes, its_log.max_age, its_log.duplicate_window, keys.max_age
 
 
@@ -394,7 +395,7 @@ async def test_a_publisher_that_names_no_limits_leaves_those_of_the_hub(js: JetS
             await publisher.publish(text)
         await hub.top(fresh=True)
         assert texts(await replayed(hub)) == ["c", "d", "e"]
-        async with hub._looking:
+        async with hub._refreshing:
             await js.delete_stream(log_of(hub))
             await publisher._broker.top(fresh=True)
             assert (await limits_of(js, hub))[0] == 10_000 + log.SLACK
@@ -559,7 +560,7 @@ async def test_keys_that_somebody_deletes_are_new_and_their_stream_is_made_anew(
     broker: NatsBroker, js: JetStreamContext
 ) -> None:
     (first,) = await publish(broker, "a", idempotency_key="k")
-    await js.delete_stream(f"SSE_KEYS_{broker._place.name}")
+    await js.delete_stream(f"SSE_KEYS_{broker._address.name}")
     assert await publish(broker, "a", idempotency_key="k") == [first], "the log itself knows it for a while"
     assert await publish(broker, "b", idempotency_key="l") == [first.next()]
     with pytest.raises(KeyReused):
@@ -604,10 +605,10 @@ async def test_a_node_that_died_is_forgotten(url: str, js: JetStreamContext) -> 
     async with opened(url, clock=clock) as broker:
         await broker.top(fresh=True)  # now the server knows that it listens
         for word in (b"junk", b"{}", b'{"node":"dead","subscribers":7}'):
-            await js._nc.publish(f"sse-app.{broker._place.name}.nodes", word)
+            await js._nc.publish(f"sse-app.{broker._address.name}.nodes", word)
         await until(lambda: broker.subscribers_elsewhere == 7)
         clock.now += 4.9
-        await js._nc.publish(f"sse-app.{broker._place.name}.nodes", b'{"node":"alive","subscribers":5}')
+        await js._nc.publish(f"sse-app.{broker._address.name}.nodes", b'{"node":"alive","subscribers":5}')
         await until(lambda: broker.subscribers_elsewhere == 12)
         clock.now += 0.2
         await until(lambda: broker.subscribers_elsewhere == 5)
@@ -630,7 +631,7 @@ async def test_who_does_not_know_of_the_new_log_cannot_publish_in_the_old_ones_n
 ) -> None:
     async with opened(url) as one, opened(url) as other:
         await publish(one, "a")
-        async with one._looking:
+        async with one._refreshing:
             await js.delete_stream(log_of(one))
             await other.top(fresh=True)
             with pytest.raises(BrokerUnavailable, match="nothing was published"):
@@ -642,7 +643,7 @@ async def test_who_does_not_know_of_the_new_log_cannot_publish_in_the_old_ones_n
 async def test_a_stream_that_is_made_anew_as_it_was_is_another_log(broker: NatsBroker, js: JetStreamContext) -> None:
     (before,) = await publish(broker, "a")
     config = (await js.stream_info(log_of(broker))).config
-    async with broker._looking:  # else it may make one in between
+    async with broker._refreshing:  # else it may make one in between
         await js.delete_stream(log_of(broker))
         await js.add_stream(config)
     top = await broker.top(fresh=True)
@@ -661,7 +662,7 @@ async def test_an_older_copy_of_the_log_is_another_log_and_gives_no_id_again(own
         async with hub.subscribe() as subscriber:
             lost = [(await hub.publish(text)).position for text in "de"]
             await hear(subscriber, lambda events: len(events) == 3)
-            async with other._looking:  # of two that notice at once each may begin an epoch
+            async with other._refreshing:  # of two that notice at once each may begin an epoch
                 own_server.kill()
                 shutil.rmtree(own_server.directory / "jetstream")
                 shutil.copytree(copy, own_server.directory / "jetstream")
@@ -897,9 +898,9 @@ async def test_a_feed_that_overflows_goes_on_where_it_broke(
             overflowed.set()
 
     class Late(feed.Feed):
-        async def hear(self, message: Msg) -> None:
+        async def on_message(self, message: Msg) -> None:
             await overflowed.wait()
-            await super().hear(message)
+            await super().on_message(message)
 
     monkeypatch.setattr("sse_app.brokers.nats.connection._note", note)
     monkeypatch.setattr(log, "Feed", Late)
@@ -916,7 +917,7 @@ async def test_a_feed_that_overflows_goes_on_where_it_broke(
 
 async def test_what_was_trimmed_before_it_was_heard_of_is_a_gap(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server goes on while this node is held up: here, while nothing feeds it."""
-    monkeypatch.setattr("sse_app.brokers.nats.BEAT", 10 * PATIENCE)  # it looks when we say so
+    monkeypatch.setattr("sse_app.brokers.nats.REFRESH", 10 * PATIENCE)  # it refreshes when we say so
     broker = opened(url, history=5)
     async with Hub(broker) as hub, hub.subscribe() as subscriber, opened(url, history=5) as other:
         await hub.publish("first")
@@ -927,7 +928,7 @@ async def test_what_was_trimmed_before_it_was_heard_of_is_a_gap(url: str, monkey
         for _ in range(15):
             await asyncio.gather(*(publish(other, "x") for _ in range(100)))
         await publish(other, *"abcde")
-        broker._attention.set()
+        broker._wake.set()
         gap, *rest = await hear(subscriber, lambda events: len(events) == 6)
     assert reason_of(gap) == "trimmed"
     assert [event.data for event in rest] == list("abcde")
@@ -941,7 +942,7 @@ async def test_a_node_that_starts_hears_of_the_newest_first(url: str, js: JetStr
     async with opened(url) as broker:
         tail = broker.tail()
         await until(lambda: broker._known.recent.top == 50)
-        async with broker._looking:  # it does not know yet what is gone
+        async with broker._refreshing:  # it does not know yet what is gone
             await js.purge_stream(log_of(broker), seq=11)
             assert texts(await broker.newest(1, TopicFilter.parse(["t/30"]), Audience(("c",)))) == ["30"]
             assert not await broker.newest(1, TopicFilter.parse(["silent"]), Audience(("c",)))
@@ -1057,4 +1058,4 @@ async def test_a_broker_can_be_opened_again(url: str) -> None:
 
 def test_what_is_waited_for_fits_into_the_two_seconds_of_a_publisher_and_the_ten_of_a_silence() -> None:
     assert log.COMMAND < 2
-    assert BEAT + ANSWER < 10
+    assert REFRESH + ANSWER < 10
