@@ -74,7 +74,7 @@ def append_row(broker: SQLiteBroker, topic: str, **fields: Any) -> Position:
         )
         connection.execute("INSERT INTO topics VALUES (?, ?)", (topic, position.offset))
         connection.execute("UPDATE state SET top = ?", (position.offset,))
-    broker._file.rise(position)
+    broker._file.advance(position)
     broker._file.nodes.wake()
     return position
 

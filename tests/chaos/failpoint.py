@@ -1,7 +1,7 @@
 """`python -m tests.chaos.failpoint PLACE COUNT serve ...`: a hub on SQLite that kills itself at its COUNT-th commit.
 
-PLACE says how far it comes: ``committed``, and nothing else knows of it; ``risen``, the watermark beside the file does;
-``awake``, the other processes do. Its own subscribers and the publisher never do.
+PLACE says how far it comes: ``committed``, and nothing else knows of it; ``marked``, the watermark beside the file
+does; ``awake``, the other processes do. Its own subscribers and the publisher never do.
 """
 
 import os
@@ -15,7 +15,7 @@ from sse_app.brokers.sqlite.opening import LogFile
 from sse_app.brokers.tail import QueuedTail
 from sse_app.cli import main
 
-PLACES = {"committed": (LogFile, "rise"), "risen": (Nodes, "wake"), "awake": (QueuedTail, "announce")}
+PLACES = {"committed": (LogFile, "advance"), "marked": (Nodes, "wake"), "awake": (QueuedTail, "announce")}
 
 
 def kill_at(place: str, count: int) -> None:

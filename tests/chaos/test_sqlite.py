@@ -161,7 +161,7 @@ async def test_what_a_kill_cut_off_between_commit_and_fan_out_comes_by_replay(tm
     random = Random(1)
     cursor, published, lost = "", 0, 0
     for number in range(count(ci=6, full=51)):
-        place, commit = ("committed", "risen", "awake")[number % 3], random.randint(1, 4)
+        place, commit = ("committed", "marked", "awake")[number % 3], random.randint(1, 4)
         module = ("tests.chaos.failpoint", place, str(commit))
         with launched(tmp_path / "log", "--broker", database, module=module) as server:
             async with (

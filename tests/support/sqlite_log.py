@@ -11,7 +11,7 @@ from sse_app.brokers import Tail
 from sse_app.brokers.limits import Limits
 from sse_app.brokers.sqlite import SQLiteBroker
 from sse_app.brokers.sqlite.log import Entry, connect
-from sse_app.brokers.sqlite.opening import Asked, LogFile, opened
+from sse_app.brokers.sqlite.opening import LogFile, OpenOptions, open_file
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.events import Event, encode
 from sse_app.publication import Draft, Position, Publication
@@ -26,7 +26,7 @@ NOBODY = frozenset[str]()
 
 
 def open_log(path: Path, sync: str = "full", boot: str = "boot-1", *, recover: bool = False) -> LogFile:
-    return opened(Asked(path, sync, LIMITS, recover, boot))
+    return open_file(OpenOptions(path, sync, LIMITS, recover, boot))
 
 
 def entry(
@@ -40,7 +40,7 @@ def append(file: LogFile, *entries: Entry | str, limits: Limits = LIMITS, now: f
     made = [entry(item) if isinstance(item, str) else item for item in entries]
     file.log._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
     appended = file.log.append(made, now, now)
-    file.rise(appended.state.position)
+    file.advance(appended.state.position)
     return [outcome for outcome in appended.outcomes if isinstance(outcome, Position)]
 
 

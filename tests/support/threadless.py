@@ -73,9 +73,9 @@ class ThreadlessWriter(Writer):
         self,
         loop: asyncio.AbstractEventLoop,
         append: Callable[[list[Entry]], Appended],
-        done: Callable[[Appended], None],
+        on_commit: Callable[[Appended], None],
     ) -> None:
-        self._loop, self._append, self._done = loop, append, done
+        self._loop, self._append, self._on_commit = loop, append, on_commit
         self._queue = queue.SimpleQueue()
         self._ending, self._ended = threading.Lock(), False
         self._untold: deque[Callable[[], None]] = deque()  # threads too tell a loop one thing after the other
@@ -95,7 +95,7 @@ class ThreadlessWriter(Writer):
             self._join(group)
             self._commit(group, going=True)
 
-    def _tell(self, what: Callable[..., None], *arguments: object) -> None:
+    def _call_on_loop(self, what: Callable[..., None], *arguments: object) -> None:
         self._untold.append(partial(what, *arguments))
         cast(ThreadlessLoop, self._loop).some_turns_later(lambda: self._untold.popleft()())
 

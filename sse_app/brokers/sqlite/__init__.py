@@ -1,10 +1,10 @@
 """The log in a SQLite file: durable, without a server, shared by the processes of one machine.
 
-    publish -> writer thread -> log.append, one commit for all that wait -> tails, publishers, datagrams to the others
-    datagram, or the watermark has risen -> _follow -> pages.replay -> tails
+    publish -> writer thread -> log.append, one commit for all that wait -> tails, publishers, datagrams to other nodes
+    a datagram, or a newer watermark -> _run_tail -> pages.replay -> tails
     replay, newest, last, since -> a few reading threads -> pages
 
-The event loop never waits for the disk, but for small reads of one page that is always cached (``watermark.py``).
+The event loop never waits for the disk, except for small reads of one page that is always cached (``watermark.py``).
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from sse_app.brokers import Page, Tail
 from sse_app.brokers.limits import BrokerSettings, Limits
 from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, State, connect
 from sse_app.brokers.sqlite.nodes import LOOPBACK, Node
-from sse_app.brokers.sqlite.opening import Asked, opened
+from sse_app.brokers.sqlite.opening import OpenOptions, open_file
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.brokers.sqlite.schema import SCHEMA_VERSION
 from sse_app.brokers.sqlite.writer import Writer
@@ -41,18 +41,18 @@ logger = logging.getLogger("sse_app")
 
 T = TypeVar("T")
 
-READERS = 4  # threads: a read from a cold disk does not hold up all others
-POLL = 0.05  # seconds between two looks whether others have written, should their datagram not arrive
-LOOK = 0.5  # seconds between two looks at the other processes, at the file, and after trouble
-TRIM = 1.0  # seconds at least between two looks for what is too old
+READERS = 4  # threads, so that a read from a cold disk does not hold up all others
+POLL = 0.05  # seconds between two reads of the watermark, in case the datagram of another process is lost
+REFRESH = 0.5  # seconds between two checks of the other processes and the file, and two tries after trouble
+TRIM = 1.0  # seconds at least between two trims that no publication makes
 BACKOFF = (0.2, 1.0)  # seconds after the first failure to read the log for the tail, and at most
 EVERYTHING = TopicFilter()
-END = Position("", 2**62)  # behind all others
+END = Position("", 2**62)  # behind every publication
 
 
 def open_url(url: str, **settings: Unpack[BrokerSettings]) -> "SQLiteBroker":
-    """``sqlite:///relative/hub.db``, ``sqlite:////absolute/hub.db``; ``?sync=normal`` commits without waiting for the
-    disk."""
+    """Return the broker of ``sqlite:///relative/hub.db`` or ``sqlite:////absolute/hub.db``; ``?sync=normal`` commits
+    without waiting for the disk."""
     rest, _, query = url.partition("://")[2].partition("?")
     path, options = unquote(rest).removeprefix("/"), dict(parse_qsl(query, keep_blank_values=True))
     if not rest.startswith("/") or path in ("", ":memory:") or "\0" in path:
@@ -66,11 +66,12 @@ def open_url(url: str, **settings: Unpack[BrokerSettings]) -> "SQLiteBroker":
 
 
 class SQLiteBroker:
-    """Keywords as for the log in memory; ``sync`` is ``full`` (a commit is on the disk before it is acknowledged) or
-    ``normal`` (it survives the process, not the machine). ``recover`` sets a damaged file aside and begins a new log.
-    Without ``create`` a file that is not there is not made.
+    """The log in a SQLite file; keywords as for the log in memory, and three more.
 
-    The limits stay in the file: who opens it with any sets them for everyone, who gives none leaves them.
+    ``sync`` is ``full`` (a commit is on the disk before it is acknowledged) or ``normal`` (it survives the process, not
+    the machine). ``recover`` sets a damaged file aside and begins a new log. Without ``create`` no new file is made.
+
+    The limits are kept in the file: a process that names some sets them for all, a process that names none leaves them.
     """
 
     subscribers_here = 0
@@ -94,16 +95,16 @@ class SQLiteBroker:
         given = history, history_bytes, history_age, idempotency_window
         self._path = path.absolute()
         limited = any(value is not None for value in given)
-        self._asked = Asked(self._path, sync, Limits.of(*given) if limited else None, recover, create=create)
+        self._options = OpenOptions(self._path, sync, Limits.of(*given) if limited else None, recover, create=create)
         self._clock, self._wall = clock, wall
-        self._born = wall() - clock()
+        self._wall_at_zero = wall() - clock()
         self._tails: list[QueuedTail] = []
-        self._news = asyncio.Event()  # somebody has appended
+        self._unread = asyncio.Event()  # another process has appended
         self._trouble: BrokerError | None = None
         self._unreadable = False
-        self._trimmed = float("-inf")  # when it was last looked for what is too old
+        self._last_trim = float("-inf")  # the time of the last one, on the clock
         self._readers: queue.LifoQueue[Reader] = queue.LifoQueue(READERS)
-        self._port = 0  # where others wake this process; 0: it follows nobody
+        self._port = 0  # at which other processes wake this one; 0 as long as nobody reads the tail
         self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
 
     # Life
@@ -111,14 +112,14 @@ class SQLiteBroker:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.enter_context(self._entered)
-            self._file = await asyncio.to_thread(opened, self._asked)
+            self._file = await asyncio.to_thread(open_file, self._options)
             stack.push_async_callback(asyncio.to_thread, self._file.close)
             state = self._file.state
             self._announced = self._known = state.position
             self._oldest = state.oldest
             self._threads = ThreadPoolExecutor(READERS, "sse-app log reader")
             stack.push_async_callback(asyncio.to_thread, self._stop_reading)
-            self._writer = Writer(asyncio.get_running_loop(), self._append, self._appended)
+            self._writer = Writer(asyncio.get_running_loop(), self._append, self._on_commit)
             stack.push_async_callback(asyncio.to_thread, self._writer.stop)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._stack = stack.pop_all()
@@ -140,34 +141,34 @@ class SQLiteBroker:
         try:
             return await self._writer.submit(_entry(draft))
         except BrokerError as error:
-            self._troubled(error)
+            self._on_trouble(error)
             raise
 
     def _stamp(self) -> float:
-        """Wall time as it would be had nobody set the clock since the start: of all that ages."""
-        return self._born + self._clock()
+        """Return the Unix time that ages are measured with: a clock that is set after the start does not change it."""
+        return self._wall_at_zero + self._clock()
 
     def _append(self, entries: list[Entry]) -> Appended:
-        """In the writer's thread."""
+        """Commit entries. In the writer's thread."""
         self._file.check_there()
         appended = self._file.log.append(entries, self._wall(), self._stamp(), touch=self._trouble is not None)
-        self._file.check_there()  # else it went into a file that nobody will ever find again
+        self._file.check_there()  # else the commit went into a file that the path no longer leads to
         if appended.publications:
-            self._file.rise(appended.state.position)
+            self._file.advance(appended.state.position)
             self._file.nodes.wake()
         return appended
 
-    def _appended(self, appended: Appended) -> None:
+    def _on_commit(self, appended: Appended) -> None:
         if self._trouble is not None:
             logger.warning("the log can be written again")
             self._trouble = None
-        self._note(appended.state)
+        self._update(appended.state)
         if appended.before == self._announced:
             self._announce(appended.publications, appended.state.position)
         else:
-            self._news.set()
+            self._unread.set()
 
-    def _troubled(self, error: BrokerError) -> None:
+    def _on_trouble(self, error: BrokerError) -> None:
         if self._trouble is None:
             logger.warning("%s: %s", self._path, error.__cause__ or error)
         self._trouble = error
@@ -182,7 +183,7 @@ class SQLiteBroker:
 
     # What this process knows
 
-    def _note(self, state: State) -> None:
+    def _update(self, state: State) -> None:
         if state.epoch == self._known.epoch:
             self._known = max(self._known, state.position)
             self._oldest = max(self._oldest, state.oldest)
@@ -203,7 +204,7 @@ class SQLiteBroker:
     async def top(self, *, fresh: bool = False) -> Position:
         if fresh:
             state = await self._read(Reader.state)
-            self._note(state)
+            self._update(state)
             return state.position
         return self._known
 
@@ -212,10 +213,10 @@ class SQLiteBroker:
         return Position(self._known.epoch, min(self._oldest, self._known.offset))
 
     async def _trim(self) -> None:
-        """What is too old goes with every commit; without any it has to be looked for."""
+        """Trim publications that are too old. Every commit does so; this is for a log without commits."""
         now = self._clock()
-        if now - self._trimmed >= TRIM and self._trouble is None:
-            self._trimmed = now
+        if now - self._last_trim >= TRIM and self._trouble is None:
+            self._last_trim = now
             with suppress(BrokerError):
                 await self._writer.submit(None)
 
@@ -264,7 +265,7 @@ class SQLiteBroker:
     def _new_reader(self) -> Reader:
         reader = Reader(connect(self._path, create=False))
         try:
-            self._file.check_there()  # else it would read another log than the others do
+            self._file.check_there()  # else it would read another log than the other readers
         except BrokerError:
             reader.close()
             raise
@@ -276,83 +277,84 @@ class SQLiteBroker:
         if not self._port:
             self._port = self._listen()
             self._file.nodes.join(self._port)
-            risen = self._file.watermark.position()
-            if risen is not None and risen.epoch == self._known.epoch:
-                self._known = max(self._known, risen)
-            self._announced = self._known  # until now nobody was told what others append
-            for work in (self._follow(), self._watch()):
+            mark = self._file.watermark.position()
+            if mark is not None and mark.epoch == self._known.epoch:
+                self._known = max(self._known, mark)
+            self._announced = self._known  # the first tail begins here
+            for work in (self._run_tail(), self._poll()):
                 self._stack.callback(self._tasks.create_task(work).cancel)
         return QueuedTail(self._tails, self._announced)
 
     def _listen(self) -> int:
-        """For the datagrams of those who have appended. What is in them does not matter."""
+        """Open a socket for the datagrams of processes that have appended, and return its port. Their content does not
+        matter."""
         loop, wake = asyncio.get_running_loop(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._stack.callback(wake.close)
         wake.setblocking(False)
         wake.bind((LOOPBACK, 0))
 
-        def woken() -> None:
+        def on_datagram() -> None:
             with suppress(OSError):
                 while wake.recv(1):
                     pass
-            self._news.set()
+            self._unread.set()
 
-        loop.add_reader(wake, woken)
+        loop.add_reader(wake, on_datagram)
         self._stack.callback(loop.remove_reader, wake)
         port: int = wake.getsockname()[1]
         return port
 
-    async def _follow(self) -> None:
+    async def _run_tail(self) -> None:
         backoff = Backoff(*BACKOFF)
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._unread.wait()
+            self._unread.clear()
             try:
-                while not await self._read_on():
+                while not await self._read_tail():
                     pass
                 backoff.reset()
             except BrokerError:
                 await asyncio.sleep(backoff.next())
-                self._news.set()
+                self._unread.set()
 
-    async def _read_on(self) -> bool:
-        """Announce the next of what is not announced yet; True when that was all."""
+    async def _read_tail(self) -> bool:
+        """Announce the next page of what is not announced yet; True if that was all."""
         start = self._announced
         page, state = await self._read(lambda reader: (reader.replay(start, END, EVERYTHING), reader.state()))
-        if start != self._announced:  # our own commit came in between: what was read may have been announced
+        if start != self._announced:  # a commit of this process came in between, and announced what was read
             return False
         if page.start != start:  # another epoch, or trimmed before it was read
             self._begin_anew(state)
             return True
-        self._note(state)
+        self._update(state)
         self._announce(page.publications, page.end)
         return page.end.offset >= state.top
 
-    async def _watch(self) -> None:
-        looked = self._clock()
+    async def _poll(self) -> None:
+        refreshed = self._clock()
         while True:
             await asyncio.sleep(POLL)
-            risen = self._file.watermark.position()
-            if risen is not None and (risen.epoch != self._announced.epoch or risen > self._announced):
-                self._news.set()
-            if self._clock() - looked >= LOOK:
-                looked = self._clock()
-                await self._look_around()
+            mark = self._file.watermark.position()
+            if mark is not None and (mark.epoch != self._announced.epoch or mark > self._announced):
+                self._unread.set()
+            if self._clock() - refreshed >= REFRESH:
+                refreshed = self._clock()
+                await self._refresh()
 
-    async def _look_around(self) -> None:
+    async def _refresh(self) -> None:
         mine = Node(self._port, self.subscribers_here)
-        with suppress(OSError):  # no descriptor is free: they are as many as they were
-            others = await self._in_thread(lambda: self._file.nodes.others(telling=mine))
+        with suppress(OSError):  # without a free descriptor the number stays
+            others = await self._in_thread(lambda: self._file.nodes.exchange(mine))
             self.subscribers_elsewhere = sum(node.subscribers for node in others)
         try:
             await self._in_thread(self._file.check_there)
             if self._trouble is not None or await self._in_thread(self._is_migrated):
-                await self._writer.submit(None)  # which finds out what there is
+                await self._writer.submit(None)  # its commit finds out if the file can be written, and its version
         except BrokerError as error:
-            self._troubled(error)
+            self._on_trouble(error)
 
     def _is_migrated(self) -> bool:
-        """True when the file is of a newer version, without a commit that would show it."""
+        """Return True if a newer version has migrated the file, which a commit would show too."""
         with suppress(sqlite3.Error, BrokerError):
             return self._with_reader(Reader.version) > SCHEMA_VERSION
         return False

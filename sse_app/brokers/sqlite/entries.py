@@ -1,7 +1,7 @@
-"""A row of the log: what is in it, and the publication that it becomes.
+"""A row of the log, and the publication that it becomes.
 
-Its version is that of the file (``schema.py``), unless a newer one says another in ``version`` or names in ``crit``
-what must not be ignored: such a row may be met while a newer process has migrated a file that this one still reads.
+The version of a row is that of the file (``schema.py``), unless the row has one in ``version``. ``crit`` names fields
+that must not be ignored. A row with either is written by a newer process that has migrated a file which this one reads.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ COLUMNS = 'offset, time, type, topics, "to", exclude, body, json, version, crit'
 
 
 class Row(NamedTuple):
-    """The columns of ``COLUMNS``; lists are joined by line ends, and empty for none."""
+    """The columns of ``COLUMNS``. Lists are joined by line ends; an empty text is an empty list."""
 
     offset: int
     time: float
@@ -54,7 +54,7 @@ def _check(version: int | None, crit: str | None) -> None:
 
 
 def publication_of(row: Row, epoch: str) -> Publication:
-    """Return the publication of a row; one that is lost for what cannot be read or must not be shown."""
+    """Return the publication of a row, a lost one if the row cannot be read or must not be shown."""
     position = Position(epoch, row.offset)
     try:
         _check(row.version, row.crit)

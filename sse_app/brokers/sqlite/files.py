@@ -1,7 +1,7 @@
-"""The files of a log: made for this user alone, and looked at before they are opened.
+"""The files of a log: made for this user alone, and checked before they are opened.
 
-Who shares a log with a group makes the database first, empty, with the permissions it is to have: what is made beside
-it, by SQLite and here, gets the same.
+To share a log with a group, make the database first, as an empty file with the permissions that it is to have. The
+files that SQLite and this module make beside it get the same ones.
 """
 
 import os
@@ -27,8 +27,8 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 
 
 def check(database: Path) -> None:
-    """Raises LogUnavailable, which names it, for what is there and cannot be the log's: to open a named pipe would wait
-    for ever, and to create what a link leads to would make it somewhere else."""
+    """Raises LogUnavailable for a path that is in use and cannot be the log's, and names it. Opening a named pipe would
+    wait for ever, and opening a link to nothing would make a file somewhere else."""
     for suffix, needed in (*((suffix, "a file") for suffix in FILES), (NODES, "a directory")):
         path = f"{database}{suffix}"
         if os.path.lexists(path) and (found := _kind(path)) != needed:
@@ -44,14 +44,15 @@ def _kind(path: str) -> str:
 
 
 def make_database(database: Path) -> None:
-    """Make it, empty, unless it is there: SQLite would make it as the umask says."""
+    """Make the database, empty and private, if it is not there: SQLite would follow the umask."""
     with suppress(FileExistsError):
         os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE))
 
 
 def open_beside(database: Path, path: Path) -> int:
-    """The descriptor of a file beside it, made as private as the database is unless it is there. Raises OSError for a
-    link: what it leads to may be somebody else's, and would be written into.
+    """Open a file beside the database and return its descriptor. A new file gets the permissions of the database.
+
+    Raises OSError for a link: it may lead to a file of another user, which would be written to.
     """
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
@@ -63,7 +64,7 @@ def open_beside(database: Path, path: Path) -> int:
 
 
 def make_directory_beside(database: Path, path: Path) -> None:
-    """The same for a directory, which is searched by those who may read it."""
+    """Make a directory beside the database, with its permissions; who may read it may also search it."""
     try:
         path.mkdir(0o700)
     except FileExistsError:
@@ -73,7 +74,7 @@ def make_directory_beside(database: Path, path: Path) -> None:
 
 
 def _shared(database: Path) -> int:
-    """The permissions of a database that not only its owner may use, else 0."""
+    """Return the permissions of a database that is shared with other users, else 0."""
     try:
         mode = os.stat(database).st_mode & 0o666
     except FileNotFoundError:

@@ -1,11 +1,12 @@
-"""The log in a SQLite file, as one connection sees it. Everything in here waits for the disk: call it in a thread.
+"""The log in a SQLite file, over one connection. Everything in here waits for the disk: call it in a thread.
 
-    state    one row: the epoch, where the log ends and begins, how many bytes it holds, and its limits
-    log      a publication each; consecutive offsets
-    topics   which offsets are on a topic, "" for no topic
+    state    one row: the epoch, the offsets with which the log ends and begins, its bytes, and times
+    limits   one row: how much the log may hold
+    log      a row for each publication, with consecutive offsets
+    topics   a row for each topic of a publication, with the topic "" for none
     keys     the idempotency keys of the window
 
-Reading it is in ``pages.py``; how far the log has been, beside the file, in ``watermark.py``.
+``pages.py`` reads the log; ``watermark.py`` keeps the newest position beside the file.
 """
 
 import logging
@@ -41,7 +42,7 @@ UNKNOWN = "The disk failed while the publication was written; publish again with
 
 
 class Entry(NamedTuple):
-    """What is to be appended: an encoded event without its id."""
+    """A publication that is to be appended, with its encoded event."""
 
     type: str
     body: bytes
@@ -56,11 +57,11 @@ class Entry(NamedTuple):
 class State(NamedTuple):
     epoch: str
     top: int
-    oldest: int  # the position before the oldest publication that is held
+    oldest: int  # the offset before the oldest publication that is held
     bytes: int
     time: float  # of the newest publication
     stamp: float
-    trimmed_time: float  # of the newest that was trimmed
+    trimmed_time: float  # of the newest publication that was trimmed
 
     @property
     def position(self) -> Position:
@@ -71,7 +72,7 @@ Outcome = Position | KeyReused
 
 
 class Appended(NamedTuple):
-    """What one commit did: the log before and after it, what is new in it, and the outcome of each entry."""
+    """The result of a commit: the log before and after it, its publications, and the outcome of each entry."""
 
     before: Position
     state: State
@@ -79,8 +80,8 @@ class Appended(NamedTuple):
     outcomes: Sequence[Outcome]
 
 
-def explained(error: sqlite3.Error, *, committing: bool = False) -> BrokerError:
-    """What an error of SQLite, its cause, means to whoever publishes or reads."""
+def broker_error(error: sqlite3.Error, *, committing: bool = False) -> BrokerError:
+    """Return the error that a publisher or reader gets for one of SQLite, which is its cause."""
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_FULL:
             meaning: BrokerError = LogFull(FULL)
@@ -95,18 +96,19 @@ def explained(error: sqlite3.Error, *, committing: bool = False) -> BrokerError:
 
 
 def connect(path: Path, *, create: bool = False, patience: float = 0.0) -> sqlite3.Connection:
-    """A connection that any thread may use, one at a time; ``patience`` is how many seconds it waits for a lock."""
+    """Return a connection that any thread may use, one at a time. It waits ``patience`` seconds for a lock."""
     mode = "rwc" if create else "rw"
     uri = f"{path.as_uri()}?mode={mode}"
     return sqlite3.connect(uri, uri=True, timeout=patience, isolation_level=None, check_same_thread=False)
 
 
 def read_state(connection: sqlite3.Connection) -> State:
-    return State(*only(connection.execute("SELECT epoch, top, oldest, bytes, time, stamp, trimmed_time FROM state")))
+    rows = connection.execute("SELECT epoch, top, oldest, bytes, time, stamp, trimmed_time FROM state")
+    return State(*only_row(rows))
 
 
-def only(rows: sqlite3.Cursor) -> tuple[Any, ...]:
-    """The row that has to be there. Raises sqlite3.DatabaseError, as for any other damage."""
+def only_row(rows: sqlite3.Cursor) -> tuple[Any, ...]:
+    """Return the row of a table that has one. Raises sqlite3.DatabaseError without it, as for any other damage."""
     row: tuple[Any, ...] | None = rows.fetchone()
     if row is None:
         raise sqlite3.DatabaseError(HOLES)
@@ -114,7 +116,7 @@ def only(rows: sqlite3.Cursor) -> tuple[Any, ...]:
 
 
 class Log:
-    """The connection that writes. Raises sqlite3.Error, and BrokerError from a commit."""
+    """The connection that writes. Its methods raise sqlite3.Error, and BrokerError from a commit."""
 
     def __init__(self, path: Path, synchronous: str, *, create: bool = True) -> None:
         """Raises ConfigError for a database of something else."""
@@ -123,7 +125,7 @@ class Log:
         self._connection = connect(path, create=create)
         try:
             if not is_empty(self._connection):
-                check_schema(self._connection, path)  # before anything is changed in somebody else's database
+                check_schema(self._connection, path)  # before anything is changed in a database of something else
             (mode,) = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise ConfigError(f"{path}: its file system has no shared memory for the log; use a local disk.")
@@ -138,7 +140,8 @@ class Log:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Raises LogUnavailable, and is ``outdated`` from then on, when the file is of a newer version by now."""
+        """A transaction that writes. If a newer version has migrated the file it raises LogUnavailable, and the log is
+        ``outdated`` from then on."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             self._check_version()
@@ -160,26 +163,28 @@ class Log:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._rollback()
-            raise explained(error, committing=True) from error
+            raise broker_error(error, committing=True) from error
 
     def _rollback(self) -> None:
-        with suppress(sqlite3.Error):  # SQLite has done it itself after some errors
+        with suppress(sqlite3.Error):  # after some errors SQLite has rolled back itself
             self._connection.execute("ROLLBACK")
 
     # Appending
 
     def append(self, entries: Sequence[Entry], wall: float, stamp: float, *, touch: bool = False) -> Appended:
-        """Append them in one commit, and trim what is over the limits. ``stamp`` is a time that does not jump;
-        ``touch`` writes in any case, to find out whether that is possible."""
+        """Append the entries in one commit, and trim the log to its limits.
+
+        ``stamp`` is a time that does not jump. ``touch`` writes in any case, to find out if the file can be written.
+        """
         with self._transaction():
             before, limits = read_state(self._connection), self._limits()
             time, stamp = max(before.time, wall), max(before.stamp, stamp)
-            outcomes, fresh = self._numbered(entries, before, limits, stamp)
+            outcomes, fresh = self._assign_offsets(entries, before, limits, stamp)
             offsets = range(before.top + 1, before.top + 1 + len(fresh))
             self._insert(zip(offsets, fresh, strict=True), time, stamp)
             size = before.bytes + sum(len(entry.body) + OVERHEAD for entry in fresh)
             state = before._replace(top=before.top + len(fresh), bytes=size, time=time, stamp=stamp)
-            state = self._trimmed(state, limits, stamp, len(fresh) + TRIM_SPARE)
+            state = self._trim(state, limits, stamp, len(fresh) + TRIM_SPARE)
             if touch or (state.top, state.oldest) != (before.top, before.oldest):
                 self._connection.execute(
                     "UPDATE state SET top = ?, oldest = ?, bytes = ?, time = ?, stamp = ?, trimmed_time = ?", state[1:]
@@ -190,16 +195,16 @@ class Log:
         ]
         return Appended(before.position, state, publications, outcomes)
 
-    def _numbered(
+    def _assign_offsets(
         self, entries: Sequence[Entry], before: State, limits: Limits, stamp: float
     ) -> tuple[list[Outcome], list[Entry]]:
-        """The outcome of each, and those that are new."""
+        """Return the outcome of each entry, and the entries that are new, in the order of their offsets."""
         outcomes: list[Outcome] = []
         fresh: list[Entry] = []
         if any(entry.key for entry in entries):
             self._connection.execute("DELETE FROM keys WHERE expires <= ?", (stamp,))
         for entry in entries:
-            known = entry.key and self._known(entry.key)
+            known = entry.key and self._stored_key(entry.key)
             if known:
                 digest, offset = known
                 same = digest == entry.digest
@@ -208,16 +213,16 @@ class Log:
             fresh.append(entry)
             outcomes.append(Position(before.epoch, before.top + len(fresh)))
             if entry.key:
-                self._remember(entry, before.top + len(fresh), stamp + limits.window)
+                self._store_key(entry, before.top + len(fresh), stamp + limits.window)
         return outcomes, fresh
 
-    def _known(self, key: str) -> tuple[bytes, int] | None:
+    def _stored_key(self, key: str) -> tuple[bytes, int] | None:
         row: tuple[bytes, int] | None = self._connection.execute(
             "SELECT digest, offset FROM keys WHERE key = ?", (key,)
         ).fetchone()
         return row
 
-    def _remember(self, entry: Entry, offset: int, expires: float) -> None:
+    def _store_key(self, entry: Entry, offset: int, expires: float) -> None:
         self._connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (entry.key, entry.digest, offset, expires))
 
     def _insert(self, rows: Iterable[tuple[int, Entry]], time: float, stamp: float) -> None:
@@ -245,9 +250,11 @@ class Log:
         (row,) = self._connection.execute("SELECT publications, bytes, age, window FROM limits").fetchall()
         return Limits(*row)
 
-    def _trimmed(self, state: State, limits: Limits, now: float, at_most: int) -> State:
-        """Without the oldest that are too many, too large or too old; the rest waits for the next commit. The newest
-        is kept whatever its size."""
+    def _trim(self, state: State, limits: Limits, now: float, at_most: int) -> State:
+        """Delete the oldest publications that are too many, too large or too old, and return the state without them.
+
+        With more than ``at_most`` of them the rest waits for the next commit. The newest is kept whatever its size.
+        """
         sizes = self._connection.execute(
             "SELECT offset, time, stamp, length(body) FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
             (state.oldest, at_most),
@@ -270,9 +277,11 @@ class Log:
 
     # Opening
 
-    def prepare(self, was: Watermark | None, limits: Limits | None) -> State:
-        """Make the tables if there are none, and those of this version out of older ones; begin a new epoch unless the
-        log is where it was seen last. ``limits`` are for everyone from now on; None leaves them."""
+    def prepare(self, watermark: Watermark | None, limits: Limits | None) -> State:
+        """Make the tables or migrate them, and begin a new epoch if the log ends before ``watermark``, or has none.
+
+        ``limits`` are those of all processes from now on; None leaves them.
+        """
         with self._transaction():
             if is_empty(self._connection):
                 create(self._connection)
@@ -286,22 +295,22 @@ class Log:
             if limits is not None and limits != self._limits():
                 self._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
             state = read_state(self._connection)
-            if was is None or was.epoch != state.epoch or was.top > state.top:
+            if watermark is None or watermark.epoch != state.epoch or watermark.top > state.top:
                 state = state._replace(epoch=secrets.token_hex(6))
                 self._connection.execute("UPDATE state SET epoch = ?", (state.epoch,))
             return state
 
     def checkpoint(self) -> bool:
-        """Bring everything into the database itself, and onto the disk. False when somebody else is using it."""
+        """Move the WAL into the database, and onto the disk. False while another process uses it."""
         (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
 
     def check(self) -> None:
-        """Read all of it. Raises sqlite3.DatabaseError when it is damaged."""
+        """Read all of the database. Raises sqlite3.DatabaseError if it is damaged."""
         (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            raise sqlite3.DatabaseError(found.splitlines()[-1])  # before it stands which database
-        if not is_empty(self._connection) and not only(self._connection.execute(WHOLE))[0]:
+            raise sqlite3.DatabaseError(found.splitlines()[-1])  # the first line only names the database
+        if not is_empty(self._connection) and not only_row(self._connection.execute(WHOLE))[0]:
             raise sqlite3.DatabaseError(HOLES)
 
 

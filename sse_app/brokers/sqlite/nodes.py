@@ -1,8 +1,9 @@
 """The processes of this machine that share a log: how many subscribers each has, and how to wake it.
 
-Each keeps a small file in ``<file>-nodes``, locked as long as it lives: the kernel unlocks it however it ends. In it
-stand the loopback port on which it wants a datagram whenever something was appended, and its number of subscribers. A
-datagram that is lost, or cannot reach another network namespace, costs a moment: everyone also looks by itself.
+Each process keeps a small file in ``<file>-nodes``, locked as long as the process lives: the kernel unlocks it however
+the process ends. The file has the loopback port on which the process waits for a datagram at every append, and its
+number of subscribers. A datagram that is lost, or cannot reach another network namespace, costs a moment: each process
+also polls the watermark.
 """
 
 import fcntl
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from sse_app.brokers.sqlite.files import NODES, make_directory_beside, open_beside
 
 LOOPBACK = "127.0.0.1"
-KNOWN_FOR = 0.5  # seconds until the directory is looked at again
+REFRESH = 0.5  # seconds between two reads of the directory
 
 
 class Node(NamedTuple):
@@ -26,9 +27,10 @@ class Node(NamedTuple):
 
 
 class Nodes:
-    """Its own file, and those of the others. Small file operations; any thread may call, one at a time each.
+    """The file of this process, and those of the others.
 
-    What is not understood in here, and what fails in ``tell`` and ``wake``, costs a moment too, never a publication.
+    All are small file operations. Any thread may call a method, but not two the same one at once. A file that cannot be
+    read, and a ``write`` or ``wake`` that fails, costs a moment too, never a publication.
     """
 
     def __init__(self, database: Path) -> None:
@@ -38,17 +40,17 @@ class Nodes:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._ports: list[int] = []
-        self._looked = float("-inf")
+        self._refreshed = float("-inf")
 
     def join(self, port: int) -> None:
         make_directory_beside(self._database, self._directory)
-        unlocked = self._directory / f".{self._name}"  # nobody takes it for a dead one's
+        unlocked = self._directory / f".{self._name}"  # no process takes a name with a dot for that of a dead one
         self._file = open_beside(self._database, unlocked)
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        self.tell(Node(port, 0))
+        self.write(Node(port, 0))
         unlocked.rename(self._directory / self._name)
 
-    def tell(self, node: Node) -> None:
+    def write(self, node: Node) -> None:
         if self._file is not None:
             with suppress(OSError):
                 os.pwrite(self._file, b"%-10d %-10d\n" % node, 0)
@@ -61,10 +63,13 @@ class Nodes:
             os.close(self._file)
             self._file = None
 
-    def others(self, *, telling: Node | None = None) -> list[Node]:
-        """Everyone else who is alive, after telling them of oneself. Clears away what the dead have left."""
-        if telling is not None:
-            self.tell(telling)
+    def exchange(self, own: Node) -> list[Node]:
+        """Write the numbers of this process, and return those of the others."""
+        self.write(own)
+        return self.others()
+
+    def others(self) -> list[Node]:
+        """Return the other processes that are alive, and remove the files of dead ones."""
         return [node for path in self._paths() if (node := _alive(path)) is not None]
 
     def _paths(self) -> list[Path]:
@@ -77,9 +82,9 @@ class Nodes:
 
     def wake(self) -> None:
         """Tell the others that something was appended."""
-        if time.monotonic() - self._looked > KNOWN_FOR:
-            self._looked = time.monotonic()
-            with suppress(OSError):  # no descriptor is free: those that are known are woken
+        if time.monotonic() - self._refreshed > REFRESH:
+            self._refreshed = time.monotonic()
+            with suppress(OSError):  # without a free descriptor the ports that are known are used
                 self._ports = [node.port for node in self.others()]
         for port in self._ports:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Opening the file of a log: new, as it was left, damaged, or somebody else's."""
+"""Opening the file of a log: a new one, an old one, a damaged one, or a file of something else."""
 
 import logging
 import os
@@ -22,9 +22,9 @@ logger = logging.getLogger("sse_app")
 
 T = TypeVar("T")
 
-PATIENCE = 5.0  # seconds for other processes that keep the file locked
-CHECK_PATIENCE = 60.0  # seconds for one that opens it too: it may be reading all of it, some 0.5 GB a second
-CLOSE_PATIENCE = 1.0  # seconds for others that close it too
+PATIENCE = 5.0  # seconds to wait for other processes that keep the file locked
+CHECK_PATIENCE = 60.0  # seconds for one that opens the log too: it may check all of it, some 0.5 GB a second
+CLOSE_PATIENCE = 1.0  # seconds for others that close the log too
 PLACE = "It has to be a file in a directory, and this user has to be allowed to write to both."
 ABSENT = (
     "A hub makes its log when it starts: start it first, and give the path that it has. sqlite:///hub.db is relative "
@@ -34,8 +34,8 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Which file, and how."""
+class OpenOptions:
+    """The file to open, and how. ``limits`` None leaves those in the file."""
 
     path: Path
     sync: str
@@ -55,16 +55,17 @@ class LogFile:
     watermark: WatermarkFile
     nodes: Nodes
     inode: int
-    boot: str  # of the machine, or SYNCED when its commits are there at once
+    boot: str  # of the machine, or SYNCED if each commit waits for the disk
 
     def check_there(self) -> None:
-        """Raises LogUnavailable when the path leads to another file or to none."""
+        """Raises LogUnavailable if the path leads to another file, or to none."""
         if not self.watermark.is_of(self.inode):
             raise LogUnavailable(GONE)
 
-    def rise(self, position: Position) -> None:
-        with suppress(OSError):  # it only makes it harder to tell a restored log from one that was left like this
-            self.watermark.rise(position, self.boot)
+    def advance(self, position: Position) -> None:
+        """Note the newest position in the watermark."""
+        with suppress(OSError):  # without it a log that was restored from a backup may not be noticed
+            self.watermark.advance(position, self.boot)
 
     def close(self) -> None:
         with suppress(sqlite3.Error, OSError), self.watermark.locked(CLOSE_PATIENCE):
@@ -75,20 +76,23 @@ class LogFile:
         self.watermark.close()
 
 
-def opened(asked: Asked) -> LogFile:
-    """Waits for the disk. Raises LogUnavailable, which names the file and what to do, and ConfigError."""
-    path = asked.path
-    if not (asked.create or _holds_something(path)):
+def open_file(options: OpenOptions) -> LogFile:
+    """Open the file of a log. Waits for the disk.
+
+    Raises LogUnavailable, whose text names the file and what to do, and ConfigError.
+    """
+    path = options.path
+    if not (options.create or _holds_something(path)):
         raise LogUnavailable(f"{path} is no log. {ABSENT}")
     try:
         with ExitStack() as stack:
             check(path)
-            if asked.create:
-                make_database(path)  # before what lies beside it: an error names the database
+            if options.create:
+                make_database(path)  # before the files beside it, so that an error names the database
             watermark = stack.enter_context(closing(WatermarkFile(path)))
             nodes = stack.enter_context(closing(Nodes(path)))
             with watermark.locked(CHECK_PATIENCE):
-                file = _open_or_recover(asked, watermark, nodes)
+                file = _open_or_recover(options, watermark, nodes)
             stack.pop_all()
             return file
     except sqlite3.Error as error:
@@ -106,37 +110,37 @@ def _holds_something(path: Path) -> bool:
         return False
 
 
-def _open_or_recover(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
+def _open_or_recover(options: OpenOptions, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
     try:
-        return _open(asked, watermark, nodes)
+        return _open(options, watermark, nodes)
     except sqlite3.DatabaseError as error:
-        if not (asked.recover and _is_damage(error)):
+        if not (options.recover and _is_damage(error)):
             raise
-        _set_aside(asked.path)
-        return _open(asked, watermark, nodes)
+        _set_aside(options.path)
+        return _open(options, watermark, nodes)
 
 
-def _open(asked: Asked, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
-    if asked.create:
-        make_database(asked.path)  # it may have been set aside, here or by another process
-    log = _patiently(lambda: Log(asked.path, asked.sync, create=asked.create))
+def _open(options: OpenOptions, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
+    if options.create:
+        make_database(options.path)  # a damaged one may have been set aside, here or by another process
+    log = _patiently(lambda: Log(options.path, options.sync, create=options.create))
     try:
-        if not nodes.others():  # else somebody has it open already and has looked
+        if not nodes.others():  # else another process has it open, and has checked it
             _patiently(log.check)
         was = watermark.read()
-        if was is not None and was.boot not in (asked.boot, SYNCED):
-            was = None  # the machine may have crashed, and what was committed last with it
-        state = _patiently(lambda: log.prepare(was, asked.limits))
-        ours = asked.boot if asked.sync == "normal" else SYNCED
-        watermark.begin(state.position, ours if was is None or was.boot == SYNCED else was.boot)
-        return LogFile(asked.path, log, state, watermark, nodes, os.stat(asked.path).st_ino, ours)
+        if was is not None and was.boot not in (options.boot, SYNCED):
+            was = None  # the machine was started anew, and a crash may have cost it its last commits
+        state = _patiently(lambda: log.prepare(was, options.limits))
+        ours = options.boot if options.sync == "normal" else SYNCED
+        watermark.start_at(state.position, ours if was is None or was.boot == SYNCED else was.boot)
+        return LogFile(options.path, log, state, watermark, nodes, os.stat(options.path).st_ino, ours)
     except BaseException:
         log.close()
         raise
 
 
 def _patiently(work: Callable[[], T]) -> T:
-    """Once no other process keeps the file locked."""
+    """Do it once no other process keeps the file locked."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -148,7 +152,8 @@ def _patiently(work: Callable[[], T]) -> T:
 
 
 def _code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # ours, of a failed check, has none
+    # The error of a check of ours that failed has no code.
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
@@ -156,7 +161,8 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 def _set_aside(path: Path) -> None:
-    """Its name begins like the log's own, so that it is found, and SQLite opens it with what belongs to it."""
+    """Rename a damaged database and its WAL. Their new names begin like the old ones, so that people find them, and end
+    alike, so that SQLite opens both as one database."""
     aside = f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}"
     for suffix in ("", "-wal"):
         with suppress(FileNotFoundError):

@@ -1,8 +1,8 @@
-"""Reading the log in a SQLite file: what costs as much in a log of a million as in one of a hundred.
+"""Reading the log in a SQLite file, at the same cost in a log of a million publications as in one of a hundred.
 
-Offsets are consecutive and times never fall, so places are found by offset and by bisection; topics have an index.
-What wildcards match is first looked for nearby, then by the topics that there are. Everything waits for the disk: call
-it in a thread.
+Offsets are consecutive and times never fall, so a position is found by its offset, a time by bisection; topics have an
+index. For a filter with wildcards the next publications are read first, then the index is asked for the topics that it
+matches. Everything waits for the disk: call it in a thread.
 """
 
 import sqlite3
@@ -15,22 +15,22 @@ from typing import NamedTuple
 from sse_app.brokers import Page
 from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT
 from sse_app.brokers.sqlite.entries import COLUMNS, Row, is_understood, publication_of, split
-from sse_app.brokers.sqlite.log import HOLES, State, only, read_state
+from sse_app.brokers.sqlite.log import HOLES, State, only_row, read_state
 from sse_app.brokers.sqlite.schema import version_of
 from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
 
-SCAN = 2_000  # publications whose topics are looked at one by one, before the index is asked: some 3 ms
+SCAN = 2_000  # publications that are read one by one before the index is asked: some 3 ms
 TOPICS_AT_ONCE = 400  # in one query; SQLite takes 500
-AFTER_SLASH = chr(ord("/") + 1)  # what begins with `a/` stands between `a/` and `a0`
+AFTER_SLASH = chr(ord("/") + 1)  # texts that begin with `a/` are sorted between `a/` and `a0`
 ABOVE_ALL_TEXT = b""  # SQLite sorts every blob behind every text
 
 
-class _Stretch(NamedTuple):
-    """Offsets that match, in order, and how far was looked for them."""
+class _Found(NamedTuple):
+    """Offsets that match, in order, and the offset that the search has reached."""
 
     offsets: Sequence[int]
-    looked: int
+    reached: int
 
 
 class Reader:
@@ -38,7 +38,7 @@ class Reader:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._resolved: tuple[TopicFilter | None, int, Sequence[str]] = (None, 0, ())
+        self._cached_topics: tuple[TopicFilter | None, int, Sequence[str]] = (None, 0, ())
 
     def close(self) -> None:
         self._connection.close()
@@ -64,7 +64,7 @@ class Reader:
             last = min(until.offset, state.top)
             found = self._matching(topic_filter, start + 1, last, PAGE_COUNT)
             publications, cut = self._load(state.epoch, found.offsets)
-            end = publications[-1].position.offset if cut else max(start, found.looked)
+            end = publications[-1].position.offset if cut else max(start, found.reached)
             return Page(Position(state.epoch, start), publications, Position(state.epoch, end))
 
     def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
@@ -76,7 +76,7 @@ class Reader:
             return [publication for publication in found if not publication.lost]
 
     def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
-        """The position before the newest so many that these readers may see; False if there are fewer."""
+        """Return the position before the newest ``count`` that these readers may see; False if there are fewer."""
         with self._snapshot() as state:
             offsets = self._newest(count, topic_filter, audience, state)
             return Position(state.epoch, offsets[0] - 1 if offsets else state.top), len(offsets) >= count
@@ -88,13 +88,13 @@ class Reader:
             return Position(state.epoch, state.oldest + index), time > state.trimmed_time
 
     def _time(self, offset: int) -> float:
-        (time,) = only(self._connection.execute("SELECT time FROM log WHERE offset = ?", (offset,)))
+        (time,) = only_row(self._connection.execute("SELECT time FROM log WHERE offset = ?", (offset,)))
         return float(time)
 
     # Searching
 
     def _newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None, state: State) -> Sequence[int]:
-        """The offsets of the newest that match and that these readers may see, in order."""
+        """The offsets of the newest publications that match and that these readers may see, in order."""
         kept: list[int] = []
         last = state.top
         while len(kept) < count and last > state.oldest:
@@ -103,19 +103,19 @@ class Reader:
             if found.offsets:
                 hidden.update(self._not_understood(min(found.offsets), max(found.offsets)))
             kept += [offset for offset in found.offsets if offset not in hidden] if hidden else found.offsets
-            last = found.looked - 1
+            last = found.reached - 1
         return kept[::-1]
 
     def _hidden(self, offsets: Sequence[int], audience: Audience | None) -> set[int]:
-        """Those of them that are for others."""
+        """Those of these offsets whose publications are for other readers."""
         if audience is None or not offsets:
             return set()
         if isinstance(offsets, range):
-            return set(self._named(f"BETWEEN {min(offsets)} AND {max(offsets)}", audience))
+            return set(self._not_for(f"BETWEEN {min(offsets)} AND {max(offsets)}", audience))
         pieces = (offsets[start : start + SCAN] for start in range(0, len(offsets), SCAN))
-        return {offset for piece in pieces for offset in self._named(f"IN ({_listed(piece)})", audience)}
+        return {offset for piece in pieces for offset in self._not_for(f"IN ({_listed(piece)})", audience)}
 
-    def _named(self, where: str, audience: Audience) -> Iterator[int]:
+    def _not_for(self, where: str, audience: Audience) -> Iterator[int]:
         rows = self._connection.execute(
             'SELECT offset, "to", exclude FROM log INDEXED BY named'
             f" WHERE offset {where} AND (\"to\" <> '' OR exclude <> '')"
@@ -127,20 +127,20 @@ class Reader:
 
     def _matching(
         self, topic_filter: TopicFilter, first: int, last: int, count: int, *, newest: bool = False
-    ) -> _Stretch:
-        """Of these offsets those that match, at most so many: in order from the first, or back from the last."""
+    ) -> _Found:
+        """At most ``count`` offsets that match between two: in order from the first, or back from the last."""
         if topic_filter.unrestricted:
-            stretch = range(last, first - 1, -1)[:count] if newest else range(first, last + 1)[:count]
-            return _Stretch(stretch, stretch[-1] if stretch else last)
+            every = range(last, first - 1, -1)[:count] if newest else range(first, last + 1)[:count]
+            return _Found(every, every[-1] if every else last)
         if topic_filter.plain is not None:
-            return self._indexed(topic_filter.plain, first, last, count, newest)
-        near = self._searched(topic_filter, first, last, count, newest)
-        if len(near.offsets) == count or near.looked == (first if newest else last):
+            return self._by_topic(topic_filter.plain, first, last, count, newest)
+        near = self._scan(topic_filter, first, last, count, newest)
+        if len(near.offsets) == count or near.reached == (first if newest else last):
             return near
-        return self._indexed(self._topics(topic_filter, last), first, last, count, newest)
+        return self._by_topic(self._topics(topic_filter, last), first, last, count, newest)
 
-    def _searched(self, topic_filter: TopicFilter, first: int, last: int, count: int, newest: bool) -> _Stretch:
-        """Those that match in the next stretch, each looked at: where many match, that is enough."""
+    def _scan(self, topic_filter: TopicFilter, first: int, last: int, count: int, newest: bool) -> _Found:
+        """Search the next SCAN publications one by one: enough for a filter that matches many of them."""
         order = "DESC" if newest else "ASC"
         rows = self._connection.execute(
             "SELECT offset, topics, version, crit FROM log"
@@ -148,30 +148,30 @@ class Reader:
             (first, last, SCAN),
         )
         offsets: list[int] = []
-        looked = last
+        reached = last
         for offset, topics, version, crit in rows:
-            looked = offset
+            reached = offset
             if topic_filter.matches(split(topics)) or not is_understood(version, crit):
                 offsets.append(offset)
                 if len(offsets) == count:
                     break
-        return _Stretch(offsets, looked)
+        return _Found(offsets, reached)
 
     def _topics(self, topic_filter: TopicFilter, last: int) -> Sequence[str]:
         """The topics up to an offset that a filter with wildcards matches."""
-        known, upto, topics = self._resolved
+        known, upto, topics = self._cached_topics
         if known != topic_filter or upto < last:
             state = self.state()
             bounds = topic_filter.bounds
-            found = {*bounds.topics, *chain.from_iterable(map(self._distinct, bounds.prefixes))}
+            found = {*bounds.topics, *chain.from_iterable(map(self._topics_beginning_with, bounds.prefixes))}
             topics = sorted(topic for topic in found if topic_filter.matches((topic,)))
-            self._resolved = topic_filter, state.top, topics
+            self._cached_topics = topic_filter, state.top, topics
         return topics
 
-    def _distinct(self, prefix: str) -> Iterator[str]:
-        """Each topic that begins with it once, leaping from one to the next in the index.
+    def _topics_beginning_with(self, prefix: str) -> Iterator[str]:
+        """Each topic with this prefix once, by a jump from one to the next in the index.
 
-        Which of them match is for the filter to say: SQLite's GLOB takes exponential time for many asterisks.
+        The caller asks the filter which of them match: SQLite's GLOB takes exponential time for many asterisks.
         """
         end = prefix[:-1] + AFTER_SLASH if prefix else ABOVE_ALL_TEXT
         rows = self._connection.execute(
@@ -180,20 +180,20 @@ class Reader:
             " SELECT topic FROM each WHERE topic < ?2",
             (prefix, end),
         )
-        return (topic for (topic,) in rows if topic)  # without a topic is no topic
+        return (topic for (topic,) in rows if topic)  # "" stands for publications without a topic
 
-    def _indexed(self, topics: Sequence[str], first: int, last: int, count: int, newest: bool) -> _Stretch:
-        """Those on these topics, and those without a topic."""
+    def _by_topic(self, topics: Sequence[str], first: int, last: int, count: int, newest: bool) -> _Found:
+        """Search publications on these topics, and those without a topic, by the index."""
         every = ("", *topics)
         found: set[int] = set()
         for start in range(0, len(every), TOPICS_AT_ONCE):
-            found.update(self._on(every[start : start + TOPICS_AT_ONCE], first, last, count, newest))
+            found.update(self._on_topics(every[start : start + TOPICS_AT_ONCE], first, last, count, newest))
         found.update(islice(self._not_understood(first, last, newest=newest), count))
         offsets = sorted(found, reverse=newest)[:count]
-        return _Stretch(offsets, offsets[-1] if len(offsets) == count else first if newest else last)
+        return _Found(offsets, offsets[-1] if len(offsets) == count else first if newest else last)
 
     def _not_understood(self, first: int, last: int, *, newest: bool = False) -> Iterator[int]:
-        """The offsets of rows that cannot be shown, whatever is on their topics: every reader is told of them."""
+        """The offsets of rows that cannot be shown, whatever their topics: every reader is told of them."""
         rows = self._connection.execute(
             "SELECT offset, version, crit FROM log INDEXED BY uncommon WHERE offset BETWEEN ? AND ?"
             f" AND (crit IS NOT NULL OR version IS NOT NULL) ORDER BY offset {'DESC' if newest else 'ASC'}",
@@ -201,7 +201,7 @@ class Reader:
         )
         return (offset for offset, version, crit in rows if not is_understood(version, crit))
 
-    def _on(self, topics: Sequence[str], first: int, last: int, count: int, newest: bool) -> Iterator[int]:
+    def _on_topics(self, topics: Sequence[str], first: int, last: int, count: int, newest: bool) -> Iterator[int]:
         order = "DESC" if newest else "ASC"
         each = (
             f"SELECT offset FROM (SELECT offset FROM topics WHERE topic = ? AND offset BETWEEN {first:d} AND {last:d}"
@@ -213,7 +213,7 @@ class Reader:
     # Loading
 
     def _load(self, epoch: str, offsets: Sequence[int]) -> tuple[list[Publication], bool]:
-        """The publications at these offsets, in order; True when bytes cut them short."""
+        """Return the publications at these offsets, in order; True if PAGE_BYTES left some out."""
         if not offsets:
             return [], False
         rows = self._connection.execute(
@@ -227,7 +227,7 @@ class Reader:
             if size >= PAGE_BYTES:
                 break
         if [item.position.offset for item in found] != list(offsets[: len(found) or 1]):
-            raise sqlite3.DatabaseError(HOLES)  # somebody has taken them out
+            raise sqlite3.DatabaseError(HOLES)  # rows were deleted by something else
         return found, len(found) < len(offsets)
 
 

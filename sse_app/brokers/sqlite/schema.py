@@ -1,8 +1,8 @@
-"""The tables of a log in a SQLite file, and how a file of an older version gets those of this one.
+"""The tables of a log in a SQLite file, and the migrations of a file of an older version.
 
 ``user_version`` in the file's header says which version its tables are of. Each migration leads from one version to the
-next. It only adds (tables, indexes, nullable columns), so a process of an older version can still read; it must not
-write any more, which it sees in every transaction (``check_version``).
+next. It only adds (tables, indexes, nullable columns), so that a process of an older version can still read. It must
+not write any more, which ``check_version`` tells it in every transaction.
 """
 
 import sqlite3
@@ -35,9 +35,9 @@ CREATED = f"""
     PRAGMA user_version = 1
 """
 
-# From the version of a key to the next one. A statement stands on lines of its own; none holds a semicolon.
-# 2: `json` is 1 where the data is known to be JSON. A newer version writes `crit`, names of what must not be ignored,
-# each on a line, and `version` when a row means something else than in version 2: such rows are uncommon.
+# From the version that is the key to the next one. A statement stands on lines of its own; none holds a semicolon.
+# 2: `json` is 1 if the data is known to be JSON. A newer version writes `crit`, the names of fields that must not be
+# ignored, each on a line, and `version` if a row means something else than in version 2: such rows are uncommon.
 MIGRATIONS = {
     1: """
     ALTER TABLE log ADD COLUMN json INTEGER;
@@ -83,13 +83,15 @@ def check_version(connection: sqlite3.Connection) -> None:
 
 
 def create(connection: sqlite3.Connection) -> None:
-    """Make the tables of version 1, from which ``migrate`` leads on. In the caller's transaction."""
+    """Make the tables of version 1, which ``migrate`` brings to this one. In the caller's transaction."""
     _execute(connection, CREATED)
 
 
 def migrate(connection: sqlite3.Connection) -> bool:
-    """Bring the tables to this version; True if they were of an older one. In the caller's transaction: a process that
-    is killed in the middle leaves what was before."""
+    """Bring the tables to this version; True if they were of an older one.
+
+    In the caller's transaction: a process that is killed in the middle leaves the tables as they were.
+    """
     before = version_of(connection)
     for version in range(before, SCHEMA_VERSION):
         _execute(connection, MIGRATIONS[version])

@@ -1,10 +1,10 @@
-"""How far the log in a file has been, kept beside it in ``<file>-top``.
+"""The watermark: the newest position that a log in a file has had, kept beside the file in ``<file>-top``.
 
-A database that is less far than that was restored from a backup or has lost something; its next offsets would be given
-out a second time, so it gets a new epoch. The same when it is another file than it was (another inode), and after a
-crash of the machine with ``sync=normal``, which may have cost it its last commits.
+A database that ends before its watermark was restored from a backup, or has lost something. It would use offsets a
+second time, so it gets a new epoch. It gets one too when it is another file (another inode) than the watermark was
+written for, and after a crash of the machine with ``sync=normal``, which may have cost it its last commits.
 
-It is also where the processes that share a log see that one of them has written.
+The watermark also shows the processes that share a log that one of them has written.
 """
 
 import errno
@@ -21,21 +21,21 @@ from typing import NamedTuple
 from sse_app.brokers.sqlite.files import MARK, open_beside
 from sse_app.publication import Position
 
-SYNCED = "synced"  # in place of the boot: everything is on the disk
-LOCK_PATIENCE = 0.1  # seconds; it is locked for microseconds, unless its owner is suspended or reads a whole log
+SYNCED = "synced"  # in place of the boot: all commits are on the disk
+LOCK_PATIENCE = 0.1  # seconds; a lock is kept for microseconds, unless its owner is suspended or checks a whole log
 LOCK_RETRY = 0.001  # seconds
-SIZE = 128  # bytes, always written whole: padded, so that it never has to grow on a full disk
+SIZE = 128  # bytes, padded, so that the file never has to grow on a full disk
 
 
 class Watermark(NamedTuple):
     epoch: str
     top: int
     inode: int  # of the database
-    boot: str  # of the machine, whose end may cost what was committed during it
+    boot: str  # of the machine; its commits may be lost when it ends, or SYNCED
 
 
 class WatermarkFile:
-    """Small reads and writes that stay in the page cache; they outlive the process, which is all they are for."""
+    """The file of the watermark. Its reads and writes stay in the page cache, which outlives the process."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -46,7 +46,7 @@ class WatermarkFile:
 
     @contextmanager
     def locked(self, patience: float = LOCK_PATIENCE) -> Iterator[None]:
-        """Alone among all processes that have the log open. Raises BlockingIOError after so many seconds."""
+        """Lock the watermark against all other processes. Raises BlockingIOError after ``patience`` seconds."""
         end = time.monotonic() + patience
         while not self._lock():
             if time.monotonic() > end:
@@ -65,12 +65,12 @@ class WatermarkFile:
         return True
 
     def read(self) -> Watermark | None:
-        """None when there is none, or it is of another file than the database there is now."""
+        """Return the watermark; None without one, or if it was written for another file than the database."""
         mark = self._stored()
         return mark if mark is not None and self.is_of(mark.inode) else None
 
     def position(self) -> Position | None:
-        """Where the log ends, as whoever wrote last has said."""
+        """Return the position that was written last; None without one."""
         mark = self._stored()
         return mark and Position(mark.epoch, mark.top)
 
@@ -80,25 +80,26 @@ class WatermarkFile:
             return Watermark(epoch, int(top), int(inode), boot)
         return None
 
-    def begin(self, position: Position, boot: str) -> None:
-        """The log is open at this position. ``boot`` is SYNCED when each commit is. Only while ``locked``."""
+    def start_at(self, position: Position, boot: str) -> None:
+        """Write the position at which the log was opened. ``boot`` is SYNCED if each commit waits for the disk. Only
+        while ``locked``."""
         self._write(Watermark(*position, self._inode(), boot))
         os.fsync(self._file)
 
-    def rise(self, position: Position, boot: str) -> None:
-        """The log has come so far."""
+    def advance(self, position: Position, boot: str) -> None:
+        """Write a newer position."""
         with self.locked():
             known = self._stored()
             if known is not None and known.epoch == position.epoch and known.top >= position.offset:
                 return
             if known is not None and known.boot != SYNCED:
-                boot = known.boot  # others commit without waiting for the disk, until one of them has closed it
+                boot = known.boot  # a process commits without waiting for the disk, until the log was closed
             self._write(Watermark(*position, self._inode(), boot))
             if boot != SYNCED and (known is None or known.boot == SYNCED):
-                os.fsync(self._file)  # what the disk says must not hold for commits that a crash undoes
+                os.fsync(self._file)  # the disk must not say SYNCED of commits that a crash undoes
 
     def close_at(self, inode: int) -> None:
-        """Everything is on the disk. Only while ``locked``."""
+        """Write that all commits are on the disk, if the database is this file. Only while ``locked``."""
         position = self.position()
         if position is not None and self.is_of(inode):
             self._write(Watermark(*position, inode, SYNCED))
@@ -114,12 +115,12 @@ class WatermarkFile:
             return 0
 
     def is_of(self, inode: int) -> bool:
-        """Whether the database is still the file that it was."""
+        """Return True if the database is still the file with this inode."""
         return self._inode() == inode
 
 
 def boot_id() -> str:
-    """A name for the time since the machine was started."""
+    """Return the name of the machine's boot: another one after each start."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""The one thread of a process that appends. Publishers that wait at the same time share a commit, and its fsync."""
+"""The thread of a process that appends. Publishers that wait at the same time share a commit and its fsync."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, explained
+from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, broker_error
 from sse_app.errors import BrokerError, LogUnavailable
 from sse_app.publication import Position
 
@@ -18,34 +18,38 @@ logger = logging.getLogger("sse_app")
 GROUP_MAX = 1_000  # publications in one commit
 GROUP_BYTES = 4 * 1024 * 1024
 LOCK_PATIENCE = 2.0  # seconds that a publisher waits for other processes
-TRIM_PATIENCE = 0.1  # seconds that trimming does: heartbeats and replays wait for it
+TRIM_PATIENCE = 0.1  # seconds that a trim waits: heartbeats and replays wait for it
 CLOSED = "The log is closed; nothing was published."
 LOCK_RETRY = 0.001  # seconds; SQLite's own waiting sleeps up to 100 ms between two tries
 
 
 class _Waiting(NamedTuple):
-    entry: Entry | None  # None: only trim what is too old
+    entry: Entry | None  # None only trims what is too old
     answer: asyncio.Future[Position]
     deadline: float
 
 
 class Writer:
-    """``append`` commits some entries; ``done`` is told on the loop of each commit, before its publishers are."""
+    """The thread and its queue.
+
+    ``append`` is called in the thread with the entries of a commit, ``on_commit`` on the loop with its result,
+    before the publishers get their positions.
+    """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         append: Callable[[list[Entry]], Appended],
-        done: Callable[[Appended], None],
+        on_commit: Callable[[Appended], None],
     ) -> None:
-        self._loop, self._append, self._done = loop, append, done
+        self._loop, self._append, self._on_commit = loop, append, on_commit
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # bounded by the open requests
         self._ending, self._ended = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="sse-app log writer", daemon=True)
         self._thread.start()
 
     def submit(self, entry: Entry | None) -> asyncio.Future[Position]:
-        """Its position, or the error: once it is in the log, or cannot be."""
+        """Append an entry; the future has its position once it is in the log, or a BrokerError. None only trims."""
         answer: asyncio.Future[Position] = self._loop.create_future()
         patience = LOCK_PATIENCE if entry else TRIM_PATIENCE
         with self._ending:
@@ -55,7 +59,7 @@ class Writer:
         return answer
 
     def stop(self) -> None:
-        """Finish what was submitted, and end. Waits for the disk."""
+        """Commit what was submitted, and end the thread. Waits for the disk."""
         with self._ending:
             self._ended = True
             self._queue.put(None)
@@ -69,7 +73,7 @@ class Writer:
             going = self._commit(group := [first], self._join(group))
 
     def _join(self, group: list[_Waiting]) -> bool:
-        """Add who waits to the group; False when the end is asked for."""
+        """Add the entries that wait to the group; False once the thread has to end."""
         size = sum(len(item.entry.body) for item in group if item.entry)
         while len(group) < GROUP_MAX and size < GROUP_BYTES:
             try:
@@ -89,36 +93,36 @@ class Writer:
                 appended = self._append([item.entry for item in entries if item.entry])
             except sqlite3.OperationalError as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
-                    self._tell(self._refuse, group, explained(error))
+                    self._call_on_loop(self._refuse, group, broker_error(error))
                     return going
                 now = time.monotonic()
                 if late := [item for item in group if item.deadline <= now]:
-                    self._tell(self._refuse, late, explained(error))
+                    self._call_on_loop(self._refuse, late, broker_error(error))
                     group[:] = [item for item in group if item.deadline > now]
                 time.sleep(LOCK_RETRY)
                 going = going and self._join(group)
             except sqlite3.Error as error:
-                self._tell(self._refuse, group, explained(error))
+                self._call_on_loop(self._refuse, group, broker_error(error))
                 return going
             except BrokerError as error:
-                self._tell(self._refuse, group, error)
+                self._call_on_loop(self._refuse, group, error)
                 return going
-            except Exception as error:  # our mistake: it must not end the thread, or nobody would ever be answered
+            except Exception as error:  # our mistake: if it ended the thread, no publisher would get an answer again
                 logger.error("the log's writer failed: %s", type(error).__name__)
-                self._tell(self._refuse, group, LogUnavailable(FAILED))
+                self._call_on_loop(self._refuse, group, LogUnavailable(FAILED))
                 return going
             else:
-                self._tell(self._accept, group, appended)
+                self._call_on_loop(self._accept, group, appended)
                 return going
         return going
 
-    def _tell(self, what: Callable[..., None], *arguments: object) -> None:
+    def _call_on_loop(self, what: Callable[..., None], *arguments: object) -> None:
         self._loop.call_soon_threadsafe(what, *arguments)
 
     # On the loop
 
     def _accept(self, group: list[_Waiting], appended: Appended) -> None:
-        self._done(appended)
+        self._on_commit(appended)
         outcomes = iter(appended.outcomes)
         for item in group:
             outcome = next(outcomes) if item.entry else appended.state.position
@@ -132,6 +136,6 @@ class Writer:
     def _refuse(self, group: list[_Waiting], error: BrokerError) -> None:
         for item in group:
             if not item.answer.done():
-                refusal = type(error)(str(error))  # of its own: each is raised, and gets its own traceback
+                refusal = type(error)(str(error))  # one for each publisher: it gets the traceback of the raise
                 refusal.__cause__ = error.__cause__
                 item.answer.set_exception(refusal)

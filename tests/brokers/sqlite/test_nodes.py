@@ -22,7 +22,7 @@ from pathlib import Path
 from sse_app.brokers.sqlite.nodes import Node, Nodes
 nodes = Nodes(Path(sys.argv[1]))
 nodes.join(7)
-nodes.tell(Node(7, 3))
+nodes.write(Node(7, 3))
 print("joined", flush=True)
 sys.stdin.read()
 """
@@ -55,9 +55,9 @@ def test_others_are_known_with_their_subscribers_until_they_leave(nodes: Nodes, 
         other.join(8)
         assert nodes.others() == [Node(8, 0)], "also who only publishes knows them"
         nodes.join(9)
-        assert other.others(telling=Node(8, 1_000_000)) == [Node(9, 0)]
+        assert other.exchange(Node(8, 1_000_000)) == [Node(9, 0)]
         assert nodes.others() == [Node(8, 1_000_000)]
-        other.tell(Node(8, 5))
+        other.write(Node(8, 5))
         assert nodes.others() == [Node(8, 5)]
     assert nodes.others() == []
     assert len(files(database)) == 1
@@ -65,7 +65,7 @@ def test_others_are_known_with_their_subscribers_until_they_leave(nodes: Nodes, 
 
 def test_who_never_joined_tells_nothing_and_leaves_nothing(nodes: Nodes, database: Path) -> None:
     with closing(Nodes(database)) as other:
-        other.tell(Node(1, 1))
+        other.write(Node(1, 1))
         other.wake()
     assert nodes.others() == []
     assert not Path(f"{database}-nodes").exists()
@@ -132,7 +132,7 @@ def test_waking_needs_no_free_descriptor(nodes: Nodes, database: Path, monkeypat
         nodes.wake()
         listener.recv(1)
         monkeypatch.setattr(os, "open", refused)
-        nodes._looked = float("-inf")
+        nodes._refreshed = float("-inf")
         nodes.wake()
         assert listener.recv(1) == b"", "those that are known are still woken"
 

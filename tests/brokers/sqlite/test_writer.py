@@ -211,13 +211,13 @@ async def test_a_locked_file_does_not_keep_the_loop_busy(
     writer: Writer, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[object] = []
-    tell = writer._tell
+    call = writer._call_on_loop
 
-    def telling(what: Any, *rest: object) -> None:
+    def calling(what: Any, *rest: object) -> None:
         calls.append(what)
-        tell(what, *rest)
+        call(what, *rest)
 
-    monkeypatch.setattr(writer, "_tell", telling)
+    monkeypatch.setattr(writer, "_call_on_loop", calling)
     first = await held_up(writer, disk)
     disk.failures += [failure(sqlite3.SQLITE_BUSY)] * 20
     disk.free.set()
