@@ -1,6 +1,6 @@
 """The log, seen from the hub: the Broker protocol, and ``open_broker(url)``.
 
-A broker keeps one ordered sequence of publications. Whoever implements it inherits nothing: see ``memory.py``.
+A broker keeps one ordered sequence of publications. An implementation inherits nothing: see ``memory.py``.
 """
 
 import sys
@@ -26,10 +26,10 @@ ALIASES = {
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A piece of the log: what ``replay`` found between two positions.
+    """A piece of the log: the publications that ``replay`` found between two positions.
 
-    ``start`` is the position from which the log was really read. It is the one asked for, or a later one when the log
-    no longer holds what lies between: that is a gap. Everything up to ``end`` has been looked at.
+    ``start`` is the position asked for, or a later one if the log no longer holds what is between: that is a gap. The
+    next page begins at ``end``.
     """
 
     start: Position
@@ -43,10 +43,10 @@ class Page:
 
 
 class Tail(Protocol):
-    """What is appended behind ``start``: at each step all that waits, in order.
+    """The publications that are appended behind ``start``: each step gives all that wait, in order.
 
-    It outlasts a log that cannot be reached. When the log is found to be another one (a new epoch), or it lost what
-    comes next, a step is empty, or does not begin where the one before ended: then the log has to be read again.
+    A tail outlasts a log that cannot be reached. If the log becomes another one (a new epoch), or lost what comes next,
+    a step is empty, or does not begin where the one before ended: then the log has to be read again.
     """
 
     start: Position
@@ -61,21 +61,21 @@ class Tail(Protocol):
 class Broker(Protocol):
     """Keeps the log. Positions rise by one; a new epoch starts whenever the sequence could have restarted.
 
-    Several nodes may share a log. What a method has to ask of the log, and cannot, raises a BrokerError.
+    Several nodes may share a log. A method that cannot get an answer from the log raises a BrokerError.
     """
 
     durability: Durability
     subscribers_here: int  # the hub keeps it up to date
-    subscribers_elsewhere: int  # on the other nodes, as far as they said; seconds old
+    subscribers_elsewhere: int  # on the other nodes, by what they announced some seconds ago
 
     @property
     def bad_envelopes(self) -> int:
-        """Entries that the tail met and that this node cannot read: told as lost publications."""
+        """The number of entries that the tail met and that this node cannot read: told as lost publications."""
         ...
 
     @property
     def outdated(self) -> bool:
-        """True once a newer version has taken over the log: this node can only read on, and has to be replaced."""
+        """True once a newer version has taken over the log. This node can still read, and has to be replaced."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -85,54 +85,54 @@ class Broker(Protocol):
     ) -> None: ...
 
     async def publish(self, draft: Draft) -> Position:
-        """Append, and return the position: that is the acknowledgement.
+        """Append a draft, and return its position: that is the acknowledgement.
 
         The same draft with the same ``idempotency_key`` within the idempotency window is appended once and gets the
-        same position. Raises InvalidEvent for what cannot be encoded, KeyReused for the same key with another
-        publication, OutcomeUnknown when it may be in the log or not, else a BrokerError when it is not.
+        same position. Raises InvalidEvent for an event that cannot be encoded, KeyReused for the same key with
+        another publication, OutcomeUnknown if the draft may be in the log or not, else a BrokerError if it is not.
         """
         ...
 
     def check(self) -> None:
-        """Raises the BrokerError that publishing would most likely end with just now."""
+        """Raises the BrokerError with which publishing would most likely end now."""
         ...
 
     async def top(self, *, fresh: bool = False) -> Position:
-        """The position of the newest publication that this node knows of, or the one before the first; ``fresh`` asks
-        the log itself. Only that can fail."""
+        """Return the position of the newest publication that this node knows, or the one before the first. ``fresh``
+        asks the log itself; only that can fail."""
         ...
 
     async def oldest(self) -> Position:
-        """The position just before the oldest publication that the log still holds. May be a moment old, never
+        """Return the position just before the oldest publication that the log holds. It may be a moment old; this never
         fails."""
         ...
 
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
-        """The next page of matching publications in ``(after, until]``, oldest first."""
+        """Return the next page of matching publications in ``(after, until]``, oldest first."""
         ...
 
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
-        """The newest ``count`` publications that these readers may see, oldest first; None: whoever they are for."""
+        """Return the newest ``count`` matching publications that the audience may see (None: all), oldest first."""
         ...
 
     async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
-        """The position before the newest ``count`` publications that these readers may see, or ``top()`` if there are
-        none; False if the log holds fewer."""
+        """Return the position before the newest ``count`` publications that the audience may see, or ``top()`` without
+        any; False if the log holds fewer."""
         ...
 
     async def since(self, time: float) -> tuple[Position, bool]:
-        """The position before the first publication at or after this Unix time; False if some of them are trimmed."""
+        """Return the position before the first publication at or after this Unix time; False if some were trimmed."""
         ...
 
     def tail(self) -> Tail:
-        """Everything appended from this call on, by anyone, in order: all that waits at each step."""
+        """Return the publications that any node appends from now on, in order."""
         ...
 
 
 def open_broker(url: str, **settings: Unpack[BrokerSettings]) -> Broker:
-    """The broker that a URL names; settings are the keywords of its class. Raises ConfigError.
+    """Return the broker that a URL names; settings are the keywords of its class. Raises ConfigError.
 
-    ``memory://`` keeps the log in this process: gone when it ends. ``sqlite:///path`` keeps it in a file, for all
+    ``memory://`` keeps the log in this process, until it ends. ``sqlite:///path`` keeps it in a file, for all
     processes of this machine; ``redis://host`` in a Redis stream and ``nats://host`` in a stream of NATS JetStream, for
     any number of machines.
     """

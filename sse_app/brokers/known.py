@@ -1,7 +1,7 @@
-"""The state of a node over a log that a server keeps: how far the log goes, and its newest publications.
+"""The state of a node over a log that a server keeps: where the log begins and ends, and its newest publications.
 
-Redis and NATS keep the log for several nodes. A node knows of it what its server said last, what was acknowledged to
-its own publishers, and what the tail has read; most readers are served from that, without a request to the server.
+Redis and NATS keep the log for several nodes. A node knows the state that the server sent last, the positions that its
+own publishers got, and the publications that its tail has read. Most readers are served from that without a request.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ ReadBack = Callable[[int, int], Awaitable[Page]]
 
 
 class KnownLog:
-    """How far a log goes, as far as this node knows, its newest publications, and those who read its tail here.
+    """The ends of a log as far as this node knows them, its newest publications, and the tails that read it here.
 
-    ``read_back(until, count)`` reads the newest ``count`` publications up to an offset from the log, or fewer: the page
-    starts at the offset to go on from. It may find that the log is another one, and ``update`` this one.
+    ``read_back(until, count)`` reads the newest ``count`` publications up to an offset from the log, or fewer of them;
+    the start of its page is the offset to go on from. It may call ``update``, also for another log.
     """
 
     def __init__(self, name: str, recent: Recent, read_back: ReadBack) -> None:
@@ -48,14 +48,14 @@ class KnownLog:
     # What the server says
 
     def update(self, asked_in: str, top: Position, oldest: int) -> bool:
-        """Take over where the log ends and begins; True if it is another log, which has to be read anew.
+        """Take over where the log begins and ends. Returns True for another log, which has to be read anew.
 
         ``asked_in`` is the epoch that this node knew when it asked. If it has changed to another one since, an answer
         of a third epoch may be older than that, and is ignored.
         """
         if top.epoch == self.top.epoch:
             self.top, self.oldest = max(self.top, top), max(self.oldest, oldest)
-            self.recent.forget(self.oldest)
+            self.recent.trim(self.oldest)
             return False
         if asked_in != self.top.epoch:
             return False
@@ -68,7 +68,7 @@ class KnownLog:
         return True
 
     def advance(self, position: Position) -> None:
-        """Take note of a publication that was acknowledged; one in an epoch that is over says nothing."""
+        """Note the position of a publication that was acknowledged; one of an epoch that is over is ignored."""
         if position.epoch == self.top.epoch:
             self.top = max(self.top, position)
 
@@ -76,22 +76,23 @@ class KnownLog:
 
     @property
     def is_followed(self) -> bool:
-        """True while somebody reads the tail of this log here."""
+        """True while a tail reads this log."""
         return bool(self._tails)
 
     def tail(self) -> QueuedTail:
         return QueuedTail(self._tails, self.top)
 
     def rewind(self, mean_size: int = 1) -> None:
-        """Let the tail be read from so far below the top that the newest publications, and each topic's newest, are
-        known soon. ``mean_size`` is how many bytes a publication of the log has.
+        """Begin reading as far below the top as publications can be kept, so that the newest ones, and each topic's
+        newest, are known soon. ``mean_size`` is the bytes of an average publication of the log.
         """
-        count = min(self.recent.room, BYTES // mean_size)
+        count = min(self.recent.capacity, BYTES // mean_size)
         self.recent.restart(max(self.held_from, self.top.offset - count))
 
     def announce(self, publications: Sequence[Publication]) -> None:
-        """Hand on what the log holds next, in order. Behind a break, of what was trimmed before it was read or was
-        deleted, tails begin anew.
+        """Give tails the next publications of the log, in order.
+
+        Where some are missing, which were deleted or trimmed before they were read, tails begin anew.
         """
         following: list[Publication] = []
         for publication in publications:
@@ -112,7 +113,7 @@ class KnownLog:
                 tail.announce(new)
 
     def count_bad_envelopes(self, more: int) -> None:
-        """Count entries that the tail met and that are no publications which this node can read."""
+        """Count entries that the tail met and that this node cannot read."""
         before = self.bad_envelopes
         self.bad_envelopes += more
         if (count := self.bad_envelopes).bit_length() > before.bit_length():  # 1, 2, 4, ...: few lines for many of them
@@ -140,9 +141,9 @@ class KnownLog:
     async def _newest_first(
         self, count: int, topic_filter: TopicFilter, audience: Audience | None
     ) -> AsyncIterator[Publication]:
-        """At most ``count`` publications that these readers may see. It ends early when the log becomes another one."""
+        """At most ``count`` publications that the audience may see; fewer if the log becomes another one meanwhile."""
         epoch, until, size = "", self.top.offset, self._first_size(count, topic_filter)
-        while count and (until := self.recent.below(until, topic_filter)) > self.held_from:
+        while count and (until := self.recent.search_from(until, topic_filter)) > self.held_from:
             page = self._held_up_to(until) or await self._search(until, size, topic_filter)
             if page.start.epoch != (epoch or page.start.epoch):
                 return
@@ -154,28 +155,28 @@ class KnownLog:
             await asyncio.sleep(0)
 
     def _first_size(self, count: int, topic_filter: TopicFilter) -> int:
-        """The number to read from the log at first: the one asked for, where the first one to be read should match."""
+        """The number of publications to read from the log at first: ``count``, if the newest of them should match."""
         top = self.top.offset
-        matches = topic_filter.unrestricted or self.recent.below(top, topic_filter) < top
+        matches = topic_filter.unrestricted or self.recent.search_from(top, topic_filter) < top
         return min(count, PAGE_COUNT) if matches else PAGE_COUNT
 
     def _held_up_to(self, until: int) -> Page | None:
-        held = self.recent.before(until, PAGE_COUNT)
+        held = self.recent.back_from(until, PAGE_COUNT)
         if not held:
             return None
         newest, oldest = held[0].position, held[-1].position
         return Page(oldest._replace(offset=oldest.offset - 1), held[::-1], newest)
 
     async def _search(self, until: int, size: int, topic_filter: TopicFilter) -> Page:
-        """Read from the log; one search after the other, each from where those before it came to."""
+        """Read a page from the log. Searches read one after the other, each from where those before it came to."""
         async with self._searching:
-            until = self.recent.below(until, topic_filter)
-            if until <= self.held_from:  # the searches before this one came to the log's end
+            until = self.recent.search_from(until, topic_filter)
+            if until <= self.held_from:  # searches before this one came to the beginning of the log
                 end = Position(self.top.epoch, until)
                 return Page(end, (), end)
-            if until > self.recent.top:  # what is below has been read, and each topic's newest there is known
+            if until > self.recent.top:  # publications up to there were read by the tail
                 size = min(size, until - self.recent.top)
             page = await self._read_back(until, size)
             if page.start.epoch == self.top.epoch and until <= self.recent.top:
-                self.recent.learn(page.start.offset, until, page.publications)
+                self.recent.add_below(page.start.offset, until, page.publications)
             return page

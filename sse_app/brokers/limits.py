@@ -1,11 +1,11 @@
-"""The bounds of a log: in every broker the same, with the same defaults, units and keywords."""
+"""The bounds of a log: the same keywords, units and defaults in every broker."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Self, TypedDict
 
 
 class LimitSettings(TypedDict, total=False):
-    """The keywords of every broker. What is left out, or None, leaves a log that there is as it is."""
+    """The keywords of every broker. One that is left out, or None, leaves the limit of an existing log as it is."""
 
     history: int | None  # publications
     history_bytes: int | None
@@ -15,20 +15,20 @@ class LimitSettings(TypedDict, total=False):
 
 
 class LogSettings(LimitSettings, total=False):
-    """The keywords of a broker that gives publications their time itself."""
+    """The keywords of a broker that stamps publications itself."""
 
     wall: Callable[[], float]  # Unix time
 
 
 class BrokerSettings(LogSettings, total=False):
-    """The keywords of ``open_broker``: those of all, some of which are of SQLite alone."""
+    """The keywords of ``open_broker``: those of all brokers, and two that only SQLite takes."""
 
     recover: bool
     create: bool
 
 
 class Limits(NamedTuple):
-    """The most that a log holds: the oldest publications go first, idempotency keys after their window."""
+    """The bounds of a log. The oldest publications are trimmed first, idempotency keys after their window."""
 
     publications: int = 10_000
     bytes: int = 64 * 1024 * 1024

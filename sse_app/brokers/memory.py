@@ -20,15 +20,15 @@ from sse_app.errors import KeyReused, LogFull
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
 
-KEYS_BYTES = 128 * 1024 * 1024  # of the idempotency keys within the window: some 300,000
+KEYS_BYTES = 128 * 1024 * 1024  # of all idempotency keys within the window: some 300,000 keys
 KEY_OVERHEAD = 400  # bytes of a key beside its text, measured with tracemalloc on CPython 3.11
-NEAR = 64  # publications, the newest: looked at before the topics of a filter are, where most of them match
-FEW = 128  # look-ups in search of a filter's topics that nobody has to wait for
-MANY = 2_000  # look-ups in one step of the loop, some 2 ms
-WIDE = 128  # topics of a filter, above which the log itself is searched for them
-STRETCH = 2_048  # publications in one step of such a search, less than 1 ms
+SCAN_NEWEST = 64  # of the newest publications: read first, since that is enough for a filter that matches most
+LOOK_UPS_AT_ONCE = 128  # in search of a filter's topics, without a turn of the loop
+LOOK_UPS_PER_STEP = 2_000  # in one turn of the loop, some 2 ms
+FILTER_TOPICS_MAX = 128  # topics of a filter; with more of them publications are read one by one
+SCAN_PER_STEP = 2_048  # publications that are read one by one in one turn of the loop, less than 1 ms
 
-# In the list until it is cut, in place of what was trimmed, whose bytes must not wait for that.
+# In the place of a publication that was trimmed, until the list is cut: its bytes are free at once.
 _TRIMMED = Publication(Position("", 0), "", (), b"", float("-inf"))
 
 
@@ -43,14 +43,15 @@ class _Keyed(NamedTuple):
 
 
 class MemoryBroker:
-    """``history`` publications, ``history_bytes`` bytes and ``history_age`` seconds at most; the oldest go first.
+    """The log in memory: at most ``history`` publications, ``history_bytes`` bytes and ``history_age`` seconds.
 
-    Ages and the idempotency window (seconds) are measured on ``clock``, which never jumps; publications are stamped
-    with ``wall`` time, held back from falling, so that a clock set back cannot reorder them.
+    The oldest publications are trimmed first. Ages and ``idempotency_window`` (seconds) are measured on ``clock``,
+    which never jumps. Publications are stamped with ``wall`` time, never with an earlier one than the publication
+    before, so that a clock that is set back cannot reorder them.
     """
 
     durability: Durability = "none"
-    bad_envelopes, outdated = 0, False  # nobody else writes here
+    bad_envelopes, outdated = 0, False  # only this process writes here
 
     def __init__(
         self,
@@ -66,13 +67,13 @@ class MemoryBroker:
         self._clock, self._wall = clock, wall
         self._epoch = secrets.token_hex(6)
         self._log: list[Publication] = []
-        self._appended: list[float] = []  # when, on the clock; beside _log
-        self._start = 0  # index of the oldest one still held: cutting the list's head each time would move the rest
+        self._appended: list[float] = []  # the times on the clock, for each of _log
+        self._start = 0  # index of the oldest one held: to cut off the head at each trim would move all the others
         self._top = 0
         self._bytes = 0
         self._trimmed_time = float("-inf")  # of the newest publication that was trimmed
         self._offsets = TopicOffsets()
-        self._turn = asyncio.Lock()  # one search at a time: the loop has one step of one between two others
+        self._searching = asyncio.Lock()  # one search steps at a time, so that the loop waits for one step only
         self._keys: dict[str, _Keyed] = {}
         self._keys_bytes = 0
         self._tails: list[QueuedTail] = []
@@ -87,7 +88,7 @@ class MemoryBroker:
         return None
 
     async def publish(self, draft: Draft) -> Position:
-        # No await in here: another publication with the same key must not come between the check and the append.
+        # No await in here: another publication with the same key must not be appended between the check and the append.
         key = draft.idempotency_key
         if key is None:
             return self._append(draft)
@@ -96,7 +97,7 @@ class MemoryBroker:
         digest = hashlib.sha256(repr(content).encode()).digest()
         known = self._keys.get(key)
         if known is None:
-            self._check_room_for_key(key)
+            self._check_space_for_key(key)
             position = self._append(draft)
             self._keys[key] = _Keyed(digest, position, self._clock() + self._limits.window)
             self._keys_bytes += len(key) + KEY_OVERHEAD
@@ -125,13 +126,15 @@ class MemoryBroker:
 
     def _forget_old_keys(self) -> None:
         now = self._clock()
-        # Keys stand in the order they were used, which is the order they expire.
+        # Keys are in the order in which they were used, which is that in which they expire.
         for key in list(takewhile(lambda key: self._keys[key].expires <= now, self._keys)):
             del self._keys[key]
             self._keys_bytes -= len(key) + KEY_OVERHEAD
 
-    def _check_room_for_key(self, key: str) -> None:
-        if self._keys_bytes + len(key) + KEY_OVERHEAD > KEYS_BYTES:  # forgetting one would publish its retry again
+    def _check_space_for_key(self, key: str) -> None:
+        if (
+            self._keys_bytes + len(key) + KEY_OVERHEAD > KEYS_BYTES
+        ):  # with a key forgotten, its retry is published again
             raise LogFull(
                 "There are as many idempotency keys within idempotency_window as the log in memory holds; publish again"
                 " later, shorten the window, or take a broker that keeps them elsewhere."
@@ -158,17 +161,17 @@ class MemoryBroker:
         """The offset of the oldest publication held, or the next one's."""
         return self._top - (len(self._log) - self._start) + 1
 
-    def _slice(self, first: int, last: int) -> Sequence[Publication]:
+    def _between(self, first: int, last: int) -> Sequence[Publication]:
         base = self._start - self._oldest
         return self._log[base + first : base + last + 1]
 
     def _at(self, offset: int) -> Publication:
         return self._log[self._start + offset - self._oldest]
 
-    def _before(self, until: int, count: int) -> Sequence[Publication]:
-        """The publications held among so many up to an offset, newest first."""
-        until = max(until, self._oldest - 1)  # it may have been trimmed since somebody began to search
-        return self._slice(max(self._oldest, until - count + 1), until)[::-1]
+    def _back_from(self, until: int, count: int) -> Sequence[Publication]:
+        """The publications held among the ``count`` up to an offset, newest first."""
+        until = max(until, self._oldest - 1)  # the offset may have been trimmed since the search began
+        return self._between(max(self._oldest, until - count + 1), until)[::-1]
 
     def check(self) -> None:
         return None
@@ -185,35 +188,35 @@ class MemoryBroker:
         start, last = self._range(after, until.offset)
         if topic_filter.unrestricted:
             last = min(last, start + PAGE_COUNT)
-            return self._cut(start, self._slice(start + 1, last), last)
+            return self._shortened(start, self._between(start + 1, last), last)
         if last - start <= PAGE_COUNT:
             return self._page(start, last, lambda item: topic_filter.matches(item.topics))
         topics = await self._topics(topic_filter)
-        if not isinstance(topics, set) or len(topics) <= WIDE:
-            return self._page_on(topics, *self._range(after, last))
-        async with self._turn:
+        if not isinstance(topics, set) or len(topics) <= FILTER_TOPICS_MAX:
+            return self._page_by_topic(topics, *self._range(after, last))
+        async with self._searching:
             await asyncio.sleep(0)
             start, last = self._range(after, last)
-            return self._page(start, min(last, start + STRETCH), partial(_is_on, topics))
+            return self._page(start, min(last, start + SCAN_PER_STEP), partial(_is_on, topics))
 
     def _range(self, after: Position, until: int) -> tuple[int, int]:
-        """The offsets behind which a page begins and with which it ends at the latest."""
+        """The offset behind which a page begins, and the last one that it may have."""
         self._trim()
         known = after.offset if after.epoch == self._epoch else 0
         start = max(known, self._oldest - 1)
         return start, max(start, min(until, self._top))
 
     def _page(self, start: int, last: int, matches: Callable[[Publication], bool]) -> Page:
-        """The page of what matches up to ``last``, each publication looked at."""
-        return self._cut(start, list(islice(filter(matches, self._slice(start + 1, last)), PAGE_COUNT)), last)
+        """The page of the publications up to ``last`` that match, which are read one by one."""
+        return self._shortened(start, list(islice(filter(matches, self._between(start + 1, last)), PAGE_COUNT)), last)
 
-    def _page_on(self, topics: Iterable[str], start: int, last: int) -> Page:
-        """The page of what is on these topics up to ``last``, found without a look at anything else."""
+    def _page_by_topic(self, topics: Iterable[str], start: int, last: int) -> Page:
+        """The page of the publications up to ``last`` on these topics, by the index."""
         offsets = self._offsets.oldest(topics, start, PAGE_COUNT)
-        return self._cut(start, [self._at(offset) for offset in offsets if offset <= last], last)
+        return self._shortened(start, [self._at(offset) for offset in offsets if offset <= last], last)
 
-    def _cut(self, start: int, found: Sequence[Publication], last: int) -> Page:
-        """The page of all that was found up to ``last``: shorter where that is as much as a page may have."""
+    def _shortened(self, start: int, found: Sequence[Publication], last: int) -> Page:
+        """The page of all that was found up to ``last``, without what exceeds the size of a page."""
         sizes = list(accumulate(len(publication.body) for publication in found))
         count = min(bisect_left(sizes, PAGE_BYTES) + 1, PAGE_COUNT)
         end = found[count - 1].position.offset if len(found) >= count else last
@@ -222,10 +225,10 @@ class MemoryBroker:
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         self._trim()
         until, found = self._top, list[Publication]()
-        topics = None if topic_filter.unrestricted else self._offsets.topics(topic_filter, FEW)
+        topics = None if topic_filter.unrestricted else self._offsets.topics(topic_filter, LOOK_UPS_AT_ONCE)
         if topics is None and not topic_filter.unrestricted:
-            found += [item for item in self._before(until, NEAR) if item.reaches(topic_filter, audience)]
-            until -= NEAR
+            found += [item for item in self._back_from(until, SCAN_NEWEST) if item.reaches(topic_filter, audience)]
+            until -= SCAN_NEWEST
             if len(found) < count:
                 topics = await self._topics(topic_filter)
         while len(found) < count and until >= self._oldest:
@@ -238,32 +241,30 @@ class MemoryBroker:
     ) -> tuple[Sequence[Publication], int]:
         """The next publications on these topics (None: on all), newest first, and the offset to go on from."""
         if topics is None:
-            stretch = min(max(count, NEAR), STRETCH)
-            found = self._before(until, stretch)
-        elif not isinstance(topics, set) or len(topics) <= WIDE:
-            stretch = min(count, PAGE_COUNT)
-            offsets = self._offsets.newest(topics, until, stretch)
+            scanned = min(max(count, SCAN_NEWEST), SCAN_PER_STEP)
+            found, further = self._back_from(until, scanned), until - scanned
+        elif not isinstance(topics, set) or len(topics) <= FILTER_TOPICS_MAX:
+            wanted = min(count, PAGE_COUNT)
+            offsets = self._offsets.newest(topics, until, wanted)
             found = [self._at(offset) for offset in offsets if offset >= self._oldest]
-            if len(found) < stretch:
-                return found, 0
-            stretch = until + 1 - found[-1].position.offset
+            further = found[-1].position.offset - 1 if len(found) == wanted else 0
         else:
-            stretch = STRETCH
-            async with self._turn:
+            async with self._searching:
                 await asyncio.sleep(0)
-                found = [item for item in self._before(until, stretch) if _is_on(topics, item)]
-        if len(found) < count:
+                found = [item for item in self._back_from(until, SCAN_PER_STEP) if _is_on(topics, item)]
+            further = until - SCAN_PER_STEP
+        if further and len(found) < count:
             await asyncio.sleep(0)
-        return found, until - stretch
+        return found, further
 
     async def _topics(self, topic_filter: TopicFilter) -> tuple[str, ...] | set[str]:
-        """The topics that a filter matches, found in as many steps of the loop as that takes."""
-        found = self._offsets.topics(topic_filter, FEW)
+        """The topics that a filter matches, found in as many turns of the loop as that takes."""
+        found = self._offsets.topics(topic_filter, LOOK_UPS_AT_ONCE)
         if found is not None:
             return found
-        async with self._turn:
+        async with self._searching:
             while True:
-                found = self._offsets.topics(topic_filter, MANY)
+                found = self._offsets.topics(topic_filter, LOOK_UPS_PER_STEP)
                 if found is not None:
                     return found
                 await asyncio.sleep(0)

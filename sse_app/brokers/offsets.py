@@ -1,7 +1,8 @@
-"""The offsets of publications by topic: what a filter matches is found without a look at all that it does not match.
+"""An index of the offsets of publications by topic, so that no search reads publications that do not match.
 
-Each topic has the offsets of its publications, in order. A filter is first answered with topics: its own ones as they
-are; for wildcards the topics within its bounds are tried, a bounded number at a call, and kept for who asks the same.
+Each topic has the offsets of its publications, in order. For a filter, its topics are found first: without wildcards
+they are in the filter, with wildcards the topics within its bounds are tried, a bounded number at each call. The topics
+found are kept for the next search with the same filter.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -12,22 +13,22 @@ from sys import getsizeof
 from sse_app.publication import Publication
 from sse_app.topics import Filter
 
-# The memory of a publication beside its body, and of each topic beside its text: measured with tracemalloc
-# on CPython 3.11, for a topic on which nothing else is.
+# The memory of a publication beside its body, and of a topic beside its text: measured with tracemalloc on CPython
+# 3.11, for a topic with one publication.
 OVERHEAD = 550  # bytes
 TOPIC_OVERHEAD = 150
 
-AFTER_SLASH = chr(ord("/") + 1)  # what begins with `a/` stands between `a/` and `a0`
-BUCKET = 512  # topics in one list of a sorted many
+AFTER_SLASH = chr(ord("/") + 1)  # texts that begin with `a/` are sorted between `a/` and `a0`
+BUCKET = 512  # topics in one list of SortedTexts, at most twice as many
 SEARCHES = 512  # filters whose topics are kept
 SEARCHED_TOPICS = 200_000  # and topics of all of them, some 10 MB
-NEW_TOPICS = 4_096  # that a search which was done before is brought up to date with; with more it begins anew
+NEW_TOPICS = 4_096  # topics that a search which is kept is brought up to date with; after more it begins anew
 
-BROADCAST = ("",)  # in place of the topics of a publication that has none: every filter matches it
+BROADCAST = ("",)  # the topics of a publication that has none: every filter matches it
 
 
 def footprint(publication: Publication) -> int:
-    """The bytes that a publication takes in memory."""
+    """Return the bytes that a publication takes in memory."""
     size = len(publication.body) + OVERHEAD
     for topic in publication.topics:
         size += getsizeof(topic) + TOPIC_OVERHEAD
@@ -38,14 +39,14 @@ def footprint(publication: Publication) -> int:
 
 
 class SortedTexts:
-    """Texts in order, in lists of a bounded length: one comes or goes in a microsecond, however many there are."""
+    """Texts in order, in lists of a bounded length: adding or removing one takes a microsecond for any number."""
 
     def __init__(self) -> None:
         self._buckets: list[list[str]] = []
-        self._last: list[str] = []  # of each bucket
+        self._last: list[str] = []  # the last text of each bucket
 
     def add(self, text: str) -> None:
-        """Put in a text that is not in here."""
+        """Add a text, which must be a new one."""
         if not self._buckets:
             self._buckets.append([])
             self._last.append(text)
@@ -60,7 +61,7 @@ class SortedTexts:
         self._last[place] = self._buckets[place][-1]
 
     def remove(self, text: str) -> None:
-        """Take out a text that is in here."""
+        """Remove a text, which must have been added."""
         place = bisect_left(self._last, text)
         bucket = self._buckets[place]
         del bucket[bisect_left(bucket, text)]
@@ -70,7 +71,7 @@ class SortedTexts:
             del self._buckets[place], self._last[place]
 
     def beginning_with(self, prefix: str, start: str, count: int) -> Sequence[str]:
-        """The first so many that begin with a prefix (empty, or ending with ``/``), from ``start`` on."""
+        """Return the first ``count`` texts from ``start`` on with a prefix, which is empty or ends with ``/``."""
         end = prefix[:-1] + AFTER_SLASH
         found: list[str] = []
         for place in range(bisect_left(self._last, start), len(self._last)):
@@ -85,16 +86,16 @@ class SortedTexts:
 
 
 class _Search:
-    """The topics that a filter matches, as far as they were looked for."""
+    """The topics that a filter matches, as far as they were found, and the rest of the search."""
 
     __slots__ = ("known", "prefixes", "start", "topics")
 
     def __init__(self, topic_filter: Filter, known: int) -> None:
         bounds = topic_filter.bounds
         self.topics = set(topic_filter.matched(bounds.topics))
-        self.prefixes = list(reversed(bounds.prefixes))  # still to look through, the next one last
-        self.start = ""  # in the next one
-        self.known = known  # new topics up to which all are known once there are no more prefixes
+        self.prefixes = list(reversed(bounds.prefixes))  # still to be searched, the next one last
+        self.start = ""  # the text from which the search of the next prefix goes on
+        self.known = known  # number of the new topics that were there at the beginning, or were tried since
 
 
 class TopicOffsets:
@@ -106,24 +107,24 @@ class TopicOffsets:
     def clear(self) -> None:
         self._offsets: dict[str, list[int]] = {}
         self._sorted = SortedTexts()
-        self._new: list[str] = []  # topics in the order they came
-        self._dropped = 0  # of them, at the head
-        self._searches: dict[Filter, _Search] = {}  # the one asked for last is last
-        self._searched = 0  # topics in all of them
+        self._new: list[str] = []  # topics in the order in which they were added
+        self._dropped = 0  # number of those that were dropped from the head of _new
+        self._searches: dict[Filter, _Search] = {}  # in the order of their last use
+        self._searched = 0  # topics in all searches
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def append(self, topics: tuple[str, ...], offset: int) -> None:
-        """A publication that is the newest."""
+        """Add a publication that is newer than all others."""
         for topic in topics or BROADCAST:
             if offsets := self._offsets.get(topic):
                 offsets.append(offset)
             else:
                 self._add(topic, offset)
 
-    def put_before(self, topics: tuple[str, ...], offset: int) -> None:
-        """A publication that is older than all that is known: it counts for topics on which nothing is known."""
+    def add_older(self, topics: tuple[str, ...], offset: int) -> None:
+        """Add a publication that is older than all others, for those of its topics that have no publication."""
         for topic in topics or BROADCAST:
             if topic not in self._offsets:
                 self._add(topic, offset)
@@ -138,13 +139,13 @@ class TopicOffsets:
                 self._dropped += NEW_TOPICS
 
     def trim(self, topics: tuple[str, ...], offset: int, *, keep_newest: bool = False) -> None:
-        """The oldest publication has gone; a topic on which nothing is left is forgotten, or keeps that last offset."""
+        """Remove the oldest publication. A topic without another one is removed, or keeps its newest offset."""
         for topic in topics or BROADCAST:
             offsets = self._offsets.get(topic)
             if not offsets:
                 continue
             if offsets[-1] > offset:
-                if offsets[len(offsets) // 2] <= offset:  # half of them at a time, or each would move all others
+                if offsets[len(offsets) // 2] <= offset:  # half of them at once: to remove each would move the others
                     del offsets[: bisect_right(offsets, offset)]
             elif not keep_newest:
                 del self._offsets[topic]
@@ -152,9 +153,9 @@ class TopicOffsets:
                     self._sorted.remove(topic)
 
     def topics(self, topic_filter: Filter, look_ups: int) -> tuple[str, ...] | set[str] | None:
-        """The topics that a filter matches, some of which may be gone; all others are known not to match.
+        """Return the topics that a filter matches, some of which may have been removed.
 
-        None if that takes more look-ups (``Filter.cost`` a topic) than these: then the next call goes on.
+        None if the search takes more than ``look_ups`` (``Filter.cost`` for each topic): the next call goes on with it.
         """
         if topic_filter.plain is not None:
             return topic_filter.plain
@@ -163,7 +164,7 @@ class TopicOffsets:
             self._searched -= len(search.topics)
         if search is None or self._is_outdated(search):
             search = _Search(topic_filter, self._dropped + len(self._new))
-        left = self._look_on(search, topic_filter, max(1, look_ups // topic_filter.cost))
+        left = self._search_on(search, topic_filter, max(1, look_ups // topic_filter.cost))
         self._searches[topic_filter] = search
         self._searched += len(search.topics)
         self._forget_searches()
@@ -173,8 +174,8 @@ class TopicOffsets:
         mostly_gone = not search.prefixes and len(search.topics) > 2 * len(self._offsets) + NEW_TOPICS
         return search.known < self._dropped or mostly_gone
 
-    def _look_on(self, search: _Search, topic_filter: Filter, count: int) -> bool:
-        """Look at so many topics at most; True when that was enough."""
+    def _search_on(self, search: _Search, topic_filter: Filter, count: int) -> bool:
+        """Try at most ``count`` topics; True when the search is complete."""
         while search.prefixes and count > 0:
             prefix = search.prefixes[-1]
             found = self._sorted.beginning_with(prefix, max(prefix, search.start), count)
@@ -183,7 +184,7 @@ class TopicOffsets:
                 search.prefixes.pop()
                 search.start = ""
             else:
-                search.start = found[-1] + "\0"  # which no topic has: the least text behind it
+                search.start = found[-1] + "\0"  # the next text in the order; no topic has a NUL
             count -= max(1, len(found))
         if search.prefixes:
             return False
@@ -198,22 +199,22 @@ class TopicOffsets:
             self._searched -= len(self._searches.pop(next(iter(self._searches))).topics)
 
     def newest(self, topics: Iterable[str], until: int, count: int) -> Sequence[int]:
-        """The newest so many offsets up to ``until`` on any of these topics or without a topic, newest first."""
+        """Return the newest ``count`` offsets up to ``until`` on these topics or without a topic, newest first."""
         runs = []
-        for offsets in self._of(topics):
+        for offsets in self._lists_of(topics):
             end = bisect_right(offsets, until)
             runs.append(offsets[max(0, end - count) : end][::-1])
-        return _first(merge(*runs, reverse=True), count)
+        return _distinct(merge(*runs, reverse=True), count)
 
     def oldest(self, topics: Iterable[str], after: int, count: int) -> Sequence[int]:
-        """The oldest so many offsets behind ``after`` on any of these topics or without a topic, in order."""
+        """Return the oldest ``count`` offsets behind ``after`` on these topics or without a topic, in order."""
         runs = []
-        for offsets in self._of(topics):
+        for offsets in self._lists_of(topics):
             start = bisect_right(offsets, after)
             runs.append(offsets[start : start + count])
-        return _first(merge(*runs), count)
+        return _distinct(merge(*runs), count)
 
-    def _of(self, topics: Iterable[str]) -> Iterator[list[int]]:
+    def _lists_of(self, topics: Iterable[str]) -> Iterator[list[int]]:
         if offsets := self._offsets.get(""):
             yield offsets
         for topic in topics:
@@ -221,8 +222,9 @@ class TopicOffsets:
                 yield offsets
 
     def newest_on(self, topic: str, until: int, complete_from: int, known_from: int) -> int:
-        """The newest offset up to ``until`` on a topic, or one above which there is none: all from ``complete_from`` on
-        are known, and of each topic the newest of all behind ``known_from``.
+        """Return the newest offset up to ``until`` on a topic, or an offset above which there is none.
+
+        All offsets from ``complete_from`` on are in here, and of each topic the newest one behind ``known_from``.
         """
         offsets = self._offsets.get(topic)
         if offsets is None:
@@ -231,8 +233,8 @@ class TopicOffsets:
         return offsets[place - 1] if place else complete_from - 1
 
 
-def _first(offsets: Iterator[int], count: int) -> Sequence[int]:
-    """The first so many different ones of what is in order: a publication is on several topics."""
+def _distinct(offsets: Iterator[int], count: int) -> Sequence[int]:
+    """The first ``count`` different ones of sorted offsets: that of a publication on several topics is repeated."""
     found: list[int] = []
     for offset in offsets:
         if not found or offset != found[-1]:

@@ -1,4 +1,4 @@
-"""The newest publications of a log that others keep, as a node received them: most readers catch up from here."""
+"""The newest publications of a log that a server keeps, as a node received them: most readers catch up from here."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from sse_app.topics import TopicFilter
 
 COUNT = 10_000  # publications at most
 BYTES = 16 * 1024 * 1024
-TOPICS_MAX = 100_000  # whose newest publication is known, some 20 MB
-LOOK_UPS = 2_000  # in search of a filter's topics, in one step of the loop: some 2 ms
-WIDE = 2_000  # topics of a filter, above which most publications are on one of them
+TOPICS_MAX = 100_000  # topics whose newest publication is known, some 20 MB
+LOOK_UPS = 2_000  # in search of a filter's topics, in one turn of the loop: some 2 ms
+FILTER_TOPICS_MAX = 2_000  # topics of a filter; with more of them the newest match is near the top in any case
 
 
 class Recent:
@@ -23,24 +23,24 @@ class Recent:
     def __init__(self, count: int = COUNT, size: int = BYTES) -> None:
         self._limits = min(count, COUNT), min(size, BYTES)
         self._held: dict[int, Publication] = {}  # by offset
-        self._offsets = TopicOffsets()  # of what is held, and of each other topic the newest
+        self._offsets = TopicOffsets()  # of the publications held, and the newest one of each other topic
         self.restart(0)
 
     def restart(self, top: int) -> None:
-        """Forget everything: what comes next is the publication behind ``top``."""
-        self.top = self._known_from = top  # of what is above _known_from each topic's newest is known
-        self._complete_from = top + 1  # and of what is held from there on all offsets
+        """Drop everything; the publication behind ``top`` comes next."""
+        self.top = self._known_from = top  # of each topic the newest offset above _known_from is known
+        self._complete_from = top + 1  # from here on all offsets of publications held are known
         self._bytes = 0
         self._held.clear()
         self._offsets.clear()
 
     @property
-    def room(self) -> int:
-        """The number of publications that it can hold."""
+    def capacity(self) -> int:
+        """The number of publications that this can hold."""
         return self._limits[0]
 
     def append(self, publication: Publication) -> None:
-        """Add the next one. With a break before it, all that is held is forgotten."""
+        """Add the next publication. With a break before it, all others are dropped."""
         offset = publication.position.offset
         if offset != self.top + 1:
             self.restart(offset - 1)
@@ -61,14 +61,14 @@ class Recent:
         self._bytes -= footprint(gone)
         self._offsets.trim(gone.topics, offset, keep_newest=True)
 
-    def forget(self, oldest: int) -> None:
-        """Drop everything up to this offset, which the log has trimmed."""
+    def trim(self, oldest: int) -> None:
+        """Drop all publications up to this offset, which the log has trimmed."""
         while self._held and self.top - len(self._held) < oldest:
             self._drop_oldest()
 
     def page(self, after: int, until: int, count: int) -> Sequence[Publication] | None:
-        """The next ``count`` in ``(after, until]``, fewer when they are large; None when they have to be read from the
-        log."""
+        """Return the next ``count`` in ``(after, until]``, fewer if they are large; None if they have to be read from
+        the log."""
         if after + 1 not in self._held:
             return None
         found, size = list[Publication](), 0
@@ -79,29 +79,30 @@ class Recent:
                 break
         return found
 
-    def before(self, until: int, count: int) -> Sequence[Publication]:
-        """Return the ``count`` up to this offset, newest first; none when they have to be read from the log."""
+    def back_from(self, until: int, count: int) -> Sequence[Publication]:
+        """Return the ``count`` up to this offset, newest first; none if they have to be read from the log."""
         if until not in self._held:
             return ()
         first = max(self.top - len(self._held), until - count) + 1
         return [self._held[offset] for offset in range(until, first - 1, -1)]
 
-    def below(self, top: int, topic_filter: TopicFilter) -> int:
-        """Return an offset above which, up to ``top``, nothing matches. It is ``top`` while too little is known: of a
-        filter with wildcards each call tries a bounded number of topics.
+    def search_from(self, top: int, topic_filter: TopicFilter) -> int:
+        """Return the offset from which a search downwards begins: none from there up to ``top`` matches.
+
+        It is ``top`` while too little is known: for a filter with wildcards each call tries a bounded number of topics.
         """
         if top > self.top or topic_filter.unrestricted:
             return top
         topics = self._offsets.topics(topic_filter, LOOK_UPS)
-        if topics is None or len(topics) > WIDE:
+        if topics is None or len(topics) > FILTER_TOPICS_MAX:
             return top
         complete_from = max(self.top + 1 - len(self._held), self._complete_from)
         newest = (self._offsets.newest_on(topic, top, complete_from, self._known_from) for topic in ("", *topics))
         return min(top, max(newest))
 
-    def learn(self, after: int, until: int, publications: Sequence[Publication]) -> None:
-        """Take in what the log holds in ``(after, until]``, if that is the next below what is known."""
+    def add_below(self, after: int, until: int, publications: Sequence[Publication]) -> None:
+        """Note the topics of what the log holds in ``(after, until]``, if that adjoins the offsets that are known."""
         if after < self._known_from <= until and len(self._offsets) < TOPICS_MAX:
             self._known_from = after
             for publication in reversed(publications):
-                self._offsets.put_before(publication.topics, publication.position.offset)
+                self._offsets.add_older(publication.topics, publication.position.offset)

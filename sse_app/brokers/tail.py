@@ -1,4 +1,4 @@
-"""A tail that its broker tells what is appended, on the loop of both."""
+"""A tail to which its broker announces publications, on the loop of both."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from sse_app.publication import Position, Publication
 
 
 class QueuedTail:
-    """One reader of what is appended behind ``start``, as long as it stands in its broker's list of ``tails``.
+    """One reader of what is appended behind ``start``. It is in its broker's list of ``tails`` until it is closed.
 
-    What waits is kept here and not read from the log, which may trim it first.
+    Publications that wait are kept here rather than read from the log, which may trim them first.
     """
 
     def __init__(self, tails: "list[QueuedTail]", start: Position) -> None:
@@ -29,7 +29,10 @@ class QueuedTail:
         self._more.set()
 
     def begin_anew(self) -> None:
-        """The log is not what it was: a step that is empty, or does not follow, says so in place of what waits."""
+        """Drop what waits, since the log became another one or lost something.
+
+        The next step is empty, or does not begin where the one before ended.
+        """
         self._waiting.clear()
         self._more.set()
 
@@ -38,7 +41,8 @@ class QueuedTail:
 
     async def __anext__(self) -> Sequence[Publication]:
         await self._more.wait()
-        # The requests that came in with this one are published first: in a burst a third less CPU for each delivery.
+        # Requests that arrived in the same turn of the loop are published first and become one batch: in a burst that
+        # is a third less CPU for each delivery.
         await asyncio.sleep(0)
         self._more.clear()
         batch, self._waiting = self._waiting, []

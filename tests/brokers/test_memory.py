@@ -199,7 +199,7 @@ async def test_a_hundred_random_wildcards_cost_a_match_of_each_topic_at_most() -
 
     total, most = await cost(*(broker.newest(1, wildcards(), None) for _ in range(5)))
     assert total / 5 < 30 * 10_000, "not the patterns times the publications"
-    assert most < 30 * memory.MANY, "one step of one of them at a time"
+    assert most < 30 * memory.LOOK_UPS_PER_STEP, "one step of one of them at a time"
 
 
 async def test_searches_for_the_same_are_shared() -> None:
@@ -225,9 +225,9 @@ async def test_a_search_through_the_whole_log_gives_way() -> None:
     everywhere = every("*/*/x")
     assert len(await broker.newest(10_000, everywhere, None)) == 10_000
     _, most = await cost(*(broker.newest(10_000, everywhere, None) for _ in range(3)))
-    assert most < 10 * memory.STRETCH
+    assert most < 10 * memory.SCAN_PER_STEP
     _, most = await cost(*(broker.replay(start, top, everywhere) for _ in range(3)))
-    assert most < 10 * memory.STRETCH
+    assert most < 10 * memory.SCAN_PER_STEP
 
 
 async def test_a_search_whose_place_is_trimmed_meanwhile_ends() -> None:
@@ -289,7 +289,14 @@ def test_what_is_found_while_others_publish_is_what_a_search_through_all_finds(
             position = page.end
         assert found == [item for item in matching if item.position.offset > after]
 
-    names = {"NEAR": 2, "FEW": 1, "MANY": 2, "WIDE": 2, "STRETCH": 3, "PAGE_COUNT": 3}
+    names = {
+        "SCAN_NEWEST": 2,
+        "LOOK_UPS_AT_ONCE": 1,
+        "LOOK_UPS_PER_STEP": 2,
+        "FILTER_TOPICS_MAX": 2,
+        "SCAN_PER_STEP": 3,
+        "PAGE_COUNT": 3,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in names.items():
             patch.setattr(memory, name, value)

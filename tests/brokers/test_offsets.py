@@ -80,7 +80,7 @@ def test_the_newest_of_a_topic_is_kept_where_the_log_goes_further_back() -> None
     index = TopicOffsets()
     index.append(("a",), 5)
     index.trim(("a",), 5, keep_newest=True)
-    index.put_before(("a", "b"), 3)
+    index.add_older(("a", "b"), 3)
     assert [index.newest(topic, 9, 9) for topic in (["a"], ["b"], ["c"])] == [[5], [3], []]
 
 

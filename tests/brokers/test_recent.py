@@ -53,10 +53,10 @@ def test_a_page_of_large_publications_is_short(monkeypatch: pytest.MonkeyPatch) 
 
 def test_going_back_begins_with_the_one_asked_for() -> None:
     recent = filled(*"abcdef", count=4)
-    assert [item.position.offset for item in recent.before(5, 2)] == [5, 4]
-    assert [item.position.offset for item in recent.before(6, 99)] == [6, 5, 4, 3]
-    assert not recent.before(2, 2), "it is in the log"
-    assert not recent.before(7, 2), "it is not heard of yet, and comes before the others"
+    assert [item.position.offset for item in recent.back_from(5, 2)] == [5, 4]
+    assert [item.position.offset for item in recent.back_from(6, 99)] == [6, 5, 4, 3]
+    assert not recent.back_from(2, 2), "it is in the log"
+    assert not recent.back_from(7, 2), "it is not heard of yet, and comes before the others"
 
 
 def test_the_oldest_go_by_bytes_too_but_not_the_newest() -> None:
@@ -74,15 +74,15 @@ def test_what_is_before_a_break_is_forgotten() -> None:
     recent = filled(*"abc")
     recent.append(publication(7, "a"))
     assert (recent.top, offsets(recent, 6, 7), offsets(recent, 0, 7)) == (7, [7], None)
-    assert recent.below(7, TopicFilter(("b",))) == 6, "of what is below the break nothing is known"
+    assert recent.search_from(7, TopicFilter(("b",))) == 6, "of what is below the break nothing is known"
 
 
 def test_what_the_log_has_trimmed_is_forgotten() -> None:
     recent = filled(*"abcdef")
-    recent.forget(4)
+    recent.trim(4)
     assert offsets(recent, 3, 6) is None
     assert offsets(recent, 4, 6) == [5, 6]
-    recent.forget(99)
+    recent.trim(99)
     assert offsets(recent, 5, 6) is None
     recent.append(publication(7))
     assert offsets(recent, 6, 7) == [7]
@@ -106,34 +106,34 @@ def test_what_the_log_has_trimmed_is_forgotten() -> None:
 )
 def test_above_its_newest_publication_a_topic_needs_no_search(patterns: tuple[str, ...], expected: int) -> None:
     recent = filled("a", "b", "", "d", "a", "c")
-    assert recent.below(6, TopicFilter(patterns)) == expected
+    assert recent.search_from(6, TopicFilter(patterns)) == expected
 
 
 def test_of_what_was_not_heard_of_yet_nothing_is_known() -> None:
     recent = filled("a", "b")
-    assert recent.below(5, TopicFilter(("a",))) == 5
-    assert recent.below(1, TopicFilter(("b",))) == 0, "never above what was asked"
+    assert recent.search_from(5, TopicFilter(("a",))) == 5
+    assert recent.search_from(1, TopicFilter(("b",))) == 0, "never above what was asked"
 
 
 def test_a_search_below_extends_what_is_known() -> None:
     recent = Recent()
     recent.restart(10)
     recent.append(publication(11, "a"))
-    assert recent.below(11, TopicFilter(("b",))) == 10
-    recent.learn(2, 5, [publication(4, "b")])
-    assert recent.below(11, TopicFilter(("b",))) == 10, "not next to what is known"
-    recent.learn(5, 10, [publication(6, "b"), publication(8, "b", "a")])
-    assert recent.below(11, TopicFilter(("b",))) == 8
-    assert recent.below(11, TopicFilter(("a",))) == 11
-    assert recent.below(11, TopicFilter(("c",))) == 5
+    assert recent.search_from(11, TopicFilter(("b",))) == 10
+    recent.add_below(2, 5, [publication(4, "b")])
+    assert recent.search_from(11, TopicFilter(("b",))) == 10, "not next to what is known"
+    recent.add_below(5, 10, [publication(6, "b"), publication(8, "b", "a")])
+    assert recent.search_from(11, TopicFilter(("b",))) == 8
+    assert recent.search_from(11, TopicFilter(("a",))) == 11
+    assert recent.search_from(11, TopicFilter(("c",))) == 5
 
 
 def test_topics_without_number_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOPICS_MAX", 3)
     recent = filled(*"abc")
-    assert recent.below(3, TopicFilter(("silent",))) == 0
+    assert recent.search_from(3, TopicFilter(("silent",))) == 0
     recent.append(publication(4, "d"))
-    assert recent.below(4, TopicFilter(("a",))) == 4
+    assert recent.search_from(4, TopicFilter(("a",))) == 4
 
 
 topics = st.sampled_from(["", "a", "b", "c"])
@@ -142,7 +142,7 @@ topics = st.sampled_from(["", "a", "b", "c"])
 @given(st.lists(topics, max_size=30), st.integers(1, 10), topics.filter(bool))
 def test_nothing_that_matches_is_above_what_is_said(published: list[str], count: int, topic: str) -> None:
     recent = filled(*published, count=count)
-    below = recent.below(len(published), TopicFilter((topic,)))
+    below = recent.search_from(len(published), TopicFilter((topic,)))
     matching = [offset for offset, name in enumerate(published, 1) if name in ("", topic)]
     assert below == max(matching, default=0)
 
@@ -169,8 +169,8 @@ def test_nothing_that_matches_is_above_what_is_said_of_any_offset(
             if data.draw(st.booleans(), label="learn"):
                 until = data.draw(st.integers(1, recent.top), label="until")
                 after = data.draw(st.integers(0, until - 1), label="after")
-                recent.learn(after, until, log[after:until])
+                recent.add_below(after, until, log[after:until])
             top = data.draw(st.integers(0, recent.top), label="top")
-            below = recent.below(top, topic_filter)
+            below = recent.search_from(top, topic_filter)
             assert below <= top
             assert not [item for item in log[below:top] if topic_filter.matches(item.topics)]
