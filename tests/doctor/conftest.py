@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sse_app.bench.peers import started
 from sse_app.doctor import answers, delivery, opening
 from tests.support.peers import PATIENCE, reserved_port
-from tests.support.proxies import needed
+from tests.support.proxies import needed, whole_nginx
 from tests.support.web import live_hub
 from tests.test_docs import CHECKOUT, blocks
 
@@ -45,21 +44,8 @@ LOCATIONS = {
     "a-page": "default_type text/html; return 200 hello;",
 }
 
-CONFIG = """\
-daemon off;
-worker_processes 1;
-pid {directory}/nginx.pid;
-error_log stderr crit;
-events {{}}
-http {{
-  access_log off;
+HTTP = """\
   proxy_set_header Host $http_host; # for those without headers of their own
-  client_body_buffer_size 1m; # bodies stay in memory: workers may not be allowed into the directory
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
   ssl_certificate {directory}/certificate.pem;
   ssl_certificate_key {directory}/key.pem;
   upstream two_logs {{ server {hub}; server {other}; }}
@@ -75,7 +61,6 @@ http {{
     listen 127.0.0.1:{plain} reuseport;
     location / {{ proxy_pass http://{hub}; }}
   }}
-}}
 """
 
 
@@ -91,7 +76,6 @@ class Nginx:
 
 @pytest.fixture(scope="module")
 def _nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nginx, Path]]:
-    command = needed("nginx", "nginx")
     directory = tmp_path_factory.mktemp("nginx")
     certificate = make_certificate(directory)
     with ExitStack() as stack:
@@ -100,20 +84,16 @@ def _nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nginx, Pa
         hub, other = (f"127.0.0.1:{hub.port}" for hub in hubs)
         places = {"hub": f"http://{hub}", "closed": f"http://127.0.0.1:{closed}"}
         locations = (f"location /{name}/ {{ {text.format(**places)} }}" for name, text in LOCATIONS.items())
-        config = directory / "nginx.conf"
-        config.write_text(
-            CONFIG.format(
-                directory=directory,
-                hub=hub,
-                other=other,
-                tls=tls,
-                tls_without_http2=without,
-                plain=plain,
-                locations="\n    ".join(locations),
-            )
+        http = HTTP.format(
+            directory=directory,
+            hub=hub,
+            other=other,
+            tls=tls,
+            tls_without_http2=without,
+            plain=plain,
+            locations="\n    ".join(locations),
         )
-        nginx = (command, "-e", "stderr", "-c", str(config))
-        stack.enter_context(started(nginx, f"http://127.0.0.1:{plain}"))
+        stack.enter_context(whole_nginx(http, plain))
         yield Nginx(tls, without, plain), certificate
 
 

@@ -91,7 +91,7 @@ def nginx(server: str, *, http: str = "") -> Iterator[str]:
     """An nginx with these directives in its ``server`` and ``http`` blocks."""
     with reserved_port() as port:
         listen = f"listen 127.0.0.1:{port} reuseport;"
-        with _nginx(f"{http}\nserver {{ {listen}\n{server}\n}}", port) as url:
+        with whole_nginx(f"{http}\nserver {{ {listen}\n{server}\n}}", port) as url:
             yield url
 
 
@@ -126,7 +126,7 @@ def documented(language: str, shown: str, hubs: Sequence[int]) -> Iterator[str]:
         shown = f"server {{\nlisten 8080;\n{shown}\n}}"
     ports = dict(zip(shown_hubs(shown), hubs, strict=True))
     shown = SHOWN_HUB.sub(lambda match: str(ports[match[0]]), shown)
-    run = {"nginx": _nginx, "caddy": _caddy, "haproxy": _haproxy, "apache": _apache}[language]
+    run = {"nginx": whole_nginx, "caddy": _caddy, "haproxy": _haproxy, "apache": _apache}[language]
     with reserved_port() as port:
         before, after = (listens.format(port=port) for listens in LISTENS[language])
         assert shown.count(before) == 1, f"{before!r} is not in\n{shown}"
@@ -135,9 +135,10 @@ def documented(language: str, shown: str, hubs: Sequence[int]) -> Iterator[str]:
 
 
 @contextmanager
-def _nginx(shown: str, port: int) -> Iterator[str]:
+def whole_nginx(http: str, port: int) -> Iterator[str]:
+    """An nginx with this in its ``http`` block, of which a ``server`` listens on the port."""
     command = needed("nginx", "nginx")
-    with _file(NGINX, shown) as file, started((command, "-e", "stderr", "-c", file), _url(port)):
+    with _file(NGINX, http) as file, started((command, "-e", "stderr", "-c", file), _url(port)):
         yield _url(port)
 
 
