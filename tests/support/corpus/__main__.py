@@ -1,4 +1,4 @@
-"""The command line of the corpus; ``tests/support/corpus/__init__.py`` says what it is for."""
+"""The command line of the corpus; ``tests/support/corpus/__init__.py`` says the purpose of the corpus."""
 
 import sys
 from argparse import ArgumentParser

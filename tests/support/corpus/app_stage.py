@@ -1,4 +1,4 @@
-"""A hub's app, asked by httpx without a network in between: the stepped path."""
+"""A hub's app, whose client is httpx without a network in between: the stepped path."""
 
 import asyncio
 
@@ -6,14 +6,14 @@ import httpx
 
 from sse_app.testing import StreamingASGITransport
 from tests.support.corpus.requests import get_of, outcome_of, post_of
-from tests.support.corpus.scripts import ENDLESS, Asked, Draft, Publish
+from tests.support.corpus.scripts import ENDLESS, Draft, Publish, StreamRequest
 from tests.support.corpus.stages import MOMENT, Answer, Stage
 
-CURSOR_STEP = 64  # publications, of which fewer move no cursor
+CURSOR_STEP = 64  # publications; fewer move no cursor
 
 
 class AppStage(Stage):
-    """A hub's app, asked by httpx without a network in between."""
+    """A hub's app, whose client is httpx without a network in between."""
 
     async def start(self) -> None:
         await super().start()
@@ -34,7 +34,7 @@ class AppStage(Stage):
         await self.settle()
         return [outcome_of(response.status_code, response.text)]
 
-    async def open(self, asked: Asked) -> Answer:
+    async def open(self, asked: StreamRequest) -> Answer:
         target, headers = get_of(asked, await self.cursor(asked), self.around.wall())
         fields = [(name.encode(), value.encode()) for name, value in headers.items()]
         request = self.client.build_request("GET", target, headers=fields)
@@ -42,11 +42,11 @@ class AppStage(Stage):
         if response.status_code != 200:
             await response.aread()
             return Answer([outcome_of(response.status_code, response.text)])
-        line = AppLine(response, slow=self.slow)
+        stream = AppStream(response, slow=self.slow)
         await self.settle()
-        return Answer(head_of(response), line)
+        return Answer(head_of(response), stream)
 
-    async def head(self, asked: Asked) -> list[str]:
+    async def head(self, asked: StreamRequest) -> list[str]:
         target, headers = get_of(asked, None, self.around.wall())
         return head_of(await self.client.head(target, headers=headers))
 
@@ -55,8 +55,8 @@ def head_of(response: httpx.Response) -> list[str]:
     return [str(response.status_code), *(f"{name}: {value}" for name, value in response.headers.multi_items())]
 
 
-class AppLine:
-    """A stream through the transport. ``slow``: nothing is read of it but by ``take`` and ``rest``."""
+class AppStream:
+    """A stream through the transport. ``slow``: only ``take`` and ``rest`` read."""
 
     def __init__(self, response: httpx.Response, *, slow: bool) -> None:
         self._response, self._slow = response, slow

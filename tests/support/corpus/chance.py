@@ -1,8 +1,8 @@
-"""A history without chance: what a hub draws, makes up and reads from the clock is the same in every run.
+"""A history without chance: random numbers, generated names and times are the same in every run.
 
-The standard library's functions are replaced, not names of the hub's modules, so that it does not matter who calls
-them. Random numbers are the least that they may be. Names that nobody can foresee (epochs, clients without a name)
-stand in the transcript under numbers, in the order in which the wire shows them.
+The standard library's functions are replaced, not names of the hub's modules, so that it does not matter which module
+calls them. A random number is the least of its range. Generated names (epochs, names of clients without one) are
+replaced in the transcript by numbers, in the order in which they appear on the wire.
 """
 
 import random
@@ -30,7 +30,7 @@ class Clock:
 
 @dataclass
 class Surroundings:
-    """The clocks of a history, and the names that were made up in it."""
+    """The clocks of a history, and the names that were generated in it."""
 
     clock: Clock = field(default_factory=lambda: Clock(1_000.0))  # seconds that never jump
     wall: Clock = field(default_factory=lambda: Clock(DAY_ZERO))
@@ -42,7 +42,7 @@ class Surroundings:
         return token
 
     def plain(self, text: str) -> str:
-        """The text, with a number of the same length in place of each name that was made up."""
+        """The text, with a number of the same length in place of each generated name."""
         numbers: dict[str, str] = {}
 
         def number(found: re.Match[str]) -> str:
@@ -62,6 +62,6 @@ def without_chance() -> Iterator[Surroundings]:
         patch.setattr(random, "random", lambda: 0.0)
         patch.setattr(random, "choice", lambda options: options[0])
         patch.setattr(random, "shuffle", lambda items: None)
-        # Virtual time waits for the threads of this process, and those that other tests left behind are not of it.
+        # Virtual time waits for the threads of this process; threads that other tests left behind must not count.
         patch.setattr(threading, "active_count", lambda: 1)
         yield around

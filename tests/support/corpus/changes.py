@@ -1,8 +1,8 @@
 """The one change of the wire since the recording, as a rule on what was recorded.
 
-``last`` of a welcome names only those topics of the publication that the stream's own filter matches. What is expected
-is not looked up in what the hub answers: it follows from the recorded welcome, which has the filter in it. Nothing was
-recorded anew for it.
+``last`` of a welcome names only those topics of the publication that the stream's own filter matches. The expectation
+does not come from the hub's answer: it follows from the recorded welcome, which holds the filter. So the recording did
+not have to be made again.
 """
 
 import json
@@ -25,7 +25,7 @@ def _welcome(escaped: str) -> str:
     assert _encoded(welcome) == escaped, "a welcome that cannot be written as it was read"
     if welcome["last"] is not None:
         topics = welcome["last"]["topics"]
-        welcome["last"]["topics"] = [topic for topic in topics if _is_asked_for(topic, welcome["topics"])]
+        welcome["last"]["topics"] = [topic for topic in topics if _matches(topic, welcome["topics"])]
     return _encoded(welcome)
 
 
@@ -33,8 +33,10 @@ def _encoded(welcome: object) -> str:
     return msgspec.json.encode(welcome).decode().encode("unicode_escape").decode("ascii")
 
 
-def _is_asked_for(topic: str, patterns: list[str]) -> bool:
-    """Written here from the documentation alone, so that a mistake of the hub's is not taken over."""
+def _matches(topic: str, patterns: list[str]) -> bool:
+    """Return True when one of the patterns matches the topic. Written from the documentation, not taken from the hub,
+    so that a mistake of the hub's is found.
+    """
     return not patterns or any(re.fullmatch(_expression(pattern), topic) for pattern in patterns)
 
 

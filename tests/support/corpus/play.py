@@ -1,4 +1,4 @@
-"""Plays the script of a history, and writes down what everybody was told."""
+"""Plays the script of a history, and writes down what every client received."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,6 @@ from sse_app.testing import run_virtual
 from tests.support.corpus.app_stage import AppStage
 from tests.support.corpus.chance import Surroundings, without_chance
 from tests.support.corpus.scripts import (
-    Asked,
     Close,
     Head,
     Open,
@@ -20,11 +19,12 @@ from tests.support.corpus.scripts import (
     Script,
     Step,
     Stop,
+    StreamRequest,
     Wait,
     Way,
     script,
 )
-from tests.support.corpus.stages import Line, Stage
+from tests.support.corpus.stages import ClientStream, Stage
 from tests.support.corpus.threaded import FileStage, SocketStage
 from tests.support.corpus.transcript import Transcript, lines_of, shortened
 
@@ -41,10 +41,10 @@ def play(number: int) -> str:
 
 @dataclass
 class _Client:
-    """Who has a stream open, and what it would come back with."""
+    """A client with an open stream, and the position with which the client would resume."""
 
-    asked: Asked
-    line: Line
+    asked: StreamRequest
+    stream: ClientStream
     decoder: EventDecoder = field(default_factory=EventDecoder)
 
 
@@ -95,11 +95,11 @@ class _Play:
             case _:
                 self.transcript.add("(has no stream)")
 
-    async def open(self, name: str, asked: Asked) -> None:
+    async def open(self, name: str, asked: StreamRequest) -> None:
         answer = await self.stage.open(asked)
         self.transcript.add(*answer.lines)
-        if answer.line is not None:
-            self.clients[name] = _Client(asked, answer.line)
+        if answer.stream is not None:
+            self.clients[name] = _Client(asked, answer.stream)
 
     async def resume(self, name: str) -> None:
         if name in self.clients:
@@ -109,12 +109,12 @@ class _Play:
 
     async def close(self, name: str) -> None:
         self.away[name] = client = self.clients.pop(name)
-        await client.line.close()
+        await client.stream.close()
 
     async def read(self, names: Iterable[str]) -> None:
         settled = await self.stage.settle()
         for name in names:
-            self.write(name, await self.clients[name].line.take(settled))
+            self.write(name, await self.clients[name].stream.take(settled))
 
     async def stop(self, window: float | None) -> None:
         if window is not None:
@@ -127,8 +127,8 @@ class _Play:
 
     async def read_to_the_end(self) -> None:
         for name, client in self.clients.items():
-            self.write(name, await client.line.rest())
-            await client.line.close()
+            self.write(name, await client.stream.rest())
+            await client.stream.close()
         self.clients.clear()
 
     def write(self, name: str, data: bytes) -> None:
@@ -137,7 +137,7 @@ class _Play:
 
 
 def described(step: Step) -> str:
-    """The step in one line: what is as it is by default is left out."""
+    """The step in one line, without the fields that have their default."""
     return shortened(f"{type(step).__name__.lower()} {' '.join(_parts(step))}".rstrip())
 
 

@@ -1,8 +1,8 @@
-"""The recording of all histories, and how a history of today is held against it.
+"""The recording of all histories, and the comparison of a present transcript with it.
 
 For each history a line: its number, the digest of its transcript, the digest of what ``changes.py`` makes of that
-(``=`` when it is the same), and a character for each block, to find the one that differs. Of every 50th history the
-whole transcript follows, so that a change of the wire can be read where it is recorded.
+(``=`` when it is the same), and a character for each block, which locates a difference. Of every 50th history the whole
+transcript follows, so that a change of the wire can be read in the recording.
 """
 
 import re
@@ -20,14 +20,14 @@ from tests.support.corpus.scripts import HISTORIES
 from tests.support.corpus.transcript import blocks_of, digest_of, marks_of
 
 PATH = Path(__file__).with_name("recorded.txt")
-EVERY = 50  # histories of which one is recorded as a whole, the last
+EVERY = 50  # of so many histories the last is recorded as a whole
 
 TITLE = """\
 The wire of {count:,} histories, made by `python3 -m tests.support.corpus --record`; tests/support/corpus/__init__.py
 says when that may be done. In them: {found}.
 """
 
-# Signs of what the histories must have in them, or they would prove nothing about it.
+# Signs of the cases that must occur in the histories: of what does not occur the recording proves nothing.
 WANTED = {
     "welcomes": r"^  event: welcome$",
     "resumed": r'"recovered":true',
@@ -49,7 +49,7 @@ WANTED = {
 @dataclass(frozen=True)
 class Row:
     digest: str
-    changed: str  # the digest with the change that is to come
+    changed: str  # the digest with the change of ``changes.py``
     marks: str
 
     @classmethod
@@ -77,7 +77,7 @@ class Recording:
         return cls(rows, {int(text.split(" ", 2)[1]): text for text in transcripts})
 
     def difference(self, number: int, text: str) -> str | None:
-        """Return what is not as it was in this transcript of today; None when it is equal byte for byte."""
+        """Return in words the difference of this present transcript from the recorded one; None when both are equal."""
         row, whole = self.rows[number], self.whole.get(number)
         expected = row.changed if changes.LAST_NAMES_MATCHED_TOPICS else row.digest
         if digest_of(text) == expected:
@@ -91,7 +91,7 @@ class Recording:
 
 
 def _located(number: int, text: str, marks: str) -> str:
-    """Tell the first block that is not what was recorded, of which only its mark is left."""
+    """Return the first block that differs from the recording, which has only a mark of each block."""
     blocks = zip_longest(blocks_of(text), marks_of(with_matched_topics(text)), marks)
     differing = next((block or "its end" for block, now, before in blocks if now != before), "a topic of its welcomes")
     where = f"the first step that differs is now\n\n{differing}"
@@ -102,7 +102,7 @@ def _located(number: int, text: str, marks: str) -> str:
 
 
 def differences(numbers: Iterable[int]) -> Iterator[str]:
-    """Play these histories, and tell of each that is not as it was recorded."""
+    """Play these histories, and yield the differences from the recording."""
     recording = Recording.load()
     for number in numbers:
         if told := recording.difference(number, play(number)):
@@ -110,7 +110,7 @@ def differences(numbers: Iterable[int]) -> Iterator[str]:
 
 
 def record() -> str:
-    """Play all histories and write down what came. Returns what is in them."""
+    """Play all histories and write the recording. Return the cases that occur in them."""
     texts = [play(number) for number in range(HISTORIES)]
     found = _found(texts)
     rows = "\n".join(f"{number} {Row.of(text)}" for number, text in enumerate(texts))

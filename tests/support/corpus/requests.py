@@ -1,10 +1,10 @@
-"""What a history asks of a hub, as HTTP requests, and answers in one line."""
+"""The HTTP requests of a history, and their answers in one line."""
 
 import json
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
-from tests.support.corpus.scripts import Asked, Draft
+from tests.support.corpus.scripts import Draft, StreamRequest
 
 
 def post_of(draft: Draft) -> tuple[str, bytes, dict[str, str]]:
@@ -21,8 +21,10 @@ def post_of(draft: Draft) -> tuple[str, bytes, dict[str, str]]:
     return f"/broadcast?{urlencode(query)}", text.encode(), headers
 
 
-def get_of(asked: Asked, cursor: str | None, now: float) -> tuple[str, dict[str, str]]:
-    """The target and headers of a GET that subscribes so; the cursor comes in each of three ways."""
+def get_of(asked: StreamRequest, cursor: str | None, now: float) -> tuple[str, dict[str, str]]:
+    """The target and headers of the GET for this stream. The client's name decides in which of three ways the cursor is
+    sent.
+    """
     query = [("topic", topic) for topic in asked.topics]
     headers = {"Accept": "text/event-stream" if asked.client != "ann" else "*/*"}
     if asked.client is not None:
@@ -44,5 +46,5 @@ def get_of(asked: Asked, cursor: str | None, now: float) -> tuple[str, dict[str,
 
 
 def outcome_of(status: int, body: str) -> str:
-    """An answer in one line: of an error its code, whose words may be improved."""
+    """An answer in one line: of an error only the code, since its words may be improved."""
     return f"{status} {body if status == 200 else json.loads(body)['code']}"

@@ -1,8 +1,8 @@
 """The script of a history: what publishers and clients do, made from nothing but the history's number.
 
-Left out on purpose is what may change without a change of the wire: reading in the middle of a replay (where a page
-ends), bounds of the log in bytes (how they are counted), names that are refused today (which topics are allowed), and
-whatever has an outcome that depends on how often the loop turns.
+Left out on purpose is all that may change without a change of the wire: reading in the middle of a replay (where a page
+ends), bounds of the log in bytes (how bytes are counted), refused names (which topics are allowed), and each step whose
+outcome depends on how often the loop turns.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 HISTORIES = 2_000
-ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
+ENDLESS = 3_600.0  # seconds between heartbeats: none comes within a history
 ROUND = 10_000  # publications in the log: none of a history is trimmed
 
 
@@ -27,13 +27,14 @@ class Way(Enum):
     SOCKET = "socket"
 
 
-# The first number behind each way's last. Files and sockets have threads: no virtual time, so no clocks and heartbeats.
+# The first number behind each way's last. Files and sockets need threads, so there is no virtual time, and their
+# histories have no clocks and no heartbeats.
 ENDS = {Way.HUB: 1_450, Way.APP: 1_850, Way.FILE: 1_965, Way.SOCKET: HISTORIES}
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What is published. ``data`` that is no str goes out as JSON."""
+    """A publication to be made. ``data`` other than a str is sent as JSON."""
 
     data: object
     topic: str | list[str] | None = None
@@ -45,15 +46,17 @@ class Draft:
 
 @dataclass(frozen=True)
 class Cursor:
-    """A position that a client comes with: ``back`` behind the top of the log, of its epoch or another one."""
+    """The position with which a client connects: ``back`` offsets behind the top of the log, in the log's epoch or
+    another one.
+    """
 
     back: int = 0
     epoch: str | None = None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a client asks for. ``after`` is a cursor, or text that is none; ``since`` are seconds before now."""
+class StreamRequest:
+    """A request for a stream. ``after`` is a cursor, or text that is none; ``since`` is in seconds before now."""
 
     topics: tuple[str, ...] = ()
     client: str | None = None
@@ -64,7 +67,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Publish:
-    """Several are published in one turn of the loop."""
+    """Publish all drafts in one turn of the loop."""
 
     drafts: tuple[Draft, ...]
 
@@ -72,12 +75,12 @@ class Publish:
 @dataclass(frozen=True)
 class Open:
     name: str
-    asked: Asked
+    asked: StreamRequest
 
 
 @dataclass(frozen=True)
 class Read:
-    """Take what has come so far. Who is not read is slow: its queue fills."""
+    """Read what has arrived so far. A client that is not read is slow: its queue fills."""
 
     name: str
 
@@ -96,7 +99,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class Wait:
-    """Seconds pass: for the hub's heartbeats, for the log's ages, and for what its publications are stamped with."""
+    """Let seconds pass: for the hub's heartbeats, for the log's ages, and for the times of publications."""
 
     beats: float
     ages: float
@@ -107,7 +110,7 @@ class Wait:
 class Head:
     """A HEAD request for a stream."""
 
-    asked: Asked
+    asked: StreamRequest
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class _Author:
     number: int
     heartbeat: float = ENDLESS
     steps: list[Step] = field(default_factory=list)
-    open: dict[str, Asked] = field(default_factory=dict)
+    open: dict[str, StreamRequest] = field(default_factory=dict)
     opened: int = 0
 
     def __post_init__(self) -> None:
@@ -205,11 +208,11 @@ class _Author:
         self._open()
         for _ in range(self._between(5, 16)):
             self._pick(self._kinds())()
-        if self.way is Way.SOCKET:  # a server closes its streams one by one in the time it has to stop
+        if self.way is Way.SOCKET:  # a server closes its streams one by one within its shutdown's timeout
             self.steps += [step for name in self.open for step in (Read(name), Close(name))]
         return Script(self.number, self.way, log, hub, tuple(self.steps))
 
-    # What is chosen. A float and an index are all that is asked of the generator: they never changed.
+    # Choices. Only random() is used of the generator: Python keeps its numbers for a seed in every version.
 
     def _chance(self, share: float) -> bool:
         return self.random.random() < share
@@ -230,9 +233,9 @@ class _Author:
             hub |= {"retry_min": self._pick((0.5, 3.0)), "retry_max": self._pick((3.0, 20.0))}
         if self._chance(0.08):
             hub["max_subscribers"] = 2
-        if self._chance(0.2):  # what is read from the log then must not depend on where the queue ran over
+        if self._chance(0.2):  # the queue runs over anywhere, so nothing may be trimmed meanwhile
             log["history"], hub["queue_bytes"] = ROUND, 1_024
-        if self.threads or self.way is Way.APP:  # how much waits before a queue is filled is the transport's
+        if self.threads or self.way is Way.APP:  # the transport takes an unknown part of what a queue would hold
             log["history"] = ROUND if hub["queue"] < 1_000 or "queue_bytes" in hub else log["history"]
         if self.threads:
             hub.pop("max_subscribers", None)
@@ -302,11 +305,11 @@ class _Author:
     def _open(self) -> None:
         self.opened += 1
         name = f"s{self.opened}"
-        self.open[name] = asked = self._asked()
+        self.open[name] = asked = self._request()
         self.steps.append(Open(name, asked))
         self._catch_up(name)
 
-    def _asked(self) -> Asked:
+    def _request(self) -> StreamRequest:
         topics = self._some(PATTERNS, 0, 1) if self._chance(0.7) else self._some(PATTERNS, 2, 12)
         if self._chance(0.02):
             topics = (*topics, self._pick(BAD_PATTERNS))
@@ -322,7 +325,7 @@ class _Author:
                 since = self._pick((-5.0, 0.0, 2.0, 5.0, 9.0, 60.0, 86_400.0))
             case _:
                 pass
-        return Asked(topics, self._pick((*CLIENTS, None)), after, last, since)
+        return StreamRequest(topics, self._pick((*CLIENTS, None)), after, last, since)
 
     def _cursor(self) -> Cursor | str:
         match self._between(0, 9):
@@ -358,18 +361,18 @@ class _Author:
             self._catch_up(name)
 
     def _catch_up(self, name: str) -> None:
-        """On a socket what a stream lacks comes unasked, and may be trimmed before it did."""
+        """Read at once on a socket: there a replay runs by itself, and the log may be trimmed before its end."""
         if self.way is Way.SOCKET:
             self.steps.append(Read(name))
 
     def _wait(self) -> None:
         ages = self._pick((0.5, 4.0, 21.5, 50.5))
-        # Not a whole number of a heartbeat's 15 parts: nothing else happens in the moment of a heartbeat.
+        # Not a whole number of the 15 slots of heartbeats, so that nothing else happens in the moment of a heartbeat.
         beats = self.heartbeat * self._pick((0.37, 1.13, 2.29))
         self.steps.append(Wait(beats, ages, self._pick((ages, ages, -30.0))))
 
     def _head(self) -> None:
-        self.steps.append(Head(Asked(self._some(PATTERNS, 0, 2))))
+        self.steps.append(Head(StreamRequest(self._some(PATTERNS, 0, 2))))
 
     def _stop(self) -> None:
         self.open.clear()
@@ -378,7 +381,7 @@ class _Author:
         )
 
     def _burst(self) -> None:
-        """So many publications that the cursors of who hears none of them are moved."""
+        """Publish so often that streams without a matching publication get a cursor."""
         count, topic = self._between(65, 150), self._pick(("noise", "a/x"))
         together = tuple(Draft(str(number), topic=topic) for number in range(count))
         for start in range(0, count, cut := self._pick((1, 10, 200))):

@@ -1,6 +1,6 @@
-"""Where histories take place: a hub of this package, driven through one of its public doors.
+"""The stages of histories: a hub of this package, driven through one of its public doors.
 
-On virtual time a hub has done what it has to do when the next moment begins.
+On virtual time all work of a hub is done when the next moment begins.
 """
 
 import asyncio
@@ -12,20 +12,20 @@ from sse_app import Hub, SSEAppError
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.brokers.sqlite import SQLiteBroker
 from tests.support.corpus.chance import Surroundings
-from tests.support.corpus.scripts import Asked, Cursor, Draft, Script
+from tests.support.corpus.scripts import Cursor, Draft, Script, StreamRequest
 
 MOMENT = 0.0001  # virtual seconds: it passes only when nobody has anything left to do
 
 
-class Line(Protocol):
-    """One open stream as its client has it."""
+class ClientStream(Protocol):
+    """One open stream, as its client reads it."""
 
     async def take(self, settled: bytes) -> bytes:
-        """Return what has come until all was ``settled``."""
+        """Return what has arrived up to the bytes that ``Stage.settle`` returned."""
         ...
 
     async def rest(self) -> bytes:
-        """Return what comes until the stream ends."""
+        """Return what arrives until the stream ends."""
         ...
 
     async def close(self) -> None: ...
@@ -33,10 +33,10 @@ class Line(Protocol):
 
 @dataclass
 class Answer:
-    """What a client is told at once, in words, and its stream if it got one."""
+    """The answer to a client's request, in lines of text, and the stream if the hub opened one."""
 
     lines: list[str]
-    line: Line | None = None
+    stream: ClientStream | None = None
 
 
 class Stage:
@@ -50,7 +50,7 @@ class Stage:
         await self.hub.__aenter__()
 
     async def stop(self) -> list[str]:
-        """End the hub. Streams that are open have their bye. Returns lines for the transcript."""
+        """End the hub; open streams get their bye. Return lines for the transcript."""
         await self.hub.__aexit__(None, None, None)
         return []
 
@@ -58,13 +58,13 @@ class Stage:
         await self.hub.drain(window)
 
     async def close(self) -> None:
-        """Leave nothing behind."""
+        """Remove all that the stage has made."""
 
     def make_log(self) -> MemoryBroker | SQLiteBroker:
         return MemoryBroker(**self.script.log, clock=self.around.clock, wall=self.around.wall)
 
     async def publish(self, drafts: tuple[Draft, ...]) -> list[str]:
-        """Publish all in one turn of the loop, and let it be delivered."""
+        """Publish all drafts in one turn of the loop, and wait for their delivery."""
         outcomes = await asyncio.gather(*map(self.publish_one, drafts))
         await self.settle()
         return list(outcomes)
@@ -84,8 +84,8 @@ class Stage:
         return f"{receipt.id} for {receipt.subscribers}"
 
     async def settle(self) -> bytes:
-        """Wait until the hub has done what it has to do. Returns the end of what everybody was sent then, if it is
-        known by that.
+        """Wait until all work of the hub is done. Return the last bytes that every stream then has; b"" on virtual
+        time, where streams are read without such a mark.
         """
         await asyncio.sleep(MOMENT)
         return b""
@@ -96,13 +96,13 @@ class Stage:
     async def top(self) -> str:
         return str((await self.hub.stats())["top"])
 
-    async def cursor(self, asked: Asked) -> str | None:
+    async def cursor(self, asked: StreamRequest) -> str | None:
         if not isinstance(asked.after, Cursor):
             return asked.after
         epoch, _, offset = (await self.top()).partition("-")
         return f"{asked.after.epoch or epoch}-{max(0, int(offset) - asked.after.back)}"
 
-    async def open(self, asked: Asked) -> Answer:
+    async def open(self, asked: StreamRequest) -> Answer:
         since = None if asked.since is None else self.around.wall() - asked.since
         stack = AsyncExitStack()
         subscription = self.hub.subscribe(
@@ -112,12 +112,12 @@ class Stage:
             stream = await stack.enter_async_context(subscription)
         except SSEAppError as error:
             return Answer([type(error).__name__])
-        return Answer([], self.make_line(stream, stack))
+        return Answer([], self.client_stream(stream, stack))
 
-    def make_line(self, stream: "Readable", stack: AsyncExitStack) -> Line:
-        return ReadLine(stream, stack)
+    def client_stream(self, stream: "Readable", stack: AsyncExitStack) -> ClientStream:
+        return ReadStream(stream, stack)
 
-    async def head(self, asked: Asked) -> list[str]:
+    async def head(self, asked: StreamRequest) -> list[str]:
         raise NotImplementedError("a hub has no HEAD")
 
 
@@ -126,8 +126,8 @@ class Readable(Protocol):
 
 
 @dataclass
-class ReadLine:
-    """A stream that is read with ``read``, as long as something comes at once."""
+class ReadStream:
+    """A stream that is read with ``read``, as long as something is there at once."""
 
     stream: Readable
     stack: AsyncExitStack

@@ -1,7 +1,7 @@
 """Hubs beside threads: over a log in a file, and behind a server on a real socket.
 
-Here no time passes at will, and nobody knows when all is done: each settling publishes a line that everyone is sent,
-and reads until it came.
+Threads know no virtual time, and do not say when all work is done: ``settle`` publishes an event to every stream, and
+reads until that event arrives.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from tests.chaos.client import Answer as HTTPAnswer
 from tests.chaos.client import Chunks, Connection
 from tests.support.corpus.chance import Surroundings
 from tests.support.corpus.requests import get_of, outcome_of, post_of
-from tests.support.corpus.scripts import Asked, Draft, Script
-from tests.support.corpus.stages import Answer, Line, Readable, ReadLine, Stage
+from tests.support.corpus.scripts import Draft, Script, StreamRequest
+from tests.support.corpus.stages import Answer, ClientStream, Readable, ReadStream, Stage
 from tests.support.corpus.transcript import lines_of
 
 PATIENCE = 30.0  # seconds; nothing takes long unless it hangs
 
 
 class FileStage(Stage):
-    """A hub over a log in a file, which it keeps when it is started again."""
+    """A hub over a log in a file, which stays when the hub is started again."""
 
     def __init__(self, script: Script, around: Surroundings) -> None:
         super().__init__(script, around)
@@ -41,7 +41,7 @@ class FileStage(Stage):
 
     async def start(self) -> None:
         await super().start()
-        self._everything = AsyncExitStack()  # a reader of all that is for nobody alone
+        self._everything = AsyncExitStack()  # holds a subscriber to every topic
         self._canary = await self._everything.enter_async_context(self.hub.subscribe(client="canary"))
 
     async def stop(self) -> list[str]:
@@ -53,15 +53,15 @@ class FileStage(Stage):
         self._folder.cleanup()
 
     async def settle(self) -> bytes:
-        """Return a line that everybody is sent after all that was published before, once it is delivered."""
+        """Publish an event to every stream, after all earlier ones. Return its bytes once it is delivered."""
         self._settled += 1
         await self.hub.publish(f"settled {self._settled}")
         marker = b"\ndata: settled %d\n\n" % self._settled
         await read_to(marker, self._canary.read)
         return marker
 
-    def make_line(self, stream: Readable, stack: AsyncExitStack) -> Line:
-        return FileLine(stream, stack)
+    def client_stream(self, stream: Readable, stack: AsyncExitStack) -> ClientStream:
+        return FileStream(stream, stack)
 
 
 async def read_to(marker: bytes, read: Callable[[], Awaitable[bytes]]) -> bytes:
@@ -74,7 +74,7 @@ async def read_to(marker: bytes, read: Callable[[], Awaitable[bytes]]) -> bytes:
     return bytes(data)
 
 
-class FileLine(ReadLine):
+class FileStream(ReadStream):
     async def take(self, settled: bytes) -> bytes:
         return await read_to(settled, self.stream.read)
 
@@ -83,15 +83,15 @@ class SocketStage(Stage):
     """A hub's app on a uvicorn server in a thread, with our protocol: direct streams to clients on bare sockets."""
 
     async def start(self) -> None:
-        self._settled, self.open_lines, self.serving = 0, 0, True
+        self._settled, self.open_streams, self.serving = 0, 0, True
         self.hub = Hub(self.make_log(), **self.script.hub)
         app = Starlette(routes=[Mount("/", self.hub.app)], lifespan=self.hub.lifespan)
         self._server = ExitStack()
         serving = live(app, http="sse_app.server:Protocol", ws="none", timeout_graceful_shutdown=PATIENCE)
         self._port = self._server.enter_context(serving).port
         self._control = await Connection.open(self._port)
-        canary = (await self.open(Asked(client="canary"))).line
-        assert isinstance(canary, SocketLine)
+        canary = (await self.open(StreamRequest(client="canary"))).stream
+        assert isinstance(canary, SocketStream)
         self._canary = canary
 
     async def stop(self) -> list[str]:
@@ -123,7 +123,7 @@ class SocketStage(Stage):
         await read_to(marker, self._canary.receive)
         return marker
 
-    async def open(self, asked: Asked) -> Answer:
+    async def open(self, asked: StreamRequest) -> Answer:
         target, headers = get_of(asked, await self.cursor(asked), self.around.wall())
         connection = await Connection.open(self._port)
         await connection.send_head("GET", target, **headers)
@@ -131,19 +131,19 @@ class SocketStage(Stage):
         if head.status != 200:
             connection.close()
             return Answer([str(head.status)])
-        self.open_lines += 1
-        return Answer(head_of(head), SocketLine(self, connection))
+        self.open_streams += 1
+        return Answer(head_of(head), SocketStream(self, connection))
 
-    async def head(self, asked: Asked) -> list[str]:
+    async def head(self, asked: StreamRequest) -> list[str]:
         target, headers = get_of(asked, None, self.around.wall())
         async with await Connection.open(self._port) as connection:
             await connection.send_head("HEAD", target, **headers)
             return head_of(await connection.receive_head())
 
     async def until_closed(self) -> None:
-        """Wait until the server knows of every stream that is closed."""
+        """Wait until the server has noticed the end of every closed stream."""
         async with asyncio.timeout(PATIENCE):
-            while (await self._control.request("GET", "/stats")).json["here"] != self.open_lines:
+            while (await self._control.request("GET", "/stats")).json["here"] != self.open_streams:
                 pass
 
 
@@ -151,14 +151,14 @@ def head_of(answer: HTTPAnswer) -> list[str]:
     return [str(answer.status), *(f"{name}: {value}" for name, value in answer.headers.items() if name != "date")]
 
 
-class SocketLine:
-    """A stream on a connection of its own. Nothing is read of it but by ``take`` and ``rest``."""
+class SocketStream:
+    """A stream on a connection of its own, which only ``take`` and ``rest`` read."""
 
     def __init__(self, stage: SocketStage, connection: Connection) -> None:
         self._stage, self._connection, self._chunks = stage, connection, Chunks()
 
     async def receive(self) -> bytes:
-        """Return a piece of the body, without the chunks' framing; nothing at its end."""
+        """Return a piece of the body, without the chunks' framing; b"" at its end."""
         payload = b""
         while not payload and not self._chunks.ended:
             data = await self._connection.receive()
@@ -178,6 +178,6 @@ class SocketLine:
 
     async def close(self) -> None:
         self._connection.close()
-        self._stage.open_lines -= 1
+        self._stage.open_streams -= 1
         if self._stage.serving:
             await self._stage.until_closed()

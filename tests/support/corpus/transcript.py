@@ -1,4 +1,4 @@
-"""What came of a history, as text: a block for each step of its script, a line for each line on the wire.
+"""The transcript of a history: a block for each step of its script, a line for each line on the wire.
 
 Control characters and what is not ASCII are escaped as in Python, and a character that comes 41 times or more is
 ``{x*8192}``, so that a recorded history can be read, searched and compared in any editor.
@@ -55,6 +55,6 @@ def digest_of(text: str) -> str:
 
 
 def marks_of(text: str) -> str:
-    """A character for each block, to find the one that differs: one in 64 that do has the same by chance."""
+    """A character for each block, which locates a difference. Of 64 blocks that differ one has the same by chance."""
     marks = (base64.urlsafe_b64encode(sha256(block.encode()).digest()[:3])[:1] for block in blocks_of(text))
     return b"".join(marks).decode()
