@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def install_debian_packages(*, allowed: bool = True) -> None:
-    """Get what the tests need and pip does not have, where we may; else say loudly what will be skipped."""
+    """Install what the tests need and pip does not have; without the right to, print what will be skipped."""
     missing = missing_debian_packages()
     if not missing:
         return
@@ -72,11 +72,11 @@ def install_debian_packages(*, allowed: bool = True) -> None:
 def no_service_started() -> Iterator[None]:
     """The tests start their servers themselves: a package may not put one on port 80, or whatever its port is.
 
-    The machine's own policy stands if it has one: it is neither written to nor moved. Ours says no as long as this
-    process lives, so that a killed one forbids nothing afterwards.
+    A policy of the machine itself stays as it is. Ours says no only as long as this process lives, so that after a kill
+    nothing is forbidden.
     """
     policy = f"#!/bin/sh\n# {OURS}\nkill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n"
-    if os.path.lexists(POLICY) and not _policy_is_ours():  # a link that leads nowhere is somebody's too
+    if os.path.lexists(POLICY) and not _policy_is_ours():  # also a broken link, which exists() would not see
         yield
         return
     POLICY.write_text(policy)
@@ -84,7 +84,7 @@ def no_service_started() -> Iterator[None]:
     try:
         yield
     finally:
-        if _policy_is_ours():  # a package may have brought one meanwhile
+        if _policy_is_ours():  # a package may have installed another one meanwhile
             POLICY.unlink()
 
 
@@ -93,7 +93,7 @@ def _policy_is_ours() -> bool:
 
 
 def missing_debian_packages() -> list[str]:
-    if not shutil.which("dpkg-query"):  # not a Debian: the browser tells for all of them
+    if not shutil.which("dpkg-query"):  # not Debian: the browser's path stands for all packages
         return [] if os.path.exists("/usr/bin/chromium") else list(DEBIAN_PACKAGES)
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *DEBIAN_PACKAGES]
     known = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
@@ -101,7 +101,7 @@ def missing_debian_packages() -> list[str]:
 
 
 def apt_get(*arguments: str) -> str:
-    """Run apt-get quietly. Returns what went wrong, or nothing; shows its output only then."""
+    """Run apt-get without output. Return "" on success, else what went wrong, with its output printed."""
     command = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "--quiet", *arguments]  # seconds
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(

@@ -20,7 +20,7 @@ settings.load_profile("quick")
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_surroundings() -> Iterator[None]:
-    """What is tested, processes of its own included, is on this machine, and shown to nobody in particular."""
+    """Remove variables that would send tests' requests through a proxy, or change the terminal of their processes."""
     proxies = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     with pytest.MonkeyPatch.context() as patch:
         for name in (*proxies, "FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES"):
@@ -30,8 +30,10 @@ def plain_surroundings() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible_children() -> Iterator[None]:
-    """A shell without job control starts what it puts in the background with SIGINT ignored, and whatever that starts
-    inherits it. A handler that does nothing ignores it as well, and children begin with the default (execve(2)).
+    """Let the processes of tests be interrupted by SIGINT also when pytest runs in the background of a script.
+
+    A shell without job control starts background commands with SIGINT ignored, and their children inherit that. With a
+    handler that does nothing SIGINT is still ignored here, while children begin with the default (execve(2)).
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored:

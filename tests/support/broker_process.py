@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 HOST = "127.0.0.1"
-LOOKS = 1_000  # at a server that starts, 20 ms apart
+CHECKS = 1_000  # of a server that starts, 20 ms apart
 
 
 class BrokerProcess:
-    """On a port that it keeps over restarts. Who stands on it says what its ``command`` is, and when it ``answers``."""
+    """A server on a port that it keeps over restarts. A subclass has its ``command``, and says when it ``answers``."""
 
     command: Sequence[str]
 
@@ -25,9 +25,9 @@ class BrokerProcess:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Returns once it answers."""
+        """Start the process, and return once it answers."""
         self._process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
-        for _ in range(LOOKS):
+        for _ in range(CHECKS):
             if self.answers():
                 return
             with suppress(subprocess.TimeoutExpired):
@@ -42,7 +42,7 @@ class BrokerProcess:
             self._process = None
 
     def freeze(self) -> None:
-        """It keeps its connections and answers nothing."""
+        """Stop the process without ending it: it keeps its connections and answers nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 

@@ -27,7 +27,7 @@ def raw(text: str | bytes) -> bytes:
 
 
 async def publish_numbers(hub_web: Web, count: int) -> list[str]:
-    """Publish 0, 1, 2 and so on; return the ids."""
+    """Publish the numbers from 0 on; return the ids."""
     return [(await hub_web.hub.publish(str(number))).id for number in range(count)]
 
 

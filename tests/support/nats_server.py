@@ -21,7 +21,7 @@ StartNats = Callable[..., "NatsServer"]
 
 
 class NatsServer(BrokerProcess):
-    """``settings`` are lines of its configuration."""
+    """A NATS server. ``settings`` are lines of its configuration."""
 
     def __init__(self, directory: Path, *settings: str, jetstream: bool = True) -> None:
         super().__init__(directory / "nats.log")
@@ -34,19 +34,19 @@ class NatsServer(BrokerProcess):
         self.command = [PROGRAM, "--config", str(directory / "nats.conf"), "--log", str(self._log)]
 
     def answers(self) -> bool:
-        """Which it does with its streams restored."""
+        """Return True once the server answers; by then it has restored its streams."""
         with suppress(OSError), socket.create_connection((HOST, self.port)) as connection:
             return connection.recv(4).startswith(b"INFO")
         return False
 
     def url(self, name: str = "", port: int = 0) -> str:
-        """For a broker; without a name a log that nobody has used."""
+        """The URL for a broker; without a name, of a log that no test has used."""
         return f"nats://{HOST}:{port or self.port}/{name or next(_names)}"
 
 
 @pytest.fixture(scope="session")
 def start_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartNats]:
-    """Starts servers with settings; all are ended."""
+    """A function that starts a server with settings; all servers end with the session."""
     if PROGRAM is None:
         pytest.skip("nats-server is not installed")
     with ExitStack() as stack:
@@ -62,14 +62,15 @@ def start_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartNats]:
 
 @pytest.fixture(scope="session")
 def nats_server(start_nats: StartNats) -> NatsServer:
-    """One for all that do it no harm."""
+    """One server for all tests that neither stop nor fill it."""
     return start_nats()
 
 
 @pytest.fixture
 def impatient_nats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What brokers do once a second, they do ten times. With their real patience they are tested in tests/chaos; here
-    they wait for a busy machine."""
+    """Brokers do ten times a second what they do once a second, and wait longer for answers, as of a busy machine.
+    tests/chaos tests them with their real times.
+    """
     for name, seconds in (("REFRESH", 0.1), ("SILENCE", 0.5), ("BACKOFF", (0.02, 0.1)), ("log.HEARTBEAT", 0.1)):
         monkeypatch.setattr(f"sse_app.brokers.nats.{name}", seconds)
     for name in ("COMMAND", "log.ANSWER", "connection.CONNECT"):

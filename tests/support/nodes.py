@@ -1,4 +1,4 @@
-"""A node on virtual time: what is published, and what its subscribers read."""
+"""A node on virtual time: publishing to it, and reading its subscribers."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ async def texts(subscriber: Subscriber) -> list[str]:
 
 
 async def replay(node: Node, *topics: str, **options: Any) -> list[Event]:
-    """What a new subscriber gets at first."""
+    """The events that a new subscriber gets at once."""
     async with subscribed(node, *topics, **options) as subscriber:
         return await received(subscriber)
 
@@ -50,5 +50,5 @@ def cursor_of(decoder: EventDecoder) -> Position:
 
 
 def state(node: Node) -> tuple[int, int, float, int]:
-    """Everything that counts subscribers."""
+    """All counts of subscribers that a node keeps."""
     return node.totals.subscribers, len(node._heartbeats), node.gauges()["filters"], node.totals.lagging

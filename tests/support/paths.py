@@ -1,4 +1,4 @@
-"""The ways that a stream takes to its client, on one loop with the test, and a client that keeps every byte.
+"""The paths of a stream to its client, on one loop with the test, and a client that keeps every byte.
 
     direct         our HTTP protocol hands the connection over
     httptools      the stepped path on stock uvicorn
@@ -6,7 +6,7 @@
     in process     the stepped path without a socket
     reference      sse-starlette's own streaming, on stock uvicorn
 
-For one history all of them have the bytes of the reference.
+For one history the bytes of every path equal those of the reference.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ from tests.chaos.client import HOST, Chunks, Connection
 from tests.support.peers import PATIENCE, until
 from tests.support.reference import ReferenceStream
 
-SEND_BUFFER = 4096  # bytes, of what a server's socket may hold, so that a reader that stalls is felt soon
+SEND_BUFFER = 4096  # bytes; small, so that a reader that stalls soon fills the server's socket
 RECEIVE_BUFFER = 4096
 
-# Marks an async test or a module: it runs on both event loops that uvicorn has.
+# A mark for an async test or a module: it runs on both event loops that uvicorn has.
 both_loops = pytest.mark.parametrize(
     "anyio_backend", [("asyncio", {}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
 )
@@ -56,7 +56,7 @@ def fixed_broker(**settings: Any) -> MemoryBroker:
 
 
 def streams_of(node: Node, kind: type[EventStream] = EventStream) -> ASGIApp:
-    """Every path is a stream, of the client ``c`` unless it says otherwise."""
+    """An app that answers every path with a stream, of the client ``c`` unless the query names another one."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -124,7 +124,7 @@ async def served(
 
 @dataclass
 class Reader:
-    """One response: its head, and of its body what was read so far."""
+    """One response: its head, and what was read of its body so far."""
 
     read_once: Callable[[], Awaitable[bytes | None]]  # None at the end
     reset: Callable[[], Awaitable[None]]
@@ -155,7 +155,7 @@ class Reader:
 async def reading(
     port: int, target: str = "/", method: str = "GET", headers: str = "", *, version: str = "1.1"
 ) -> AsyncIterator[Reader]:
-    """A client on a bare socket with a small buffer. It reads only when told to."""
+    """A client on a bare socket with a small buffer, which reads only when the test does."""
     async with asyncio.timeout(PATIENCE):
         connection = await Connection.open(port, receive_buffer=RECEIVE_BUFFER)
     async with connection:
@@ -222,5 +222,5 @@ every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
 def without_chance(body: bytearray) -> bytes:
-    """Reconnection times are random."""
+    """The body with 0 for every reconnection time, since they are random."""
     return re.sub(rb'(retry: |"retry":)\d+', rb"\g<1>0", bytes(body))

@@ -1,4 +1,4 @@
-"""Who a hub has to do with in tests: readers, sockets, clocks, a broker far away, a caller that is cancelled."""
+"""The counterparts of a hub in tests: readers, sockets, clocks, a broker far away, a caller that is cancelled."""
 
 import asyncio
 import socket
@@ -33,7 +33,7 @@ class Clock:
 
 
 async def turns(count: int = 1) -> None:
-    """Let the loop turn."""
+    """Let the loop turn so often."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -45,7 +45,7 @@ class Readable(Protocol):
 
 
 async def available(subscriber: Readable) -> bytes:
-    """All that can be read from a stream now, on virtual time; to its end if it has ended."""
+    """All that can be read from a stream now, on virtual time; to the stream's end if it has ended."""
     data = b""
     try:
         async with asyncio.timeout(MOMENT):
@@ -57,23 +57,23 @@ async def available(subscriber: Readable) -> bytes:
 
 
 async def received(subscriber: Readable) -> list[Event]:
-    """The events of what can be read now."""
+    """The events that can be read now."""
     return EventDecoder().feed(await available(subscriber))
 
 
 async def until(condition: Callable[[], bool], what: str = "", *, clock: Clock | None = None) -> None:
-    """Let the loop turn until it is so. ``clock`` goes a hundred times as fast as time meanwhile."""
+    """Let the loop turn until the condition is true. ``clock`` runs a hundred times as fast as time meanwhile."""
     time, before = asyncio.get_running_loop().time, clock.now if clock else 0.0
     begun = time()
     while not condition():
-        assert time() < begun + PATIENCE, f"{PATIENCE} s, and still not so: {what or condition}"
+        assert time() < begun + PATIENCE, f"not true within {PATIENCE} s: {what or condition}"
         if clock is not None:
             clock.now = before + 100 * (time() - begun)
         await turns()
 
 
 async def hear(subscriber: Readable, found: Callable[[list[Event]], bool]) -> list[Event]:
-    """Read a stream until what was read is enough."""
+    """Read a stream until its events are enough: ``found`` returns True for them."""
     events, decoder = list[Event](), EventDecoder()
     async with asyncio.timeout(PATIENCE):
         while not found(events):
@@ -86,9 +86,9 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]
 
 @asynccontextmanager
 async def listening(serve: Serve, **options: Any) -> AsyncIterator[int]:
-    """A server of our own on loopback, which ends with all its connections: asyncio leaves them to the next test.
+    """A server on loopback, which closes all its connections at its end: asyncio would leave them to the next test.
 
-    Yields its port. Where a client hangs up, and at the end, ``serve`` is left; its writer is closed for it.
+    Yields its port. When a client disconnects, and at the end, ``serve`` is cancelled and its writer closed.
     """
     tasks = set[asyncio.Task[None]]()
 
@@ -97,7 +97,7 @@ async def listening(serve: Serve, **options: Any) -> AsyncIterator[int]:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 await serve(reader, writer)
         except asyncio.CancelledError:
-            writer.transport.abort()  # whether its client reads or not
+            writer.transport.abort()  # close() would wait for a client that does not read
         finally:
             writer.close()
             with suppress(ConnectionError):
@@ -111,7 +111,7 @@ async def listening(serve: Serve, **options: Any) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        await turns()  # who has just come begins, or nobody would close his connection
+        await turns()  # a connection just accepted has no task to close it before that task begins
         for task in tasks:
             task.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
@@ -121,7 +121,9 @@ async def listening(serve: Serve, **options: Any) -> AsyncIterator[int]:
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port where nobody listens and that nobody else is given; one who shares it (SO_REUSEPORT) may listen there."""
+    """A port where nothing listens, and which the system gives to nobody else. A server that shares it (SO_REUSEPORT)
+    may listen there.
+    """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(("127.0.0.1", 0))
@@ -129,19 +131,19 @@ def reserved_port() -> Iterator[int]:
 
 
 def datas(events: list[Event]) -> list[str]:
-    """The data of the publications among these events: what is not a notice of the hub."""
+    """The data of the publications among these events, without the hub's notices."""
     return [event.data for event in events if event.type not in ("welcome", "gap", "bye")]
 
 
 async def lose(broker: MemoryBroker) -> Position:
-    """Append what stands in the place of an entry that a node cannot read."""
+    """Append the publication that stands for an entry that a node cannot read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "Publication", partial(Publication, lost=True))
         return await broker.publish(Draft(Event("")))
 
 
 async def log_of(broker: MemoryBroker) -> list[Publication]:
-    """All that a broker holds."""
+    """All publications that a broker holds."""
     position, until, found = await broker.oldest(), await broker.top(), list[Publication]()
     while position != until:
         page = await broker.replay(position, until, TopicFilter())
@@ -168,13 +170,13 @@ class Socket:
         self.ended = True
 
     def take(self) -> bytes:
-        """What the client reads."""
+        """Return what the client reads: all that was written since the last call."""
         data, self.sent = self.sent, b""
         return data
 
 
 class LateTail:
-    """A tail that waits before it tells what it has."""
+    """A tail that waits before it returns what it has."""
 
     def __init__(self, tail: Tail, wait: Callable[[], Awaitable[None]]) -> None:
         self._tail, self._wait = tail, wait
@@ -193,7 +195,7 @@ class LateTail:
 
 
 class DistantBroker(MemoryBroker):
-    """A memory log that answers as late as one on another machine: others run before and after it does its work."""
+    """A memory log that answers as late as one on another machine: other tasks run before and after each operation."""
 
     def __init__(self, delays: list[int], tail_delays: tuple[int, ...] = (0,), **settings: Any) -> None:
         super().__init__(**settings)
@@ -229,8 +231,8 @@ class DistantBroker(MemoryBroker):
 def cancel_at(number: int, work: Coroutine[Any, Any, object], *, late: bool) -> Generator[Any, Any, bool]:
     """Run a coroutine, and raise CancelledError in it where it awaits for the ``number``-th time (from 1).
 
-    ``late``: only when what it waits for there has happened, as when a task is cancelled in that turn of the loop.
-    Returns False when it ended with fewer awaits. Raises AssertionError when it goes on in spite of the cancellation.
+    late: raise it only when the awaited thing has happened, as when a task is cancelled in that turn of the loop.
+    Return False when the coroutine ended with fewer awaits. Raise AssertionError when it swallows the cancellation.
     """
     step, awaits = partial(work.send, None), 0
     while True:
@@ -248,11 +250,11 @@ def cancel_at(number: int, work: Coroutine[Any, Any, object], *, late: bool) -> 
 
 
 class TroubledBroker(MemoryBroker):
-    """A memory log that is cut off at times, that others publish to, and that may be lost and begin anew."""
+    """A memory log that may be unreachable, that may not announce a publication, and that may lose all and begin anew."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.down = self.deaf = False  # deaf: its tails do not hear of what is published
+        self.down = self.deaf = False  # deaf: its tails do not get what is published
 
     def check(self) -> None:
         if self.down:

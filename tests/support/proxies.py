@@ -77,7 +77,7 @@ LoadModule proxy_http_module {modules}/mod_proxy_http.so
 APACHE_MODULES = Path("/usr/lib/apache2/modules")  # where Debian has them
 
 SHOWN_HUB = re.compile(r"(?<=127\.0\.0\.1:)80\d\d")
-# Where a proxy of the docs listens: as it is shown, and as it is run.
+# The line of a proxy of the docs that says where it listens: as it is shown, and as it is run.
 LISTENS = {
     "nginx": ("listen 8080;", "listen 127.0.0.1:{port} reuseport;"),
     "caddy": (":8080 {{", ":{port} {{\n    bind 127.0.0.1"),
@@ -120,7 +120,7 @@ def shown_hubs(shown: str) -> list[str]:
 def documented(language: str, shown: str, hubs: Sequence[int]) -> Iterator[str]:
     """The proxy of a fenced block of the docs, run as it is shown but for where it listens and where its hubs do.
 
-    A block of nginx's without a ``server`` is what goes into one.
+    A block of nginx without a ``server`` is the content of one.
     """
     if language == "nginx" and "server {" not in shown:
         shown = f"server {{\nlisten 8080;\n{shown}\n}}"
@@ -168,7 +168,7 @@ def _apache(shown: str, port: int) -> Iterator[str]:
 
 @contextmanager
 def _file(whole: str, shown: str) -> Iterator[str]:
-    """A configuration in a directory of its own: what is shown, with what a test needs around it."""
+    """A configuration file in a directory of its own: the shown lines within the frame that a test needs."""
     with tempfile.TemporaryDirectory(prefix="sse-app-tests-") as directory:
         file = Path(directory, "configuration")
         file.write_text(whole.format(directory=directory, modules=APACHE_MODULES, shown=shown))
@@ -176,7 +176,7 @@ def _file(whole: str, shown: str) -> Iterator[str]:
 
 
 def needed(command: str, package: str) -> str:
-    """Where a command is; a loud skip without it, and a failure in CI."""
+    """The path of a command; without it the test is skipped, which in CI is a failure."""
     found = shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin")
     if found is None:
         pytest.skip(f"No {command} here: what needs it is NOT TESTED. On Debian: apt-get install {package}")

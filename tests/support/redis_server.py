@@ -22,7 +22,7 @@ StartRedis = Callable[..., "RedisServer"]
 
 
 class RedisServer(BrokerProcess):
-    """``settings`` are added to its command line, after a ``file``."""
+    """A Redis server. ``settings`` are added to its command line, after a ``file``."""
 
     def __init__(self, directory: Path, *settings: str, file: Path | None = None) -> None:
         super().__init__(directory / "redis.log")
@@ -36,7 +36,7 @@ class RedisServer(BrokerProcess):
         return False
 
     def url(self, prefix: str = "", port: int = 0) -> str:
-        """For a broker; without a prefix a log that nobody has used."""
+        """The URL for a broker; without a prefix, of a log that no test has used."""
         return f"redis://{HOST}:{port or self.port}?prefix={prefix or next(_prefixes)}"
 
     def client(self) -> Redis:
@@ -45,7 +45,7 @@ class RedisServer(BrokerProcess):
 
 @pytest.fixture(scope="session")
 def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartRedis]:
-    """Starts servers with settings; all are ended."""
+    """A function that starts a server with settings; all servers end with the session."""
     if not shutil.which("redis-server"):
         pytest.skip("redis-server is not installed")
     with ExitStack() as stack:
@@ -61,13 +61,13 @@ def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartRedis
 
 @pytest.fixture(scope="session")
 def redis_server(start_redis: StartRedis) -> RedisServer:
-    """One for all that do it no harm."""
+    """One server for all tests that neither stop nor fill it."""
     return start_redis("--appendonly", "yes", "--appendfsync", "no")
 
 
 @pytest.fixture
 def patient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Brokers wait for a busy machine. With their real patience they are tested in tests/chaos."""
+    """Brokers wait longer for answers, as of a busy machine. tests/chaos tests them with their real times."""
     for name in ("DEADLINE", "connection.CONNECT", "connection.SILENCE"):
         monkeypatch.setattr(f"sse_app.brokers.redis.{name}", PATIENCE)
 

@@ -1,4 +1,4 @@
-"""A stream over sse-starlette's own streaming: what the writers of ours are held against, byte for byte."""
+"""A stream over sse-starlette's own streaming. Our writers must send the same, byte for byte."""
 
 from collections.abc import AsyncIterator
 
@@ -10,7 +10,7 @@ from sse_app.web.stream import EventStream, Way
 
 
 class ReferenceStream(EventStream):
-    """The same response, whose body sse-starlette sends from a generator that reads the subscriber's queue."""
+    """The response of ``EventStream``, whose body sse-starlette sends from a generator over the subscriber's queue."""
 
     def _way(self) -> Way:
         return self._send_blocks

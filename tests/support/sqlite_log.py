@@ -36,7 +36,7 @@ def entry(
 
 
 def append(file: LogFile, *entries: Entry | str, limits: Limits = LIMITS, now: float = 0.0) -> list[Position]:
-    """As the writer of a broker does it."""
+    """Append to a log as the writer of a broker does."""
     made = [entry(item) if isinstance(item, str) else item for item in entries]
     file.log._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
     appended = file.log.append(made, now, now)
@@ -75,7 +75,7 @@ async def take(tail: Tail, count: int) -> list[str | None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """By another process."""
+    """The file is locked by another process as long as the block lasts."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield

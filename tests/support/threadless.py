@@ -1,8 +1,8 @@
-"""The log in a SQLite file on virtual time: what its threads do is done on the loop itself.
+"""The log in a SQLite file on virtual time: the work of its threads is done on the loop itself.
 
-Virtual time jumps when the loop has nothing to do, which is when a thread has; so here are none. Work that is handed to
-one is done some turns of the loop later, and what came of it is told some turns after that: everything between is as
-it is with threads, and every run can be repeated. It takes no virtual time.
+Virtual time jumps when the loop is idle, even while a thread works; so there are no threads here. Work for a thread is
+done some turns of the loop later, and its outcome delivered some turns after that: other tasks run in between, as they
+do with threads, and every run can be repeated. The work takes no virtual time.
 """
 
 import asyncio
@@ -28,7 +28,9 @@ Ts = TypeVarTuple("Ts")
 
 
 class ThreadlessLoop(VirtualTimeLoop):
-    """``delays``: how many turns the work for a thread takes to begin, and its outcome to come back; over and over."""
+    """A loop that does the work for threads itself. ``delay`` sets after how many turns: those before the first work,
+    before its outcome, before the next work and so on, in a cycle.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,9 +56,9 @@ class ThreadlessLoop(VirtualTimeLoop):
                 done.set_result(func(*args))
             except Exception as error:
                 done.set_exception(error)
-            self.some_turns_later(tell)
+            self.some_turns_later(deliver)
 
-        def tell() -> None:
+        def deliver() -> None:
             if answer.done():
                 return
             if error := done.exception():
@@ -78,7 +80,7 @@ class ThreadlessWriter(Writer):
         self._loop, self._append, self._on_commit = loop, append, on_commit
         self._queue = queue.SimpleQueue()
         self._ending, self._ended = threading.Lock(), False
-        self._untold: deque[Callable[[], None]] = deque()  # threads too tell a loop one thing after the other
+        self._untold: deque[Callable[[], None]] = deque()  # in order, as a thread's calls of call_soon_threadsafe
 
     def submit(self, entry: Entry | None) -> asyncio.Future[Position]:
         answer = super().submit(entry)
@@ -89,7 +91,7 @@ class ThreadlessWriter(Writer):
         self._work()
 
     def _work(self) -> None:
-        """Commit what waits."""
+        """Commit the waiting entries."""
         if not self._queue.empty() and (first := self._queue.get_nowait()) is not None:
             group = [first]
             self._join(group)
@@ -101,7 +103,9 @@ class ThreadlessWriter(Writer):
 
 
 class ThreadlessSQLiteBroker(SQLiteBroker):
-    """Nor does it listen for other processes: what a selector watches costs real time."""
+    """A SQLite log without threads. It does not listen for other processes, since waiting for a selector takes real
+    time.
+    """
 
     async def __aenter__(self) -> Self:
         with patch("sse_app.brokers.sqlite.Writer", ThreadlessWriter):

@@ -1,4 +1,4 @@
-"""A hub's web face as the tests see it: in this process, or byte by byte on a real socket."""
+"""A hub's endpoints for tests: in this process, or byte by byte on a real socket."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ from tests.support.paths import served
 from tests.support.peers import PATIENCE, until
 
 PROBLEM = "application/problem+json"
-DEADLINE = 0.4  # seconds, of a hub that is in haste
+DEADLINE = 0.4  # seconds; the deadlines of HastyHub
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def web(
 
 
 def code_of(response: "httpx.Response | Answer") -> tuple[int, str]:
-    """Status and code of an error, once it has the shape that every error has."""
+    """The status and code of an error, after a check that it has the shape of all errors."""
     assert response.headers["content-type"] == PROBLEM, response
     problem = msgspec.json.decode(response.content)
     assert list(problem) == ["type", "title", "status", "code", "detail"]
@@ -63,7 +63,7 @@ def code_of(response: "httpx.Response | Answer") -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered on a raw connection; header names in lower case."""
+    """A server's answer on a raw connection; header names are in lower case."""
 
     status_code: int
     headers: dict[str, str]
@@ -85,7 +85,7 @@ async def call(
     messages: Iterable[Message] = (),
     **scope_options: Any,
 ) -> Answer:
-    """What an ASGI app answers to what servers that are less strict than ours, or set otherwise, would let through."""
+    """Return an ASGI app's answer to a request that our server would refuse; other servers may let it through."""
     scope = {
         "type": "http",
         "http_version": "1.1",
@@ -112,7 +112,7 @@ async def call(
 
 @dataclass(frozen=True, slots=True)
 class LiveHub:
-    """A hub behind our own HTTP protocol on a real socket. It runs in another thread."""
+    """A hub behind our own HTTP protocol on a real socket, in another thread."""
 
     url: str
     port: int
@@ -124,7 +124,7 @@ class LiveHub:
             yield connection
 
     def ask(self, *pieces: bytes) -> bytes:
-        """Everything that comes back until the server closes, which a good request has to ask for."""
+        """Return all that arrives until the server closes. A valid request has to ask for the close itself."""
         with self.connect() as connection:
             for piece in pieces:
                 connection.sendall(piece)
@@ -135,7 +135,7 @@ class LiveHub:
 
 
 def read_until(connection: socket.socket, end: bytes) -> bytes:
-    """What arrives up to ``end``, or to the end of the connection. TimeoutError when neither comes."""
+    """Return what arrives up to ``end``, or to the end of the connection. Raises TimeoutError when neither comes."""
     received = b""
     while not (end and end in received) and (piece := connection.recv(65536)):
         received += piece
@@ -143,7 +143,7 @@ def read_until(connection: socket.socket, end: bytes) -> bytes:
 
 
 def until_open(hub: Hub, subscribers: int) -> None:
-    """Wait until a hub in another thread has so many streams open: it sees a client come and go when it gets to it."""
+    """Wait until a hub in another thread has so many streams open: it notices connects and disconnects later."""
     assert hub.node.life._loop is not None
     open_there = until(lambda: len(hub) == subscribers, f"{subscribers} streams are open")
     asyncio.run_coroutine_threadsafe(open_there, hub.node.life._loop).result()
@@ -168,8 +168,8 @@ def live_hub(**settings: Any) -> Iterator[LiveHub]:
 
 @dataclass(frozen=True, slots=True)
 class HastyHub:
-    """A hub behind our own HTTP protocol on a real socket, that waits ``DEADLINE`` for a head, a body, and what is left
-    of one. It runs in the loop of its test, on virtual time: that ends when nobody has anything left to do, not before.
+    """A hub behind our own HTTP protocol on a real socket, that waits ``DEADLINE`` for a head, a body, and the rest of
+    one. It runs in the loop of its test on virtual time, so that a deadline passes only when nothing is left to do.
     """
 
     hub: Hub
@@ -184,7 +184,7 @@ class HastyHub:
             outgoing.close()
 
     async def answer(self, request: bytes) -> Answer:
-        """What comes back until the server closes."""
+        """Return what arrives until the server closes."""
         async with self.connect() as (incoming, outgoing):
             outgoing.write(request)
             return Answer.parse(await incoming.read())
@@ -196,5 +196,5 @@ async def hasty_hub(**settings: Any) -> AsyncIterator[HastyHub]:
     async with Hub(head_deadline=DEADLINE, **settings) as hub, served(hub.app, protocol) as server:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        loop.patience = 0.2  # real seconds: nothing on loopback is under way for so long
+        loop.patience = 0.2  # real seconds: nothing on loopback takes so long
         yield HastyHub(hub, server.port)

@@ -1,6 +1,6 @@
 """A reference parser of event streams, as the WHATWG HTML standard words it (9.2.5, 9.2.6). The oracle of the tests.
 
-It takes a whole stream, one character after the other, is as slow as it is plain, and shares nothing with ``sse_app``.
+It takes a whole stream, one character after the other, is plain and slow, and shares no code with ``sse_app``.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ LF, CR, BOM = "\n", "\r", "\ufeff"
 
 @dataclass(frozen=True)
 class Dispatched:
-    """What the page's handler gets."""
+    """An event as the page's handler gets it."""
 
     type: str
     data: str
@@ -19,7 +19,7 @@ class Dispatched:
 
 @dataclass
 class Stream:
-    """What a browser has made of the bytes so far, and what it keeps in between (9.2.6)."""
+    """The state of a browser's parser, and the events that it has dispatched (9.2.6)."""
 
     events: list[Dispatched] = field(default_factory=list)
     last_event_id: str = ""
@@ -65,7 +65,7 @@ class Stream:
 
 
 def parse(stream: bytes) -> Stream:
-    """Read a stream to its end; what no line end and no blank line completes is discarded."""
+    """Parse a whole stream; an unfinished line and an unfinished block at its end are discarded."""
     text = stream.decode("utf-8", "replace")
     if text.startswith(BOM):
         text = text[1:]

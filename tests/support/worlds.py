@@ -1,4 +1,4 @@
-"""Where brokers live in tests: each kind of log with both its clocks. The suite over all brokers runs in each."""
+"""The worlds of brokers in tests: each kind of log with both its clocks. The suite over all brokers runs in each."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ class World:
     kept: bool = True
     distant: bool = False
     clocked: bool = True
-    clock: Clock = field(default_factory=lambda: Clock(1_000.0))  # seconds that never jump
-    wall: Clock = field(default_factory=lambda: Clock(1_700_000_000.0))  # Unix time, which may
+    clock: Clock = field(default_factory=lambda: Clock(1_000.0))  # seconds, monotonic
+    wall: Clock = field(default_factory=lambda: Clock(1_700_000_000.0))  # Unix time, which may jump
 
     def open(self, **settings: Any) -> Broker:
         clocks: LogSettings = {"clock": self.clock, "wall": self.wall} if self.clocked else {}
