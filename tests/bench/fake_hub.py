@@ -1,4 +1,4 @@
-"""A hub that does what its faults say, and a run against it."""
+"""A hub with planted faults, and a run of the load against it."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,9 @@ def chunk(body: bytes) -> bytes:
 
 @dataclass
 class FakeHub:
-    """`copies(stream, number)` of an event, statuses by number (0: it hangs up), an end."""
+    """A hub that sends ``copies(stream, number)`` of an event, answers POSTs with statuses by number (0: none, it
+    disconnects), and may end its streams.
+    """
 
     copies: Callable[[int, int], int] = lambda stream, number: 1
     statuses: dict[int, int] = field(default_factory=dict)
@@ -65,13 +67,13 @@ class FakeHub:
 
 @contextlib.asynccontextmanager
 async def serving(hub: FakeHub) -> AsyncIterator[str]:
-    """The base URL of the hub, which has a path."""
+    """Serve the hub, and yield its base URL, which has a path."""
     async with listening(hub.serve, backlog=256) as port:
         yield f"http://127.0.0.1:{port}/hub/"
 
 
 async def measured(hub: FakeHub, **changes: Any) -> Report:
-    """A run of 20 subscribers that is over after 12 events."""
+    """Run a load of 20 subscribers and 12 events."""
     load = Load(subscribers=20, events=12, duration=30, warmup=0, settle=0, patience=30)
     async with serving(hub) as url:
         return await run(replace(load, **changes), url)

@@ -1,4 +1,4 @@
-"""The command: which runs it asks for, what it prints, and how it ends."""
+"""The command: the runs that it starts, its output, and its exit status."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.bench.test_report import OTHER, REPORT
 
 
 class Compared:
-    """In place of ``compare``: remembers what was asked for."""
+    """Stands in for ``compare``, and records its arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *reports: Report) -> None:
         self.asked: tuple[Any, ...] = ()

@@ -1,4 +1,4 @@
-"""A stream's connection: from the GET to the events, and what can go wrong on the way."""
+"""A stream's connection: from the GET to the events, and the failures on the way."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from tests.bench.fake_hub import HEAD, FakeHub, chunk, serving
 
 
 class Wire(asyncio.Transport):
-    """A transport that goes nowhere."""
+    """A transport without a peer."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__({"socket": sock})
@@ -32,7 +32,7 @@ class Wire(asyncio.Transport):
 
 
 class Dialled:
-    """A connection that has just been made."""
+    """A connection just opened."""
 
     def __init__(self, sock: socket.socket, read: bool = True) -> None:
         self.tally, self.wire = Tally("beef"), Wire(sock)

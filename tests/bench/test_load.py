@@ -1,4 +1,4 @@
-"""What a load may ask for."""
+"""The parameters of a load, and the limits of each."""
 
 import resource
 from typing import Any, get_args

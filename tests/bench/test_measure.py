@@ -1,4 +1,4 @@
-"""Whole runs: against a hub with planted faults, and against each server that is here."""
+"""Whole runs: against a hub with planted faults, and against each installed server."""
 
 import asyncio
 import os

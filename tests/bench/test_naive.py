@@ -1,4 +1,4 @@
-"""The naive server is a fair one: it delivers what it is given."""
+"""The naive server is a fair comparison: it delivers all that is published."""
 
 import json
 

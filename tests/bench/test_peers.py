@@ -16,7 +16,7 @@ from sse_app.errors import BenchFailed, BenchRefused
 
 PRINTS = "print('ready: http://127.0.0.1:4321/ and so on', flush=True); __import__('signal').pause()"
 
-# nginx as far as it is needed: it listens where its configuration says.
+# A stand-in for nginx, which only listens where its configuration says.
 NGINX = """#!{python}
 import pathlib, re, signal, socket, sys
 file = pathlib.Path(sys.argv[sys.argv.index("-c") + 1])
@@ -58,7 +58,7 @@ def test_a_url_is_let_be_and_its_process_found() -> None:
             with serving(server.url) as same:
                 assert same == (server if sys.platform == "linux" else Server(server.url, None))
     with serving(server.url) as same:
-        assert same.pid is None  # nobody listens there any more
+        assert same.pid is None  # nothing listens there any more
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_who_listens_is_found_by_the_port() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-        assert listener(port) is None  # it is taken, so that nobody else can listen there
+        assert listener(port) is None  # the test holds the port, so that no other process can listen there
         server.listen()
         assert listener(port) == os.getpid()
 

@@ -1,4 +1,4 @@
-"""Lost and doubled are counted by the numbers of the events."""
+"""The counts of lost and doubled events follow from their numbers."""
 
 import asyncio
 
@@ -32,7 +32,7 @@ def frames(*numbers: int) -> bytes:
 
 
 def take(stream: Subscriber, *numbers: int) -> bool:
-    """One read with these events, sent at 5 and read at 9."""
+    """Feed one read with these events, sent at 5 s and read at 9 s."""
     return stream.take(chunk(frames(*numbers)), now=9)
 
 
@@ -86,7 +86,7 @@ def test_nobody_has_to_get_what_the_server_refused() -> None:
     tally = Tally("beef")
     streams = [tally.opened(chunked=True) for _ in range(2)]
     first, second, third = (tally.publish() for _ in range(3))
-    take(streams[0], second)  # it came, though its POST then failed
+    take(streams[0], second)  # delivered, though its POST then failed
     tally.fail(second, "POST answered 503")
     take(streams[1], first, second, third)
     assert (tally.lost(), tally.doubled, tally.owed) == (2, 0, 2)

@@ -1,4 +1,4 @@
-"""Chunks, answers and markers, wherever a read cuts them."""
+"""Chunks, answers and markers, wherever two reads divide them."""
 
 import json
 

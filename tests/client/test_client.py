@@ -30,7 +30,7 @@ Answer = httpx.Response | Exception | Callable[[], httpx.Response]
 
 
 class Scripted(httpx.AsyncBaseTransport):
-    """Answers with one after the other of what it was given, and keeps what was asked. The last one is kept up."""
+    """A transport that returns the given answers in turn, the last one for ever, and records the requests."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -91,7 +91,7 @@ async def client_and_hub(name: str | None = None, **settings: Any) -> AsyncItera
 
 
 async def opened(client: Client, *topics: str) -> "tuple[Stream, asyncio.Task[Event]]":
-    """A stream that is subscribed, and its first event to come."""
+    """A stream that is subscribed, and a task that waits for its first event."""
     is_open = asyncio.Event()
     stream = client.listen(*topics, on_state=lambda stream: is_open.set())
     task = asyncio.ensure_future(anext(stream))
@@ -130,7 +130,7 @@ async def test_the_welcome_and_the_state_are_there_to_see() -> None:
         assert stream.welcome["client"] == client.name == "till-3"
         assert (stream.welcome["subscribers"], stream.welcome["last"]["id"]) == (1, event.id)
     assert [state for state, _ in states] == [State.OPEN, State.CLOSED]
-    assert states[0][1] > 0  # the welcome is known when the stream is said to be open
+    assert states[0][1] > 0  # the welcome is there before the state is OPEN
 
 
 @pytest.mark.virtual_time
@@ -178,7 +178,7 @@ async def test_since_reaches_back() -> None:
 
 
 class Cutting(httpx.AsyncBaseTransport):
-    """Cuts the first stream after so many bytes of its body."""
+    """A transport that cuts the first stream after so many bytes of its body."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport, after: int) -> None:
         self.inner, self.left = inner, after
@@ -280,7 +280,7 @@ async def test_attempts_that_fail_come_further_apart_up_to_a_cap() -> None:
         stream = client.listen()
         await anext(stream)
         first, *later = transport.waits
-        assert first == pytest.approx(1)  # what the server had said
+        assert first == pytest.approx(1)  # the time that the server named
         for number, wait in enumerate(later, 1):
             ceiling = min(BACKOFF[1], 2**number)
             assert max(1, ceiling / 2) <= wait <= ceiling, number
@@ -289,7 +289,7 @@ async def test_attempts_that_fail_come_further_apart_up_to_a_cap() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(2.5):
                 await anext(stream)
-        assert transport.waits[len(later) + 1] == pytest.approx(1)  # a stream that was open has its first wait again
+        assert transport.waits[len(later) + 1] == pytest.approx(1)  # after a stream that was open the waits begin anew
 
 
 @pytest.mark.virtual_time
@@ -365,7 +365,7 @@ async def silent(scope: Any, receive: Any, send: Any, welcome: bytes = WELCOME) 
 
 
 async def losses(app: Any, until: float, **options: Any) -> list[tuple[Any, type]]:
-    """When a stream was lost, and why."""
+    """The times at which a stream was lost, with the errors."""
     lost: list[tuple[Any, type]] = []
 
     def note(stream: Stream) -> None:
@@ -538,16 +538,16 @@ async def test_a_gap_is_raised_at_its_place_and_what_follows_still_comes() -> No
 async def test_who_takes_gaps_gets_them_in_order_and_goes_on(asynchronous: bool) -> None:
     order: list[str | None] = []
 
-    async def told_later(gap: Gap) -> None:
+    async def on_gap_later(gap: Gap) -> None:
         await asyncio.sleep(0)
         order.append(gap.reason)
 
-    def told(gap: Gap) -> None:
+    def on_gap(gap: Gap) -> None:
         order.append(gap.reason)
 
     transport = Scripted(stream_of(WELCOME + event(1) + gap(5) + event(6)))
     async with client_of(transport) as client:
-        stream = client.listen(on_gap=told_later if asynchronous else told)
+        stream = client.listen(on_gap=on_gap_later if asynchronous else on_gap)
         for _ in range(2):
             order.append((await anext(stream)).id)
     assert order == ["e-1", "trimmed", "e-6"]
@@ -693,8 +693,8 @@ async def test_a_hub_with_a_key_refuses_who_has_none() -> None:
         assert (refused.value.status, refused.value.code) == (401, "unauthorized")
 
 
-class Deaf(httpx.AsyncBaseTransport):
-    """Passes every request on and loses so many of the answers."""
+class LosingAnswers(httpx.AsyncBaseTransport):
+    """A transport that passes every request on and loses so many of the answers."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport, number: int) -> None:
         self.inner, self.left, self.requests = inner, number, 0
@@ -712,10 +712,10 @@ class Deaf(httpx.AsyncBaseTransport):
 @pytest.mark.virtual_time
 async def test_a_lost_answer_doubles_nothing() -> None:
     async with Hub() as hub:
-        deaf = Deaf(StreamingASGITransport(hub.app), 3)
-        async with client_of(deaf) as client:
+        transport = LosingAnswers(StreamingASGITransport(hub.app), 3)
+        async with client_of(transport) as client:
             published = await client.publish("once")
-        assert deaf.requests == 4
+        assert transport.requests == 4
         assert (hub.node.totals.published, (await hub.stats())["top"]) == (1, published.id)
 
 
@@ -896,4 +896,4 @@ def test_an_error_in_a_scripts_block_ends_its_thread() -> None:
     before = set(threading.enumerate())
     with pytest.raises(ZeroDivisionError), SyncClient("http://localhost") as client:
         1 / len(client.listen().last_event_id)
-    assert not set(threading.enumerate()) - before  # those of other tests may end meanwhile
+    assert not set(threading.enumerate()) - before  # threads of other tests may end meanwhile

@@ -1,4 +1,4 @@
-"""What a client makes of the HTTP library below it: httpx2 and httpx alike, and nothing of either comes out."""
+"""The client over its HTTP library: httpx2 and httpx alike, with errors of neither raised to the caller."""
 
 import asyncio
 import base64
@@ -51,7 +51,7 @@ def server() -> "Any":
 async def client_of(
     library: ModuleType, handler: Handler, url: str = "http://hub", **options: Any
 ) -> AsyncIterator[Client]:
-    """A client of a library whose requests are answered by a function."""
+    """A client over this library, with a function that answers its requests."""
     async with (
         library.AsyncClient(transport=library.MockTransport(handler), **options.pop("library_options", {})) as http,
         Client(url, http=http, **options) as client,
@@ -60,7 +60,7 @@ async def client_of(
 
 
 class Answering:
-    """Answers like this, and keeps what was asked."""
+    """A handler that always returns this answer, and records the requests."""
 
     def __init__(self, library: ModuleType, status: int = 200, **answer: Any) -> None:
         self.library, self.status, self.answer = library, status, answer or {"json": DONE}
@@ -72,7 +72,7 @@ class Answering:
 
 
 class Failing:
-    """Fails with these errors of the library, the last of which is kept up."""
+    """A handler that raises these errors of the library in turn, the last one for ever."""
 
     def __init__(self, library: ModuleType, *names: str) -> None:
         self.library, self.names = library, list(names)

@@ -25,7 +25,7 @@ from tests.support.worlds import World
 from tests.test_cli import environment
 
 STEP = SyncStream.__next__.__code__
-AT_ONCE = b"retry: 0\n\n"  # it connects again, and is answered 204
+AT_ONCE = b"retry: 0\n\n"  # the client reconnects at once, and the answer is 204
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def server() -> Iterator[LiveHub]:
 
 
 def script(text: str, *arguments: str) -> str:
-    """What a program says that ends well, with no warning."""
+    """The output of a program, which must end with status 0 and without a warning."""
     done = subprocess.run(
         [sys.executable, "-c", text, *arguments], env=environment(), capture_output=True, text=True, timeout=PATIENCE
     )
@@ -50,7 +50,7 @@ def test_a_client_needs_no_block(server: LiveHub) -> None:
     threads = set(threading.enumerate())
     client = SyncClient(server.url, name="notebook")
     assert repr(client) == f"<SyncClient notebook of {server.url}>"
-    assert set(threading.enumerate()) <= threads  # it connects when it is used
+    assert set(threading.enumerate()) <= threads  # the client connects when it is first used
     published = client.publish("x")
     stream = client.listen(last=1)
     assert next(stream).id == published.id
@@ -247,12 +247,12 @@ in_child(lambda: print(publisher.publish("y").position.offset))
 
 
 class Interrupted(Exception):
-    """As a task queue's soft time limit."""
+    """Raised by a handler of a signal, as a task queue's soft time limit is."""
 
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What collecting garbage calls is no part of a step, and cannot raise."""
+    """Switch the garbage collector off: the finalizers that it calls are no part of a step, and cannot raise."""
     gc.collect()
     gc.disable()
     yield
@@ -260,7 +260,7 @@ def no_collector() -> Iterator[None]:
 
 
 class Served:
-    """Answers with one stream after the other of these pieces."""
+    """A server that answers with one stream of these pieces after the other."""
 
     def __init__(self, *streams: list[bytes]) -> None:
         self.streams = list(streams)
@@ -286,9 +286,9 @@ def listening_to(*streams: list[bytes], **options: Any) -> Iterator[SyncStream]:
 
 @contextmanager
 def interrupted_at(number: int) -> Iterator[Callable[[], bool]]:
-    """Raise where Python looks for signals, at one of these places in a step; yields whether it came so far.
+    """Raise at one of the places in a step where Python runs the handlers of signals; yields whether it was reached.
 
-    CPython runs handlers when a Python function is entered and after each call; a profile function sees both.
+    CPython runs handlers when a Python function is entered and after each call; a profile function gets both.
     """
     seen, inside = 0, False
 
@@ -296,7 +296,7 @@ def interrupted_at(number: int) -> Iterator[Callable[[], bool]]:
         nonlocal seen, inside
         if frame.f_code is STEP and what in ("call", "return"):
             inside = what == "call"
-        swallows = frame.f_code.co_name in ("_remove", "remove", "__del__")  # of what is freed: it cannot raise
+        swallows = frame.f_code.co_name in ("_remove", "remove", "__del__")  # finalizers, which cannot raise
         if inside and not swallows and what in ("call", "c_return", "return"):
             seen += 1
             if seen == number:
@@ -347,7 +347,7 @@ def test_a_signal_at_any_point_of_a_step_takes_no_gap_away() -> None:
 
 
 def test_signals_while_events_come_lose_and_double_nothing(server: LiveHub) -> None:
-    """Real ones, as they fall; raised within a step, and not in what the test does with what it got."""
+    """The signals are real and come at any time. The handler raises only within a step, not between two steps."""
     interruptions = 0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -362,7 +362,7 @@ def test_signals_while_events_come_lose_and_double_nothing(server: LiveHub) -> N
 
     def bother() -> None:
         for number in count():
-            if is_over.wait(0.0005):  # as often as there is time for it: a pause, not a wait
+            if is_over.wait(0.0005):  # a pause between two signals; nothing depends on its length
                 return
             if number < 1_500:
                 server.hub.publish_threadsafe(str(number))
@@ -397,7 +397,7 @@ def test_signals_while_events_come_lose_and_double_nothing(server: LiveHub) -> N
 
 
 def test_a_signal_gives_up_a_publication(server: LiveHub) -> None:
-    """Else it would go on being tried for a minute, behind the back of who was told that it failed."""
+    """Otherwise the client would try again for a minute, though the caller has got the exception."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted

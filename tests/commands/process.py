@@ -1,4 +1,4 @@
-"""The commands as who types them has them: a process, with pipes or on a terminal."""
+"""The commands as a user runs them: in a process, with pipes or on a terminal."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ Process = subprocess.Popen[str]
 
 
 def sse_app(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run to its end."""
+    """Run a command to its end."""
     return subprocess.run(
         [*COMMAND, *arguments],
         input=input,
@@ -28,7 +28,7 @@ def sse_app(*arguments: str, input: str = "", **variables: str) -> subprocess.Co
 
 @contextmanager
 def started(*arguments: str, stdin: int | IO[str] | None = subprocess.DEVNULL, **variables: str) -> Iterator[Process]:
-    """A process that goes on, with its output in pipes."""
+    """A command that is still running, with its output in pipes."""
     with subprocess.Popen(
         [*COMMAND, *arguments],
         env=environment(**variables),
@@ -45,19 +45,19 @@ def started(*arguments: str, stdin: int | IO[str] | None = subprocess.DEVNULL, *
 
 @contextmanager
 def nobody() -> Iterator[str]:
-    """A URL where nobody listens, nor can anybody meanwhile."""
+    """A URL where nothing listens, and nothing else can begin to listen meanwhile."""
     with reserved_port() as port:
         yield f"http://127.0.0.1:{port}"
 
 
 def lines_of(stream: IO[str] | None, number: int) -> list[str]:
-    """The next so many lines, without their ends."""
+    """Read so many lines, and return them without their ends."""
     assert stream is not None
     return [stream.readline().rstrip("\n") for _ in range(number)]
 
 
 class Terminal:
-    """What a process shows of stdout and stderr together, and what is typed."""
+    """A process on a terminal: its stdout and stderr together, and the keyboard."""
 
     def __init__(self, process: subprocess.Popen[bytes], end: int) -> None:
         self.process = process
@@ -68,7 +68,7 @@ class Terminal:
         os.write(self._end, typed)
 
     def until(self, text: str) -> None:
-        """Until this is shown that was not before."""
+        """Wait until this is shown, after all that was waited for before."""
         seen = len(self.shown)
         while text not in self.shown[seen:]:
             assert self._read(), self.shown
@@ -83,7 +83,7 @@ class Terminal:
         assert ready, self.shown
         try:
             piece = os.read(self._end, 65_536)
-        except OSError:  # EIO: nobody has the other end any more
+        except OSError:  # EIO: no process has the other end open any more
             piece = b""
         self.shown += piece.decode(errors="replace").replace("\r\n", "\n")
         return bool(piece)
@@ -91,7 +91,7 @@ class Terminal:
 
 @contextmanager
 def terminal(*arguments: str, stdin: IO[bytes] | None = None, **variables: str) -> Iterator[Terminal]:
-    """A process on a terminal of 200 columns. What is not typed can come from a file."""
+    """A command on a terminal of 200 columns. Its stdin may be a file instead."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [*COMMAND, *arguments],
@@ -111,7 +111,7 @@ def terminal(*arguments: str, stdin: IO[bytes] | None = None, **variables: str) 
 def on_a_terminal(
     *arguments: str, typed: bytes = b"", stdin: IO[bytes] | None = None, **variables: str
 ) -> tuple[int, str]:
-    """Exit status, and all that was shown."""
+    """Run a command on a terminal. Return the exit status, and all that was shown."""
     with terminal(*arguments, stdin=stdin, **variables) as screen:
         screen.type(typed)
         status = screen.to_the_end()

@@ -13,7 +13,7 @@ from sse_app.publisher import Publisher
 from tests.commands.process import sse_app
 from tests.support.redis_server import RedisServer
 
-QUICK = "--seconds", "0.2"  # long enough for a publication each, also where others take the processor meanwhile
+QUICK = "--seconds", "0.2"  # seconds; long enough for one publication on a busy machine
 
 
 def figures(*arguments: str) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def test_an_unknown_shell_is_refused() -> None:
     ],
 )
 def test_commands_and_options_are_completed(typed: str, offered: set[str]) -> None:
-    """What the script asks for at each Tab."""
+    """The script runs this command at each Tab."""
     words = typed.split(" ")
     done = sse_app(_SSE_APP_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1))
     assert {line.partition(",")[2] for line in done.stdout.splitlines()} == offered

@@ -1,4 +1,4 @@
-"""How commands end: one table for all of them, and a line that steers no terminal."""
+"""The ends of commands: one table of exit statuses for all, and error lines without control characters."""
 
 from collections.abc import Iterator
 

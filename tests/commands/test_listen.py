@@ -15,7 +15,7 @@ from tests.test_cli import PATIENCE, serving, url_in
 
 @pytest.fixture
 def ids(server: LiveHub) -> list[str]:
-    """Three publications."""
+    """The ids of three publications."""
     published = (("rain", "message"), ('{"total":9.5}', "order"), ("two\nlines", "message"))
     return [server.hub.publish_threadsafe(data, topic="demo", event=type).id for data, type in published]
 
@@ -138,7 +138,7 @@ def test_a_password_in_the_url_is_not_shown() -> None:
 
 
 def test_nothing_that_a_server_says_steers_the_terminal() -> None:
-    """Neither its reason, nor its name for us, nor a gap."""
+    """Not the reason of a failure, not the client's name in the welcome, not a gap."""
     welcome = 'data: {"client":"\\u001b[2J","subscribers":1}\n\n'
     gap = 'data: {"reason":"\\u001b]0;x\\u0007","requested":"\\u202e","oldest":"","top":""}\n\n'
     stream = f"retry: 1\n\nevent: welcome\n{welcome}event: gap\n{gap}data: x\n\n"
@@ -158,7 +158,7 @@ def test_nothing_that_a_server_says_steers_the_terminal() -> None:
 
 @contextmanager
 def answering(answers: list[tuple[str, str, str]]) -> Iterator[str]:
-    """A server that answers one connection after the other."""
+    """A server that gives these answers, one connection after the other."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -184,7 +184,7 @@ def test_ctrl_c_ends_it_quietly(server: LiveHub, ids: list[str]) -> None:
 
 
 def test_it_ends_quietly_when_nobody_reads_any_more(server: LiveHub, ids: list[str]) -> None:
-    """At once, not with the next event."""
+    """The command ends at once, not with the next event."""
     with started("listen", "--last", "3", SSE_APP_URL=server.url) as process:
         lines_of(process.stdout, 9)
         assert process.stdout is not None

@@ -20,8 +20,8 @@ Post = Callable[..., "asyncio.Task[httpx.Response]"]
 
 
 class Server:
-    """Answers each request on a connection with the next of these. After half an answer it hangs up; None: it says
-    nothing.
+    """A server that answers each request on a connection with the next of these answers: half an answer before a
+    disconnect, None for silence.
     """
 
     def __init__(self, *answers: bytes | None) -> None:

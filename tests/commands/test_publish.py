@@ -16,7 +16,7 @@ SUMMARY = re.compile(r"([\d,]+) published in \d+\.\d s, [\d,]+/s\n")
 
 
 def log(url: str) -> list[Event]:
-    """All that is in the log."""
+    """Return all publications of a log."""
     with SyncClient(url) as client:
         number = client.stats()["totals"]["published"]
         return list(islice(client.listen(last=1_000_000), number))
@@ -70,7 +70,7 @@ def test_no_lines_are_no_events(server: LiveHub, tmp_path: Path) -> None:
 
 
 def test_lines_come_from_a_file_too(server: LiveHub, tmp_path: Path) -> None:
-    lines = [f"{number} {'x' * 1_000}" for number in range(200)]  # more than is read at a time
+    lines = [f"{number} {'x' * 1_000}" for number in range(200)]  # more than one read of stdin
     (tmp_path / "lines").write_text("\n".join(lines))
     with (tmp_path / "lines").open() as file, started("publish", stdin=file, SSE_APP_URL=server.url) as process:
         _, err = process.communicate(timeout=30)
@@ -133,7 +133,7 @@ def test_a_line_that_is_no_text_is_not_sent(server: LiveHub, tmp_path: Path) -> 
 
 
 def test_data_that_is_no_text_is_not_sent(server: LiveHub) -> None:
-    done = sse_app("publish", "caf\udce9", SSE_APP_URL=server.url)  # as Python has the byte E9 of an argument
+    done = sse_app("publish", "caf\udce9", SSE_APP_URL=server.url)  # Python's form of the byte E9 in an argument
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "sse-app: The data holds a lone surrogate, which UTF-8 cannot carry.\n"
     assert log(server.url) == []
@@ -161,7 +161,7 @@ def test_keys_read_from_a_file_have_no_line_end() -> None:
 
 
 def test_a_line_that_ends_a_header_is_never_sent(server: LiveHub) -> None:
-    """What is after it would be a request of its own."""
+    """The text behind the line end would be a second request."""
     smuggled = "k\r\nContent-Length: 0\r\n\r\nPOST /broadcast HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
     for option in ("--idempotency-key", "--publish-key"):
         done = sse_app("publish", "x", option, smuggled, SSE_APP_URL=server.url)
@@ -194,7 +194,7 @@ def test_a_hub_that_is_killed_and_restarted_in_between_gets_every_line_once() ->
             assert publisher.stdin is not None
             publisher.stdin.write(numbers(1, 100))
             publisher.stdin.flush()
-            sse_app("listen", "--last", "100", "--count", "100", SSE_APP_URL=url)  # until they are all there
+            sse_app("listen", "--last", "100", "--count", "100", SSE_APP_URL=url)  # waits until all are in the log
             process.kill()
             process.wait()
             publisher.stdin.write(numbers(101, 200))
@@ -203,7 +203,7 @@ def test_a_hub_that_is_killed_and_restarted_in_between_gets_every_line_once() ->
                 _, err = publisher.communicate(timeout=60)
                 came = [int(event.data) for event in log(url)]
     assert (publisher.returncode, told(err)) == (0, 200)
-    assert came[0] in (100, 101)  # the answer to the hundredth may have been lost, with the log that it was in
+    assert came[0] in (100, 101)  # line 100 may have been sent again, when its answer was lost together with the log
     assert came == list(range(came[0], 201))
 
 

@@ -18,11 +18,12 @@ ORIGIN = "https://app.example"
 
 DOCUMENTED = next(block.text for block in blocks(CHECKOUT / "docs" / "doctor.md") if block.language == "nginx")
 
-# What is planted, by location; {hub} and {other} are hubs with logs of their own, {closed} is a port where nobody is.
-# Only the stream of the impatient one is cut: a busy machine may take as long for another answer.
+# The planted faults by location; {hub} and {other} are hubs with logs of their own, on {closed} nothing listens. The
+# impatient location has its timeout for the stream alone: a busy machine may take as long for another answer.
 LOCATIONS = {
     "good": DOCUMENTED.removeprefix("location / {").strip().removesuffix("}").replace("http://127.0.0.1:8000", "{hub}"),
-    "untouched": 'proxy_pass {hub}/; proxy_set_header Connection "";',  # its own, so that it inherits no Host
+    # With a header of its own a location inherits none, not even Host.
+    "untouched": 'proxy_pass {hub}/; proxy_set_header Connection "";',
     "without-port": "proxy_pass {hub}/; proxy_set_header Host $host;",
     "buffered": "proxy_pass {hub}/; proxy_ignore_headers X-Accel-Buffering;",
     "compressed": "proxy_pass {hub}/; gzip on; gzip_types text/event-stream; gzip_proxied any;",
@@ -99,7 +100,7 @@ def _nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nginx, Pa
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine is no slow proxy."""
+    """Raise the doctor's limits of time: a busy machine is no slow proxy."""
     monkeypatch.setattr(opening, "SLOW_SECONDS", PATIENCE)
     for module in (answers, delivery):
         monkeypatch.setattr(module, "ARRIVAL_SECONDS", PATIENCE)
@@ -114,7 +115,7 @@ def nginx(_nginx: tuple[Nginx, Path], monkeypatch: pytest.MonkeyPatch) -> Nginx:
 
 
 def make_certificate(directory: Path) -> Path:
-    """A certificate for 127.0.0.1 that vouches for itself, with its key beside it."""
+    """Make a self-signed certificate for 127.0.0.1, with its key beside it."""
     certificate = directory / "certificate.pem"
     command = [needed("openssl", "openssl"), "req", "-x509", "-nodes", "-days", "2"]
     command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=127.0.0.1"]

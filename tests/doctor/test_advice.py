@@ -1,4 +1,4 @@
-"""Every proxy has its line for every finding, and the page shows the very lines."""
+"""Every proxy has a line of advice for every finding, and the documentation shows the same lines."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The command: what it asks for, what it prints, and how it ends."""
+"""The command: its arguments, its output, and its exit status."""
 
 import json
 import socket
@@ -20,7 +20,7 @@ NOT_CHECKED = Finding("cors", Verdict.NOT_CHECKED, "give an origin")
 
 
 class Examined:
-    """In place of ``examine``: remembers what was asked for."""
+    """Stands in for ``examine``, and records its arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> None:
         self.asked: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The doctor on hubs without a proxy, on what is none, and on hubs behind what an nginx would hardly do."""
+"""The doctor on hubs without a proxy, on servers that are no hub, and behind faults that nginx cannot be set to."""
 
 import asyncio
 import re
@@ -141,7 +141,7 @@ async def test_a_hub_that_takes_smaller_bodies_is_no_proxys_fault() -> None:
 
 async def test_events_that_come_in_clumps() -> None:
     async def collect(scope: Scope, message: Message, send: Pass) -> None:
-        """Keeps events until the fifth and the tenth are there, as what flushes by size does."""
+        """Hold events back until the fifth and the tenth, as a proxy does that flushes by size."""
         if message["type"] == "http.response.start":
             kept.clear()
             await send(message)
@@ -173,10 +173,10 @@ async def test_a_welcome_that_is_held_back_behind_its_head() -> None:
 
 
 async def test_a_stream_that_the_hub_keeps_whatever_is_sent_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifetime, "LEAVE_SECONDS", 0.2)  # it never goes
+    monkeypatch.setattr(lifetime, "LEAVE_SECONDS", 0.2)  # seconds; the stream never ends
 
     async def everyone(scope: Scope, message: Message, send: Pass) -> None:
-        """Stats that still count who has left."""
+        """Answer with statistics that still count closed streams."""
         if message["type"] == "http.response.body":
             seen.update(re.findall(rb'"(sse-app/doctor/[0-9a-f]+/end)"', message["body"]))
             filters = b",".join(b'{"topics":["%b"]}' % topic for topic in seen)
@@ -249,14 +249,14 @@ async def test_another_servers_event_stream(pieces: list[bytes], words: str) -> 
 
 async def test_where_nothing_answers_nothing_is_checked() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # bound, and not listening
         port = taken.getsockname()[1]
         with pytest.raises(DoctorFailed, match=f"http://127.0.0.1:{port} does not answer"):
             await examine(f"http://user:secret@127.0.0.1:{port}/")
 
 
 async def test_what_does_not_speak_http_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "WELCOME_SECONDS", 0.2)  # it never comes
+    monkeypatch.setattr(opening, "WELCOME_SECONDS", 0.2)  # seconds; the welcome never comes
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example ESMTP\r\n")

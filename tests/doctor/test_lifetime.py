@@ -1,4 +1,4 @@
-"""What ended a stream is told from when its bytes came."""
+"""The cause of a stream's end follows from the times of its bytes."""
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ EVENT_STREAM = httpx.Response(200, headers={"Content-Type": "text/event-stream"}
 
 
 def stream(*beats: float, closed: float | None = None, bye: bool = False) -> Stream:
-    """A stream that was welcomed at 0 s, with heartbeats at these times."""
+    """A stream with its welcome at 0 s, and heartbeats at these times."""
     one = Stream()
     one.response, one.answered = EVENT_STREAM, 0.0
     one.arrivals = [Arrival(0.0, Event("{}", "welcome"))] + [Arrival(9.0, Event("{}", "bye"))] * bye

@@ -8,7 +8,7 @@ from tests.support.peers import PATIENCE
 
 
 def found(findings: list[Finding]) -> dict[str, Finding]:
-    """What asks for a change, by check."""
+    """The findings that ask for a change, by check."""
     return {finding.check: finding for finding in findings if finding.asks_for_a_change}
 
 
@@ -44,7 +44,7 @@ async def test_a_good_set_up_has_no_finding(nginx: Nginx) -> None:
 async def test_a_planted_fault_is_found_and_only_it(
     nginx: Nginx, location: str, check: str, verdict: Verdict, setting: str
 ) -> None:
-    idle = PATIENCE if check == "idle" else 1  # seconds; a stream that is cut is not watched any longer
+    idle = PATIENCE if check == "idle" else 1  # seconds; the check ends as soon as the stream is cut
     findings = await examine(nginx.url(location), origin=ORIGIN, idle=idle)
     [finding] = found(findings).values()
     assert (finding.check, finding.verdict) == (check, verdict), finding.measured

@@ -12,7 +12,7 @@ SHOWN = [block for block in blocks(CHECKOUT / "docs" / "doctor.md") if block.lan
 
 @pytest.mark.parametrize("block", SHOWN, ids=lambda block: block.language)
 async def test_a_good_proxy_lacks_tls_alone(block: Block) -> None:
-    # With the second heartbeat Apache notices that a client left; within 5 s it is a finding.
+    # Apache notices a disconnect with the second heartbeat; more than 5 s would be a finding.
     with live_hub(heartbeat=1) as hub, documented(block.language, block.text, [hub.port]) as url:
         findings = await examine(url, origin=url)
     left = {finding.check: finding.verdict for finding in findings if finding.verdict != Verdict.OK}
@@ -24,7 +24,7 @@ async def test_a_host_that_lost_its_port_is_a_problem_without_tls() -> None:
         findings = {finding.check: finding for finding in await examine(url)}
     assert findings["host"].verdict == Verdict.PROBLEM
     assert url in findings["host"].measured
-    assert findings["buffering"].verdict == Verdict.OK  # all else works, which is why it is overlooked
+    assert findings["buffering"].verdict == Verdict.OK  # all else works, so that users overlook this fault
 
 
 async def test_a_host_with_the_port_of_nginx_is_as_good() -> None:

@@ -250,7 +250,7 @@ def cancel_at(number: int, work: Coroutine[Any, Any, object], *, late: bool) -> 
 
 
 class TroubledBroker(MemoryBroker):
-    """A memory log that may be unreachable, that may not announce a publication, and that may lose all and begin anew."""
+    """A memory log that may be unreachable, may not announce a publication, and may lose all and begin anew."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

@@ -161,7 +161,7 @@ async def test_a_gap_that_our_client_raises_is_told_too() -> None:
             stream = client.listen(last_event_id=first.id)
             with pytest.raises(AssertionError, match=r"received 0 of 3 .* then a gap: .*trimmed"):
                 await assert_received(stream, [1, 2, 3])
-            await assert_received(stream, [3])  # it goes on behind the gap
+            await assert_received(stream, [3])  # the stream goes on behind the gap
 
 
 async def test_every_stream_of_ours_can_be_asserted(sse_hub: Hub, sse_client: httpx.AsyncClient) -> None:

@@ -26,7 +26,7 @@ LIBRARIES = pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "h
 
 @asynccontextmanager
 async def cutting(*after: int, library: Any = httpx, size: int = 7, **options: Any) -> AsyncIterator[Any]:
-    """A client of a replay, and of its streams cut after so many bytes."""
+    """A client of a replayed recording, whose streams are cut after so many bytes."""
     app = replay(Recording(BODY), size=size, hold=False)
     transport = CuttingTransport(StreamingASGITransport(app), after, **options)
     async with library.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
@@ -34,7 +34,7 @@ async def cutting(*after: int, library: Any = httpx, size: int = 7, **options: A
 
 
 async def read(client: Any, url: str = "/") -> bytes:
-    """The body up to its end, or to the error at its end."""
+    """Read the body up to its end, or to the error that ends it."""
     body = b""
     async with client.stream("GET", url) as response:
         try:
@@ -73,7 +73,7 @@ async def test_a_stream_that_is_shorter_ends_by_itself_and_is_no_cut() -> None:
 
 
 async def test_a_cut_does_not_wait_for_the_next_byte() -> None:
-    """Nor for a heartbeat of a quiet stream: the replay holds its stream open, and says nothing more."""
+    """The replay holds its stream open and sends nothing more, not even a heartbeat."""
     transport = CuttingTransport(StreamingASGITransport(replay(Recording(BODY))), [len(BODY)])
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
         assert await read(client) == BODY + b"<httpx ReadError>"
@@ -134,7 +134,7 @@ async def test_our_client_loses_and_doubles_nothing_whatever_byte_a_cut_is_at(lo
             await hub.publish("last", topic="numbers")
             await assert_received(stream, ["last"], timeout=1_000_000)
     assert transport.cuts > 300  # bytes, of the welcome and three events
-    assert asyncio.get_running_loop().time() > transport.cuts  # a client that does not wait would storm its hub
+    assert asyncio.get_running_loop().time() > transport.cuts  # a client without waits would flood its hub
 
 
 def test_an_unknown_loss_is_refused() -> None:

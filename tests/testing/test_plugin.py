@@ -1,4 +1,4 @@
-"""Fixtures and mark of ``sse_app.pytest_plugin`` in projects of others, under anyio's plugin and pytest-asyncio."""
+"""The fixtures and the mark of ``sse_app.pytest_plugin`` in other projects, under anyio's plugin and pytest-asyncio."""
 
 import re
 import subprocess
@@ -75,7 +75,7 @@ async def test_real():
 
 
 def run(directory: Path, plugin: str, test: str, conftest: str = CONFTEST) -> tuple[str, str]:
-    """Run a project's tests with warnings as errors. Return the last line and all that was said."""
+    """Run a project's tests with warnings as errors. Return the last line of the output, and all of it."""
     settings = ["[tool.pytest.ini_options]", 'filterwarnings = ["error"]', 'addopts = "--strict-markers"']
     settings += ['asyncio_default_fixture_loop_scope = "function"'] if "pytest-asyncio" in plugin else []
     (directory / "pyproject.toml").write_text("\n".join([*settings, SETTINGS[plugin]]))
@@ -146,7 +146,7 @@ def test_the_tests_of_the_documentation_pass_under_pytest_asyncio_too(tmp_path: 
 
 
 def test_the_loops_of_other_tests_of_pytest_asyncio_stay_theirs(tmp_path: Path) -> None:
-    """A project's own hook holds for the tests without the mark."""
+    """The project's own hook makes the loops of tests without the mark."""
     hook = """
 import asyncio
 

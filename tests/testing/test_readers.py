@@ -54,7 +54,7 @@ async def test_a_hub_tells_a_reader_that_is_too_slow_what_it_has_missed() -> Non
         assert (await anext(reader)).type == "welcome"
         for number in range(100):
             await hub.publish(number)
-            await asyncio.sleep(0.01)  # virtual: it is delivered before the next
+            await asyncio.sleep(0.01)  # virtual seconds: each is delivered before the next
         while not came or came[-1].data != "99":
             came.append(await anext(reader))
     [gap] = [event for event in came if event.type == "gap"]

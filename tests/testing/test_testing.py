@@ -44,7 +44,7 @@ def body(chunk: bytes = b"", more: bool = True) -> Message:
 
 
 class Endless:
-    """An app that sends what the test gives to `queue` and records what it sees."""
+    """An app that sends what the test puts into ``queue``, and records what it receives."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[bytes] = asyncio.Queue()
@@ -194,7 +194,7 @@ async def test_send_does_not_suspend_while_there_is_room() -> None:
     assert stepped == [True, False]
 
 
-# The client leaves
+# The client disconnects
 
 
 async def test_closing_the_response_disconnects_the_app() -> None:
@@ -832,7 +832,7 @@ async def test_with_the_streams_of(make: Callable[[Counter], ASGIApp], version: 
             assert [(await anext(stream)).data for _ in range(3)] == ["0", "1", "2"]
         await settled()
         assert counter.closed
-    # From ASGI 2.4 on Starlette hears of a disconnect only when it sends, so the idle stream has to be cancelled.
+    # From ASGI 2.4 on Starlette notices a disconnect only when it sends, so the idle stream has to be cancelled.
     assert clock() == pytest.approx(1 if version == "2.4" and make is not sse_starlette_app else 0)
 
 
@@ -900,7 +900,7 @@ def test_a_live_server_answers_on_a_real_socket() -> None:
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_stopping_a_live_server_ends_open_streams_soon(http: str, loop: str) -> None:
-    """``live`` raises where they keep it from stopping."""
+    """``live`` raises when open streams keep the server from stopping."""
     counter = Counter()
     with httpx.Client(timeout=PATIENCE) as client:
         with live(starlette_app(counter), http=http, loop=loop) as server:
@@ -929,7 +929,7 @@ def test_stopping_a_live_server_cuts_off_a_client_that_does_not_read() -> None:
             assert stalled.wait(PATIENCE)
         *_, end = iter(lambda: client.recv(65536), b"")
         assert not end.endswith(b"0\r\n\r\n")
-    gc.collect()  # a transport that nobody closed warns now
+    gc.collect()  # an unclosed transport warns when it is collected
 
 
 @pytest.mark.usefixtures("threads")
@@ -965,7 +965,7 @@ def test_a_live_server_that_hangs_is_ended(phase: str, monkeypatch: pytest.Monke
         pass
     for thread in threading.enumerate():
         if thread.name == "live server":
-            thread.join(PATIENCE)  # what was cancelled may need longer to end than the second that it has here
+            thread.join(PATIENCE)  # after its second of time here the cancelled task may still be ending
 
 
 @pytest.mark.usefixtures("threads")

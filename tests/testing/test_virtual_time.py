@@ -19,7 +19,7 @@ async def loop() -> asyncio.AbstractEventLoop:
 
 @pytest.fixture
 def real_time() -> Iterator[None]:
-    """The test may take 10 real seconds, whatever its loop's clock says: less than anybody here sleeps."""
+    """Fail after 10 real seconds, which is less than the virtual seconds that the tests here sleep."""
     begun = time.monotonic()
     yield
     assert time.monotonic() - begun < 10
@@ -155,7 +155,7 @@ async def test_sockets_work_between_jumps() -> None:
             writer.write(line)
             assert await reader.readline() == line
         writer.write_eof()
-        assert await reader.read() == b""  # the other side has seen the end, and closed too
+        assert await reader.read() == b""  # the peer has received the end, and closed too
         writer.close()
         await writer.wait_closed()
     assert asyncio.get_running_loop().time() == pytest.approx(200)
