@@ -1,4 +1,4 @@
-"""A client of the hub on bare sockets: it sees every byte, and can stall, cut, reset and resume."""
+"""A client of the hub on bare sockets: it has every byte, and can stall, disconnect, reset and resume."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from sse_app.publication import Position
 
 HOST = "127.0.0.1"
 PATIENCE = 35.0  # seconds until a vanished or stalled peer is gone: the longest that the hub promises for anything
-SMALL = 4096  # bytes of receive buffer, so that a reader that stalls is felt soon
+SMALL = 4096  # bytes of receive buffer; small, so that a reader that stalls soon fills the server's socket
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Answer:
 
 
 class Connection:
-    """One TCP connection and as much of HTTP/1.1 as the hub's answers need. Nothing is read that is not asked for."""
+    """One TCP connection, with as much of HTTP/1.1 as the hub's answers need. It reads only when the test does."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -69,12 +69,12 @@ class Connection:
         await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
     async def receive(self, size: int = 65536) -> bytes:
-        """What comes next, b"" when the peer has closed. Raises ConnectionError when it has reset."""
+        """Return the next bytes, b"" when the peer has closed. Raises ConnectionError when the peer has reset."""
         data, self._unread = self._unread, b""
         return data or await asyncio.get_running_loop().sock_recv(self.socket, size)
 
     async def send_head(self, method: str, target: str, **headers: object) -> None:
-        """``last_event_id="x"`` is the header Last-Event-Id: x."""
+        """Send a request's head. The keyword ``last_event_id="x"`` is the header Last-Event-Id: x."""
         lines = [f"{method} {target} HTTP/1.1", f"Host: {HOST}"]
         lines += [f"{name.replace('_', '-').title()}: {value}" for name, value in headers.items()]
         await self.send("\r\n".join([*lines, "", ""]).encode())
@@ -99,7 +99,7 @@ class Connection:
         return await self.receive_answer()
 
     async def publish(self, body: bytes | str, target: str = "/broadcast", **headers: object) -> str:
-        """The id of the publication, once the hub has acknowledged it."""
+        """Publish, and return the id once the hub has acknowledged it."""
         answer = await self.request("POST", target, body.encode() if isinstance(body, str) else body, **headers)
         assert answer.status == 200, answer
         return str(answer.json["id"])
@@ -115,12 +115,12 @@ class Connection:
 
 
 class Chunks:
-    """Takes the chunk framing off a body that may be cut anywhere (RFC 9112, 7.1)."""
+    """A decoder of the chunked coding, for a body that arrives in any pieces (RFC 9112, 7.1)."""
 
     def __init__(self) -> None:
-        self.ended = False  # the last chunk came, whole
+        self.ended = False  # the last chunk is complete
         self._unread = b""
-        self._left = 0  # of the chunk and the line end behind it
+        self._left = 0  # bytes of the chunk and the line end behind it
         self._last = False
 
     def feed(self, data: bytes) -> bytes:
@@ -146,7 +146,7 @@ class Chunks:
 
 
 class Stream:
-    """One answer to GET /events. ``events`` is what came, ``cursor`` what a browser would resume with."""
+    """One answer to GET /events. ``events`` has arrived, ``cursor`` is what a browser would resume with."""
 
     def __init__(self, connection: Connection, cursor: str) -> None:
         self.connection = connection
@@ -187,7 +187,7 @@ class Stream:
         self.connection.close()
 
     async def read(self, size: int = 65536) -> list[Event]:
-        """Read once; the events that this completes. Sets ``over`` at the end of the connection."""
+        """Read once, and return the events that are now complete. Sets ``over`` at the end of the connection."""
         try:
             data = await self.connection.receive(size)
         except ConnectionError:
@@ -195,7 +195,7 @@ class Stream:
         self.over = not data
         events = self._decoder.feed(self._chunks.feed(data))
         self.events += events
-        tell()
+        notify()
         return events
 
     async def until(self, found: Callable[[], bool]) -> Self:
@@ -222,12 +222,12 @@ class Stream:
 
     @property
     def complete(self) -> bool:
-        """The body ended with its final chunk."""
+        """True when the body ended with its final chunk."""
         return self._chunks.ended
 
     @property
     def offsets(self) -> list[int]:
-        """Of the publications that came, in order."""
+        """The offsets of the publications that arrived, in order."""
         return offsets(self.events)
 
     def of_type(self, type: str) -> list[Event]:
@@ -244,7 +244,7 @@ def offsets(events: Iterable[Event]) -> list[int]:
     return [offset_of(event.id or "") for event in events if event.type == "message"]
 
 
-def told_missing(events: Iterable[Event]) -> set[int]:
+def named_in_gaps(events: Iterable[Event]) -> set[int]:
     """The offsets that the gaps among these events name as lost."""
     missing: set[int] = set()
     for event in events:
@@ -267,7 +267,7 @@ async def post(port: int, body: str, target: str = "/broadcast", **headers: obje
 
 
 async def replayed(port: int, cursor: str) -> Stream:
-    """Everything behind a cursor of this epoch, at least up to the end of the log as it is now."""
+    """A stream that resumed at a cursor of this epoch, read at least up to the present end of the log."""
     top = offset_of((await stats(port))["top"])
     async with await Stream.open(port, cursor) as stream:
         await stream.until_offset(top)
@@ -275,7 +275,7 @@ async def replayed(port: int, cursor: str) -> Stream:
 
 
 def texts_of(stream: Stream) -> list[str]:
-    """The data of the publications that came, in order."""
+    """The data of the publications that arrived, in order."""
     return [event.data for event in stream.events if event.type == "message"]
 
 
@@ -283,30 +283,32 @@ def ids_of(stream: Stream) -> list[str]:
     return [event.id or "" for event in stream.events if event.type == "message"]
 
 
-_told = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event]()  # what is waited for there next
+_updates = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event]()  # set at the next ``notify``
 
 
-def tell() -> None:
-    """A task of the test got something: who waits for that looks again."""
-    if event := _told.pop(asyncio.get_running_loop(), None):
+def notify() -> None:
+    """Have the tasks in ``until_notified`` check their conditions again: this task has got something."""
+    if event := _updates.pop(asyncio.get_running_loop(), None):
         event.set()
 
 
-async def told(condition: Callable[[], bool]) -> float:
-    """Wait for what other tasks of the test get. Seconds that it took."""
+async def until_notified(condition: Callable[[], bool]) -> float:
+    """Wait for a condition on what other tasks of the test get. Return the seconds that it took."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
     while not condition():
-        await _told.setdefault(loop, asyncio.Event()).wait()
+        await _updates.setdefault(loop, asyncio.Event()).wait()
     return loop.time() - begun
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Ask until it is so, at most as long as the hub promises; each asking is a request, which is the wait."""
+    """Check until the condition is true, at most as long as the hub promises. Each check is a request, which takes the
+    time between two checks.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE
     while not await condition():
-        assert loop.time() < deadline, f"{PATIENCE} s, and still not so: {what}"
+        assert loop.time() < deadline, f"not within {PATIENCE} s: {what}"
 
 
 async def until_stats(port: int, **expected: object) -> None:
@@ -318,7 +320,7 @@ async def until_stats(port: int, **expected: object) -> None:
 
 
 async def publish_all(port: int, bodies: Sequence[bytes], connections: int = 4) -> None:
-    """Publish over several connections at once; the order among them is the hub's."""
+    """Publish over several connections at once, in an order that the hub decides."""
     waiting = iter(bodies)
 
     async def publisher() -> None:
@@ -332,7 +334,7 @@ async def publish_all(port: int, bodies: Sequence[bytes], connections: int = 4) 
 
 
 class Publishing:
-    """Publishes as fast as the hub acknowledges, which is beyond 500 a second, until its block ends."""
+    """Publishes as fast as the hub acknowledges, which is more than 500 a second, until its block ends."""
 
     def __init__(self) -> None:
         self.top = 0  # offset of the newest acknowledged publication
@@ -344,10 +346,10 @@ class Publishing:
                 position = Position.parse((await connection.publish(str(number))).encode())
                 assert position is not None
                 self.epoch, self.top = position
-                tell()
+                notify()
 
     async def until(self, offset: int) -> None:
-        await told(lambda: self.top >= offset)
+        await until_notified(lambda: self.top >= offset)
 
     def cursor(self, offset: int) -> str:
         return f"{self.epoch}-{offset}"
@@ -364,7 +366,7 @@ async def publishing(port: int) -> AsyncIterator[Publishing]:
 
 
 async def together(work: Iterable[Awaitable[None]], at_once: int = 20) -> None:
-    """Run all of it, so much at a time."""
+    """Run all coroutines, at most ``at_once`` at a time."""
     waiting = iter(work)
 
     async def worker() -> None:
@@ -378,7 +380,7 @@ async def together(work: Iterable[Awaitable[None]], at_once: int = 20) -> None:
 
 @asynccontextmanager
 async def streams(port: int, number: int, **options: Any) -> AsyncIterator[list[Stream]]:
-    """So many open streams, each with its welcome read."""
+    """Open so many streams, and read the welcome of each."""
     opened: list[Stream] = []
 
     async def open_one() -> None:

@@ -1,4 +1,4 @@
-"""Servers in processes of their own, that can be stopped and killed."""
+"""Servers in processes of their own, which tests stop and kill."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ def count(ci: int, full: int) -> int:
 
 
 def assert_in_time(what: str, seconds: float, promised: float) -> None:
-    """Show a time that is promised, and hold it to that in a full run, for which the machine has to be quiet."""
+    """Print a time that is promised. In a full run, for which the machine has to be quiet, assert it."""
     print(f"{what}: {seconds:.2f} s of {promised:g} s")
     assert not FULL or seconds <= promised
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def descriptors() -> None:
-    """Thousands of clients live in this process."""
+    """Raise the limit of descriptors: thousands of clients are in this process."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -68,7 +68,7 @@ class Server:
 
     @property
     def memory(self) -> int:
-        """Bytes that are resident."""
+        """The resident memory in bytes."""
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -79,7 +79,9 @@ Serve = Callable[..., Server]
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Spawn]:
-    """Starts `sse-app serve` with flags and does not wait for it. All are ended, and none may have logged anything."""
+    """A function that starts `sse-app serve` with flags and does not wait for it. All servers end with the test, which
+    fails when one has logged anything.
+    """
     log = tmp_path / "log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     with ExitStack() as stack:
@@ -98,7 +100,7 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
 
 @pytest.fixture
 def serve(spawn: Spawn) -> Serve:
-    """Starts a server with flags; it listens when this returns."""
+    """A function that starts a server with flags, and returns when the server listens."""
 
     def start(*flags: str, port: int = 0) -> Server:
         process = spawn(*flags, port=port)
@@ -108,7 +110,7 @@ def serve(spawn: Spawn) -> Serve:
 
 
 def listening_port(process: subprocess.Popen[str]) -> int:
-    """Wait for the line that says where it listens."""
+    """Wait for the line with the server's address, and return the port."""
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "listening on" in line, f"the server did not start: {line!r}"

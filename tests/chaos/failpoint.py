@@ -1,7 +1,7 @@
 """`python -m tests.chaos.failpoint PLACE COUNT serve ...`: a hub on SQLite that kills itself at its COUNT-th commit.
 
-PLACE says how far it comes: ``committed``, and nothing else knows of it; ``marked``, the watermark beside the file
-does; ``awake``, the other processes do. Its own subscribers and the publisher never do.
+PLACE says how far the commit comes: ``committed`` to the file alone; ``marked``, also to the watermark beside the file;
+``awake``, also to the other processes. The hub's own subscribers and the publisher never learn of the commit.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Nodes that share a broker, who publishes and listens there while it is ill-treated, and what they must have got."""
+"""Outages of a broker that nodes share: publishers and listeners meanwhile, and what they must have got."""
 
 import asyncio
 import json
@@ -11,21 +11,21 @@ from typing import Protocol
 
 import pytest
 
-from tests.chaos.client import Answer, Connection, Stream, offset_of, publish_all, tell, told
+from tests.chaos.client import Answer, Connection, Stream, notify, offset_of, publish_all, until_notified
 from tests.chaos.conftest import Server, assert_in_time, count
 from tests.chaos.launch import launched, nothing_for
 from tests.chaos.proxy import Proxy, proxy_to
 
-ANSWERED = 2.0  # seconds in which a publisher is answered, whatever the broker does
-BACK = 5.0  # seconds in which everyone is back after the broker is
-NOTICED = 10.0  # seconds in which a silent connection is noticed
+ANSWERED = 2.0  # seconds; by then a publisher has an answer, whatever the broker does
+BACK = 5.0  # seconds; by then all nodes are ready again after the broker is
+NOTICED = 10.0  # seconds; by then a silent connection is noticed
 DRAIN = 3
 
 Start = Callable[..., Awaitable[Server]]
 
 
 class Broker(Protocol):
-    """The server that keeps the log."""
+    """The broker's server, which keeps the log."""
 
     port: int
 
@@ -42,7 +42,7 @@ class Broker(Protocol):
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Start]:
-    """Starts nodes; they may log that the broker is away."""
+    """A function that starts nodes. They may log that the broker is away."""
     with ExitStack() as stack:
 
         async def start(url: str, *flags: str) -> Server:
@@ -63,16 +63,16 @@ async def ready(server: Server) -> bool:
 
 
 async def until_ready(*servers: Server, ready_is: bool = True) -> float:
-    """Seconds until all are ready again, or are not any more."""
+    """Return the seconds until all servers are ready, or until none is."""
     begun = perf_counter()
     for server in servers:
         while await ready(server) != ready_is:
-            pass  # each asking is a request, which is the wait
+            pass  # each check is a request, which takes the time between two checks
     return perf_counter() - begun
 
 
 class Publisher:
-    """Publishes through one node, again and again, and keeps what it was answered."""
+    """Publishes through one node, again and again, and records the answers."""
 
     def __init__(self, server: Server) -> None:
         self.acknowledged: list[str] = []
@@ -88,11 +88,11 @@ class Publisher:
             self.statuses.add(answer.status)
             if answer.status == 200:
                 self.acknowledged.append(answer.json["id"])
-            tell()
+            notify()
 
     async def acknowledges_more(self) -> None:
         before = len(self.acknowledged)
-        await told(lambda: len(self.acknowledged) > before)
+        await until_notified(lambda: len(self.acknowledged) > before)
 
 
 @asynccontextmanager
@@ -107,7 +107,7 @@ async def publishing(server: Server) -> AsyncIterator[Publisher]:
 
 @asynccontextmanager
 async def listening(*servers: Server) -> AsyncIterator[list[Stream]]:
-    """A stream from each, read all the time."""
+    """A stream of each server, each read by a task of its own."""
     async with AsyncExitStack() as stack:
         streams = [await stack.enter_async_context(await Stream.open(server.port)) for server in servers]
         for stream in streams:
@@ -119,7 +119,7 @@ async def listening(*servers: Server) -> AsyncIterator[list[Stream]]:
 
 
 def assert_whole(stream: Stream, acknowledged: list[str]) -> None:
-    """Everything acknowledged is in it, and no publication is missing, twice or out of order."""
+    """Assert that the stream has all that was acknowledged, and no publication missing, twice or out of order."""
     assert not stream.of_type("gap")
     first = stream.offsets[0]
     assert stream.offsets == list(range(first, first + len(stream.offsets)))
@@ -132,10 +132,10 @@ def has(stream: Stream, id: str) -> Callable[[], bool]:
 
 
 async def both(node: Start, broker: Broker, proxy: Proxy, *flags: str) -> tuple[Server, Server]:
-    """Two nodes that share a log, one of them through the proxy."""
+    """Two nodes with one log, the second of them through the proxy."""
     near = broker.url()
     far = near.replace(str(broker.port), str(proxy.port))
-    first = await node(near, *flags)  # of two that start at once the limits of either may win
+    first = await node(near, *flags)  # one after the other: the log has the limits of the node that started last
     return first, await node(far, *flags)
 
 
@@ -149,19 +149,19 @@ async def killed_and_started_again_and_again(broker: Broker, node: Start, answer
             broker.kill()
             await until_ready(*nodes, ready_is=False)
             publisher.statuses.clear()
-            await told(lambda: bool(publisher.statuses))  # what was asked before they noticed is answered
+            await until_notified(lambda: bool(publisher.statuses))  # the requests from before are answered
             publisher.statuses.clear()
             await nothing_for(count(ci=1, full=5))
-            await told(lambda: bool(publisher.statuses))
+            await until_notified(lambda: bool(publisher.statuses))
             assert publisher.statuses <= answers_meanwhile
             broker.start()
             slowest_back = max(slowest_back, await until_ready(*nodes))
             await publisher.acknowledges_more()
             for stream in streams:
-                await told(has(stream, publisher.acknowledged[-1]))
+                await until_notified(has(stream, publisher.acknowledged[-1]))
         newest = publisher.acknowledged[-1]
         for stream in streams:
-            await told(has(stream, newest))
+            await until_notified(has(stream, newest))
     assert_in_time("answered", publisher.slowest, ANSWERED)
     assert_in_time("back", slowest_back, BACK)
     for stream in streams:
@@ -169,12 +169,12 @@ async def killed_and_started_again_and_again(broker: Broker, node: Start, answer
 
 
 async def cut_off_from(broker: Broker, node: Start, *, missed: int, history: int) -> None:
-    """H3, and H7 where more is missed than the log holds: the node gets all of it, or is told the gap."""
+    """H3, and H7 where more is missed than the log holds: the node's streams get all of it, or a gap."""
     async with proxy_to(broker.port) as proxy:
         near, far = await both(node, broker, proxy, "--history", str(history))
         async with listening(near, far) as (whole, stream):
             await post(near, "before")
-            await told(lambda: bool(stream.offsets))
+            await until_notified(lambda: bool(stream.offsets))
             proxy.closed = True
             proxy.cut()
             await until_ready(far, ready_is=False)
@@ -183,8 +183,8 @@ async def cut_off_from(broker: Broker, node: Start, *, missed: int, history: int
             proxy.closed = False
             back = await until_ready(far)
             last = (await post(far, "after")).json["id"]
-            seconds = back + await told(has(stream, last))
-            await told(has(whole, last))
+            seconds = back + await until_notified(has(stream, last))
+            await until_notified(has(whole, last))
     assert_in_time("back with all of it", seconds, BACK)
     assert_whole(whole, [last])
     if history > missed:
@@ -199,7 +199,7 @@ async def cut_off_from(broker: Broker, node: Start, *, missed: int, history: int
 
 
 async def node_killed_under_load(broker: Broker, node: Start) -> None:
-    """G1: nothing acknowledged is lost or doubled, neither for who listens all the time nor in the log."""
+    """G1: nothing acknowledged is lost or doubled, neither on a stream that is open all the time nor in the log."""
     url, flags = broker.url(), ("--history", "1000000")
     observer = await node(url, *flags)
     acknowledged: list[str] = []
@@ -208,7 +208,7 @@ async def node_killed_under_load(broker: Broker, node: Start) -> None:
             victim = await node(url, *flags)
             publishers = [Publisher(victim) for _ in range(8)]
             running = [asyncio.create_task(publisher.run()) for publisher in publishers]
-            await told(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
+            await until_notified(lambda: all(len(publisher.acknowledged) >= 25 for publisher in publishers))  # noqa: B023
             victim.kill()
             await asyncio.wait(running)  # their connections broke
             assert all(isinstance(task.exception(), ConnectionError) for task in running)
@@ -216,7 +216,7 @@ async def node_killed_under_load(broker: Broker, node: Start) -> None:
                 assert publisher.acknowledged == sorted(publisher.acknowledged, key=offset_of)
                 acknowledged += publisher.acknowledged
         last = (await post(observer, "last")).json["id"]
-        await told(has(stream, last))
+        await until_notified(has(stream, last))
         epoch = last.partition("-")[0]
         async with await Stream.open(observer.port, f"{epoch}-0") as replay:
             await replay.until(has(replay, last))
@@ -227,7 +227,7 @@ async def node_killed_under_load(broker: Broker, node: Start) -> None:
 
 
 async def node_stopped_while_away(broker: Broker, node: Start) -> None:
-    """M4: SIGTERM ends it in time, with a bye to everyone."""
+    """M4: SIGTERM ends a node in time, with a bye on every stream."""
     server = await node(broker.url())
     async with listening(server) as (stream,):
         broker.freeze()
@@ -236,7 +236,7 @@ async def node_stopped_while_away(broker: Broker, node: Start) -> None:
         server.terminate()
         await server.exit_code()
         taken = perf_counter() - begun
-        await told(lambda: stream.over)
+        await until_notified(lambda: stream.over)
     broker.thaw()
     assert stream.of_type("bye")
     assert_in_time("ended", taken, DRAIN + 2)

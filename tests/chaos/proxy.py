@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts what passes through it, into other pieces and off, holds it up, or swallows the answers."""
+"""A TCP proxy that forwards in other pieces, breaks connections, holds bytes back, or drops the answers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -53,10 +53,10 @@ def after_the_first_block(seen: bytes) -> int | None:
 
 
 class Proxy:
-    """Set ``recut`` and ``limit`` before a connection is made; ``port`` is where it listens. The first connections have
-    the ``limits``, one each. A connection goes to any of the ``upstreams``, which are ports.
+    """A proxy on ``port``. Set ``recut`` and ``limit`` before a connection is made. The first connections have the
+    ``limits``, one each. A connection goes to any of the ``upstreams``, which are ports.
 
-    While ``closed`` is set nobody gets through, while ``deaf`` is set no answer comes back.
+    While ``closed`` is set no connection gets through, while ``deaf`` is set no answer comes back.
     """
 
     def __init__(self, upstream: int, limits: Iterable[Limit] = ()) -> None:
@@ -71,15 +71,15 @@ class Proxy:
         self.tasks: set[asyncio.Task[None]] = set()
 
     def hold(self) -> None:
-        """A black hole: connections stay, and nothing passes."""
+        """Become a black hole: connections stay, and nothing passes."""
         self._flowing.clear()
 
     def release(self) -> None:
-        """What was held passes."""
+        """Let pass what was held."""
         self._flowing.set()
 
     def cut(self) -> None:
-        """Break all connections that there are."""
+        """Break all present connections."""
         for task in self.tasks:
             task.cancel()
 
@@ -91,7 +91,7 @@ class Proxy:
             if not self.closed:
                 await self._relay(reader, writer)
         except (ConnectionError, asyncio.CancelledError):
-            pass  # who is cut off, on either side, sees it without our help
+            pass  # the peer of a broken connection gets its end from the kernel
         finally:
             self.tasks.discard(task)
             writer.close()
@@ -102,7 +102,7 @@ class Proxy:
         try:
             await self._down(server_reader, writer, self.recut, next(self.limits, self.limit))
         finally:
-            server_writer.close()  # before anything that a second cancellation could end
+            server_writer.close()  # before any await, where a second cancellation would end this
             up.cancel()
             await asyncio.wait([up])
 

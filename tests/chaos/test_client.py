@@ -22,7 +22,7 @@ END = "the end"
 
 
 class Scissors:
-    """Cut one connection after the other within the first so many bytes that come back, the head included."""
+    """Cuts each connection somewhere within the first so many bytes of its answer, the head included."""
 
     def __init__(self, seed: int, *, within: int, cuts: int) -> None:
         self.cuts, self.enough = 0, cuts
@@ -43,7 +43,7 @@ class Scissors:
 
 @asynccontextmanager
 async def numbers_published(publish: Callable[[str], Awaitable[object]]) -> AsyncIterator[list[str]]:
-    """Publishes 1, 2, 3 and so on while its block lasts, then the end. What was acknowledged stands in the list."""
+    """Publish the numbers from 1 on while the block lasts, then an end. The list has what was acknowledged."""
     acknowledged: list[str] = []
 
     async def run() -> None:
@@ -63,7 +63,7 @@ async def numbers_published(publish: Callable[[str], Awaitable[object]]) -> Asyn
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand reconnects at 2 to 5 s each would take an hour."""
+    """Shorten the client's waits: a thousand reconnects after 2 to 5 s each would take an hour."""
     monkeypatch.setattr(stream, "RETRY", (0.001, 0.003))
     for module in (client, stream):
         monkeypatch.setattr(module, "BACKOFF", (0.001, 0.003))
@@ -82,7 +82,7 @@ async def test_a_thousand_cuts_anywhere_lose_and_double_nothing() -> None:
             Client(f"http://127.0.0.1:{down.port}") as listener,
             Client(f"http://127.0.0.1:{up.port}") as publisher,
         ):
-            events = listener.listen("cut", last=10_000)  # all, until a connection lives long enough to have a cursor
+            events = listener.listen("cut", last=10_000)  # all, while no connection has lived long enough for a cursor
             async with numbers_published(partial(publisher.publish, topic="cut")) as acknowledged:
                 while not (listening.done and publishing.done):
                     received.append((await anext(events)).data)
@@ -111,7 +111,7 @@ async def test_a_new_log_is_told_once_and_all_of_it_comes(serve: Serve, sign: si
             server.process.send_signal(sign)
             reading = asyncio.ensure_future(anext(events))
             await server.exit_code()
-            early = asyncio.ensure_future(client.publish(f"early in life {life}"))  # while nobody listens there
+            early = asyncio.ensure_future(client.publish(f"early in life {life}"))  # before the server listens
             server = serve(port=server.port)
             await early
             await client.publish(f"later in life {life}")

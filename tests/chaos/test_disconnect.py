@@ -1,4 +1,4 @@
-"""Gone is gone: however a client leaves, nothing of it stays."""
+"""Gone is gone: however a client disconnects, nothing of its stream stays."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -81,7 +81,7 @@ async def test_clients_that_leave_take_their_tasks_along(leave: Callable[[int], 
             async with await Connection.open(server.port) as connection:
                 return int((await connection.request("GET", "/tasks")).body)
 
-        async with streams(server.port, 1):  # sse-starlette keeps one task a loop from the first stream on
+        async with streams(server.port, 1):  # with the first stream sse-starlette starts a task that stays
             pass
         await until_stats(server.port, subscribers=0)
         base = await running()

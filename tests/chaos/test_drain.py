@@ -1,4 +1,4 @@
-"""A planned stop loses nothing acknowledged and ends in time; after an unplanned one all come back, spread out."""
+"""A planned stop loses nothing acknowledged and ends in time; after an unplanned one clients reconnect spread out."""
 
 import asyncio
 import re
@@ -36,19 +36,19 @@ from tests.chaos.conftest import Serve, Server, Spawn, assert_in_time, count, li
 ENDED = (0, -signal.SIGTERM)
 GRACE = 2.0  # seconds beyond the drain's window
 BODY = b"x" * 2_000
-STALL = 300  # publications of BODY that no reader without reading can take
+STALL = 300  # publications of BODY: more than the sockets of a reader that does not read can hold
 
 
 @asynccontextmanager
 async def stalled(port: int, number: int = 1) -> AsyncIterator[list[Stream]]:
-    """Readers whose sockets are full: a drain waits for them as long as it may."""
+    """Readers whose sockets are full: a drain waits for them up to its limit."""
     async with streams(port, number, receive_buffer=SMALL) as opened:
         await publish_all(port, [BODY] * STALL)
         yield opened
 
 
 async def publish_until_refused(port: int, pace: Stream, well_begun: asyncio.Event) -> int:
-    """One publication after the other, each read by ``pace``; the offset of the last that was acknowledged."""
+    """Publish one by one, each read by ``pace``, until the hub refuses. Return the last acknowledged offset."""
     acknowledged = 0
     async with await Connection.open(port) as connection:
         while not pace.over:
@@ -76,7 +76,7 @@ async def test_sigterm_loses_nothing_acknowledged_to_whoever_can_read(serve: Ser
             server.terminate()
             begun = perf_counter()
             await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
-            for stream in slow[:5]:  # late, but able to read
+            for stream in slow[:5]:  # these read late, but they read
                 tasks.create_task(stream.to_the_end())
             await asyncio.wait(reading)
             code = await server.exit_code()
@@ -93,7 +93,7 @@ async def test_sigterm_loses_nothing_acknowledged_to_whoever_can_read(serve: Ser
 
 
 def assert_ended_well(stream: Stream, expected: range) -> None:
-    """Everything acknowledged, then a bye with a time to come back, then the final chunk."""
+    """Assert that the stream has all acknowledged, then a bye with a reconnection time, then the final chunk."""
     assert stream.offsets == list(expected)
     assert [event.type for event in stream.events if event.type != "message"] == ["welcome", "bye"]
     assert stream.events[-1].type == "bye"
@@ -103,7 +103,7 @@ def assert_ended_well(stream: Stream, expected: range) -> None:
 
 @asynccontextmanager
 async def draining(server: Server) -> AsyncIterator[None]:
-    """A drain has begun, and lasts."""
+    """A server whose drain has begun, and lasts as long as the block."""
     async with stalled(server.port):
         server.terminate()
         await until_not_ready(server)
@@ -146,7 +146,9 @@ async def test_a_post_in_flight_gets_its_true_answer_and_reaches_the_readers(ser
     async with await Stream.open(server.port) as stream, await Connection.open(server.port) as publisher:
         await stream.until(lambda: bool(stream.events))
         await publisher.send_head("POST", "/broadcast", content_length=6, expect="100-continue")
-        assert (await publisher.receive_head()).status == 100  # it is let in, and its body is waited for
+        assert (
+            await publisher.receive_head()
+        ).status == 100  # the request is accepted, and the server waits for its body
         await publisher.send(b"abc")
         server.terminate()
         await until_not_ready(server)
@@ -199,14 +201,14 @@ async def test_a_second_signal_ends_the_drain_at_once(serve: Serve, again: Calla
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_given_twice_is_no_reason_to_log_anything(serve: Serve, sign: signal.Signals) -> None:
-    """Streams are open, one of them full, and a publication is under way; what is logged fails in ``spawn``."""
+    """Streams are open, one of them full, and a publication is under way. ``spawn`` fails on any log line."""
     server = serve("--drain", "30")
 
     async def stopping() -> bool:
         try:
             return (await ask(server, "GET", "/readyz")).status == 503
         except ConnectionError:
-            return True  # SIGINT takes a second at most: it may be over by now
+            return True  # after SIGINT the server ends within a second, perhaps already
 
     async with (
         streams(server.port, 5),
@@ -240,12 +242,12 @@ def until_loaded(process: subprocess.Popen[str], file: str) -> None:
         pass
 
 
-# Over TLS, where a connection that is closed waits for its peer to say goodbye too
+# Over TLS, where a closed connection waits for the close_notify of its peer
 
 
 @contextmanager
 def over_tls(*module: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server in a process of its own, with all that it says in one pipe, and its port."""
+    """A server in a process of its own over TLS, with its output in one pipe, and its port."""
     command = [sys.executable, "-m", *module]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
@@ -285,11 +287,11 @@ def test_over_tls_too_clients_that_do_not_read_are_cut_off_in_time(server: str, 
 
     with ExitStack() as stack:
         process, port = stack.enter_context(over_tls(*module))
-        subscribe(port, SMALL)  # its buffers will be full
+        subscribe(port, SMALL)  # a stream whose buffers will be full
         with httpx.Client(base_url=f"https://{HOST}:{port}", verify=trusting, timeout=PATIENCE) as client:
             for _ in range(40):  # 8 MB: the kernel takes up to 5
                 assert client.post("/broadcast", content=b"x" * 200_000).status_code == 200
-            subscribe(port, None)  # there is room for its end, which it does not answer
+            subscribe(port, None)  # a stream with room for its end, which its client does not answer
             process.terminate()
             begun = perf_counter()
             assert process.wait(PATIENCE) in ENDED
@@ -299,7 +301,7 @@ def test_over_tls_too_clients_that_do_not_read_are_cut_off_in_time(server: str, 
 
 
 async def test_a_replay_that_is_being_read_is_finished_before_the_end(serve: Serve) -> None:
-    server = serve("--drain", "30")  # it ends when the replay does
+    server = serve("--drain", "30")  # the drain ends when the replay does
     total = count(ci=3_000, full=10_000)
     await publish_all(server.port, [BODY] * total)
     epoch = (await stats(server.port))["top"].partition("-")[0]

@@ -1,4 +1,4 @@
-"""What a network may do to the bytes changes nothing of what arrives."""
+"""However a network divides the bytes, the same events arrive."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ BODIES = (
 
 
 async def publish(server: Server) -> str:
-    """All the bodies; the cursor before the first."""
+    """Publish all the bodies. Return the cursor before the first."""
     async with await Connection.open(server.port) as connection:
         ids = [await connection.publish(body, f"/broadcast?event=t%C3%BCp{n}") for n, body in enumerate(BODIES)]
     return ids[0].replace("-1", "-0")
@@ -35,7 +35,7 @@ async def read(port: int, cursor: str) -> Sequence[Event]:
 
 
 def recuts() -> list[Recut]:
-    """Byte by byte, and at random places."""
+    """The ways to divide the bytes: one by one, and at random places."""
     runs = count(ci=60, full=200)
     return [into_bytes] * (runs // 4) + [at_random(seed) for seed in range(runs - runs // 4)]
 

@@ -1,4 +1,4 @@
-"""What a client may cost: in time, in bytes, in descriptors."""
+"""The limits of a client's cost: time, bytes, descriptors."""
 
 import asyncio
 from collections import Counter
@@ -24,7 +24,7 @@ SLOW_BODY = b"POST /broadcast HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100
 
 
 async def trickle(port: int, at_once: bytes, rest: bytes) -> tuple[float, int]:
-    """Send the rest a byte a second until an answer comes; after how many seconds it did, and with which status."""
+    """Send the rest of a request at a byte a second until an answer arrives. Return the seconds and the status."""
     async with await Connection.open(port) as connection:
         begun = perf_counter()
         await connection.send(at_once)
@@ -115,15 +115,15 @@ async def test_a_request_of_any_size_is_refused_and_costs_no_memory(
     tmp_path: Path, pieces: Callable[[], Iterator[bytes]], status: int
 ) -> None:
     with launched(tmp_path / "log") as server:
-        await answer_to(server.port, pieces())  # what it takes once, for code and buffers, is not counted
+        await answer_to(server.port, pieces())  # the first request allocates code and buffers, which do not count
         before = server.memory
         answers = Counter([await answer_to(server.port, pieces()) for _ in range(5)])
         grown = server.memory - before
         assert (await stats(server.port))["subscribers"] == 0
     print(f"answers: {dict(answers)}, grown by {grown} bytes")
-    assert set(answers) <= {status, None}  # None: closed while it was still sending
+    assert set(answers) <= {status, None}  # None: closed while the client was still sending
     assert grown <= 5 * MIB
-    assert len((tmp_path / "log").read_text().splitlines()) <= 6  # a line for each, without what was sent
+    assert len((tmp_path / "log").read_text().splitlines()) <= 6  # a line for each request, without its content
 
 
 async def answer_to(port: int, pieces: Iterator[bytes]) -> int | None:
@@ -157,15 +157,15 @@ def small(tmp_path: Path) -> Iterator[Server]:
 
 
 @asynccontextmanager
-async def crowd(port: int) -> AsyncIterator[list[Stream]]:
+async def many_streams(port: int) -> AsyncIterator[list[Stream]]:
     opened: list[Stream] = []
 
-    async def come() -> None:
+    async def connect() -> None:
         if (stream := await subscribe(port)) is not None:
             opened.append(stream)
 
     try:
-        await together((come() for _ in range(CLIENTS)), at_once=50)
+        await together((connect() for _ in range(CLIENTS)), at_once=50)
         yield opened
     finally:
         for stream in opened:
@@ -181,7 +181,7 @@ async def subscribe(port: int) -> Stream | None:
         head = await connection.receive_head()
         if "transfer-encoding" in head.headers:
             return await stream.until(lambda: bool(stream.events))
-        assert (head.status, head.headers["connection"]) == (200, "close")  # come back later
+        assert (head.status, head.headers["connection"]) == (200, "close")  # a full hub: come back later
     connection.close()
     return None
 
@@ -195,7 +195,7 @@ async def healthy(port: int) -> Answer | None:
 
 async def test_more_streams_than_descriptors_leave_room_for_everything_else(small: Server, tmp_path: Path) -> None:
     base, cpu, begun = small.descriptors, cpu_seconds(small), perf_counter()
-    async with crowd(small.port) as opened:
+    async with many_streams(small.port) as opened:
         answer = await healthy(small.port)
         now = await stats(small.port)
         print(f"of {CLIENTS} clients {now['subscribers']} have a stream, {now['totals']['refused']} were sent away")
@@ -222,12 +222,12 @@ PART = b"Host: localhost\r\nContent-Length: 5\r\n\r\nx"
 async def test_who_asks_is_answered_while_others_hold_connections_beyond_the_descriptors(
     tmp_path: Path, sent: bytes
 ) -> None:
-    """Its own deadlines would free them too, but those are an hour away here."""
+    """The deadlines of the connections would free descriptors too, but they are set to an hour here."""
     with launched(tmp_path / "log", "--head-deadline", "1h", within=limited(LIMIT)) as small:
         base, cpu, begun = small.descriptors, cpu_seconds(small), perf_counter()
         held = [await Connection.open(small.port) for _ in range(CROWD)]
         for connection in held:
-            with suppress(ConnectionError):  # it may have been closed for another
+            with suppress(ConnectionError):  # the server may have closed it to make room
                 await connection.send(sent)
 
         async def answers() -> bool:

@@ -1,4 +1,4 @@
-"""NATS is killed, cut off, frozen and emptied under nodes that serve: everyone gets everything once, or is told."""
+"""NATS is killed, cut off, frozen and emptied under nodes that serve: each stream has all once, or a gap."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from sse_app.brokers.nats import log
 from sse_app.errors import BrokerError, BrokerUnavailable, OutcomeUnknown
 from sse_app.events import Event
 from sse_app.publication import Draft
-from tests.chaos.client import PATIENCE, offset_of, publish_all, told
+from tests.chaos.client import PATIENCE, offset_of, publish_all, until_notified
 from tests.chaos.conftest import Server, assert_in_time, count
 from tests.chaos.launch import nothing_for
 from tests.chaos.outages import (
@@ -41,14 +41,16 @@ from tests.support.peers import turns, until
 
 @pytest.fixture
 def server(start_nats: StartNats) -> Iterator[NatsServer]:
-    """One to be ill-treated."""
+    """A server of its own, which the test may kill, freeze and empty."""
     server = start_nats()
     yield server
     server.kill()
 
 
 async def until_published(server: Server, body: str, **headers: str) -> str:
-    """Its id. Until then the broker may be away; each asking is a request, which is the wait."""
+    """Publish, and return the id. Until then the broker may be away; each attempt is a request, which takes the time
+    between two attempts.
+    """
     while (answer := await post(server, body, **headers)).status != 200:
         assert answer.status == 503
     return str(answer.json["id"])
@@ -64,11 +66,11 @@ async def test_nats_is_killed_and_started_again_and_again(server: NatsServer, no
 async def test_connections_that_break_under_load_leave_nothing_behind(
     server: NatsServer, impatient_nats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nats-py's tasks and sockets, of a connection that dies with much to send."""
+    """Connections die with much to send; then nats-py's tasks and sockets must be gone."""
     tasks = asyncio.all_tasks()
     async with proxy_to(server.port) as proxy:
         async with open_broker(server.url(port=proxy.port)) as broker:
-            monkeypatch.setattr("sse_app.brokers.nats.COMMAND", 0.5)  # to open it there is time
+            monkeypatch.setattr("sse_app.brokers.nats.COMMAND", 0.5)  # seconds; opening was before, with more time
             monkeypatch.setattr(log, "ANSWER", 0.5)
             tail = broker.tail()
             outcomes = set[type[BaseException] | None]()
@@ -109,7 +111,7 @@ async def test_a_silent_connection_is_noticed_and_left(server: NatsServer, node:
         near, far = await both(node, server, proxy)
         async with listening(far) as (stream,):
             await post(near, "before")
-            await told(lambda: bool(stream.offsets))
+            await until_notified(lambda: bool(stream.offsets))
             proxy.hold()
             begun = perf_counter()
             unknown = await post(far, "lost")
@@ -120,10 +122,10 @@ async def test_a_silent_connection_is_noticed_and_left(server: NatsServer, node:
             await post(near, "meanwhile")
             await nothing_for(count(ci=1, full=30))
             proxy.release()
-            proxy.cut()  # as the other end would, that has long forgotten the connection
+            proxy.cut()  # as the peer does, which has long dropped the connection
             back = await until_ready(far)
             assert (await post(far, "after")).status == 200
-            await told(lambda: any(event.data == "after" for event in stream.events))
+            await until_notified(lambda: any(event.data == "after" for event in stream.events))
     assert_in_time("noticed", noticed, NOTICED)
     assert_in_time("answered", taken, ANSWERED)
     assert_in_time("back", back, BACK)
@@ -148,7 +150,7 @@ async def test_a_node_that_was_cut_off_gets_what_it_missed_or_a_gap(
 
 
 def silent_from(word: bytes) -> Recut:
-    """From the first answer with this word in it nothing passes."""
+    """A recut for the proxy: from the first answer with this word on nothing passes."""
     silent = False
 
     def recut(data: bytes) -> Iterator[bytes]:
@@ -164,7 +166,7 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
     server: NatsServer, node: Start
 ) -> None:
     async with proxy_to(server.port) as proxy:
-        # The acknowledgement of the log; that of the key comes through.
+        # The acknowledgement of the log is held back, that of the key passes.
         proxy.recut = silent_from(b'"stream":"SSE_LOG_')
         near, far = await both(node, server, proxy)
         async with listening(near, far) as streams:
@@ -176,7 +178,7 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
             again = await until_published(far, "once", idempotency_key="k")
             last = await post(near, "last")
             for stream in streams:
-                await told(has(stream, last.json["id"]))
+                await until_notified(has(stream, last.json["id"]))
     assert (answer.status, answer.json["code"]) == (504, "outcome_unknown")
     assert_in_time("answered", taken, ANSWERED)
     for stream in streams:
@@ -188,7 +190,7 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
 
 
 async def test_three_nodes_and_a_stranger(server: NatsServer, node: Start) -> None:
-    """Each publication comes once to each, and in place of what is not ours all are told that something is missing."""
+    """Each publication arrives once on each stream, and a gap in the place of each message of another program."""
     url = server.url("shared")
     nodes = await asyncio.gather(*(node(url) for _ in range(3)))
     each = count(ci=300, full=3_400)
@@ -209,7 +211,7 @@ async def test_three_nodes_and_a_stranger(server: NatsServer, node: Start) -> No
         await client.close()
         last = (await post(nodes[0], "last")).json["id"]
         for stream in streams:
-            await told(has(stream, last))
+            await until_notified(has(stream, last))
     assert offset_of(last) == 3 * each + 100 + 1
     for stream in streams:
         assert stream.offsets == sorted(set(stream.offsets))
@@ -219,10 +221,10 @@ async def test_three_nodes_and_a_stranger(server: NatsServer, node: Start) -> No
 
 
 def _lost(gap: Event) -> range:
-    """The offsets that a gap says this node cannot show."""
-    told = json.loads(gap.data)
-    assert told["reason"] == "lost"
-    return range(offset_of(told["requested"]) + 1, offset_of(gap.id or "") + 1)
+    """The offsets that a gap names as unreadable for this node."""
+    notice = json.loads(gap.data)
+    assert notice["reason"] == "lost"
+    return range(offset_of(notice["requested"]) + 1, offset_of(gap.id or "") + 1)
 
 
 # --- the log is lost ---
@@ -234,17 +236,17 @@ async def test_a_stream_that_is_deleted_under_nodes_is_told_to_everyone(server: 
     async with listening(*nodes) as streams:
         old = (await post(nodes[0], "before")).json["id"]
         for stream in streams:
-            await told(has(stream, old))
+            await until_notified(has(stream, old))
         client = await nats.connect(f"nats://{HOST}:{server.port}")
         begun = perf_counter()
         await client.jetstream().delete_stream("SSE_LOG_shared")
         await client.close()
         for stream in streams:
-            await told(lambda stream=stream: bool(stream.of_type("gap")))  # type: ignore[misc]
+            await until_notified(lambda stream=stream: bool(stream.of_type("gap")))  # type: ignore[misc]
         seconds = perf_counter() - begun
         new = await until_published(nodes[1], "after")
         for stream in streams:
-            await told(has(stream, new))
+            await until_notified(has(stream, new))
     assert_in_time("told", seconds, BACK)
     assert old.partition("-")[0] != new.partition("-")[0]
     for stream in streams:

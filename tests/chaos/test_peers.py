@@ -55,7 +55,7 @@ async def test_a_reader_that_stopped_is_gone_in_time_with_all_that_it_held(serve
     async with streams(server.port, 20) as healthy:
         print("without it:", await latencies(server.port, healthy, 300))
         before, descriptors = server.memory, server.descriptors
-        async with await Stream.open(server.port) as stopped:  # its receive buffer is the system's: megabytes
+        async with await Stream.open(server.port) as stopped:  # with the system's receive buffer, of megabytes
             begun = perf_counter()
             print("with it:", await latencies(server.port, healthy, count(ci=1_000, full=6_000)))
             assert (await stats(server.port))["totals"]["overflows"] == 1
@@ -69,7 +69,7 @@ async def test_a_reader_that_stopped_is_gone_in_time_with_all_that_it_held(serve
 
 
 async def latencies(port: int, readers: list[Stream], number: int) -> str:
-    """Publish one after the other, each read by all; how long it took from the POST to the last of them."""
+    """Publish one by one, each read by all. Return the seconds from each POST to its last reader."""
     taken = []
     async with await Connection.open(port) as publisher:
         for _ in range(number):
@@ -93,7 +93,7 @@ async def until_settled(server: Server, descriptors: int) -> None:
 
 
 async def until_the_kernel_holds(server: Server, *, connections: int) -> None:
-    """Nothing but these, and not a byte that waits: who has asked the server last may still be closing."""
+    """Wait until the server has these connections alone, and no byte waits: others may still be closing."""
 
     async def so() -> bool:
         await stats(server.port)
@@ -153,11 +153,11 @@ class Cable:
         ip("-n", self.client, "link", "set", "cable", "down")
 
     def lose_the_address(self) -> None:
-        """As a laptop that moves to another network."""
+        """Take the client's address away, as for a laptop that moves to another network."""
         ip("-n", self.client, "address", "flush", "dev", "cable")
 
     async def connect(self, host: str, port: int) -> Connection:
-        """A connection to the server from one of the hosts: a socket stays where it was made."""
+        """A connection to the server from one of the hosts. A socket belongs to the namespace where it was made."""
         with ThreadPoolExecutor(1) as thread:
             sock = await asyncio.get_running_loop().run_in_executor(thread, socket_in, host)
         try:
@@ -177,7 +177,7 @@ def ip(*arguments: str) -> None:
 
 
 def socket_in(host: str) -> socket.socket:
-    """Moves its thread there, so the thread has to end."""
+    """Make a socket in a network namespace. It moves the calling thread there, which has to end afterwards."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open(f"/run/netns/{host}") as namespace:
         if libc.setns(namespace.fileno(), 0x40000000):  # CLONE_NEWNET
@@ -223,14 +223,14 @@ async def test_a_peer_that_vanishes_is_gone_in_time(tmp_path: Path, cable: Cable
         seconds = perf_counter() - begun
         print(f"gone after {seconds:.1f} s")
         assert seconds <= PATIENCE
-    assert len((tmp_path / "log").read_text().splitlines()) == 1  # that anyone who reaches it may publish
+    assert len((tmp_path / "log").read_text().splitlines()) == 1  # the warning that anyone who reaches it may publish
 
 
 # Peers that come and go (E7)
 
 
 async def live_for_a_while(port: int, random: Random) -> None:
-    """A stream that takes up to 20 events and then leaves, one way or the other."""
+    """A client that reads up to 20 events and then closes or resets its connection."""
     async with await Stream.open(port, receive_buffer=random.choice([None, SMALL])) as stream:
         wanted = random.randint(0, 20)
         await stream.until(lambda: len(stream.events) >= wanted)
@@ -259,7 +259,7 @@ async def test_churn_leaves_neither_memory_nor_descriptors(serve: Serve) -> None
 
 @contextmanager
 def watched() -> Iterator[LiveServer]:
-    """A hub behind our protocol that tells how many subscribers and tasks it has."""
+    """A hub behind our protocol, with a path that answers how many subscribers and tasks there are."""
 
     async def inside(request: Request) -> JSONResponse:
         gc.collect()
@@ -388,7 +388,7 @@ async def test_five_events_a_second_reach_a_thousand_exactly_and_more_until_it_l
 
 
 async def paced(port: int, readers: list[Stream], rate: int, number: int) -> list[float]:
-    """Publish so many a second; the seconds from when each was due until each reader had it, sorted."""
+    """Publish so many a second. Return the seconds from when each was due until each reader had it, sorted."""
     begun, first = perf_counter(), offset_of(readers[0].cursor) + 1
     taken: list[float] = []
 

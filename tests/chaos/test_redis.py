@@ -1,4 +1,4 @@
-"""Redis is killed, frozen, cut off and replaced under nodes that serve: everyone gets everything once, or is told."""
+"""Redis is killed, frozen, cut off and replaced under nodes that serve: each stream has all once, or a gap."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from sse_app.brokers import open_broker
 from sse_app.errors import BrokerError
 from sse_app.events import Event
 from sse_app.publication import Draft, Publication
-from tests.chaos.client import Stream, offset_of, publish_all, told
+from tests.chaos.client import Stream, offset_of, publish_all, until_notified
 from tests.chaos.conftest import assert_in_time, count
 from tests.chaos.launch import nothing_for
 from tests.chaos.outages import (
@@ -43,7 +43,7 @@ from tests.support.redis_server import RedisServer, StartRedis
 
 @pytest.fixture
 def redis(start_redis: StartRedis) -> Iterator[RedisServer]:
-    """A server to be ill-treated. What it acknowledges is on its disk, so that a kill loses nothing."""
+    """A server of its own, which the test may kill and freeze. It acknowledges when the data is on its disk."""
     server = start_redis("--appendonly", "yes", "--appendfsync", "always")
     yield server
     server.kill()
@@ -72,10 +72,10 @@ async def test_a_silent_connection_is_noticed_and_left(redis: RedisServer, node:
             await post(near, "meanwhile")
             await nothing_for(count(ci=1, full=30))
             proxy.release()
-            proxy.cut()  # as the other end would, that has long forgotten the connection
+            proxy.cut()  # as the peer does, which has long dropped the connection
             back = await until_ready(far)
             assert (await post(far, "after")).status == 200
-            await told(lambda: any(event.data == "after" for event in stream.events))
+            await until_notified(lambda: any(event.data == "after" for event in stream.events))
     assert_in_time("noticed", noticed, NOTICED)
     assert_in_time("answered", taken, ANSWERED)
     assert_in_time("back", back, BACK)
@@ -108,7 +108,7 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
     async with proxy_to(redis.port) as proxy:
         near, far = await both(node, redis, proxy)
         async with listening(near, far) as streams:
-            await post(far, "before")  # on a connection that is there: without one the next would not be sent
+            await post(far, "before")  # opens a connection, without which the next request would not be sent
             proxy.deaf = True
             begun = perf_counter()
             answer = await post(far, "once", idempotency_key="k")
@@ -116,12 +116,12 @@ async def test_an_answer_that_is_lost_is_told_and_a_retry_publishes_nothing_twic
             proxy.deaf = False
             connections = set(proxy.tasks)
             proxy.cut()
-            await asyncio.wait(connections)  # what is asked next is not asked on one of them
+            await asyncio.wait(connections)  # so that the next request is not sent on one of them
             await until_ready(far)
             again = await post(far, "once", idempotency_key="k")
             last = await post(near, "last")
             for stream in streams:
-                await told(has(stream, last.json["id"]))
+                await until_notified(has(stream, last.json["id"]))
     assert (answer.status, answer.json["code"]) == (504, "outcome_unknown")
     assert_in_time("answered", taken, ANSWERED)
     assert again.status == 200
@@ -162,7 +162,7 @@ async def test_a_failover_that_lacks_entries_is_told_to_everyone(
             link.hold()
             await publish_all(servers[1].port, [b"lost"] * 100)
             for stream in streams:
-                await told(lambda stream=stream: len(stream.offsets) == 300)  # type: ignore[misc]
+                await until_notified(lambda stream=stream: len(stream.offsets) == 300)  # type: ignore[misc]
             async with publishing(servers[1]) as publisher:
                 redis.kill()
                 with replica.client() as client:
@@ -173,7 +173,7 @@ async def test_a_failover_that_lacks_entries_is_told_to_everyone(
             back = await until_ready(*servers)
             last = (await post(servers[0], "last")).json["id"]
             for stream in streams:
-                await told(has(stream, last))
+                await until_notified(has(stream, last))
     old, new = streams[0].events[1].id or "", last
     assert old.partition("-")[0] != new.partition("-")[0]
     assert_in_time("back", back, BACK)
@@ -207,7 +207,7 @@ async def test_sentinels_name_the_master_and_the_next_one(
     )
     sentinel = start_redis("--sentinel", file=settings)
     with sentinel.client() as client:
-        await asyncio.to_thread(until_it_knows_the_replica, client)
+        await asyncio.to_thread(until_the_replica_is_registered, client)
     async with open_broker(f"redis+sentinel://{HOST}:1,{HOST}:{sentinel.port}/ours?prefix=x") as broker:
         tail = broker.tail()
         before = await broker.publish(Draft(Event("before")))
@@ -229,7 +229,7 @@ async def test_sentinels_name_the_master_and_the_next_one(
     sentinel.kill()
 
 
-def until_it_knows_the_replica(client: Redis) -> None:
+def until_the_replica_is_registered(client: Redis) -> None:
     while client.sentinel_master("ours")["num-slaves"] != 1:  # type: ignore[index]
         pass
 

@@ -1,4 +1,4 @@
-"""Whoever resumes gets everything behind its cursor, once and in order, or is told what is lost."""
+"""A client that resumes gets all behind its cursor, once and in order, or a gap that names what is lost."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ async def publish_three(publisher: Connection) -> list[str]:
 
 
 async def _replayed(proxy: Proxy, publisher: Connection, cursor: str) -> bool:
-    """Resume at the cursor, and again where that was cut. Returns whether it was."""
+    """Resume at the cursor, and again where the stream was cut. Return True when it was cut."""
     async with await Stream.open(proxy.port, cursor) as first:
         await first.until(lambda: first.over or len(first.offsets) == 3)
     async with await Stream.open(proxy.upstreams[0], first.cursor) as second:
@@ -75,12 +75,12 @@ async def _replayed(proxy: Proxy, publisher: Connection, cursor: str) -> bool:
 
 
 async def _live(proxy: Proxy, publisher: Connection, cursor: str) -> bool:
-    """The same with publications that come after the welcome, or after the cut if that came first."""
+    """As ``_replayed``, with publications after the welcome, or after a cut that came before it."""
     async with await Stream.open(proxy.port) as first:
         await first.until(lambda: first.over or bool(first.events))
         ids = await publish_three(publisher)
         await first.until(lambda: first.over or len(first.offsets) == 3)
-    if not first.cursor:  # it was cut off before it had a cursor, and so before they were published
+    if not first.cursor:  # cut before there was a cursor, and so before the publications
         return True
     async with await Stream.open(proxy.upstreams[0], first.cursor) as second:
         await second.until(lambda: second.cursor == ids[-1])
@@ -121,7 +121,7 @@ async def test_resuming_anywhere_under_load_has_no_seam_between_log_and_live(ser
 
 
 def assert_follows(stream: Stream, cursor: str) -> None:
-    """It has every publication behind the cursor, without a break."""
+    """Assert that the stream has every publication behind the cursor."""
     first = int(cursor.partition("-")[2]) + 1
     assert stream.offsets == list(range(first, first + len(stream.offsets)))
     assert not stream.of_type("gap")
@@ -173,7 +173,9 @@ async def _raw(server: Server, last: int) -> bytes:
         await connection.receive_head()
         while not (end in payload[-200:] and payload.endswith(b"\n\n")):
             payload += chunks.feed(await connection.receive())
-    return bytes(payload).partition(b"\n\n")[2].replace(b":\n\n", b"")  # heartbeats come to each in its own time
+    return (
+        bytes(payload).partition(b"\n\n")[2].replace(b":\n\n", b"")
+    )  # without heartbeats, whose times differ by stream
 
 
 async def test_a_restart_tells_every_old_cursor_and_uses_no_id_again(serve: Serve) -> None:
@@ -185,11 +187,11 @@ async def test_a_restart_tells_every_old_cursor_and_uses_no_id_again(serve: Serv
         server.kill()
         server = serve(port=server.port)
         for cursor in used:
-            await _is_told_of_the_new_epoch(server, cursor)
+            await _assert_gap_of_a_new_epoch(server, cursor)
     assert len(set(used)) == len(used)
 
 
-async def _is_told_of_the_new_epoch(server: Server, cursor: str) -> None:
+async def _assert_gap_of_a_new_epoch(server: Server, cursor: str) -> None:
     async with await Stream.open(server.port, cursor) as stream:
         await stream.until(lambda: len(stream.events) == 2)
     welcome, gap = stream.events

@@ -1,4 +1,4 @@
-"""Three nodes behind a load balancer are restarted, one after the other, under clients that notice nothing (M5)."""
+"""Three nodes behind a load balancer are restarted one by one, and its clients lose and double nothing (M5)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,7 +11,7 @@ import pytest
 
 from sse_app.client import Client
 from sse_app.errors import Gap
-from tests.chaos.client import HOST, offset_of, stats, tell, told
+from tests.chaos.client import HOST, notify, offset_of, stats, until_notified
 from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
 from tests.chaos.outages import ready
@@ -20,14 +20,14 @@ from tests.support.worlds import World
 
 NODES = 3
 RATE = 10  # publications a second
-LOOK = 0.05  # seconds between two looks of the load balancer at its nodes
+CHECK = 0.05  # seconds between two checks of the nodes by the load balancer
 
 Start = Callable[[], Awaitable[Server]]
 
 
 @pytest.fixture(params=["redis", "nats"])
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
-    """Starts nodes of one hub. None of them may log anything."""
+    """A function that starts nodes of one hub. None of them may log anything."""
     world: World = request.getfixturevalue(f"{request.param}_world")
     flags = "--broker", world.url, "--drain", str(count(ci=1, full=5))
     with ExitStack() as stack:
@@ -40,7 +40,7 @@ def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
 
 
 class Listener:
-    """Comes back by itself wherever the load balancer sends it."""
+    """A client that reconnects by itself, to whichever node the load balancer chooses."""
 
     def __init__(self) -> None:
         self.offsets: list[int] = []
@@ -50,7 +50,7 @@ class Listener:
         async with Client(url, http=http) as client:
             async for event in client.listen(on_gap=self.gaps.append):
                 self.offsets.append(offset_of(event.id or ""))
-                tell()
+                notify()
 
 
 async def takes_connections(server: Server) -> bool:
@@ -62,15 +62,15 @@ async def takes_connections(server: Server) -> bool:
 
 @asynccontextmanager
 async def balanced(servers: list[Server]) -> AsyncIterator[Proxy]:
-    """A load balancer as `docs/scaling.md` asks for: it sends connections to the nodes that say that they are ready."""
+    """A load balancer as `docs/scaling.md` asks for: it sends connections to the nodes that are ready."""
 
-    async def look(balancer: Proxy) -> None:
+    async def check_nodes(balancer: Proxy) -> None:
         while True:
             balancer.upstreams = [server.port for server in list(servers) if await takes_connections(server)]
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(CHECK)
 
     async with proxy_to(servers[0].port) as balancer, asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(look(balancer))
+        task = tasks.create_task(check_nodes(balancer))
         yield balancer
         task.cancel()
 
@@ -83,7 +83,7 @@ async def publish_steadily(client: Client, published: list[int], enough: asyncio
 
 async def until_all_listen(server: Server, number: int) -> None:
     while (await stats(server.port))["subscribers"] != number:
-        pass  # each asking is a request, which is the wait
+        pass  # each check is a request, which takes the time between two checks
 
 
 async def restart_each(servers: list[Server], node: Start, listeners: int) -> None:
@@ -115,7 +115,7 @@ async def test_a_rolling_restart_is_felt_by_nobody(node: Start) -> None:
         enough.set()
         await publishing
         last = offset_of((await client.publish("last")).id)
-        await told(lambda: all(last in listener.offsets[-1:] for listener in listeners))
+        await until_notified(lambda: all(last in listener.offsets[-1:] for listener in listeners))
     assert published == list(range(1, last)), "each once, though some were sent again"
     for listener in listeners:
         assert listener.offsets == list(range(1, last + 1))

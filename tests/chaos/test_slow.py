@@ -1,4 +1,4 @@
-"""A slow reader delays nobody, costs little, and loses nothing without being told."""
+"""A slow reader delays no other, costs little, and loses nothing without a gap."""
 
 import asyncio
 from time import perf_counter
@@ -10,10 +10,10 @@ from tests.chaos.client import (
     SMALL,
     Connection,
     Stream,
+    named_in_gaps,
     publish_all,
     stats,
     streams,
-    told_missing,
     until,
     until_stats,
 )
@@ -41,11 +41,11 @@ async def test_a_reader_at_a_kilobyte_to_200_published_catches_up_or_is_told(ser
 
 
 def assert_all_accounted_for(streams: list[Stream], published: int) -> None:
-    """Over these streams of one client: each publication came once and in order, or a gap named it."""
+    """Assert that over these streams of one client each publication arrived once and in order, or a gap named it."""
     events = [event for stream in streams for event in stream.events]
     delivered = [offset for stream in streams for offset in stream.offsets]
     assert delivered == sorted(set(delivered))
-    missing = told_missing(events)
+    missing = named_in_gaps(events)
     assert not missing & set(delivered)
     assert missing | set(delivered) == set(range(1, published + 1))
 
@@ -57,7 +57,7 @@ async def test_a_queue_that_runs_over_again_and_again_keeps_order(serve: Serve) 
         for done in range(rounds):
             await publish_all(server.port, [BODY] * STEP)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(publish_all(server.port, [BODY] * STEP))  # more comes while it catches up
+                tasks.create_task(publish_all(server.port, [BODY] * STEP))  # published while the reader catches up
                 await stream.until_offset((2 * done + 2) * STEP)
     overflows = (await stats(server.port))["totals"]["overflows"]
     print("overflows:", overflows)
@@ -81,7 +81,7 @@ async def test_five_hundred_stalled_readers_delay_nobody(serve: Serve) -> None:
 
 
 async def _latencies(port: int, readers: list[Stream], number: int) -> str:
-    """Publish one after the other, each read by all of the readers; how long the POSTs took."""
+    """Publish one by one, each read by all readers. Return the seconds that each POST took."""
     taken = []
     async with await Connection.open(port) as publisher:
         for _ in range(number):

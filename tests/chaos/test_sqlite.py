@@ -1,4 +1,4 @@
-"""The log in a SQLite file outlives its server, however that ends; several servers on it are one."""
+"""The log in a SQLite file outlives its server, however the server ends; several servers on one file are one hub."""
 
 import asyncio
 import json
@@ -54,15 +54,15 @@ def database(path: Path) -> str:
 
 @dataclass
 class Ledger:
-    """What the publishers of a server that is killed at times were told."""
+    """The answers to the publishers of a server that is killed now and then."""
 
     acknowledged: dict[str, str] = field(default_factory=dict)  # text: id
     refused: set[str] = field(default_factory=set)
-    top: int = 0  # offset of the newest that was acknowledged
+    top: int = 0  # offset of the newest acknowledged publication
     more: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def publish(self, port: int, name: str) -> None:
-        """One after the other, and through all kills; what gets no answer is not tried again."""
+        """Publish one by one, through all kills. A publication without an answer is not tried again."""
         texts = (f"{name} {number}" for number in numbers())
         while True:
             try:
@@ -94,7 +94,7 @@ class Ledger:
 
 @dataclass
 class Browser:
-    """Reads on and on, and resumes with its cursor."""
+    """A client that reads, and resumes with its cursor."""
 
     cursor: str
     offsets: list[int] = field(default_factory=list)
@@ -148,7 +148,7 @@ async def test_what_was_acknowledged_outlives_every_kill(serve: Serve, database:
 
 
 def assert_kept_in_order(texts: list[str]) -> None:
-    """What each publisher has published, one after the other, stands so in the log."""
+    """Assert that the log has the publications of each publisher in their order."""
     said: dict[str, list[int]] = {}
     for text in texts:
         name, number = text.split(" ")
@@ -176,11 +176,11 @@ async def test_what_a_kill_cut_off_between_commit_and_fan_out_comes_by_replay(tm
                     await publisher.publish(f"{published + 1}")
                 await stream.to_the_end()
         lost += offset_of(stream.cursor) == published
-        assert_goes_on(stream, cursor, published)
+        assert_resumed(stream, cursor, published)
         cursor, published = stream.cursor, published + 1
     with launched(tmp_path / "log", "--broker", database) as server:
         stream = await replayed(server.port, cursor)
-        assert_goes_on(stream, cursor, published)
+        assert_resumed(stream, cursor, published)
         assert texts_of(await replayed(server.port, cursor.partition("-")[0] + BEGIN)) == [
             str(each) for each in range(1, published + 1)
         ]
@@ -189,14 +189,14 @@ async def test_what_a_kill_cut_off_between_commit_and_fan_out_comes_by_replay(tm
     assert (tmp_path / "log").read_text() == ""
 
 
-def assert_goes_on(stream: Stream, cursor: str, until: int) -> None:
-    """It got everything behind its cursor, and no more than was sent."""
+def assert_resumed(stream: Stream, cursor: str, until: int) -> None:
+    """Assert that the stream has all behind its cursor, and no more than was published."""
     behind = offset_of(cursor) if cursor else 0
     assert stream.offsets == list(range(behind + 1, until + 1))
     assert not stream.of_type("gap")
 
 
-# --- what the file was (C6) ---
+# --- an older file in its place (C6) ---
 
 
 def deleted(path: Path, backup: Path) -> None:
@@ -244,7 +244,7 @@ async def test_every_cursor_of_a_log_that_was_set_back_is_told_of_a_new_epoch(
         harm(path, backup)
         server = serve(*flags, port=server.port)
         for cursor in used:
-            stream = await told_of_the_new_epoch(server, cursor)
+            stream = await resumed_in_a_new_epoch(server, cursor)
             assert stream.offsets == list(range(1, held + 1)), harm
     assert len(set(used)) == len(used)
 
@@ -257,14 +257,14 @@ async def stopped(server: Server, *, killed: bool) -> None:
         assert await server.exit_code() in ENDED
 
 
-async def told_of_the_new_epoch(server: Server, cursor: str) -> Stream:
+async def resumed_in_a_new_epoch(server: Server, cursor: str) -> Stream:
     top = (await stats(server.port))["top"]
     async with await Stream.open(server.port, cursor) as stream:
         await stream.until(lambda: len(stream.events) >= 2 and stream.cursor == top)
     welcome, gap = stream.events[:2]
     assert json.loads(welcome.data)["recovered"] is False
-    told = json.loads(gap.data)
-    assert (gap.type, told["reason"], told["requested"]) == ("gap", "epoch", cursor)
+    notice = json.loads(gap.data)
+    assert (gap.type, notice["reason"], notice["requested"]) == ("gap", "epoch", cursor)
     return stream
 
 
@@ -294,7 +294,7 @@ async def test_one_key_is_one_publication_also_after_a_kill(serve: Serve, databa
 
 @pytest.fixture
 def servers(spawn: Spawn, database: str) -> tuple[Server, Server]:
-    """Both are started at the same time, and the file with them."""
+    """Two servers, started at the same time, on a file that does not exist yet."""
     one, other = (spawn("--broker", database, *WHOLE) for _ in range(2))
     return Server(one, listening_port(one)), Server(other, listening_port(other))
 
@@ -335,7 +335,7 @@ async def test_of_two_servers_one_goes_on_when_the_other_is_killed(servers: tupl
     first, second = servers
     async with streams(first.port, 3), streams(second.port, 2) as (reader, _):
         await until_stats(second.port, subscribers=5)
-        async with asyncio.TaskGroup() as tasks:  # killed while it writes
+        async with asyncio.TaskGroup() as tasks:  # the kill comes while the server writes
             ledger = Ledger()
             publishing = [tasks.create_task(ledger.publish(first.port, f"p{name}")) for name in range(4)]
             await ledger.more_than(50)
@@ -366,7 +366,7 @@ async def test_what_one_server_has_acknowledged_is_never_ahead_of_the_other(serv
 
 @asynccontextmanager
 async def locked(path: Path) -> AsyncIterator[None]:
-    """This process keeps the database from the server."""
+    """The database, locked by this process."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -393,7 +393,7 @@ async def test_a_file_that_another_process_keeps_locked_is_unavailable_and_all_e
                             assert (await connection.request("GET", "/healthz")).status == 200
                         answered += 1
                         await heartbeat(fresh)
-                    answer = answering.result()  # and the file is still locked
+                    answer = answering.result()  # answered while the file is still locked
                     assert (answer.status, answer.json["code"]) == (503, "log_unavailable")
                     assert int(answer.headers["retry-after"]) > 0
                     assert answered > 1
@@ -404,14 +404,14 @@ async def test_a_file_that_another_process_keeps_locked_is_unavailable_and_all_e
                 await reader.until_offset(2)
                 assert [event.id for event in reader.events[1:]] == [first, second]
     print(f"{refused} refused while it was locked")
-    told = log.read_text().splitlines()
-    assert len(told) == 2, told
-    assert "locked" in told[0]
-    assert "can be written again" in told[1]
+    lines = log.read_text().splitlines()
+    assert len(lines) == 2, lines
+    assert "locked" in lines[0]
+    assert "can be written again" in lines[1]
 
 
 async def heartbeat(stream: Stream) -> None:
-    """The next bytes of a stream to which nothing is published."""
+    """Read the next bytes of a stream without publications, which are a heartbeat."""
     data = b""
     while b":\n\n" not in data:
         piece = await stream.connection.receive()
@@ -429,7 +429,9 @@ async def test_a_server_whose_file_is_locked_stops_in_time(tmp_path: Path, datab
     with launched(tmp_path / "log", "--broker", database, "--drain", str(drain)) as server:
         async with streams(server.port, 3) as readers, locked(path), await Connection.open(server.port) as publisher:
             await publisher.send_head("POST", "/broadcast", content_length=4, expect="100-continue")
-            assert (await publisher.receive_head()).status == 100  # it is let in, and its body is waited for
+            assert (
+                await publisher.receive_head()
+            ).status == 100  # the request is accepted, and the server waits for its body
             await publisher.send(b"late")
             server.terminate()
             begun = perf_counter()
@@ -443,7 +445,7 @@ async def test_a_server_whose_file_is_locked_stops_in_time(tmp_path: Path, datab
     assert_in_time("ended", taken, drain + GRACE)
 
 
-# --- readers that go (E5) ---
+# --- readers that disconnect (E5) ---
 
 
 async def test_readers_that_go_in_the_middle_of_a_long_replay_give_back_what_they_had(
@@ -464,7 +466,7 @@ async def test_readers_that_go_in_the_middle_of_a_long_replay_give_back_what_the
         await until_stats(server.port, subscribers=0)
 
     async def given_back() -> bool:
-        return server.descriptors <= before + 3 * READERS  # each reader's connection may have three files open
+        return server.descriptors <= before + 3 * READERS  # three files for each of SQLite's read connections
 
     await until(given_back, "all descriptors are given back")
     assert (await replayed(server.port, epoch + BEGIN)).offsets == list(range(1, total + 1))

@@ -35,7 +35,7 @@ from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
 from tests.chaos.test_drain import ENDED
 
-PATIENCE = 30  # seconds for a start that is refused
+PATIENCE = 30  # seconds until a refused start has ended
 BEGIN = "-0"  # behind an epoch: the cursor before its first publication
 DISK = 8 * 1024 * 1024
 
@@ -62,7 +62,7 @@ async def until_readiness(server: Server, status: int) -> Answer:
 
 
 class Call(NamedTuple):
-    """A system call of the server: where its first and its last line stand in the trace."""
+    """A system call of the server, with the places of its first and last line in the trace."""
 
     name: str
     file: str
@@ -76,7 +76,7 @@ RESUMED = re.compile(r"^(?P<thread>\d+) +<\.\.\. \w+ resumed>")
 
 
 def calls_of(trace: Path) -> Iterator[Call]:
-    """In the order they ended. Of what two threads do at a time strace shows the beginning and the end."""
+    """The calls in the order of their ends. For calls of two threads at a time strace has a line for begin and end."""
     unfinished: dict[str, Call] = {}
     for number, line in enumerate(trace.read_text(errors="replace").splitlines()):
         if found := BEGUN.match(line):
@@ -93,7 +93,7 @@ def synced_before_acknowledged(trace: Path, path: Path) -> list[bool]:
     """For each POST, in the order of the answers: a sync of the WAL began after its request was read, and had returned
     before its 200 was written."""
     asked: dict[str, int] = {}
-    last_sync = -1  # when the latest that has returned began
+    last_sync = -1  # where the latest sync that has returned began
     kept = []
     for call in calls_of(trace):
         if call.name in ("fdatasync", "fsync"):
@@ -111,7 +111,7 @@ def strace(tmp_path: Path) -> tuple[str, ...]:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     calls = "fsync,fdatasync,read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg"
-    # -D: the server stays our own child; -y: which file a descriptor is
+    # -D: the server stays a child of this process; -y: descriptors are shown with their files
     return ("strace", "-D", "-f", "-y", "-s", "40", "-o", f"{tmp_path}/trace", "-e", f"trace={calls}")
 
 
@@ -132,7 +132,7 @@ async def test_the_log_is_on_the_disk_before_a_publication_is_acknowledged(
     if sync == "full":
         assert durable == "fsync"
         assert all(kept)
-    else:  # what shows that the test can fail
+    else:  # without the sync the test must fail
         assert durable == "log"
         assert not all(kept)
 
@@ -164,7 +164,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """Take all the room there is; returns the file that does."""
+    """Fill the disk. Return the file that fills it."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -233,11 +233,11 @@ async def test_a_log_whose_disk_was_full_when_its_server_was_killed_is_read_and_
         assert offset_of((await post(server.port, "after")).json["id"]) == len(ids) + 1
 
 
-# --- read-only, damaged, somebody else's (G5) ---
+# --- read-only, damaged, of another program (G5) ---
 
 
 def refused(*flags: str) -> str:
-    """What a server says that does not start: one line."""
+    """The one line of a server that refuses to start."""
     command = [sys.executable, "-m", "sse_app", "serve", "--port", "0", *flags]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -249,7 +249,7 @@ def refused(*flags: str) -> str:
 
 @pytest.fixture
 async def cursors(path: Path) -> list[str]:
-    """The ids of what stands in a file that is closed."""
+    """The ids of the publications in a closed file."""
     async with AsyncPublisher(f"sqlite:///{path}", create=True) as publisher:
         return [(await publisher.publish(f"{number} {'x' * 5_000}")).id for number in range(20)]
 
@@ -309,7 +309,7 @@ async def test_a_damaged_file_stops_the_start_and_is_set_aside_when_that_is_aske
         new = (await post(server.port, "new")).json["id"]
         assert new not in cursors
         server.kill()
-    with launched(log, *flags, "--recover") as server:  # it has nothing to do any more
+    with launched(log, *flags, "--recover") as server:  # now --recover has nothing to do
         assert (await stats(server.port))["top"] == new
         assert list(set_aside(path)) == [aside]
 
@@ -319,7 +319,7 @@ def contents(path: Path) -> bytes | list[str]:
 
 
 async def gap_of(server: Server, cursor: str) -> str:
-    """The reason of the gap that a client with this cursor is told of."""
+    """The reason of the gap that a client with this cursor gets."""
     async with await Stream.open(server.port, cursor) as stream:
         await stream.until(lambda: len(stream.events) == 2)
     assert stream.events[1].type == "gap"

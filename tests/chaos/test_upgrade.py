@@ -1,4 +1,4 @@
-"""A body that is a request, behind a real proxy that passes upgrades on and denies publishing: it never runs."""
+"""A request within a body never runs, behind a real proxy that passes upgrades on and denies publishing."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ def plain_haproxy(hub: str) -> AbstractContextManager[str]:
 
 @dataclass(frozen=True)
 class Watched:
-    """A hub that keeps which requests have begun to run, and tells when one to /healthz does."""
+    """A hub that records the requests that run, and has an event for the one to /healthz."""
 
     hub: Hub
     address: str
@@ -107,7 +107,7 @@ def test_a_request_in_a_body_does_not_get_past_a_proxy(proxy: Callable[[str], Ab
 
 
 def ask(url: str, head: bytes, body: bytes, wait: Callable[[], object] | None = None) -> bytes:
-    """Send a request, its body after a wait, and an honest request; all that comes back."""
+    """Send a request, after a wait its body, and an honest request. Return all that arrives."""
     parts = urlsplit(url)
     honest = b"GET /readyz HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n"
     with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENCE) as connection:
@@ -120,4 +120,4 @@ def ask(url: str, head: bytes, body: bytes, wait: Callable[[], object] | None = 
             connection.sendall(honest)
             return read_until(connection, b"")
         except ConnectionError:
-            return b""  # a proxy may close on who sends a body after its answer
+            return b""  # a proxy may close a connection that gets a body after the answer

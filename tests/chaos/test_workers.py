@@ -1,4 +1,4 @@
-"""`serve --workers`: several processes are one server, whoever of them answers, and whichever of them dies."""
+"""`serve --workers`: several processes are one server, whichever of them answers, and whichever of them dies."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ from tests.chaos.client import Connection, Stream, offset_of, offsets, publish_a
 from tests.chaos.conftest import Server, count
 from tests.chaos.launch import launched
 
-ENDED = (FileNotFoundError, ProcessLookupError)  # of a process that ends while it is looked at
+ENDED = (FileNotFoundError, ProcessLookupError)  # errors of reading /proc of a process that ends meanwhile
 
 
 def workers_of(server: Server) -> list[int]:
     """The process ids of the workers: the children that hold the server's sockets."""
     found = []
     for child in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split():
-        with suppress(*ENDED):  # it has ended meanwhile
+        with suppress(*ENDED):  # the process has ended meanwhile
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(int(child))
     return found
@@ -35,7 +35,7 @@ def running(pid: int) -> bool:
 
 
 def imports(pid: int) -> bool:
-    """True as soon as asyncio is there, with which the imports of a worker begin."""
+    """Return True once the process has loaded asyncio, which is an early import of a worker."""
     with suppress(*ENDED):
         return "_asyncio" in Path(f"/proc/{pid}/maps").read_text()
     return False
@@ -64,11 +64,11 @@ async def test_two_workers_are_one_hub(database: str, tmp_path: Path) -> None:
                 await reader.until_offset(200)
                 assert reader.offsets == list(range(1, 201))
 
-            async def told() -> bool:
+            async def summed() -> bool:
                 answers = [(await stats(server.port))["totals"] for _ in range(8)]
                 return all((each["published"], each["delivered"]) == (200, 8_000) for each in answers)
 
-            await until(told, "every worker answers for both")
+            await until(summed, "every worker answers for both")
         await until_stats(server.port, subscribers=0)
         server.terminate()
         assert await server.exit_code() == 0
@@ -108,7 +108,7 @@ async def test_a_worker_that_dies_is_replaced_and_its_clients_come_back_without_
             for reader in readers:
                 while not reader.over and offset_of(reader.cursor) < 20:
                     await reader.read()
-                if not reader.complete and offset_of(reader.cursor) < 20:  # it was the victim's
+                if not reader.complete and offset_of(reader.cursor) < 20:  # a stream of the killed worker
                     async with await Stream.open(server.port, cursor=reader.cursor) as again:
                         await again.until_offset(20)
                         assert offsets([*reader.events, *again.events]) == list(range(1, 21))
@@ -122,10 +122,12 @@ async def test_a_worker_that_dies_is_replaced_and_its_clients_come_back_without_
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_planned_stop_drains_every_worker(database: str, tmp_path: Path, sign: signal.Signals) -> None:
     with launched(tmp_path / "log", "--workers", "2", "--drain", "5", "--broker", database) as server:
-        async with streams(server.port, 8) as readers:  # few: SIGINT leaves a second for all of them
+        async with streams(
+            server.port, 8
+        ) as readers:  # few streams, since after SIGINT all have to end within a second
             await publish_all(server.port, [b"x"] * 10)
             for reader in readers:
-                await reader.until_offset(10)  # the other worker's, too, have it from the log
+                await reader.until_offset(10)  # also the streams of the other worker have it, from the log
             server.process.send_signal(sign)
             for reader in readers:
                 await reader.to_the_end()
@@ -138,7 +140,7 @@ async def test_a_planned_stop_drains_every_worker(database: str, tmp_path: Path,
 
 @contextmanager
 def starting(log: Path, *flags: str) -> Iterator[Server]:
-    """A server that does not listen yet, in a group of its own as a shell starts it; what it logs goes into a file."""
+    """A server that does not listen yet, in a process group of its own as a shell starts it, with its log in a file."""
     command = [sys.executable, "-m", "sse_app", "serve", "--port", "0", *flags]
     with (
         log.open("w") as file,
@@ -158,7 +160,7 @@ async def test_ctrl_c_while_workers_start_ends_them_without_a_word(database: str
             return len(pids := workers_of(server)) == 2 and all(map(imports, pids))
 
         await until(importing, "both workers are at their imports")
-        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does it
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
         assert await server.exit_code() == 0
     assert log.read_text() == ""
 
