@@ -1,4 +1,4 @@
-"""A real Chromium, and tabs that may not complain."""
+"""A real Chromium, and tabs whose console must stay empty of errors."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
-NAME = "events.example.com"  # is this machine, and unlike localhost no origin that browsers trust without TLS
+NAME = "events.example.com"  # resolves to this machine; unlike localhost no origin that browsers trust without TLS
 ARGUMENTS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
 ARGUMENTS.append(f"--host-resolver-rules=MAP {NAME} 127.0.0.1")
 
@@ -19,14 +19,14 @@ ARGUMENTS.append(f"--host-resolver-rules=MAP {NAME} 127.0.0.1")
 # For one module: Playwright's event loop would otherwise be in the way of the async tests that follow.
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    """Debian's Chromium; without one a loud skip, and a failure in CI."""
+    """Debian's Chromium; without it tests are skipped, which in CI is a failure."""
     executable = shutil.which("chromium")
     if executable is None:
         reason = "No chromium on the PATH: the console is NOT TESTED. On Debian: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=20_000)  # ms; a page is given time on a busy machine, but no test waits in vain
+    expect.set_options(timeout=20_000)  # ms; enough for a busy machine
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield browser

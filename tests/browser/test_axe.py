@@ -1,4 +1,4 @@
-"""axe finds nothing to complain of in any state of the console, in both colour schemes."""
+"""axe finds no violation in any state of the console, in both colour schemes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -78,7 +78,7 @@ def test_everyone_but_me(sse_server: HubServer, tabs: Tabs) -> None:
 
 def test_duplicated_tab_takes_a_name_of_its_own(tab: Page) -> None:
     with tab.context.expect_page() as opened:
-        tab.evaluate("() => void window.open(location.href)")  # copies the session storage
+        tab.evaluate("() => void window.open(location.href)")  # the new tab gets a copy of the session storage
     other = opened.value
     name = tab.evaluate("() => sessionStorage.getItem('sse-app.client')")
     other.wait_for_function("name => sessionStorage.getItem('sse-app.client') !== name", arg=name)
@@ -115,7 +115,7 @@ def test_gap_row_after_a_resume_with_a_foreign_cursor(sse_server: HubServer, tab
     expect(gap).to_contain_text("epoch")
     expect(gap).to_contain_text("foreign-7")
     expect(row(page, "still there").locator(".replayed")).to_be_visible()
-    assert "last_event_id" not in page.url  # a reload does not repeat it
+    assert "last_event_id" not in page.url  # so that a reload does not resume there
 
 
 def test_disconnect_and_connect_again_misses_nothing(sse_server: HubServer, tab: Page) -> None:
@@ -175,7 +175,7 @@ def test_curl_command_is_the_same_request(sse_server: HubServer, tab: Page, body
 def test_curl_command_can_be_copied(sse_server: HubServer, tab: Page) -> None:
     tab.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=sse_server.url)
     fill(tab, "copied")
-    tab.evaluate("() => { window.setTimeout = () => 0; }")  # or it says so for a moment only
+    tab.evaluate("() => { window.setTimeout = () => 0; }")  # keeps the text, which is shown for a moment only
     tab.locator("[data-copy=curl]").click()
     expect(tab.locator("[data-copy=curl]")).to_have_text("Copied")
     assert tab.evaluate("() => navigator.clipboard.readText()") == tab.locator("#curl").text_content()
@@ -237,7 +237,7 @@ def test_wrong_topic_filter_is_explained_and_can_be_corrected(tab: Page, tabs: T
 def test_events_of_an_unknown_type_take_their_place_in_the_log(sse_server: HubServer, tab: Page) -> None:
     publish = sse_server.hub.publish_threadsafe
     publish("one")
-    publish("two", event="never.seen")  # the browser skips it
+    publish("two", event="never.seen")  # of a type that the page does not know
     publish("three")
     expect(tab.locator("#rows .event .data")).to_have_text(["one", "two", "three"])
     publish("four", event="never.seen")
@@ -247,7 +247,7 @@ def test_events_of_an_unknown_type_take_their_place_in_the_log(sse_server: HubSe
 
 def test_events_of_a_type_that_nobody_has_named_arrive(sse_server: HubServer, tab: Page) -> None:
     client = tab.evaluate("() => JSON.parse(sessionStorage.getItem('sse-app.client'))")
-    sse_server.hub.publish_threadsafe("private", event="mine", to=client)  # which no statistics list
+    sse_server.hub.publish_threadsafe("private", event="mine", to=client)  # not in the statistics
     expect(row(tab, "private").locator(".type")).to_have_text("mine")
 
 
@@ -255,7 +255,7 @@ def test_log_is_bounded_and_follows_its_end_until_the_reader_scrolls(sse_server:
     for number in range(520):
         sse_server.hub.publish_threadsafe(
             f"event {number}."
-        )  # a row's text goes on with its id, which may begin with 9
+        )  # the text of a row ends with its id, which may begin with 9
     expect(row(tab, "event 519.")).to_be_in_viewport()
     expect(tab.locator("#rows > .row")).to_have_count(500)
     tab.locator("#rows").evaluate("list => { list.scrollTop = 0; }")
@@ -294,7 +294,7 @@ def test_log_is_one_tab_stop_with_arrow_keys_inside(sse_server: HubServer, tab: 
     tab.keyboard.press("End")
     expect(row(tab, "unread")).to_be_focused()
     expect(tab.locator("#jump")).to_be_hidden()
-    tab.keyboard.press("Tab")  # out of it at once, for all its rows
+    tab.keyboard.press("Tab")  # leaves the log at once, however many rows it has
     expect(tab.get_by_label("Topic", exact=True)).to_be_focused()
 
 
@@ -407,7 +407,7 @@ def test_console_works_below_a_prefix(tabs: Tabs) -> None:
 
 @contextmanager
 def serve(port: int, *flags: str) -> Iterator[tuple[int, Callable[[int], None]]]:
-    """`sse-app serve` as a process of its own: its port, and what ends it with a signal."""
+    """`sse-app serve` as a process of its own: its port, and a function that ends it with a signal."""
     command = [sys.executable, "-m", "sse_app", "serve", "--port", str(port), *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -423,7 +423,7 @@ def serve(port: int, *flags: str) -> Iterator[tuple[int, Callable[[int], None]]]
             process.kill()
 
 
-# It waits for its next try until it is told to, however long the server takes to come back.
+# The console waits with its next attempt until the test lets it, however long the server takes to start.
 NOT_BY_ITSELF = """() => {
     const real = setTimeout;
     window.setTimeout = (work, ms) => ms < 1_000 ? real(work, ms) : 0;
@@ -439,7 +439,7 @@ NOT_BY_ITSELF = """() => {
     ids=["killed", "drained"],
 )
 def test_server_restarted_under_a_tab(tabs: Tabs, end: signal.Signals, states: str) -> None:
-    tabs.expected.append("net::ERR_")  # that nobody listens, Chromium says too
+    tabs.expected.append("net::ERR_")  # Chromium logs a refused connection, too
     with serve(0) as (port, stop):
         page = connected(tabs.open(f"http://127.0.0.1:{port}"))
         send(page, "before")
@@ -459,7 +459,7 @@ def test_server_restarted_under_a_tab(tabs: Tabs, end: signal.Signals, states: s
 
 def test_browser_reconnects_by_itself(tabs: Tabs) -> None:
     tabs.expected.append("net::ERR_")
-    soon = ("--retry-min", "0.1", "--retry-max", "0.2")  # it waits twice as long after each try, until one succeeds
+    soon = ("--retry-min", "0.1", "--retry-max", "0.2")  # the wait doubles with each attempt that fails
     with serve(0, *soon) as (port, stop):
         page = connected(tabs.open(f"http://127.0.0.1:{port}"))
         stop(signal.SIGKILL)
@@ -484,7 +484,7 @@ def test_every_control_has_a_name_and_the_page_its_landmarks(tab: Page) -> None:
     for landmark in ("banner", "main", "contentinfo", "complementary", "navigation"):
         expect(tab.get_by_role(landmark)).to_have_count(1)
     expect(tab.get_by_role("heading", level=1)).to_have_count(1)
-    expect(tab.get_by_role("status").first).to_have_text("Live")  # said once, not for every event
+    expect(tab.get_by_role("status").first).to_have_text("Live")  # announced once, not with every event
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1000, "light"), (1920, "dark")])

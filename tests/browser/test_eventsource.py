@@ -1,4 +1,4 @@
-"""What a real EventSource makes of the hub: it stays alive, resumes, and lets no foreign page in."""
+"""A hub under a real EventSource: the stream stays alive and resumes, and no foreign page gets in."""
 
 import asyncio
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from sse_app.testing import live
 
 pytestmark = pytest.mark.browser
 
-QUICK = 0.02  # seconds until a reconnect, that would take some each
+QUICK = 0.02  # seconds until a reconnect, in place of 2 to 5
 
 WATCH = """url => {
     window.seen = {events: [], errors: 0};
@@ -36,14 +36,14 @@ WATCH = """url => {
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A tab that is allowed to complain: it meets refusals here."""
+    """A tab whose console may have errors: the hub refuses requests here."""
     context = browser.new_context()
     yield context.new_page()
     context.close()
 
 
 class Front:
-    """An ASGI app in front of another that notes what browsers ask and are answered.
+    """An ASGI app in front of another, which records the requests of browsers and the answers.
 
     With ``ending`` it ends every stream after its first publication, as a server or proxy may.
     """
@@ -106,7 +106,7 @@ def watch(page: Page, url: str, origin: str | None = None) -> None:
 
 
 def seen(page: Page, number: int) -> list[list[str]]:
-    """The events that it got, [type, data, lastEventId] each, once there are so many."""
+    """The events that the page got, [type, data, lastEventId] each, once there are so many."""
     page.wait_for_function("number => seen.events.length >= number", arg=number)
     events: list[list[str]] = page.evaluate("seen.events")
     return events
@@ -117,7 +117,7 @@ def errors(page: Page) -> int:
 
 
 def ready_state(page: Page) -> int:
-    """0 connecting, 1 open, 2 closed for good."""
+    """The readyState: 0 connecting, 1 open, 2 closed for good."""
     return int(page.evaluate("source.readyState"))
 
 
@@ -193,7 +193,7 @@ def test_twenty_closed_streams_are_twenty_resumes_without_a_preflight(page: Page
 
 
 def seen_messages(page: Page, number: int) -> list[str]:
-    """The ids of the publications that it got, once there are so many."""
+    """The ids of the publications that the page got, once there are so many."""
     page.wait_for_function("number => seen.events.filter(event => event[0] == 'message').length >= number", arg=number)
     return [id for type, _, id in seen(page, 1) if type == "message"]
 
@@ -202,7 +202,7 @@ def test_a_full_hub_is_waited_for(page: Page) -> None:
     app = create_app(Config(max_subscribers=1, retry_min=QUICK, retry_max=2 * QUICK))
     with live(app) as server:
         with httpx.stream("GET", server.url + "/events") as first:
-            body = first.iter_raw()  # which ends the stream when it is dropped
+            body = first.iter_raw()  # kept, since the stream ends when it is collected
             next(body)
             watch(page, server.url + "/events")
             page.wait_for_function("seen.errors >= 3")
@@ -224,7 +224,7 @@ def test_a_draining_hub_is_waited_for(page: Page) -> None:
 
 
 def drain(hub: Hub) -> None:
-    """Begin it as a stopping server does."""
+    """Begin a drain, as a stopping server does."""
     loop = hub.node.life._loop
     assert loop is not None
     asyncio.run_coroutine_threadsafe(hub.drain(0.2), loop).result(10)
@@ -269,7 +269,7 @@ FORM = """([url, type]) => new Promise(done => {
 
 ATTEMPTS = [
     (FETCH, "text/plain", "sent"),
-    (FETCH, "application/json", "blocked"),  # by its preflight
+    (FETCH, "application/json", "blocked"),  # blocked by the preflight
     (FORM, "text/plain", "sent"),
     (FORM, "application/x-www-form-urlencoded", "sent"),
     (FORM, "multipart/form-data", "sent"),

@@ -1,4 +1,4 @@
-"""A console whose scripts do not run says so, and what to look at: nobody waits before a page that is dead."""
+"""A console whose scripts do not run says so, and names the cause to look for."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 
 def refused(route: Route) -> None:
-    """As by a hub behind a proxy that takes the port from the Host."""
+    """Refuse a request as a hub does behind a proxy that removes the port from the Host."""
     route.fulfill(status=403, json={"code": "bad_origin"})
 
 
@@ -26,7 +26,7 @@ def broken(route: Route) -> None:
 
 
 def unanswered(route: Route) -> None:
-    """For as long as the page is there."""
+    """Answer nothing as long as the page is open."""
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_script_that_does_not_run_is_told_with_what_to_look_at(
     notice = page.get_by_role("alert")
     expect(notice).to_contain_text("scripts have not started")
     expect(notice).to_contain_text("proxy_set_header Host $http_host;")
-    expect(page.get_by_role("button")).to_have_count(0)  # none that would do nothing
+    expect(page.get_by_role("button")).to_have_count(0)  # no button, since none would work
     expect(page.get_by_text("Nothing published yet").filter(visible=True)).to_have_count(0)
     page.close()
 

@@ -22,7 +22,7 @@ USER, PASSWORD = "user", "the-password"
 
 
 def guarded(app: ASGIApp) -> ASGIApp:
-    """An app behind basic authentication, as proxies do it."""
+    """An app behind basic authentication, as a proxy adds it."""
     needed = b"Basic " + b64encode(f"{USER}:{PASSWORD}".encode())
     who = Response("Who?", 401, {"WWW-Authenticate": 'Basic realm="the hub"'})
 

@@ -1,4 +1,4 @@
-"""static/sse-app.js in real tabs: one connection for all of them, and each event once and in order, whoever dies."""
+"""static/sse-app.js in real tabs: one connection for all, and each event once and in order, whichever tab ends."""
 
 import asyncio
 import random
@@ -39,16 +39,16 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 LISTEN = """async ([url, options, module]) => {
     const { connect } = await import(module);
     window.seen = [];
-    window.told = [];
+    window.states = [];
     window.stream = connect(url, options);
     stream.onevent = event => seen.push([event.type, event.data, event.lastEventId]);
-    for (const type of ["open", "error"]) stream.addEventListener(type, () => told.push(stream.state));
+    for (const type of ["open", "error"]) stream.addEventListener(type, () => states.push(stream.state));
 }"""
 
 
 @dataclass
 class Site:
-    """A page, and beside it a hub below /hub. What asks for its events can be refused."""
+    """A page, and beside it a hub below /hub, whose streams can be refused."""
 
     hub: Hub
     url: str = ""
@@ -85,7 +85,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(params=["worker", "locks"])
 def shared(request: pytest.FixtureRequest) -> str:
-    """Both ways in which tabs share a connection."""
+    """The two ways in which tabs share a connection."""
     return str(request.param)
 
 
@@ -119,7 +119,7 @@ def ids(page: Page, last: str | None = None) -> list[str]:
 
 
 def data(page: Page, last: str) -> list[str]:
-    """The data of what it got, of every type but welcome, once the last one is there."""
+    """The data of the events that a tab got, of every type but welcome, once the last one is there."""
     page.wait_for_function("last => seen.some(([, data]) => data == last)", arg=last)
     found: list[str] = page.evaluate("seen.filter(([type]) => type != 'welcome').map(([, data]) => data)")
     return found
@@ -131,9 +131,9 @@ def types(page: Page) -> list[str]:
 
 
 def until_error(page: Page) -> dict[str, Any]:
-    """The state that came with its newest error."""
-    page.wait_for_function("told.some(state => state.name == 'waiting')")
-    state: dict[str, Any] = page.evaluate("told.findLast(state => state.name == 'waiting')")
+    """Wait for an error, and return the state that came with the newest one."""
+    page.wait_for_function("states.some(state => state.name == 'waiting')")
+    state: dict[str, Any] = page.evaluate("states.findLast(state => state.name == 'waiting')")
     return state
 
 
@@ -182,7 +182,7 @@ def test_whichever_tab_is_closed_nothing_is_lost_or_doubled(site: Site, shared: 
     pages = [open_tab(shared=shared) for _ in range(4)]
     with Publisher(site) as publisher:
         publisher.more()
-        for page in pages[:3]:  # the first leads, then the second
+        for page in pages[:3]:  # each of these leads in turn
             page.close()
             publisher.more()
     assert ids(pages[3], publisher.published[-1]) == publisher.published
@@ -224,7 +224,7 @@ def test_a_tab_gets_the_history_that_it_asks_for_and_the_others_do_not(site: Sit
     data(first, "4")
     late = [open_tab("/hub/events?last=3", shared=shared), open_tab(shared=shared, lastEventId=cursor)]
     late += [open_tab(shared=shared, since="1h"), open_tab(shared=shared)]
-    until_open(site.hub, 1)  # what fetched something by itself has joined the others
+    until_open(site.hub, 1)  # tabs that fetched something by themselves share again
     site.publish("5")
     assert data(first, "5") == ["3", "4", "5"]
     assert [data(page, "5") for page in late] == [["2", "3", "4", "5"], ["4", "5"], ["1", "2", "3", "4", "5"], ["5"]]
@@ -303,14 +303,14 @@ def test_a_closed_stream_is_silent_and_the_last_one_ends_the_connection(
     assert ids(first) == []
     second.evaluate("stream.close()")
     until_open(site.hub, 0)
-    listen(first, "/hub/events", shared=shared)  # there is a worker still, and it begins anew
+    listen(first, "/hub/events", shared=shared)  # the worker is still there, and connects anew
     first.wait_for_function("stream.state.name == 'open'")
     assert len(site.hub) == 1
 
 
 @pytest.mark.parametrize("shared", ["worker", "locks", "none"])
 def test_a_page_that_was_put_away_comes_back_for_what_it_missed(site: Site, shared: str, open_tab: Open) -> None:
-    """As by the cache for the back button, and by a freeze; the tests' browser has the one turned off."""
+    """Pages go into the cache for the back button, which is off in the tests' browser, or are frozen."""
     leader, other = open_tab(shared=shared), open_tab(shared=shared)
     for away, back, target in [("pagehide", "pageshow", "window"), ("freeze", "resume", "document")]:
         leader.evaluate(f"{target}.dispatchEvent(new Event('{away}'))")
@@ -337,7 +337,7 @@ def test_a_frozen_leader_makes_room(site: Site, open_tab: Open) -> None:
 
 
 def test_a_tab_that_goes_without_a_word_is_noticed(site: Site, tabs: Tabs, shared: str, open_tab: Open) -> None:
-    """As one that crashes: the module is not told that the page ends."""
+    """A tab that crashes gets no event at its end; here the module does not get it."""
     tabs.context.add_init_script("addEventListener('pagehide', event => event.stopImmediatePropagation())")
     going, other = open_tab(shared=shared), open_tab(shared=shared)
     going.close()
@@ -347,32 +347,32 @@ def test_a_tab_that_goes_without_a_word_is_noticed(site: Site, tabs: Tabs, share
     until_open(site.hub, 0)
 
 
-# With window.deaf a tab neither hears the others nor is heard.
-DEAFNESS = """
-    window.unheard = [];
+# With window.cutOff a tab gets no messages of the other tabs, and sends none.
+CUT_OFF = """
+    window.held = [];
     const { onmessage } = Object.getOwnPropertyDescriptors(BroadcastChannel.prototype);
     const { postMessage } = BroadcastChannel.prototype;
     Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
-        set(handler) { onmessage.set.call(this, event => window.deaf ? unheard.push(event.data) : handler(event)); }
+        set(handler) { onmessage.set.call(this, event => window.cutOff ? held.push(event.data) : handler(event)); }
     });
-    BroadcastChannel.prototype.postMessage = function (message) { window.deaf || postMessage.call(this, message); };
+    BroadcastChannel.prototype.postMessage = function (message) { window.cutOff || postMessage.call(this, message); };
 """
 
 
-def until_unheard(page: Page, last: str) -> None:
-    """Wait until a deaf tab has been told of an event: later it would hear of it."""
-    page.wait_for_function("last => unheard.some(({ batch }) => batch?.cursor == last)", arg=last)
+def until_sent_to(page: Page, last: str) -> None:
+    """Wait until an event was sent to a tab that is cut off: one sent later would reach it."""
+    page.wait_for_function("last => held.some(({ batch }) => batch?.cursor == last)", arg=last)
 
 
 def test_a_tab_that_missed_messages_of_the_others_fetches_them(site: Site, tabs: Tabs, open_tab: Open) -> None:
-    tabs.context.add_init_script(DEAFNESS)
+    tabs.context.add_init_script(CUT_OFF)
     leader, other = open_tab(shared="locks"), open_tab(shared="locks")
     published = site.publish("1")
     ids(other, published[-1])
-    other.evaluate("window.deaf = true")
+    other.evaluate("window.cutOff = true")
     published += site.publish("2", "3")
-    until_unheard(other, published[-1])
-    other.evaluate("window.deaf = false")
+    until_sent_to(other, published[-1])
+    other.evaluate("window.cutOff = false")
     published += site.publish("4")
     assert ids(other, published[-1]) == ids(leader, published[-1]) == published
     until_open(site.hub, 1)
@@ -380,13 +380,13 @@ def test_a_tab_that_missed_messages_of_the_others_fetches_them(site: Site, tabs:
 
 
 def test_a_leader_that_has_to_catch_up_doubles_nothing_for_the_others(site: Site, tabs: Tabs, open_tab: Open) -> None:
-    tabs.context.add_init_script(DEAFNESS)
+    tabs.context.add_init_script(CUT_OFF)
     leader, heir, other = (open_tab(shared="locks") for _ in range(3))
-    heir.evaluate("window.deaf = true")
+    heir.evaluate("window.cutOff = true")
     published = site.publish("1", "2")
     ids(other, published[-1])
-    until_unheard(heir, published[-1])
-    heir.evaluate("window.deaf = false")
+    until_sent_to(heir, published[-1])
+    heir.evaluate("window.cutOff = false")
     leader.close()
     published += site.publish("3")
     assert ids(heir, published[-1]) == ids(other, published[-1]) == published
@@ -394,7 +394,7 @@ def test_a_leader_that_has_to_catch_up_doubles_nothing_for_the_others(site: Site
 
 
 def test_a_leader_that_does_not_answer_is_replaced(site: Site, tabs: Tabs, open_tab: Open) -> None:
-    tabs.context.add_init_script(DEAFNESS)
+    tabs.context.add_init_script(CUT_OFF)
     leader = open_tab(shared="locks")
     other = tabs.context.new_page()
     other.clock.install()
@@ -403,14 +403,14 @@ def test_a_leader_that_does_not_answer_is_replaced(site: Site, tabs: Tabs, open_
     other.wait_for_function("stream.state.name == 'open'")
     before = site.publish("before")
     assert ids(other, before[0]) == before
-    leader.evaluate("window.deaf = true")
+    leader.evaluate("window.cutOff = true")
     published = before + site.publish("only the leader", "hears this")
     ids(leader, published[-1])
     assert ids(other) == before
     while len(site.asked) < 2:
         other.clock.run_for(1_000)
     assert ids(other, published[-1]) == published
-    leader.evaluate("window.deaf = false")  # it follows now
+    leader.evaluate("window.cutOff = false")  # from here on it follows the other tab
     published += site.publish("all hear this")
     assert ids(leader, published[-1]) == ids(other, published[-1]) == published
     until_open(site.hub, 1)
@@ -420,7 +420,7 @@ def test_a_worker_that_died_is_replaced(site: Site, tabs: Tabs) -> None:
     page = tabs.context.new_page()
     page.clock.install()
     page.goto(site.url)
-    # It has a port of its own that nobody answers, until a second worker is made.
+    # The first worker is a port that nothing answers, and the second one real.
     page.evaluate(
         """() => {
             const Real = window.SharedWorker;
@@ -458,8 +458,10 @@ def test_what_may_pass_is_tried_again(site: Site, tabs: Tabs, shared: str, open_
     site.refusal = PASSING[refusal]
     end_streams(site)
     while len(site.asked) < 4:
-        page.wait_for_function("n => told.filter(state => state.name == 'waiting').length > n", arg=len(site.asked) - 1)
-    state = page.evaluate("told.findLast(state => state.status)")
+        page.wait_for_function(
+            "n => states.filter(state => state.name == 'waiting').length > n", arg=len(site.asked) - 1
+        )
+    state = page.evaluate("states.findLast(state => state.status)")
     assert state["status"] == site.refusal.status_code
     if refusal == "429":
         assert (state["code"], state["detail"]) == ("too_bad", "That is too bad.")
@@ -498,23 +500,23 @@ def test_what_another_try_cannot_change_stops_all_tabs_until_one_tries_again(
         assert state["status"] == status
         if status != 204:
             assert (state["code"], state["detail"]) == ("too_bad", "That is too bad.")
-        page.wait_for_function("told.at(-1).name == 'stopped'")  # it is told, as an error
+        page.wait_for_function("states.at(-1).name == 'stopped'")  # the event is an error
         assert page.evaluate("[stream.readyState, stream.state.until ?? null]") == [2, None]
-        page.evaluate("dispatchEvent(new Event('online'))")  # which is a reason to try what may pass
+        page.evaluate("dispatchEvent(new Event('online'))")  # starts the next attempt of a stream that waits
     published += site.publish("2")
     site.refusal = None
     pages[1].evaluate("stream.reconnect()")
     for page in pages:
         assert ids(page, published[-1]) == published
-        assert page.evaluate("told.filter(({ name }) => name == 'stopped').length") == 1
-    if status != 421:  # after which Chromium itself asks once more
+        assert page.evaluate("states.filter(({ name }) => name == 'stopped').length") == 1
+    if status != 421:  # after a 421 Chromium itself repeats the request
         assert [query.get("last_event_id") for query in site.asked] == [None, *[published[0]] * 2]  # none in between
 
 
 def test_a_tab_that_comes_tries_again_for_those_that_have_stopped(
     site: Site, tabs: Tabs, shared: str, open_tab: Open
 ) -> None:
-    """As after somebody has logged in, in whichever tab."""
+    """The user has logged in, in whichever tab."""
     tabs.expected.append("status of")
     page = open_tab(shared=shared)
     published = site.publish("1")
@@ -523,13 +525,15 @@ def test_a_tab_that_comes_tries_again_for_those_that_have_stopped(
     end_streams(site)
     until_stopped(page)
     until_stopped(open_tab(shared=shared, wait=False))
-    page.wait_for_function("told.filter(({ name }) => name == 'stopped').length == 2")  # its try was refused as well
+    page.wait_for_function(
+        "states.filter(({ name }) => name == 'stopped').length == 2"
+    )  # the new attempt was refused as well
     site.refusal = None
     published += site.publish("2")
     other = open_tab(shared=shared)
     published += site.publish("3")
     assert ids(page, published[-1]) == published
-    assert ids(other, published[-1]) == published[1:]  # it joins the others where they are
+    assert ids(other, published[-1]) == published[1:]  # the new tab begins where the others are
     until_open(site.hub, 1)
 
 
@@ -558,7 +562,7 @@ def test_a_handler_may_reconnect_at_once(site: Site, tabs: Tabs, open_tab: Open)
     page.wait_for_function("stream.state.name == 'open'")
 
 
-# What it waits with is noted instead of waited for, but for the end of a silence.
+# Every wait is recorded and ends at once, except that for the end of a silence.
 NO_WAITS = """() => {
     window.waits = [];
     const real = setTimeout;
@@ -630,7 +634,7 @@ def test_it_does_not_come_before_retry_after(
 
 
 def end_streams(site: Site) -> None:
-    """End every open stream, as a server or proxy may."""
+    """Cut every open stream, as a server or proxy may."""
     assert site.hub.node.life._loop is not None
     for subscriber in list(site.hub.node._delivery):
         site.hub.node.life._loop.call_soon_threadsafe(subscriber.cut)
@@ -733,13 +737,15 @@ def test_a_gap_is_told_to_every_tab_once(site: Site, tabs: Tabs, shared: str, op
         until_error(page)
     while site.hub.node.totals.published < 10_100:
         published += site.publish("x")
-    site.publish("end")  # before they read: from then on it would push out one more, which is another gap
+    site.publish("end")  # before the tabs read: later it would push one more out of the log, which is another gap
     site.refusal = None
-    pages[0].wait_for_function("stream.state.name == 'open' || void stream.reconnect()")  # it has learned to wait long
+    pages[0].wait_for_function(
+        "stream.state.name == 'open' || void stream.reconnect()"
+    )  # with a long wait after a failure
     for page in pages:
         got = data(page, "end")
         assert types(page).count("gap") == 1
-        assert len(got) == 1 + 1 + 10_000  # what came before the gap, the gap, all that the log holds
+        assert len(got) == 1 + 1 + 10_000  # the publication before the gap, the gap, all that the log holds
 
 
 def test_a_position_that_is_gone_is_a_gap_for_that_tab_alone(site: Site, shared: str, open_tab: Open) -> None:
@@ -774,7 +780,7 @@ def test_a_position_is_sent_once_under_whatever_names_it_was_given(site: Site, s
 def test_a_silent_connection_is_given_up_after_three_heartbeats(
     tabs: Tabs, heartbeat: str, silence: int | None
 ) -> None:
-    """The silence of a network that broke without a word, or of a laptop that slept; in seconds."""
+    """The silence, in seconds, is that of a broken network, or of a laptop that slept."""
     asked = 0
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -799,7 +805,7 @@ def test_a_silent_connection_is_given_up_after_three_heartbeats(
         listen(page, "/events", module="/sse-app.js", shared="none")
         page.wait_for_function("stream.state.name == 'open'")
         page.clock.run_for((silence or 100_000) * 1000 - 1)
-        assert page.evaluate("told.map(({ name }) => name)") == ["open"]
+        assert page.evaluate("states.map(({ name }) => name)") == ["open"]
         if silence is not None:
             page.clock.run_for(1)
             assert until_error(page)["detail"] == "Nothing has come from the hub for too long."
@@ -940,6 +946,9 @@ def test_the_example_of_the_docs_works(tabs: Tabs) -> None:
 def test_the_module_is_served_as_a_script(sse_server: HubServer) -> None:
     answer = httpx.get(f"{sse_server.url}/static/sse-app.js")
     type, _, charset = answer.headers["content-type"].partition("; ")
-    assert type in ("text/javascript", "application/javascript")  # as Python's table has it, which changed in 3.12
+    assert type in (
+        "text/javascript",
+        "application/javascript",
+    )  # as Python's table of types has it, which changed in 3.12
     assert charset == "charset=utf-8"
-    assert b"import " not in answer.content.replace(b"*     import ", b"")  # it needs no other file
+    assert b"import " not in answer.content.replace(b"*     import ", b"")  # the module imports no other file
