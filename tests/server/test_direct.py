@@ -1,4 +1,4 @@
-"""The hand-over of a connection to its stream: when it happens, what is left of the request, and how it ends."""
+"""The hand-over of a connection to its stream: its conditions, what is left of the request, and the stream's end."""
 
 import asyncio
 import gc
@@ -39,8 +39,8 @@ from tests.support.peers import PATIENCE, turns, until
 
 pytestmark = both_loops
 
-ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
-HIGH_WATER = 64 * 1024  # bytes, of a transport's write buffer on both loops
+ENDLESS = 3_600.0  # seconds between heartbeats: none comes within a test
+HIGH_WATER = 64 * 1024  # bytes; the high-water mark of a transport's write buffer on both loops
 BIG = "x" * 8_000
 
 Wrap = Callable[[ASGIApp], ASGIApp]
@@ -59,17 +59,17 @@ def data_of(body: bytes | bytearray) -> list[str]:
 async def publish(node: Node, *data: str) -> None:
     for item in data:
         await node.publish(Draft.compose(item))
-        await turns(4)  # each goes out on its own
+        await turns(4)  # each is delivered by itself
 
 
 async def drained(node: Node, reader: Reader) -> bytes:
-    """The whole body, once the hub has ended the stream."""
+    """Return the whole body, once the hub has ended the stream."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(node.drain())
         return await reader.to_the_end()
 
 
-# When it happens
+# When a connection is handed over
 
 
 async def test_the_request_of_a_plain_stream_is_over_and_its_connection_still_counted(node: Node) -> None:
@@ -121,11 +121,11 @@ async def test_a_stream_over_tls_is_handed_over(node: Node, certificate: tuple[P
     assert node.totals.subscribers == 0
 
 
-# When it does not
+# When it stays with its request
 
 
 def changing_head(*headers: tuple[bytes, bytes]) -> Wrap:
-    """A middleware that sets header fields of what it passes on."""
+    """A middleware that sets fields in the head of the answer."""
 
     def wrap(app: ASGIApp) -> ASGIApp:
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,7 +218,7 @@ async def test_a_wrapped_stream_whose_client_leaves_leaves_nothing(
         before = len(asyncio.all_tasks())
         async with reading(server.port):
             await until(lambda: node.totals.subscribers == 1)
-            await publish(node, *[BIG] * 100)  # its socket is full
+            await publish(node, *[BIG] * 100)  # more than the socket takes
         await until(lambda: not node.totals.subscribers and not server.state.connections and not server.state.tasks)
         await turns(5)
         assert len(asyncio.all_tasks()) == before
@@ -254,7 +254,7 @@ async def test_what_a_middleware_sends_after_the_hand_over_gets_into_no_stream(n
 
 
 GET = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
-# Stock httptools on asyncio is missing: its requests behind an open one take the news of the close (uvicorn 0.54).
+# Without stock httptools on asyncio: a request behind an open one takes its news of the close (uvicorn 0.54).
 SERVERS = pytest.mark.parametrize(
     ("wrap", "http"),
     [(as_it_is, Protocol), (another_type, Protocol), (as_it_is, H11Protocol)],
@@ -298,7 +298,7 @@ async def test_nothing_that_follows_its_request_gets_into_a_stream(node: Node, m
     await until(lambda: node.totals.subscribers == 0)
 
 
-# How it ends
+# How a stream ends
 
 
 async def test_a_half_closed_connection_ends_its_stream(node: Node) -> None:
@@ -327,7 +327,7 @@ async def test_a_reset_at_any_moment_of_the_hand_over_leaves_nothing(node: Node,
 
 
 async def test_a_connection_that_is_lost_before_its_stream_writes_leaves_nothing(node: Node) -> None:
-    """Its loss is known and has not been told yet when the connection is handed over."""
+    """At the hand-over the transport knows of the loss, and has not called ``connection_lost`` yet."""
     connections: set[Any] = set()
 
     def aborting(app: ASGIApp) -> ASGIApp:
@@ -399,7 +399,7 @@ async def test_a_reader_that_stalls_costs_its_queue_and_one_write_buffer_and_get
 
 
 async def test_a_catch_up_waits_for_the_socket_page_by_page(node: Node) -> None:
-    """What lies in its write buffer is bounded by the high-water mark and a few pages of the log."""
+    """The write buffer holds at most the high-water mark and a few pages of the log."""
     for number in range(500):
         await node.publish(Draft.compose(f"{number} {BIG}"))
     await turns(20)
@@ -416,7 +416,7 @@ async def test_a_catch_up_waits_for_the_socket_page_by_page(node: Node) -> None:
 
 
 class FakeTransport(asyncio.Transport):
-    """Takes ``room`` writes, then calls ``pause_writing`` in the middle of one, as asyncio does."""
+    """A transport that takes ``room`` writes, then calls ``pause_writing`` in the middle of one, as asyncio does."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -473,7 +473,7 @@ async def test_a_paused_transport_fills_the_queue_then_drops_it_then_reads_the_l
 
 
 async def test_a_transport_that_pauses_and_resumes_before_it_is_noticed_loses_no_order() -> None:
-    """uvloop pauses at the end of a turn: the next write comes although it is paused."""
+    """uvloop calls ``pause_writing`` at the end of a turn, so that a write may follow a full buffer."""
     async with Node(fixed_broker(), heartbeat=ENDLESS) as node, faked(node, room=1_000) as (transport, stream):
         stream.pause_writing()
         await publish(node, "1", "2")
@@ -542,7 +542,7 @@ async def test_a_stream_that_is_closed_while_it_catches_up_ends_after_the_rest_o
 
 
 async def test_a_hub_that_is_closed_lets_go_of_a_stream_that_is_stuck() -> None:
-    """What it lacks its client asks for when it comes back."""
+    """The client resumes for what it lacks when it reconnects."""
     async with Node(fixed_broker(), heartbeat=ENDLESS, queue_size=1) as node:
         subscriber = await node.join(StreamRequest.parse(client="c"))
         transport = FakeTransport(1)
@@ -559,7 +559,7 @@ async def test_a_hub_that_is_closed_lets_go_of_a_stream_that_is_stuck() -> None:
     assert node.totals.subscribers == 0
 
 
-# What is left of it
+# What is left of a stream
 
 
 OURS = (DirectStream, Subscriber, Outlet, Protocol, RequestResponseCycle)
@@ -571,7 +571,7 @@ def left() -> list[str]:
 
 @asynccontextmanager
 async def uncollected() -> AsyncIterator[None]:
-    """Nothing of ours is there before, and after this without a collection."""
+    """Assert that no object of ours is there, before the test and after it, without a collection of garbage."""
     gc.collect()
     assert left() == []
     gc.disable()

@@ -1,4 +1,4 @@
-"""What a server logs of requests: never a query, and one line for many bad ones."""
+"""The lines that a server logs of requests: never a query, and one line for many bad ones."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Many requests behind one another on a connection: all run, in order, and only so many wait in memory."""
+"""Many requests behind one another on a connection: all run, in order, and a bounded number waits in memory."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ assert PIECE % SIZE  # a piece ends within a head
 
 @dataclass
 class Held(Recorder):
-    """It answers once it may."""
+    """An app that answers when the test lets it."""
 
     may: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -38,7 +38,7 @@ class Held(Recorder):
 
 
 class Reading(Wire):
-    """It knows whether it is read from."""
+    """A transport that records whether reading is paused."""
 
     reading = True
 
@@ -83,7 +83,7 @@ async def test_no_more_is_read_than_can_wait() -> None:
         sent += SEGMENT // 8
         assert sent < PIECE + HELD_MAX + SEGMENT
         for _ in range(3):
-            await asyncio.sleep(0)  # the app asks for a body, and uvicorn reads on
+            await asyncio.sleep(0)  # the app receives, and so uvicorn resumes reading
     count = next(numbers)
     app.may.set()
     await until(lambda: len(app.ran) == count and not protocol.tasks)

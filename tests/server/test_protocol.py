@@ -1,4 +1,4 @@
-"""What a request may cost beside its head, over a real socket. Its head stands in test_server.py."""
+"""The bounds of a request beside its head, over a real socket; test_server.py has those of the head."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ def server() -> Iterator[LiveHub]:
 def test_what_never_becomes_a_body_is_bounded_like_a_head(server: LiveHub, begin: bytes, more: bytes) -> None:
     with server.connect() as connection:
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n" + begin)
-        with suppress(ConnectionError):  # it may be gone before its answer was seen
+        with suppress(ConnectionError):  # the server may have closed before its answer was read
             while not select([connection], [], [], 0)[0]:
                 connection.sendall(more * 100)
         answer = Answer.parse(read_until(connection, b"}"))
@@ -53,7 +53,7 @@ async def test_a_body_that_goes_on_after_its_answer_does_not_keep_the_connection
     ):
         outgoing.write(POST + b"Content-Length: 100000\r\n\r\n")
         assert code_of(Answer.parse(await incoming.readuntil(b"}"))) == (413, "too_large")
-        while not incoming.at_eof():  # it comes when what is left has had its time
+        while not incoming.at_eof():  # the end follows after the time for the rest of the body
             outgoing.write(b"x")
             await asyncio.sleep(0.3 * DEADLINE)
 

@@ -1,4 +1,4 @@
-"""How a hub grows without sockets: memory and the time of a broadcast, printed; who got what, asserted.
+"""A hub with many subscribers without sockets: prints memory and the time of a broadcast, asserts the deliveries.
 
 ``SSE_APP_TEST_FULL=1 python3 -m tests tests/server/test_scale.py -rP`` does it with 1,000,000 subscribers.
 """
@@ -21,7 +21,7 @@ BROADCASTS = 3
 
 
 class Nowhere:
-    """A writer that only counts."""
+    """A writer that only counts what is written."""
 
     __slots__ = ("count",)
 
@@ -37,7 +37,7 @@ class Nowhere:
 
 
 def resident() -> float:
-    """This process's resident memory in bytes, 0 where /proc does not tell."""
+    """This process's resident memory in bytes, 0 without /proc."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
 

@@ -48,7 +48,7 @@ def post(*fields: bytes, body: bytes = b"") -> bytes:
     return b"POST /broadcast HTTP/1.1\r\n" + CLOSE + b"".join(field + b"\r\n" for field in fields) + b"\r\n" + body
 
 
-# Bytes that are no valid HTTP request. Valid requests that are refused stand in web/endpoints/test_broadcast.py.
+# Bytes that are no valid HTTP request; web/endpoints/test_broadcast.py has valid requests that are refused.
 
 CHUNKED = b"Transfer-Encoding: chunked"
 NOT_HTTP = [
@@ -159,7 +159,7 @@ def test_white_space_around_a_value_is_not_the_value(server: LiveHub, space: byt
         ("http://[::1]:8000/healthz", 200),
         ("http://localhost", 200),  # the console
         ("http://localhost?x=y", 200),
-        ("http://localhost/events?topi=x", 400),  # its query is read
+        ("http://localhost/events?topi=x", 400),  # the query of an absolute target is read
         ("http://localhost/none", 404),
         ("http://localhost//healthz", 404),
         ("http://evil.example/stats", 421),
@@ -246,7 +246,7 @@ def test_what_follows_a_body_in_the_same_packet_keeps_it_from_being_published(
 
 
 def test_a_line_end_after_a_body_is_forgiven(server: LiveHub) -> None:
-    """Old clients send one (RFC 9112, 2.2)."""
+    """Old clients send one behind a body (RFC 9112, 2.2)."""
     assert server.answer(post(b"Content-Length: 5", body=b"hello\r\n")).status_code == 200
 
 
@@ -313,7 +313,7 @@ def test_a_trailer_is_no_header(server: LiveHub) -> None:
     assert server.answer(raw).status_code == 200
 
 
-# What a head may cost
+# The bounds of a head
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ async def test_what_a_client_sends_after_its_subscription_gets_into_no_stream(
     async with hasty.connect() as (incoming, outgoing):
         outgoing.write(b"GET /events HTTP/1.1\r\n" + HOST + b"\r\n")
         received = await incoming.readuntil(after) if after else b""
-        outgoing.write(garbage)  # in one segment with the request when nothing is waited for
+        outgoing.write(garbage)  # without a wait in between, in one segment with the request
         assert (await hasty.answer(b"G")).status_code == 408  # the deadline has passed
         await hasty.hub.publish("the end")
         await hasty.hub.drain()
@@ -405,7 +405,7 @@ def test_refusals_are_logged_without_what_was_sent(server: LiveHub, caplog: pyte
         b"GET /m4rk3r HTTP/1.1\r\nHost: m4rk3r/\r\nConnection: close\r\n\r\n",
     ):
         assert b"m4rk3r" not in server.ask(raw)
-    records = [record for record in caplog.records if record.name != "uvicorn.access"]  # which is there to tell paths
+    records = [record for record in caplog.records if record.name != "uvicorn.access"]  # the access log is for paths
     assert records
     assert "m4rk3r" not in "".join(record.getMessage() for record in records)
 
@@ -577,7 +577,7 @@ def test_a_free_port_is_one_that_is_free_at_every_address() -> None:
 def test_a_port_where_another_server_listens_is_in_use_also_between_servers_with_workers(
     workers: int, others: int
 ) -> None:
-    """SO_REUSEPORT would let both listen, and deal the clients out to either."""
+    """SO_REUSEPORT would let both listen, and the kernel would divide the clients between them."""
     with listened(workers=others) as each:
         port = each[0][0].getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
@@ -611,7 +611,7 @@ def test_a_host_that_is_none_is_named(host: str) -> None:
 
 
 def test_a_server_that_stops_ends_its_streams_with_bye_and_the_final_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draining, "SPREAD", 0)  # all at once, with the whole window to do it
+    monkeypatch.setattr(draining, "SPREAD", 0)  # streams end all at once, and have the whole window to do so
     with ExitStack() as stack:
         with live_hub(drain=PATIENCE) as server:
             streams = [stack.enter_context(server.connect()) for _ in range(5)]
@@ -626,7 +626,7 @@ def test_a_server_that_stops_ends_its_streams_with_bye_and_the_final_chunk(monke
 
 
 class SilentBroker(MemoryBroker):
-    """A log that is not heard of again: who publishes waits for ever, and so does who closes it, if it says so."""
+    """A log that never answers again: publishing takes for ever, and with ``closes=False`` closing too."""
 
     def __init__(self, *, closes: bool = True) -> None:
         super().__init__()
@@ -649,8 +649,9 @@ class SilentBroker(MemoryBroker):
 def stopped_in_the_middle(
     broker: SilentBroker, signals: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[socket.socket]:
-    """A stream is open and a publication under way, and the server has been told to stop so many times; when this is
-    left it has. Yields the connection of the stream."""
+    """Open a stream and begin a publication, then signal the server so many times to stop; at the end of the block it
+    has stopped. Yields the connection of the stream.
+    """
     hub, servers = Hub(broker, drain=0), list[Server]()
     monkeypatch.setattr(AppStatus, "should_exit", False)  # a signal sets it for the rest of the process
 

@@ -1,4 +1,4 @@
-"""The servers of docs/servers.md, each as its table starts it: what it does to open streams is what the table says."""
+"""The servers of docs/servers.md, started as the table there says: each treats open streams as the table says."""
 
 import os
 import re
@@ -20,9 +20,7 @@ from sse_app.web.siblings import SEPARATE, _name
 from tests.support.peers import PATIENCE, reserved_port
 from tests.test_docs import CHECKOUT, Output, table
 
-pytestmark = pytest.mark.timeout(
-    120
-)  # seconds: a server is started, and may be as slow as PATIENCE allows at each step
+pytestmark = pytest.mark.timeout(120)  # seconds: the start of a server, and PATIENCE for each step
 
 ROWS = table(CHECKOUT / "docs" / "servers.md", "server", "command", "SIGTERM", "Ctrl+C", "recycled after", "then")
 APP = """
@@ -39,7 +37,7 @@ BIND = {
     "uvicorn": ("--port", "0"),
     "gunicorn": ("--bind", "127.0.0.1:0", "--no-control-socket"),
     "hypercorn": ("--bind", "127.0.0.1:0"),
-    "granian": ("--host", "127.0.0.1", "--port", "{port}"),  # it tells no other
+    "granian": ("--host", "127.0.0.1", "--port", "{port}"),  # it does not print a port that it chose
     "daphne": ("--bind", "127.0.0.1", "--port", "0"),
 }
 LISTENING = re.compile(r"(?:http://|address )127\.0\.0\.1:(\d+)")
@@ -52,17 +50,17 @@ class Server:
 
     @property
     def client(self) -> httpx.Client:
-        """gunicorn and granian say where they listen before they do."""
+        """A client that retries to connect: gunicorn and granian print their address before they listen."""
         transport = httpx.HTTPTransport(retries=6)  # after 0, 0.5, 1, 2, ... seconds
         return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", transport=transport, timeout=PATIENCE)
 
     def signal(self, number: signal.Signals) -> None:
-        """As a supervisor does, or as a terminal does for Ctrl+C: to all of its processes."""
+        """Signal a server as a supervisor does, or for Ctrl+C all of its processes as a terminal does."""
         pid = self.output.process.pid
         os.killpg(pid, number) if number == signal.SIGINT else os.kill(pid, number)
 
     def end(self) -> str:
-        """Stop it, and wait for that. Returns all that it has logged."""
+        """Stop a server, and wait for its end. Return all that it has logged."""
         self.output.process.terminate()
         self.output.until(lambda text: False)
         return self.output.text
@@ -99,7 +97,7 @@ def started(command: str, directory: Path, *flags: str) -> Iterator[Server]:
 
 @contextmanager
 def stream(client: httpx.Client, path: str) -> Iterator[Iterator[str]]:
-    """The types of a stream's events after the welcome; ``cut`` at last when it ends without its final chunk."""
+    """The types of a stream's events after the welcome, with ``cut`` at the end of a stream without its final chunk."""
     decoder = EventDecoder()
 
     def types(response: httpx.Response) -> Iterator[str]:
@@ -120,7 +118,7 @@ def stream(client: httpx.Client, path: str) -> Iterator[Iterator[str]]:
         yield events
 
 
-# A server that cuts may do so before or after what the hub, which is told at the same time, says to its streams.
+# A server that cuts streams may do so before or after the bye, since the hub learns of the stop at the same time.
 SAID = {"drained": [["bye"]], "cut": [["cut"], ["bye", "cut"]], "not started": [["not started"]]}
 
 
@@ -157,7 +155,7 @@ def test_a_worker_that_is_recycled_does_to_streams_what_the_table_says(
     with started(command, tmp_path, *flags) as server, server.client as client:
         with stream(client, path_of(command)) as types:
             for _ in range(2 * int(flags[-1])):
-                with suppress(httpx.TransportError):  # it listens no longer
+                with suppress(httpx.TransportError):  # the server listens no longer
                     httpx.get(f"http://127.0.0.1:{server.port}/", timeout=PATIENCE)
             assert list(types) in SAID["drained"]
         client.close()
@@ -165,7 +163,7 @@ def test_a_worker_that_is_recycled_does_to_streams_what_the_table_says(
             server.output.process.wait(PATIENCE)
         else:
             with server.client as again, stream(again, path_of(command)):
-                pass  # another worker has taken its place
+                pass  # another worker has replaced it
 
 
 # Several processes
@@ -194,6 +192,6 @@ def test_one_worker_below_a_parent_says_nothing(command: str, tmp_path: Path) ->
         name = _name(f"{server.output.process.pid} {[repr(('127.0.0.1', server.port))]}", "first")
         line = f"@{name[1:].decode()}\n"
         with server.client as client:
-            while line not in Path("/proc/net/unix").read_text():  # it has looked for others
-                assert client.get("/").text == "hello"  # which is the wait
+            while line not in Path("/proc/net/unix").read_text():  # the worker has looked for other workers
+                assert client.get("/").text == "hello"  # each request takes the time between two checks
         assert SEPARATE not in server.end()

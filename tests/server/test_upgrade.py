@@ -1,4 +1,4 @@
-"""A request that offers an upgrade is a request like any other: its body is its body, and nothing else runs."""
+"""A request that offers an upgrade is a request like any other: its body is not parsed as a request."""
 
 import asyncio
 import logging
@@ -54,7 +54,7 @@ def request(method: bytes, offer: bytes, framing: tuple[bytes, bytes]) -> bytes:
 
 @dataclass(frozen=True)
 class Ran:
-    """One request as the app got it, and what it read of its body."""
+    """One request as the app got it, and the part of its body that the app read."""
 
     method: str
     path: str
@@ -75,7 +75,7 @@ class Outcome:
 
 @dataclass
 class Recorder:
-    """An app that reads what it is asked, and answers."""
+    """An app that records each request with its body, and answers."""
 
     ran: list[Ran] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ class Recorder:
 
 
 class Wire(asyncio.Transport):
-    """A connection whose pieces arrive as they are given to its protocol."""
+    """A transport for a protocol whose data the test feeds in pieces."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Wire(asyncio.Transport):
 
 
 async def run(pieces: Sequence[bytes], expected: int, ws: Any = "none") -> Outcome:
-    """What runs of these bytes, once ``expected`` requests have run and their connection is idle or closed."""
+    """Return the requests that these bytes run, once ``expected`` have run and the connection is idle or closed."""
     app, wire = Recorder(), Wire()
     config = uvicorn.Config(app, ws=ws, lifespan="off", log_config=None, access_log=False)
     config.load()
@@ -226,11 +226,11 @@ async def test_an_offer_excuses_nothing(fields: bytes, status: int) -> None:
     assert outcome.closed
 
 
-# A WebSocket of the app around the hub, on a uvicorn that knows them
+# A WebSocket of the app around the hub, on a uvicorn with WebSockets
 
 
 class WebSocketProtocol(asyncio.Protocol):
-    """Stands for uvicorn's own, which need packages of their own. It answers with what it got."""
+    """Stands in for uvicorn's protocols, which need more packages. It answers with the bytes that it got."""
 
     def __init__(self, **options: Any) -> None:
         pass
@@ -304,7 +304,7 @@ def test_curl_subscribes_when_it_is_asked_for_http_2() -> None:
 
 
 def test_a_body_that_is_a_request_is_published_as_it_is(server: LiveHub) -> None:
-    """As the HTTP client of the JDK asks, which offers h2c with every first request."""
+    """The HTTP client of the JDK offers h2c with every first request."""
     offer = OFFERS["curl --http2"]
     with server.connect() as connection:
         for head, body in (
@@ -327,4 +327,4 @@ def test_an_offer_without_a_body_leaves_the_connection_as_it_was(
         assert read_until(connection, b"}").startswith(b"HTTP/1.1 200 ")
         connection.sendall(ask + b"\r\n" + ask + b"\r\n" + ask + b"Connection: close\r\n\r\n")
         assert read_until(connection, b"").count(b"HTTP/1.1 200 OK") == 3
-    assert "pgrade" not in caplog.text  # it is no reason to fill the log
+    assert "pgrade" not in caplog.text  # an offer is no reason for a log line

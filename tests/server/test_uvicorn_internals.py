@@ -1,6 +1,6 @@
 """The members of uvicorn that we use and its documentation does not promise: all of them are there, and all are named.
 
-It runs before what would fail in odd ways: a new version of uvicorn that has moved one is told by its name.
+When a new version of uvicorn has moved a member, this test names it; other tests would fail in less clear ways.
 """
 
 import ast
@@ -28,7 +28,7 @@ from sse_app.server.uvicorn_internals import (
 
 MOVED = f"uvicorn {uvicorn.__version__} has no {{}}: see sse_app/server/uvicorn_internals.py"
 HERE = Path(uvicorn_internals.__file__).parent
-# Members of uvicorn by whose names others in our sources are called: settings of a Config, Hub.drain, serve().
+# Members of uvicorn whose names our sources also use for others: settings of a Config, Hub.drain, serve().
 OTHERS = {"access_log", "app", "drain", "serve"}
 
 
@@ -37,11 +37,11 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _made() -> dict[type, Any]:
-    """One of each class, since some members are set only when it is made."""
+    """One object of each class, since some members are set only in the constructor."""
     config = uvicorn.Config(_app, log_config=None)
     config.load()
     state, server = ServerState(), uvicorn.Server(config)
-    server.lifespan = LifespanOn(config)  # set when it serves
+    server.lifespan = LifespanOn(config)  # set when the server starts to serve
     protocol = HttpToolsProtocol(config, state, {})
     protocol.on_message_begin()  # sets url
     asked = dict.fromkeys(inspect.signature(RequestResponseCycle).parameters)
