@@ -27,7 +27,7 @@ HOST = (b"host", b"localhost")
 OF_A_SERVER = {
     *("host", "port", "broker", "workers", "allow_open_publish", "so_sndbuf", "tcp_user_timeout", "head_max"),
     "access_log",
-}  # as docs/embedding.md says; the broker is an argument of its own
+}  # the settings of docs/embedding.md, beside the broker, which is an argument of its own
 TAKEN: dict[Any, Any] = {
     int: int | str,
     float: float | str,
@@ -386,7 +386,7 @@ def in_fastapi(hub: Hub, mount: str) -> ASGIApp:
 
 def in_fastapi_with_root_path(hub: Hub, mount: str) -> ASGIApp:
     app = fastapi.FastAPI()
-    app.root_path = PREFIX  # what FastAPI(root_path=PREFIX) does, which warns of a later version
+    app.root_path = PREFIX  # as FastAPI(root_path=PREFIX) does; FastAPI itself would warn of a later version
     app.mount(mount, hub.app)
     return app
 
@@ -507,7 +507,7 @@ def test_a_hub_takes_a_broker_a_url_or_a_config() -> None:
 
 
 def test_the_keywords_of_a_hub_are_the_settings_that_concern_one() -> None:
-    """Each takes what its setting is, and the text that stands for that."""
+    """Each keyword takes the value of its setting, and the text that stands for the value."""
     hints, options = get_type_hints(Config), get_type_hints(HubOptions)
     assert options.keys() == hints.keys() - OF_A_SERVER
     assert {name: TAKEN[hints[name]] for name in options} == options
@@ -543,7 +543,7 @@ class Passing:
 async def test_a_middleware_is_made_once_for_streams_and_all_else(
     added: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one of them counts is then the count of all requests."""
+    """A middleware that counts has one count of all requests."""
     monkeypatch.setattr("sse_app.web.app.Guard", Counting)
     monkeypatch.setattr(Counting, "built", 0)
     monkeypatch.setattr(Passing, "built", 0)

@@ -21,7 +21,8 @@ async def test_the_door_is_closed_when_its_server_listens_no_longer() -> None:
     ours, other = [await asyncio.start_server(lambda *streams: None, "127.0.0.1", 0) for _ in range(2)]
     door = Door()
     closed = asyncio.create_task(door.closed())
-    for server in (None, ("testserver", 80), ours.sockets[0].getsockname()):  # not said; not here; here
+    # The address of the server in a request: none, of another machine, of this process.
+    for server in (None, ("testserver", 80), ours.sockets[0].getsockname()):
         door.entered(server)
         await turns(2)
     other.close()
@@ -32,7 +33,7 @@ async def test_the_door_is_closed_when_its_server_listens_no_longer() -> None:
         await closed
 
 
-# Ours counts a stream when it begins: with a limit of 1 nobody would be sure to get in after it.
+# Our server counts a stream when it begins, so that with a limit of 1 no other request would surely get in.
 @pytest.mark.parametrize(("http", "requests"), [("httptools", 1), ("h11", 1), (Protocol, 2)])
 def test_streams_end_with_bye_when_uvicorn_has_had_enough_requests(http: str | type[Protocol], requests: int) -> None:
     hub = Hub(drain=PATIENCE)
@@ -48,7 +49,7 @@ def test_streams_end_with_bye_when_uvicorn_has_had_enough_requests(http: str | t
         chunks = response.iter_raw()
         assert [event.type for event in decoder.feed(next(chunks))] == ["welcome"]
         assert client.get("/").text == "hello"
-        rest = [event.type for chunk in chunks for event in decoder.feed(chunk)]  # to the final chunk
+        rest = [event.type for chunk in chunks for event in decoder.feed(chunk)]  # read to the final chunk
     assert rest == ["bye"]
 
 

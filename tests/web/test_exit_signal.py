@@ -1,4 +1,4 @@
-"""What we use of sse-starlette that its documentation does not promise."""
+"""The parts of sse-starlette that we use though its documentation does not promise them."""
 
 import asyncio
 import inspect

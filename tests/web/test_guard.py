@@ -30,7 +30,7 @@ async def ask(
     hosts: tuple[str, ...] | None = HOSTS,
     **scope: Any,
 ) -> int:
-    """The status of a request with these headers; those of servers are in UTF-8 here."""
+    """The status of the answer to a request with these headers, which are encoded in UTF-8."""
     guard = Guard(PlainTextResponse("let in"), hosts=hosts, origins=origins, refuse=problem)
     raw = [(name.lower().encode(), value.encode()) for name, value in headers]
     answer = await call(guard, headers=raw, **scope)
@@ -111,7 +111,7 @@ async def test_any_host_is_answered_where_the_app_around_it_checks_but_it_must_b
     assert await ask([("Host", "a/b?c")], hosts=hosts) == 400
 
 
-# The address that a connection came in by
+# The address at which a connection arrived
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ async def test_the_address_that_it_came_in_by_is_ours(host: str, scheme: str, se
         ("10.244.0.5", ("10.244.0.5", 8000)),
         ("10.244.0.6:8000", ("10.244.0.5", 8000)),
         ("[2001:db8::6]:8000", ("2001:db8::5", 8000)),
-        ("rebind.example:8000", ("rebind.example", 8000)),  # a server that says a name had it from the Host
+        ("rebind.example:8000", ("rebind.example", 8000)),  # a server with a name in the scope took it from the Host
         ("hub.internal:8000", ("10.244.0.5", 8000)),
         ("10.244.0.5:8000", ("/run/hub.sock", None)),
         ("10.244.0.5:8000", None),
@@ -211,7 +211,7 @@ async def test_who_has_no_origin_is_no_page_and_let_in() -> None:
     ("site", "status"), [("same-origin", 200), ("same-site", 403), ("cross-site", 403), ("none", 403), ("", 403)]
 )
 async def test_what_the_browser_says_of_the_site_counts_more_than_the_names(site: str, status: int) -> None:
-    """Behind a proxy the Host is another; and same-site is a page that somebody else may have made."""
+    """Behind a proxy the Host may be another one; and a page of the same site may be of another author."""
     assert await ask([OWN, ("Origin", "https://public.example"), ("Sec-Fetch-Site", site)]) == status
 
 
@@ -275,7 +275,7 @@ async def test_what_is_behind_the_guard_sees_values_without_their_white_space() 
     guard = Guard(app, hosts=HOSTS, origins=(), refuse=problem)
     assert (await call(guard, headers=given)).status_code == 200
     assert seen[0]["headers"] == [(b"host", b"localhost"), (b"x-any", b"a b"), (b"empty", b""), (b"white", b"")]
-    assert given[0] == (b"host", b"localhost\t")  # whoever called keeps what came
+    assert given[0] == (b"host", b"localhost\t")  # the caller's scope keeps the original value
 
 
 @pytest.mark.parametrize("second", ["same", "another"])
@@ -411,7 +411,7 @@ every_server = pytest.mark.parametrize("http", [Protocol, HttpToolsProtocol, H11
 
 
 async def answer_of(port: int, request: str, address: str = "127.0.0.1") -> Answer:
-    """What a server answers to a request that asks it to close the connection."""
+    """A server's answer to a request that asks for the end of the connection."""
     incoming, outgoing = await asyncio.open_connection(address, port)
     async with asyncio.timeout(PATIENCE):
         outgoing.write(request.encode())
@@ -423,7 +423,7 @@ async def answer_of(port: int, request: str, address: str = "127.0.0.1") -> Answ
 
 @every_server
 async def test_a_server_on_all_addresses_is_asked_by_the_one_that_reaches_it(http: type[asyncio.Protocol]) -> None:
-    """As Prometheus and the probes of Kubernetes do. 127.0.0.2 is an address of this machine, and no loopback name."""
+    """Prometheus and the probes of Kubernetes ask so. 127.0.0.2 is an address of this machine, and no loopback name."""
     async with Hub(allowed_hosts=HOSTS) as hub, served(hub.app, http, host="0.0.0.0") as server:
 
         async def ask_for(host: str, path: str) -> int:

@@ -1,4 +1,4 @@
-"""The document that the app serves, held against the app."""
+"""The OpenAPI document that the app serves is true of the app."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +25,8 @@ from tests.support.web import PROBLEM, web
 
 DOCUMENT = openapi.document(HEALTH)
 ERRORS_OF_STARLETTE = {(found.status, found.code) for found in OF_STARLETTE}
-# Parents that nothing raises; an Unavailable may come from a broker.
-NEVER_RAISED = {BadInput, InvalidData}  # by no request
+# Base classes that nothing raises. Unavailable is not among them: a broker may raise it.
+NEVER_RAISED = {BadInput, InvalidData}  # by any request
 ROUTES = [route for route in Hub().app.routes if isinstance(route, Route)]
 
 
@@ -79,7 +79,7 @@ def test_every_route_and_method_is_in_it_and_no_other() -> None:
     routes = {(route.path, method.lower()) for route in ROUTES for method in route.methods or ()}
     described = {(path, method) for path, method, _ in operations()}
     assert described <= routes
-    assert {method for _, method in routes - described} == {"head"}  # which HTTP gives every GET
+    assert {method for _, method in routes - described} == {"head"}  # every GET has a HEAD
     assert [route.path for route in Hub().app.routes if isinstance(route, Mount)] == ["/static"]
 
 

@@ -1,4 +1,4 @@
-"""The recipes for Kubernetes and Prometheus in docs/scaling.md: a hub started as they do it, and asked as they ask."""
+"""The recipes for Kubernetes and Prometheus in docs/scaling.md: a hub started with their flags answers their probes."""
 
 from pathlib import Path
 from typing import Any

@@ -17,13 +17,13 @@ from schemathesis.specs.openapi.checks import negative_data_rejection
 from tests.support.web import LiveHub, live_hub
 from tests.web.test_openapi import DOCUMENT
 
-WITH_INPUT = 3  # operations that take any: the others have only one request each
+WITH_INPUT = 3  # operations with parameters; the others have only one request each
 EXAMPLES = max(1, int(os.environ.get("FUZZ_REQUESTS", "300")) // WITH_INPUT)
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
-SCHEMA.config.max_stream_events = 1  # the welcome; then the client leaves
+SCHEMA.config.max_stream_events = 1  # the welcome; then the client disconnects
 # What characters and segments a topic has no JSON schema can say, nor that `last` and `since` do not go together.
 SCHEMA.config.checks.positive_data_acceptance.enabled = False
-# Many long topics make a target that is longer than a request's head may be, whatever else is wrong with it.
+# Many long topics make a target longer than the limit of a request's head, which is checked first.
 SCHEMA.config.checks.negative_data_rejection.expected_statuses = [
     *SCHEMA.config.checks.negative_data_rejection.expected_statuses,
     "431",
@@ -46,6 +46,6 @@ def session() -> Iterator[requests.Session]:
 @settings(max_examples=EXAMPLES)
 @pytest.mark.timeout(60 + EXAMPLES)
 def test_every_answer_is_as_documented(case: Case[Any], server: LiveHub, session: requests.Session) -> None:
-    # A text that was meant to be a number, `to=false`: on the wire all of it is text, and right.
+    # A value of the wrong type, such as `to=false`: in a query every value is text, and so this one is valid.
     untyped: list[Any] = [negative_data_rejection] if case.path == "/broadcast" else []
     case.call_and_validate(base_url=server.url, session=session, excluded_checks=untyped)

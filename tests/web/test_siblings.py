@@ -1,4 +1,4 @@
-"""Several processes of one server, each with a hub in memory: one of them says so, and nobody else does."""
+"""Several processes of one server, each with a hub in memory: one of them warns, and no other case warns."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from sse_app.web.siblings import FIRST_CHECKS, OVERLAP, SEPARATE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 
-# A process of a server, whose hub looks at once. It says which name it has, and stays until its input ends.
+# A process of a server, whose hub looks for siblings at once. It prints its name, and runs until its stdin ends.
 PROCESS = """
 import asyncio, sys
 from sse_app.web import siblings
@@ -77,7 +77,7 @@ def taken(process: "subprocess.Popen[str]") -> str:
 
 
 def said(process: "subprocess.Popen[str]") -> str:
-    """All that it has logged, once it has ended."""
+    """End a process, and return all that it has logged."""
     return process.communicate("")[1].strip()
 
 

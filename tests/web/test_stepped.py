@@ -1,4 +1,4 @@
-"""The stepped writer, over sends that end at once, wait, wait in odd ways, fail, or never end."""
+"""The stepped writer, over sends that end at once, that wait, that wait in unusual ways, that fail or never end."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -21,14 +21,14 @@ Wait = Callable[[], Awaitable[object]]
 
 
 class Peer:
-    """One client of an ASGI server, and what its ``send`` and ``receive`` do."""
+    """One client of an ASGI server, with its ``send`` and ``receive``."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.sent: list[Message] = []
         self.sending = 0
         self.gone = asyncio.Event()
-        self.before: Wait = turns_none  # what each send of a body waits for
+        self.before: Wait = turns_none  # each send of a body awaits this first
 
     async def send(self, message: Message) -> None:
         assert self.sending == 0, "two sends at a time"
@@ -111,12 +111,12 @@ async def test_while_a_send_waits_the_rest_is_queued_and_then_goes_out_in_one_pi
         room.set()
         await turns(5)
         assert (peer.data, tasks()) == (["welcome", "1", "2", "3"], before)
-        assert len(peer.sent) == 5  # head, the empty piece that tries it, welcome, 1, and 2 with 3
+        assert len(peer.sent) == 5  # the head, the empty first piece, the welcome, 1, and 2 with 3
         peer.gone.set()
 
 
 class Bare:
-    """Waits as asyncio.sleep(0) does, so many times."""
+    """An awaitable that yields None so many times, as asyncio.sleep(0) does once."""
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -268,7 +268,7 @@ async def test_a_peer_that_goes_while_its_bye_waits_ends_its_stream_and_not_the_
 async def test_a_client_that_leaves_while_its_send_waits_leaves_no_task(node: Node) -> None:
     before = tasks()
     async with connected(node) as (peer, _):
-        peer.before = asyncio.Event().wait  # as long as it lives
+        peer.before = asyncio.Event().wait  # for ever
         await publish(node, "1", "2")
         peer.gone.set()
     await turns(5)
@@ -318,7 +318,7 @@ async def test_a_send_with_a_deadline_of_its_own_ends_its_stream_and_not_the_hub
 
 @pytest.mark.parametrize("end", ["gone", "drained"])
 async def test_a_send_that_needs_a_task_gets_one(node: Node, end: str) -> None:
-    """A deadline around every send, as a middleware may have it."""
+    """A middleware may have a deadline around every send, which needs a task."""
     peer = Peer(node)
     peer.before = patient
     task = asyncio.create_task(peer.run())
@@ -358,7 +358,7 @@ async def test_a_peer_that_is_gone_is_no_mistake_of_ours_where_a_send_needs_a_ta
 
 
 async def test_a_deadline_that_strikes_while_a_stream_catches_up_ends_it_and_not_the_hub() -> None:
-    """It is in the send of what is read from the log, and only there."""
+    """Only the send of the pages from the log takes longer than the deadline."""
     slow = asyncio.Event()
 
     async def late() -> None:

@@ -58,7 +58,7 @@ def streams_of(node: Node, kind: type[EventStream]) -> Starlette:
     return Starlette(routes=[Route("/", endpoint)])
 
 
-# What goes over the wire first
+# The first bytes on the wire
 
 
 async def test_the_headers_of_a_stream_are_exactly_these(hub_web: Web) -> None:
@@ -127,7 +127,7 @@ def test_a_compressing_middleware_leaves_the_stream_alone_on_a_real_socket_too()
 
 
 class Encoding:
-    """A middleware that does compress streams."""
+    """A middleware that compresses streams, too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -181,7 +181,7 @@ def test_300_heads_on_one_connection_leave_no_subscriber(server: LiveHub) -> Non
 
 
 def later(response: httpx.Response) -> int:
-    """The reconnection time of a stream that is nothing else."""
+    """The reconnection time of a stream that has nothing else."""
     assert (response.status_code, response.headers["content-type"]) == (200, HEADERS["content-type"])
     field, blank, end = response.text.split("\n")
     assert (blank, end) == ("", "")
@@ -265,7 +265,7 @@ async def test_a_subscription_against_the_rules_never_begins(hub_web: Web) -> No
 
 
 class Unreadable(MemoryBroker):
-    """A log that can be read only from its end."""
+    """A log that fails to be read from anywhere but its end."""
 
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         raise ValueError("m4rk3r")
@@ -336,7 +336,7 @@ async def test_a_stepped_stream_is_the_reference_byte_for_byte(scenario: Scenari
 
 
 async def drained(app: Callable[[Hub], ASGIApp], scenario: Scenario, version: str) -> bytes:
-    """All of a stream, without what is random in it."""
+    """The whole stream, without its random parts."""
     async with Hub(drain=PATIENCE) as hub:
         transport = StreamingASGITransport(app(hub), spec_version=version)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE) as client:
@@ -356,7 +356,7 @@ async def collect(chunks: AsyncIterator[bytes], into: list[bytes]) -> None:
         into.append(chunk)
 
 
-# Field by field: a reconnection time, taken for text, may well be found inside of a date.
+# By fields: a search for the text of the reconnection time could find it within a date.
 CHANCE = re.compile(
     rb'(retry: |"retry":)\d+|("time":"|"client":")[^"]+|\b[0-9a-f]{12}(?=-\d)',
 )

@@ -154,7 +154,7 @@ async def test_a_content_length_that_a_server_let_through_is_a_400(hub_web: Web,
     assert hub_web.hub.node.totals.published == 0
 
 
-# The malformed table of HTTP requests. What a server must refuse before there is a request stands in test_server.py.
+# The table of malformed HTTP requests; test_server.py has those that a server refuses before there is a request.
 
 DEEP = b"[" * 65 + b"]" * 65
 
@@ -297,7 +297,7 @@ async def test_json_64_deep_is_passed_on(hub_web: Web, deep: str) -> None:
     assert (await hub_web.client.post("/broadcast", content=deep, headers=JSON)).status_code == 200
 
 
-# What RFC 8259 does not allow, some of which a lenient parser takes.
+# Texts that RFC 8259 does not allow, though lenient parsers accept some.
 NO_JSON = [
     "NaN", "Infinity", "-Infinity", "1.", ".5", "+1", "01", "-", "1e", "0x1", "1_0", "٣", "'a'", "nul", "True", "[1,]",
     "[1 2]", "{1:2}", '{"a":1,}', '{"a"}', "//c\n1", "1 2", "\f1", "\xa01", "\ufeff1", '"\t"', '"\n"', '"\x00"',
@@ -334,7 +334,7 @@ def test_any_json_is_passed_on_as_it_is(value: Any, around: str) -> None:
 
 
 async def post_poison(hub_web: Web) -> list[str]:
-    """Post the poison; return what of it was published."""
+    """Post the poison. Return the data that was published of it."""
     taken = []
     for name, headers, content, expected in POISON:
         answer = await hub_web.client.post("/broadcast", content=content, headers=headers)

@@ -1,4 +1,4 @@
-"""``GET /events``: which subscriptions are refused, and where a stream starts."""
+"""``GET /events``: the refusals, and the start of a stream."""
 
 from typing import Any
 
@@ -102,7 +102,7 @@ async def test_the_client_keeps_the_name_it_gave_and_else_gets_one(hub_web: Web)
 
 @pytest.mark.parametrize("accept", [["text/event-stream"], ["text/html", "Text/Event-Stream;q=0.9"], ["*/*"], []])
 async def test_a_stopping_hub_keeps_whoever_accepts_a_stream(hub_web: Web, accept: list[str]) -> None:
-    """Accept is a list, which may come in several headers."""
+    """Accept is a list, and may be split over several headers."""
     hub_web.hub.node.stop_accepting()
     headers = [HOST, *((b"accept", value.encode()) for value in accept)]
     answer = await call(hub_web.hub.app, "GET", "/events", headers)

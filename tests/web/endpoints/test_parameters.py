@@ -31,7 +31,7 @@ async def test_a_parameter_like_no_other_is_told_which_there_are(hub_web: Web) -
     assert detail.endswith(f"known are {', '.join(BROADCAST_PARAMETERS)}.")
 
 
-# Nothing that came in goes out with an error
+# No error repeats its input
 
 MARKER = "m4rk3r"
 
@@ -82,7 +82,7 @@ async def test_the_header_wins_over_the_parameter(hub_web: Web) -> None:
 
 
 async def test_what_a_polyfill_adds_wins_over_what_the_url_held(hub_web: Web) -> None:
-    """event-source-polyfill keeps the URL it was given, and adds lastEventId on each reconnect."""
+    """event-source-polyfill keeps its URL, and adds lastEventId to it on each reconnect."""
     ids = await publish_numbers(hub_web, 3)
     for query in (f"last_event_id={ids[0]}&lastEventId={ids[1]}", f"lastEventId={ids[1]}&last_event_id={ids[0]}"):
         welcome, event = await read(hub_web, 2, f"/events?{query}")
@@ -181,7 +181,7 @@ async def test_a_bare_plus_in_since_is_taken_for_the_blank_that_it_becomes(hub_w
 
 
 def test_limits_that_are_for_the_head_are_reached_with_a_larger_one_and_else_told() -> None:
-    """The figures stand in docs/http-api.md."""
+    """docs/http-api.md has the figures."""
     names = "".join(f"&to={number:064}" for number in range(1_000))
     filters = "".join(f"&topic={number:0256}" for number in range(100))
     assert (len(names), len(filters)) == (68_000, 26_300)
