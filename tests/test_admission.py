@@ -1,4 +1,4 @@
-"""Admission: who is let in, and with what words others are refused."""
+"""Admission: the subscribers that are let in, and the errors for the others."""
 
 from contextlib import suppress
 

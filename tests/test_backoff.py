@@ -1,4 +1,4 @@
-"""The waits between attempts: how they grow, where they end, and that no two are alike."""
+"""The waits between attempts: their growth, their bounds, and their randomness."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The two commands of a bare checkout: real interpreters and environments, a pip that only writes down its calls."""
+"""The two commands of a bare checkout: real interpreters and environments, a pip that only records its calls."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def build_editable(directory, config_settings=None, metadata_directory=None):
 
 
 class Checkout:
-    """A checkout that holds nothing but the bootstrap, and commands to start in it."""
+    """A checkout with nothing but the bootstrap, and functions that run commands in it."""
 
     def __init__(self, path: Path, pip: Path) -> None:
         self.path = path
@@ -79,7 +79,7 @@ class Checkout:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def installed(self) -> list[str]:
-        """What pip was asked to install, call by call."""
+        """The arguments of the calls of pip, in order."""
         return [json.loads(call)[-1] for call in self.calls.read_text().splitlines()] if self.calls.exists() else []
 
     @property
@@ -138,7 +138,7 @@ def test_cold_start_makes_the_environment_and_goes_on_in_it(checkout: Checkout) 
 def test_warm_start_only_goes_on(checkout: Checkout) -> None:
     checkout.run()
     checkout.calls.unlink()
-    done = checkout.run(PYTHONPATH="")  # needs no pip any more
+    done = checkout.run(PYTHONPATH="")  # the second run needs no pip
     assert (json.loads(done.stdout)["prefix"], done.stderr) == (str(checkout.venv), "")
     assert checkout.installed() == []
 
@@ -362,7 +362,7 @@ def test_who_is_not_root_is_told(
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
-    """`python3 -m tests` with these arguments; returns what it goes on as."""
+    """Run `python3 -m tests` with these arguments. Return the command that it would become."""
     became: list[str] = []
     monkeypatch.setattr(sys, "argv", ["tests", *arguments])
     monkeypatch.setattr(tests_command, "bootstrap", lambda extras: None)

@@ -1,4 +1,4 @@
-"""Which characters a name may have."""
+"""The characters that a name may have."""
 
 import re
 
@@ -40,5 +40,5 @@ def test_what_is_merely_unusual_is_not(char: str) -> None:
 
 @given(st.text(st.characters(), max_size=20))
 def test_of_any_text_it_is_those_characters_alone(text: str) -> None:
-    """Also of text that Python calls printable, for which nothing else is looked at."""
+    """This holds also for text that Python calls printable, for which the check has a short way."""
     assert acceptable(text) == (not re.search(f"[{''.join(map(re.escape, REFUSED[:-2]))}\ud800-\udfff]", text))

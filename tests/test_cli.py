@@ -17,7 +17,7 @@ import pytest
 from sse_app import __version__, cli
 from sse_app.config import Config
 
-PATIENCE = 30.0  # seconds until a process that does not end, or says nothing, fails its test
+PATIENCE = 30.0  # seconds; a process that takes longer to end or to print fails its test
 KEY = "s3cret-0123456789"
 ASK_ONCE = "timeout:1 attempts:1"  # resolv.conf(5): else name servers that do not answer may take longer than PATIENCE
 COMMAND = (sys.executable, "-c", "from sse_app.cli import main; main()")
@@ -50,7 +50,7 @@ def in_process(*arguments: str) -> int:
 def serving(
     *arguments: str, command: Sequence[str] = COMMAND, **variables: str
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A running server, and what it said when it was ready: up to its line about the log, or how to broadcast."""
+    """A running server, and its first lines: up to the one on the log, or on how to broadcast."""
     last = "curl -d" if "--broker" in arguments else "log is in memory"
     process = subprocess.Popen(
         [*command, *arguments],
@@ -182,21 +182,21 @@ def test_a_port_in_use_ends_the_start_with_one_line() -> None:
     assert done.stderr.count("\n") == 1
 
 
-# Where nothing can be written
+# Output that cannot be written
 
 
 def redirected(redirect: str) -> tuple[str, ...]:
-    """Our command as a shell starts it with a redirection."""
+    """Run our command with a redirection of the shell."""
     return ("sh", "-c", f'exec "$@" {redirect}', "sh", *COMMAND)
 
 
 def listening_port(process: subprocess.Popen[str]) -> int:
-    """Where it listens, by the kernel: it cannot say it."""
+    """The port where a process listens, asked of the kernel: the process cannot print it."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         held = set[str]()
         for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-            with suppress(OSError):  # it was closed meanwhile
+            with suppress(OSError):  # closed meanwhile
                 held.add(os.readlink(entry))
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()

@@ -40,7 +40,9 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "idempotency_window": (300.0, "1h", 3600.0),
     "access_log": (False, "on", True),
 }
-NEEDED: dict[str, dict[str, Any]] = {"cors_headers": {"cors_origins": ("*",)}}  # beside a setting
+NEEDED: dict[str, dict[str, Any]] = {
+    "cors_headers": {"cors_origins": ("*",)}
+}  # settings that another one needs beside it
 NUMBERS = [name for name, setting in Config.settings().items() if setting.low != -math.inf]
 NAMES = pytest.mark.parametrize("name", SETTINGS)
 
@@ -50,7 +52,7 @@ def variable(name: str) -> str:
 
 
 def refusal(flags: dict[str, Any], environment: dict[str, str] | None = None) -> str:
-    """The one line that a wrong value is answered with."""
+    """The one line of the error for a wrong value."""
     with pytest.raises(ConfigError) as caught:
         Config.load(flags, environment or {})
     text = str(caught.value)
@@ -173,7 +175,7 @@ def test_a_bad_value_is_answered_with_one_line_that_names_its_setting(name: str,
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("text", ["١٥", "１５", "1_5", "+15", "1e1", " 15", "15 ", "15\n", "15 s"], ids=ascii)
 def test_a_number_is_written_in_plain_digits(name: str, text: str) -> None:
-    """``int`` and ``float`` would take each of these."""
+    """``int`` or ``float`` accepts each of these."""
     by_flag, by_variable = refusal({name: text}), refusal({}, {variable(name): text})
     assert by_flag == by_variable == f"{name} is {Config.settings()[name].range}."
 
@@ -193,7 +195,7 @@ def test_other_variables_are_nobodys_business() -> None:
     assert Config.load({}, environment) == Config()
 
 
-# What goes together
+# Settings that go together
 
 
 def test_the_shortest_time_to_come_back_is_no_longer_than_the_longest() -> None:

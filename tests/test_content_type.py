@@ -1,4 +1,4 @@
-"""What the Content-Type of a publication may be."""
+"""The Content-Types that a publication may have."""
 
 from contextlib import suppress
 
@@ -76,7 +76,7 @@ def test_what_is_malformed_is_refused(given: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_neither_json_nor_text_in_utf8_is_refused(given: str) -> None:
-    for _ in range(2):  # also when it is asked again
+    for _ in range(2):  # the second time from the cache
         with pytest.raises(UnsupportedType, match="data as it is"):
             is_json(given)
 

@@ -1,4 +1,4 @@
-"""The wire is as it was recorded, byte for byte, in 2,000 histories: ``tests/support/corpus`` says how."""
+"""The wire is as it was recorded, byte for byte, in 2,000 histories; see ``tests/support/corpus``."""
 
 import pytest
 

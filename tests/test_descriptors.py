@@ -38,7 +38,7 @@ def test_who_has_a_request_stays_and_after_it_waits_anew() -> None:
     for _ in range(3):
         waiting.make_room(4)
     assert closed(connections) == [0, 1, 2, 3]
-    waiting.make_room(4)  # nobody is left, and nobody else goes
+    waiting.make_room(4)  # no connection is left to close
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1024, 1024 - SPARE), (256, 256 - SPARE), (64, 32), (2, 1)])

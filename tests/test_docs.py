@@ -1,9 +1,9 @@
-"""README and docs, held against the code: what a page shows is run, and what its tables say is compared.
+"""README and docs are true of the code: every block of a page is run, and every table is compared with its source.
 
-A page is one session: its fenced blocks are gone through from top to bottom, with one hub at a time on a free port in
-place of ``localhost:8000``. Every language and every command needs a rule; a block that none covers fails. What is
-shown has to be what comes, but for what differs each time: the epoch (bound at its first mention, and the same from
-then on), times, names that were made, counts of what is connected.
+A page is one session: its fenced blocks are run from top to bottom, with one hub at a time on a free port in place of
+``localhost:8000``. Every language and every command needs a rule; a block without one fails. The shown output has to
+equal the real one, except for what differs each time: the epoch (bound at its first mention, and the same from then
+on), times, generated names, counts of connections.
 """
 
 import ast
@@ -57,8 +57,8 @@ from tests.support.proxies import LISTENS
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 PAGES = [CHECKOUT / name for name in ("README.md", "CHANGELOG.md")] + sorted((CHECKOUT / "docs").glob("*.md"))
-PATIENCE = 20.0  # seconds until what does not come is missed
-NODE = Path(playwright.__file__).parent / "driver" / "node"  # JavaScript's syntax is checked by the one that is here
+PATIENCE = 20.0  # seconds; output that takes longer is missing
+NODE = Path(playwright.__file__).parent / "driver" / "node"  # an installed one checks the syntax of JavaScript
 SHOWN_ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):8000")
 SUMMARY = re.compile(r"published in \d+\.\d s, [\d,]+/s")
 CLIENTS = re.compile(r"\bsse-app (listen|publish|stats|completion)\b")
@@ -84,17 +84,17 @@ def blocks(page: Path) -> list[Block]:
     return result
 
 
-# What is shown, and what came
+# Shown and real output
 
 
 class Likeness:
-    """Compares shown with real output. ``epochs`` are the shown ones with the real ones that they stand for."""
+    """Compares shown with real output. ``epochs`` maps each shown epoch to the real one that it stands for."""
 
     def __init__(self) -> None:
         self.epochs: dict[str, str] = {}
 
     def real(self, text: str) -> str:
-        """A shown text with the real epochs, so far as they are known."""
+        """A shown text with the real epochs in place of the known ones."""
         return EPOCH.sub(lambda match: self.epochs.get(match[0], match[0]), text)
 
     def same(self, shown: Any, real: Any, name: str = "") -> bool:
@@ -111,7 +111,7 @@ class Likeness:
         return self.text(shown, real) if isinstance(shown, str) else bool(shown == real)
 
     def text(self, shown: str, real: str) -> bool:
-        """Equal but for epochs, and for JSON in either."""
+        """Return True when both texts are equal, except for epochs, and for the form of JSON."""
         if shown[:1] in ("{", "["):
             return self.same(json.loads(shown), json.loads(real))
         if re.fullmatch(r"\d+\.\d+\.\d+", shown):
@@ -121,7 +121,7 @@ class Likeness:
         return self.real(shown) == real
 
     def stream(self, shown: str, real: str) -> bool:
-        """Whether the real stream begins with the blocks shown."""
+        """Return True when the real stream begins with the blocks shown."""
         ours, theirs = (
             [block for block in text.split("\n\n")[:-1] if block != ":"]  # a heartbeat
             for text in (f"{shown.rstrip()}\n\n", real)
@@ -129,7 +129,7 @@ class Likeness:
         return len(ours) <= len(theirs) and all(map(self._block, ours, theirs))
 
     def lines(self, shown: str, real: str) -> bool:
-        """Whether the real lines are, or begin with, the lines shown. A rate is any."""
+        """Return True when the real lines are, or begin with, the lines shown. Any rate equals any other."""
         ours, theirs = (SUMMARY.sub("published", text).splitlines() for text in (shown, real))
         return len(ours) <= len(theirs) and all(map(self.text, ours, theirs))
 
@@ -142,7 +142,7 @@ class Likeness:
         return real[1].isdigit() if shown[0] == "retry" else self.text(shown[1], real[1])
 
     def head(self, shown: str, real: str) -> bool:
-        """Whether the status and the headers shown are among those of a response."""
+        """Return True when the status and the headers shown are among those of a response."""
         lines = [line.lower() for line in real.replace("\r", "").split("\n")]
         return all(line.lower() in lines for line in shown.strip().split("\n"))
 
@@ -151,7 +151,7 @@ class Likeness:
 
 
 class Output:
-    """What a process says, read without blocking for longer than ``PATIENCE``."""
+    """The output of a process, read without blocking for longer than ``PATIENCE``."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -162,7 +162,7 @@ class Output:
         self._bytes = b""
 
     def until(self, enough: Callable[[str], bool]) -> bool:
-        """Read on until ``enough`` of it is there; False when it ended or took too long."""
+        """Read until ``enough`` returns True for the output. Return False when it ended or took too long."""
         deadline = time.monotonic() + PATIENCE
         while not enough(self.text):
             if not self._selector.select(max(0.0, deadline - time.monotonic())):
@@ -195,14 +195,14 @@ class Stream:
 
 
 class Session:
-    """One page, as a reader follows it."""
+    """One page, whose commands a reader runs from top to bottom."""
 
     def __init__(self, directory: Path, default_server: Callable[[], str]) -> None:
         self._directory = directory
         self._default_server = default_server
         self._address = ""
         self._server: Output | None = None
-        self._beside: dict[str, tuple[str, Output]] = {}  # by the address that is shown: its own, and the app
+        self._beside: dict[str, tuple[str, Output]] = {}  # by the shown address: the real address, and the app
         self._streams: list[Stream] = []
         self._likeness = Likeness()
         self._files: dict[str, str] = {}
@@ -228,7 +228,7 @@ class Session:
         rules[block.language](block)
 
     def finish(self) -> None:
-        """Everything shown on a stream has come, and every file of the page works."""
+        """Assert that everything shown on a stream has arrived, and that every file of the page works."""
         self._end_streams()
         tests = sorted(name for name in self._unused if name.startswith("test_"))
         for name in sorted(self._unused.difference(tests)):
@@ -271,7 +271,7 @@ class Session:
         tomllib.loads(block.text)
 
     def _yaml(self, block: Block) -> None:
-        assert yaml.safe_load(block.text), block.where  # test_probes.py asks what they tell to ask
+        assert yaml.safe_load(block.text), block.where  # test_probes.py runs the probes of these
 
     def _html(self, block: Block) -> None:
         page = _Scripts()
@@ -289,10 +289,10 @@ class Session:
         self._run([str(NODE), "--check", str(file)], where)
 
     def _proxy(self, block: Block) -> None:
-        """Run before real hubs by tests/test_recipes.py, as all in these languages are."""
+        """Pass: tests/test_recipes.py runs all blocks of these languages before real hubs."""
 
     def _text(self, block: Block) -> None:
-        """A drawing: the files that it names exist."""
+        """Check that the files named in a drawing exist."""
         names = re.findall(r"[\w/]+\.py\b", block.text)
         assert names, f"{block.where}: no rule for a text that names no files"
         for name in names:
@@ -318,7 +318,7 @@ class Session:
             case ["sse-app", "bench", *flags]:
                 self._bench(flags, where)
             case ["sse-app", "bench-log", *arguments]:
-                commands.commands["bench-log"].make_context("bench-log", arguments)  # understood, but not run, as bench
+                commands.commands["bench-log"].make_context("bench-log", arguments)  # parsed, but not run, as bench
             case ["sse-app", "doctor", url, *flags]:
                 self._doctor(url, flags, shown, where)
             case ["sse-app", "serve", "--help"]:
@@ -365,7 +365,7 @@ class Session:
                 pytest.fail(f"{where}: no rule for this command")
 
     def _client(self, command: str, shown: str, where: str) -> None:
-        """A command that is a client of the hub. One that goes on is ended with the page."""
+        """Run a command that is a client of the hub. One that does not end is stopped with the page."""
         if command.startswith("sse-app listen") and "--count" not in command and "|" not in command:
             self._follow(["sh", "-c", f"exec {command}"], shown, where)
             return
@@ -386,24 +386,24 @@ class Session:
             assert same, f"{where} was shown\n{shown}\ncame\n{done.stdout}"
 
     def _follow(self, command: list[str], shown: str, where: str) -> None:
-        """A client that goes on listening; it is there when this returns."""
+        """Start a client that listens until the page ends, and wait until it is connected."""
         self._find_hub()
         self._write_files()
         before = self._connected()
         output = self._open(command, stderr=subprocess.DEVNULL)
         self._streams.append(Stream(where, shown, output, self._likeness.lines))
         deadline = time.monotonic() + PATIENCE
-        while self._connected() == before:  # each asking is a request, which is the wait
+        while self._connected() == before:  # each check is a request, which takes the time between two checks
             assert output.process.poll() is None, where
             assert time.monotonic() < deadline, where
 
     def _connected(self) -> int:
-        """How many streams there have been: those that are there also fall, when the hub hears that one has left."""
+        """The number of streams so far. The number of open ones would also fall, when a client disconnects."""
         stats = httpx.get(f"http://{self._address}/stats", timeout=PATIENCE).json()
         return int(stats["totals"]["connected"])
 
     def _bench(self, flags: list[str], where: str) -> None:
-        """Understood, but not run: a load takes minutes, and says something on a quiet machine only."""
+        """Parse the command, and do not run it: a load takes minutes, and its figures need a quiet machine."""
         try:
             options = commands.commands["bench"].make_context("bench", list(flags)).params
         except click.ClickException as error:
@@ -412,7 +412,7 @@ class Session:
             Load(workload, subscribers=options["subscribers"], rate=options["rate"], payload=options["payload"])
 
     def _doctor(self, url: str, flags: list[str], shown: str, where: str) -> None:
-        """Run on the hub at hand: the same verdicts have to come. Of an address that is not ours, only understood."""
+        """Run the doctor on the page's hub, and compare the verdicts. For any other address only parse the command."""
         if not SHOWN_ADDRESS.search(url):
             assert not shown, where
             commands.commands["doctor"].make_context("doctor", [url, *flags])
@@ -434,7 +434,7 @@ class Session:
             assert output.text.replace(self._address, "127.0.0.1:8000") == shown, where
 
     def _start(self, command: list[str], where: str) -> Output:
-        """Start a server in place of the one that runs."""
+        """Start a server in place of the running one."""
         self._end_streams()
         self._stop_server()
         self._write_files()
@@ -447,7 +447,7 @@ class Session:
         return self._server
 
     def _start_beside(self, shown_address: str, module: list[str], where: str) -> None:
-        """Start an app that has no hub, and is a publisher of the one that runs."""
+        """Start an app without a hub, which publishes to the running one."""
         self._write_files()
         app = self._open([sys.executable, "-m", *module], stderr=subprocess.STDOUT)
         listening = partial(re.search, r"Listening at: http://(\S+) ")
@@ -484,7 +484,7 @@ class Session:
             self._streams.pop(0).output.end(signal.SIGTERM)
 
     def _as_curl_shows(self, shown: str, real: str) -> bool:
-        """A stream, with the response's head before it if that is shown."""
+        """A stream in curl's form, with the response's head before it if the page shows that."""
         if not shown.startswith("HTTP/"):
             return self._likeness.stream(shown, real)
         head, _, body = shown.partition("\n\n")
@@ -538,7 +538,7 @@ class _Scripts(HTMLParser):
 
 
 def on_real_brokers(block: Block, request: pytest.FixtureRequest) -> Block:
-    """With the URLs of servers that run, where a page shows those of Redis and NATS."""
+    """The text with URLs of running servers in place of those of Redis and NATS."""
     text = block.text
     for shown, world in SHOWN_BROKERS.items():
         if shown in text:
@@ -648,7 +648,7 @@ API = CHECKOUT / "docs" / "http-api.md"
 
 
 def table(page: Path, *columns: str) -> list[list[str]]:
-    """The rows of the tables that have exactly these columns, without backticks."""
+    """The rows of all tables with exactly these columns, without backticks."""
     head = re.escape(f"| {' | '.join(columns)} |\n") + r"[|-]+\n((?:\|.*\n)+)"
     found = re.findall(head, page.read_text())
     assert found, f"{page.name} has no table {columns}"
@@ -663,7 +663,7 @@ def section(page: Path, heading: str) -> str:
 
 
 def quantity(setting: Setting, value: float) -> str:
-    """A number as it can be given: with the largest unit that it is a multiple of."""
+    """A number with the largest unit that it is a multiple of."""
     units: dict[str, float] = {}
     if "duration" in setting.expects:
         units = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}

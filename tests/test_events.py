@@ -1,4 +1,4 @@
-"""Events on the wire, byte by byte, and the decoder against an independent reading of the standard."""
+"""Events on the wire, byte by byte, and the decoder against an independent implementation of the standard."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support import whatwg
 from tests.test_characters import REFUSED, UNUSUAL
 
 STATIC = Path(__file__).parent.parent / "static"
-# What breaks framing, what looks as if it did, and what surprises a careless decoder.
+# Characters that break framing, that look as if they did, and that a careless decoder gets wrong.
 SPECIAL = ["\r", "\n", "\r\n", "\0", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff", "😀", " ", ":", "é"]
 FIELDS = ["data:", "event: x", "id: 9", "retry: 1", "data", "\n\n", ":", "\ndata: y\n\nevent: open"]
 texts = st.lists(st.one_of(st.sampled_from(SPECIAL + FIELDS), st.text(max_size=8)), max_size=8).map("".join)
@@ -26,7 +26,7 @@ events = st.builds(
     id=st.none() | ids,
     retry=st.none() | st.integers(0, 10**9),
 )
-# Streams of anyone, good and bad: whole fields, pieces of them, and any bytes.
+# Streams of any server, valid or not: whole fields, pieces of fields, and any bytes.
 FRAGMENTS = [b"data", b":", b" ", b"id", b"id: 7", b"id:\n\n", b"id: \0\n", b"event: x", b"retry: 12", b"0"]
 BREAKS = [b"\n", b"\r", b"\r\n", b"\n\n", b"\xef\xbb\xbf", b"\xef", b"\xe2\x82", b"\xac", b"\xf0\x9f\x98\x80"]
 EVENT = [b"data: a\n\n"]
@@ -34,12 +34,12 @@ streams = st.lists(st.sampled_from(FRAGMENTS + BREAKS + EVENT) | st.binary(max_s
 
 
 def newlines(text: str) -> str:
-    """What a decoder can make of line ends in data."""
+    """The text with each line end as a decoder returns it."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def decoded(*chunks: bytes) -> whatwg.Stream:
-    """What EventDecoder makes of a stream in these pieces, in the oracle's words."""
+    """The events that EventDecoder reads from a stream in these pieces, in the oracle's form."""
     decoder, result = EventDecoder(), whatwg.Stream()
     for chunk in chunks:
         for event in decoder.feed(chunk):
@@ -49,7 +49,7 @@ def decoded(*chunks: bytes) -> whatwg.Stream:
 
 
 def expected(stream: bytes) -> whatwg.Stream:
-    """The same from the oracle, without what only it keeps."""
+    """The events of the oracle, without the fields that only the oracle has."""
     parsed = whatwg.parse(stream)
     return whatwg.Stream(parsed.events, parsed.last_event_id, parsed.reconnection_time)
 
@@ -213,7 +213,7 @@ LONG = b":" + b"x" * 2_000
 def test_streams_of_every_format_are_read_as_browsers_do(
     stream: bytes, events: str | None, last_event_id: str, retry: int | None
 ) -> None:
-    """An event is written ``type:data@id``; ``/`` is a line end in the data and ``_`` a space."""
+    """In the table an event is ``type:data@id``; ``/`` is a line end in the data and ``_`` a space."""
 
     def written(event: whatwg.Dispatched) -> str:
         type = "" if event.type == "message" else f"{event.type}:"

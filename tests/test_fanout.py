@@ -1,4 +1,4 @@
-"""A large fan-out lets the loop turn between its slices, and nothing is reordered, lost or doubled by that."""
+"""A large fan-out lets the loop turn between its slices, and that reorders, loses and doubles nothing."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from sse_app.testing import run_virtual
 from tests.support.paths import fixed_broker
 from tests.support.peers import turns
 
-ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
+ENDLESS = 3_600.0  # seconds between heartbeats: none comes within a test
 MANY = 5_000
 
 
 @dataclass
 class Sink:
-    """A writer that always has room; ``seen`` are the batches."""
+    """A writer that always has room; ``seen`` has the batches."""
 
     on_write: Callable[[Batch], None] = lambda batch: None
     seen: list[Batch] = field(default_factory=list)
@@ -52,7 +52,7 @@ async def join(node: Node, *topics: str, sink: Sink | None = None) -> Sink:
 
 
 class Turns:
-    """Counts the turns of the loop while it is entered."""
+    """Counts the turns of the loop within its block."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -110,7 +110,7 @@ async def test_publications_that_come_between_two_slices_come_after_it_to_everyo
             await turns(2)  # fewer than a fan-out takes
         await turns(100)
         assert [sink.offsets for sink in sinks] == [[*range(1, 21)]] * MANY
-        assert max(len(sink.seen) for sink in sinks) < 20  # what came meanwhile is joined
+        assert max(len(sink.seen) for sink in sinks) < 20  # publications of the meantime are joined
 
 
 @pytest.mark.virtual_time
@@ -140,7 +140,7 @@ async def test_cursors_are_moved_without_holding_up_the_loop() -> None:
 class Client:
     subscriber: Subscriber
     sink: Sink
-    joined: int  # everything up to here was published before it came
+    joined: int  # the offset of the newest publication before it joined
     here: bool = True
 
 

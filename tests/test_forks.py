@@ -1,4 +1,4 @@
-"""Forked processes with what their parent made, as docs/forks.md has it: a real Celery."""
+"""Forked processes with a publisher of their parent, as in docs/forks.md: a real Celery."""
 
 import asyncio
 import os
@@ -36,11 +36,11 @@ def worker(directory: Path) -> Iterator[Output]:
         yield output
     finally:
         output.end(signal.SIGTERM)
-        with suppress(ProcessLookupError):  # of its workers, should it have left some
+        with suppress(ProcessLookupError):  # the group is empty unless workers are left
             os.killpg(output.process.pid, signal.SIGKILL)
 
 
-@pytest.mark.timeout(120)  # seconds; Celery takes its time to start and to stop
+@pytest.mark.timeout(120)  # seconds; Celery is slow to start and to stop
 async def test_a_publisher_of_the_module_works_in_celerys_forked_workers(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:

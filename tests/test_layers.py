@@ -1,4 +1,4 @@
-"""The floors of the house (DESIGN §2), held against the imports: a file imports only what lies below it."""
+"""The floors of the package: a file imports only what lies below it."""
 
 import ast
 import sys
@@ -12,7 +12,7 @@ import sse_app
 
 PACKAGE = Path(sse_app.__file__).parent
 
-# From the ground up; what stands on one floor does not import each other. A new module has to be placed here.
+# From the ground up. Modules of one floor do not import one another. A new module has to be placed here.
 FLOORS = (
     ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors"),
     ("events", "topics", "content_type", "loop_thread"),
@@ -62,8 +62,8 @@ FLOORS = (
     ("pytest_plugin",),
 )
 COMMANDS = {name for floor in FLOORS for name in floor if name.split(".")[0] == "commands"}
-ROOTS = ("", "__main__")  # the public names, loaded when used, and the way in
-STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # which knows msgspec
+ROOTS = ("", "__main__")  # the public names, which are loaded when used, and ``python3 -m sse_app``
+STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # payload knows msgspec
 KNOWS = {
     "starlette": {
         "hub",
@@ -88,8 +88,8 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
     for path in PACKAGE.rglob("*.py")
 }
-# Of no floor: all that they may see of the house, and of other packages. Of the load the naive server is run, in a
-# process of its own, and never imported. The client never sees the hub.
+# Modules of no floor, with all that they may import of this package and of others. The naive server of the load runs in
+# a process of its own, and is never imported. The client never sees the hub.
 BENCH = {name for name in MODULES if name.split(".")[0] == "bench"}
 DOCTOR = {name for name in MODULES if name.split(".")[0] == "doctor"}
 CLIENT = {name for name in MODULES if name.split(".")[0] == "client"}
@@ -119,7 +119,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def ours(source: str) -> set[str]:
-    """The modules of the house that a source imports; a public name is the module that it comes from."""
+    """The modules of this package that a source imports; a public name counts as its module."""
     found = set()
     for name in imported(source):
         root, _, rest = name.partition(".")
@@ -136,7 +136,7 @@ def _home(name: str) -> str:
 
 
 def theirs(source: str) -> set[str]:
-    """The packages of others that a source imports."""
+    """The other packages that a source imports."""
     return {name.partition(".")[0] for name in imported(source)} - {"sse_app", *sys.stdlib_module_names}
 
 
@@ -214,7 +214,7 @@ def test_nothing_imports_in_a_circle() -> None:
 
 
 def test_only_an_address_is_imported_by_a_name_made_at_run_time() -> None:
-    """``import_module`` would be a hole in these walls: two may, the public names and the broker that a URL names."""
+    """``import_module`` evades these checks. Two modules use it: for the public names, and for the broker of a URL."""
     assert {name for name in MODULES if "import_module" in source(name)} == {"", "brokers"}
 
 

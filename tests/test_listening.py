@@ -16,7 +16,7 @@ def found(listening: socket.socket) -> list[Listener]:
 
 @pytest.fixture
 def listening() -> Iterator[socket.socket]:
-    """A listening socket as a server on an event loop has it."""
+    """A listening socket, non-blocking as those of a server on an event loop."""
     with socket.create_server(("127.0.0.1", 0)) as made:
         made.setblocking(False)
         yield made
@@ -26,7 +26,7 @@ def test_a_listening_socket_is_found_by_the_address_of_its_connections(listening
     port = listening.getsockname()[1]
     [listener] = found(listening)
     assert listener.serves(("127.0.0.1", port))
-    assert listener.serves(["::1", str(port)])  # as granian and daphne have it
+    assert listener.serves(["::1", str(port)])  # the form of granian and daphne
     assert not listener.serves(("127.0.0.1", port + 1))
     assert not listener.serves(("/run/app.sock", None))
     assert listener.open

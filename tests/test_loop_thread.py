@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own: opened by whoever comes, closed by anyone, never in the way."""
+"""An event loop in a thread of its own: opened by its first user, closed by any thread, never blocking the exit."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ from tests.support.peers import PATIENCE
 
 
 class Counter:
-    """A resource that tells where it is."""
+    """A resource that records its thread and loop."""
 
     def __init__(self, failure: Exception | None = None, at_the_end: Exception | None = None) -> None:
         self.failure, self.at_the_end = failure, at_the_end
@@ -120,7 +120,7 @@ def test_what_cannot_be_opened_says_why_each_time_and_leaves_no_thread() -> None
         with pytest.raises(OSError, match=text):
             thread.open()
         assert set(threading.enumerate()) <= before
-        thread.close()  # who opened it was told
+        thread.close()  # the caller of open got the error
     thread.open()
     assert thread.call(Counter.name)
     thread.close()
@@ -154,14 +154,14 @@ def test_what_nobody_has_any_more_ends() -> None:
 
 
 def test_a_handler_that_interrupts_the_opening_is_told_and_can_close_it() -> None:
-    told: list[str] = []
+    messages: list[str] = []
     counters: list[Counter] = []
 
     def make() -> Counter:
-        if counters:  # as a signal's handler that comes when it is opened again
+        if counters:  # as a signal's handler that runs while the thread is opened again
             with pytest.raises(RuntimeError, match="This Counter is being opened") as error:
                 its.call(Counter.name)
-            told.append(str(error.value))
+            messages.append(str(error.value))
             its.close()
         counters.append(Counter())
         return counters[-1]
@@ -169,10 +169,10 @@ def test_a_handler_that_interrupts_the_opening_is_told_and_can_close_it() -> Non
     its = LoopThread("Counter", make, reopens=True)
     its.open()
     its.close()
-    opening = threading.Thread(target=its.open, daemon=True)  # which would wait for itself
+    opening = threading.Thread(target=its.open, daemon=True)  # a deadlock must not stop the test
     opening.start()
     opening.join(PATIENCE)
     assert not opening.is_alive()
-    assert len(told) == 1
+    assert len(messages) == 1
     its.close()
     assert not counters[-1].is_open

@@ -1,4 +1,4 @@
-"""The metrics as Prometheus reads them: names and meanings that dashboards are built on."""
+"""The metrics as Prometheus reads them: dashboards depend on their names and meanings."""
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample

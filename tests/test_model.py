@@ -1,11 +1,11 @@
 """Exactly once, or told (C1): a hub under random publishers, cuts, restarts and clocks, against a model made of lists.
 
 Clients know only what browsers know: the events that their decoder dispatched, and its last event ID. Whatever
-happens, ids rise, nothing comes twice, and each publication that was for a client and did not come lies in the range of
-a ``gap`` that it was told. ``--hypothesis-profile=thorough`` runs 2,000 times 50 steps.
+happens, ids rise, no event arrives twice, and each publication for a client that did not arrive lies in the range of a
+``gap`` that the client got. ``--hypothesis-profile=thorough`` runs 2,000 times 50 steps.
 
-The log is in memory, far away and new after each restart; or in a SQLite file, which outlives its server, however that
-ends, and may be set back to an older copy: then, and only then, its epoch is a new one.
+The log is in memory, on a distant machine and new after each restart; or in a SQLite file, which outlives its server,
+however the server ends, and may be set back to an older copy: then, and only then, the log's epoch is a new one.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ TOPICS = ("a", "a/x", "a/y", "b")
 PATTERNS = (*TOPICS, "a/*", "a/**", "*", "**")
 
 PATIENCE = 100.0  # virtual seconds; nothing here takes long unless it hangs
-CLIENTS = 6  # at most, so that each has a story
+CLIENTS = 6  # at most, so that each gets many steps
 
 names = st.sampled_from(NAMES)
 rooms = st.integers(0, 3)  # writes until the socket is full; 0: read with ``read``
-lengths = st.integers(0, 700)  # bytes that still arrive
+lengths = st.integers(0, 700)  # bytes that still arrive of a broken connection
 meanwhiles = st.lists(st.integers(0, 4), max_size=6)  # turns of the loop before each publication
 some_names = st.frozensets(names, max_size=2)
 topics = st.lists(st.sampled_from(TOPICS), max_size=2, unique=True).map(tuple)
@@ -67,11 +67,11 @@ class Connection:
 
 @dataclass(eq=False)
 class Client:
-    """A browser tab: what it asks for, what it may remember, and what it must have got by then."""
+    """A browser tab: its request, the position that it keeps, and the publications that it must have got by then."""
 
     name: str
     filter: TopicFilter
-    cursor: Position | None = None  # its last event ID; everything up to it was told to it
+    cursor: Position | None = None  # its last event ID; up to it the tab has got every publication, or a gap
     connection: Connection | None = None
     seen: set[Position] = field(default_factory=set)
 
@@ -80,7 +80,7 @@ class Client:
 
 
 class Driver:
-    """The hub under test, on a loop that stands still between two steps. Its log is in memory."""
+    """The hub under test, with its log in memory, on a loop that stands still between two steps."""
 
     def __init__(self) -> None:
         self.loop = ThreadlessLoop()
@@ -131,7 +131,7 @@ class Driver:
         self.start()
 
     def close(self) -> None:
-        """Leave nothing behind, however far a run came."""
+        """Release everything, at whichever step a run has ended."""
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self.loop.run_until_complete(asyncio.sleep(MOMENT))
@@ -140,7 +140,7 @@ class Driver:
         self.forget()
 
     def forget(self) -> None:
-        """Clear away what it kept the log in."""
+        """Delete the log."""
 
     async def _keep(self, node: Node, stop: asyncio.Event) -> None:
         async with node:
@@ -150,7 +150,7 @@ class Driver:
         await self._host
 
     def record(self) -> None:
-        """Take over into the model what was published."""
+        """Add the new publications to the model."""
         if self.run(self.broker.top()).offset > len(self.published):
             self.published.extend(self.run(self._recorded()))
 
@@ -166,13 +166,13 @@ class Driver:
 
 
 class SQLiteDriver(Driver):
-    """Its log is in a file."""
+    """The hub under test, with its log in a file."""
 
     def __init__(self) -> None:
         super().__init__()
         self._directory = TemporaryDirectory()
         self.path = Path(self._directory.name, "hub.db")
-        self.copy: tuple[bytes, Position] | None = None  # of the database, and where its log ended
+        self.copy: tuple[bytes, Position] | None = None  # of the database, with the end of its log
 
     def make_broker(self) -> Broker:
         self.loop.delay(self.delays)
@@ -204,7 +204,7 @@ class SQLiteDriver(Driver):
             self.copy = copy.serialize(), self.run(self.broker.top())
 
     def restore_and_start(self, *, by_renaming: bool) -> None:
-        """What the copy holds is in the log again, in another epoch unless nothing came after it."""
+        """Start with the log of the copy, in another epoch unless nothing was published since the copy."""
         assert self.copy is not None
         database, end = self.copy
         nothing_new = end == Position(self.epochs[-1], len(self.published))
@@ -298,7 +298,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.everyone) < CLIENTS)
     @rule(target=clients, name=names, filter=filters, room=rooms, meanwhile=meanwhiles, topics=topics)
-    def arrive(
+    def connect(
         self, name: str, filter: TopicFilter, room: int, meanwhile: list[int], topics: tuple[str, ...]
     ) -> Client:
         client = Client(name, filter)
@@ -308,7 +308,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @rule(client=clients, length=lengths, room=rooms, meanwhile=meanwhiles, topics=topics)
     def resume(self, client: Client, length: int, room: int, meanwhile: list[int], topics: tuple[str, ...]) -> None:
-        """The connection breaks, and the client comes back with its cursor, while others publish."""
+        """Break the connection, and resume with the client's cursor while others publish."""
         self.cut(client, length)
         self._amid_publishing(self._connect(client, room), meanwhile, topics)
 
@@ -327,7 +327,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.everyone) < CLIENTS)
     @rule(target=clients, name=names, filter=filters, last=st.integers(1, 5), room=rooms)
-    def arrive_with_last(self, name: str, filter: TopicFilter, last: int, room: int) -> Client:
+    def connect_with_last(self, name: str, filter: TopicFilter, last: int, room: int) -> Client:
         client = Client(name, filter)
         self.everyone.append(client)
         held = [item for item in self.driver.published if item.position > self.driver.run(self.driver.broker.oldest())]
@@ -351,7 +351,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @rule(client=clients)
     def read(self, client: Client) -> None:
-        """Read what there is for now."""
+        """Read what is there now."""
         if client.connection is not None:
             self._dispatch(client, self.driver.run(self._receive(client.connection)))
 
@@ -363,12 +363,12 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @rule(client=clients)
     def catch_up(self, client: Client) -> None:
-        """Read until nothing more comes, and count."""
+        """Read until nothing more arrives, and check that nothing is missing."""
         if client.connection is None:
             self.driver.run(self._connect(client, room=2))
         connection = client.connection
         assert connection is not None
-        quiet = 0  # times in a row that nothing but heartbeats came; a full socket may have held up the rest once
+        quiet = 0  # reads in a row with heartbeats alone; once a full socket may have held the rest back
         for _ in range(1_000):
             data = self.driver.run(self._receive(connection))
             self._dispatch(client, data)
@@ -384,7 +384,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @rule(client=clients, length=lengths)
     def cut(self, client: Client, length: int) -> None:
-        """The connection breaks; only so many bytes of what was sent arrive."""
+        """Break the connection, of whose bytes only so many still arrive."""
         if client.connection is not None:
             connection = client.connection
             self._dispatch(client, self.driver.run(self._receive(connection))[:length])
@@ -413,7 +413,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @rule(graceful=st.booleans())
     def restart(self, graceful: bool) -> None:
-        """The server stops and a new one takes its place. A log in memory is another one then."""
+        """Stop the server, and start a new one. A log in memory is then a new log."""
         if graceful:
             self.driver.run(self.driver.node.drain(1))
             for client in self.everyone:
@@ -428,7 +428,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     @rule(seconds=st.integers(1, 60))
     def time_passes(self, seconds: int) -> None:
-        """What is older than 100 s leaves the log."""
+        """Let time pass: the log drops what is older than 100 s."""
         self.driver.clock.now += seconds
         self.driver.run(asyncio.sleep(min(seconds, 10 * self.driver.node_settings["heartbeat"])))
 
@@ -436,7 +436,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     def wall_clock_jumps(self, seconds: int) -> None:
         self.driver.wall.now += seconds
 
-    # What has to hold
+    # Invariants
 
     def _dispatch(self, client: Client, data: bytes) -> None:
         connection = client.connection
@@ -456,7 +456,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
             self._move(client, moved)
 
     def _move(self, client: Client, to: Position) -> None:
-        """The cursor may pass only what is not for the client."""
+        """Move the cursor, which may pass only publications that are not for the client."""
         assert client.cursor is not None
         assert self.driver.epochs.index(to.epoch) >= self.driver.epochs.index(client.cursor.epoch)
         if to.epoch == client.cursor.epoch:
@@ -526,7 +526,7 @@ class ExactlyOnceOrToldFromAFile(ExactlyOnceOrTold):
     @precondition(lambda self: self.driver.copy is not None)
     @rule(by_renaming=st.booleans())
     def restore(self, by_renaming: bool) -> None:
-        """The server stops, and starts with an older copy of its file."""
+        """Stop the server, and start it with an older copy of its file."""
         self.cut_all()
         self.driver.restore_and_start(by_renaming=by_renaming)
 

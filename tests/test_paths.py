@@ -1,4 +1,4 @@
-"""One stream, whatever path it takes: for the same history each path has the bytes of the reference."""
+"""One stream on every path: for the same history each path sends the bytes of the reference."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -28,7 +28,7 @@ from tests.support.peers import PATIENCE, turns, until
 HEADERS = ("content-type: text/event-stream; charset=utf-8", "cache-control: no-store, no-transform")
 BIG = "x" * 8_000
 TEXT = "é – 日本語 👩‍👩‍👧‍👦"
-ENDLESS = 3_600.0  # seconds between heartbeats: none comes unasked
+ENDLESS = 3_600.0  # seconds between heartbeats: none comes within a test
 
 Work = Callable[[Node], Awaitable[None]]
 
@@ -39,7 +39,7 @@ async def nothing(node: Node) -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """What was published before a client came, what while it was there, and what it has to have got by its end."""
+    """The publications before and during a stream, and the events that its client has to have at its end."""
 
     expected: list[str]  # data of the publications, and the types of the hub's own events
     before: Work = nothing
@@ -50,13 +50,13 @@ class Story:
     log: int = 10_000  # publications that the log holds
 
 
-class Told(NamedTuple):
+class Outcome(NamedTuple):
     body: bytes
     node: Node
 
 
-async def tell(story: Story, path: Path) -> Told:
-    """The body of one stream. Its client reads the welcome, and the rest when all of the story has happened."""
+async def run_story(story: Story, path: Path) -> Outcome:
+    """The body of one stream. Its client reads the welcome, and the rest after the end of the story."""
     async with Node(fixed_broker(history=story.log), **{"heartbeat": ENDLESS, "drain": PATIENCE} | story.node) as node:
         await story.before(node)
         await turns(5)
@@ -69,7 +69,7 @@ async def tell(story: Story, path: Path) -> Told:
                 tasks.create_task(node.drain())
                 await reader.to_the_end()
         assert node.totals.subscribers == 0
-    return Told(without_chance(reader.body), node)
+    return Outcome(without_chance(reader.body), node)
 
 
 def gist(body: bytes) -> list[str]:
@@ -81,7 +81,7 @@ def publish(*data: str, **named: Any) -> Work:
     async def work(node: Node) -> None:
         for item in data:
             await node.publish(Draft.compose(item, **named))
-            await turns(3)  # each goes out on its own
+            await turns(3)  # each is delivered by itself
 
     return work
 
@@ -189,29 +189,29 @@ every_story = pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
 @every_path
 @every_story
 async def test_each_path_has_the_bytes_of_the_reference(story: Story, path: Path) -> None:
-    wanted, told = await tell(story, reference), await tell(story, path)
+    wanted, outcome = await run_story(story, reference), await run_story(story, path)
     assert gist(wanted.body) == story.expected
-    assert told.body == wanted.body
-    assert told.node.totals.delivered == wanted.node.totals.delivered
-    assert (told.node.totals.overflows > 0) == bool({"queue_size", "queue_bytes"} & set(story.node))
-    assert told.node.totals.lagging == 0
+    assert outcome.body == wanted.body
+    assert outcome.node.totals.delivered == wanted.node.totals.delivered
+    assert (outcome.node.totals.overflows > 0) == bool({"queue_size", "queue_bytes"} & set(story.node))
+    assert outcome.node.totals.lagging == 0
 
 
 @every_path
 async def test_a_moved_cursor_is_a_block_without_data(path: Path) -> None:
-    assert b"\n\nid: e-192\nevent: cursor\n\n" in (await tell(STORIES["a moved cursor"], path)).body
+    assert b"\n\nid: e-192\nevent: cursor\n\n" in (await run_story(STORIES["a moved cursor"], path)).body
 
 
 @every_path
 async def test_a_heartbeat_is_a_comment(path: Path) -> None:
-    assert (await tell(STORIES["heartbeats"], path)).body.count(b":\n\n") == 3
+    assert (await run_story(STORIES["heartbeats"], path)).body.count(b":\n\n") == 3
 
 
 @both_loops
 @every_path
 async def test_a_thousand_publications_at_once_are_one_piece(path: Path) -> None:
-    told = await tell(STORIES["a thousand at once"], path)
-    assert [event.id for event in EventDecoder().feed(told.body) if event.type == "message"] == [
+    outcome = await run_story(STORIES["a thousand at once"], path)
+    assert [event.id for event in EventDecoder().feed(outcome.body) if event.type == "message"] == [
         f"e-{offset}" for offset in range(1, 1_001)
     ]
 
@@ -253,7 +253,7 @@ class Step(NamedTuple):
     topics: tuple[str, ...]
     to: frozenset[str]
     exclude: frozenset[str]
-    alone: bool  # the loop turns behind it
+    alone: bool  # the loop turns after it
 
 
 names = st.frozensets(st.sampled_from(["c", "d"]), max_size=1)
@@ -272,7 +272,7 @@ targets = st.sampled_from(["/", "/?topic=a/**", "/?topic=c&last=2", "/?last=3", 
 cursors = st.sampled_from(["", "", "e-0", "e-3", "e-9", "f-1", "junk"])
 
 
-def told_by(steps: list[Step]) -> Work:
+def publishing_all(steps: list[Step]) -> Work:
     async def work(node: Node) -> None:
         for step in steps:
             await node.publish(
@@ -288,12 +288,12 @@ def told_by(steps: list[Step]) -> Work:
 def test_any_history_has_the_same_bytes_on_every_path(
     before: list[Step], live: list[Step], target: str, cursor: str, queue: int
 ) -> None:
-    node, trimmed = {"queue_size": queue}, 12  # of 24 at most, never one that is still to be read
-    story = Story([], told_by(before + before), told_by(live), target, cursor, node, log=trimmed)
+    node, trimmed = {"queue_size": queue}, 12  # of at most 24 publications; none is trimmed before it is read
+    story = Story([], publishing_all(before + before), publishing_all(live), target, cursor, node, log=trimmed)
 
-    async def tell_all() -> list[bytes]:
-        return [(await tell(story, path)).body for path in (reference, *PATHS.values())]
+    async def on_every_path() -> list[bytes]:
+        return [(await run_story(story, path)).body for path in (reference, *PATHS.values())]
 
-    wanted, *told = asyncio.run(tell_all())
+    wanted, *bodies = asyncio.run(on_every_path())
     assert msgspec.json.decode(EventDecoder().feed(wanted)[0].data)["message"] == "Welcome!"
-    assert told == [wanted] * len(told)
+    assert bodies == [wanted] * len(bodies)

@@ -1,4 +1,4 @@
-"""What may be published: one table for the hub, the publishers and the clients, which all ask ``encode_data``."""
+"""The data that may be published: one table for hub, publishers and clients, which all use ``encode_data``."""
 
 import array
 import dataclasses
@@ -262,7 +262,7 @@ def test_the_bound_is_of_bytes_and_holds_for_text_and_json(data: object) -> None
 
 
 def test_a_set_is_the_same_text_in_every_process() -> None:
-    """A retry with the same key, from another process, has to be the same publication."""
+    """A retry with the same key from another process has to carry the same data."""
     source = "from sse_app.payload import encode_data; print(encode_data({'users': set(map(str, range(50)))}))"
     texts = {
         subprocess.run(

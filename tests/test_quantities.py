@@ -1,4 +1,4 @@
-"""How numbers are written: in ASCII digits, as documented, and in no other way that Python knows."""
+"""Numbers are written in ASCII digits, as documented, and in no other form that Python accepts."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from sse_app.quantities import duration, number, size, truth, whole
 READERS = (whole, number, duration, size, truth)
 NOT_A_NUMBER = (
     *("", " ", "5 ", " 5", "5\n", "\t5", "5 s", "5\u00a0s"),  # white space
-    *("١١", "５", "५", "²", "Ⅷ", "五"),  # digits of other scripts, and what else counts as numeric
+    *("١١", "５", "५", "²", "Ⅷ", "五"),  # digits of other scripts, and other numeric characters
     *("+5", "-5", "1_000", "1,000", "1e3", "0x10", "1.", ".", "1.5.5", "5Ki", "inf", "nan", "Infinity", "5 5", "five"),
 )
 

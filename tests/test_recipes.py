@@ -1,6 +1,6 @@
-"""The proxies that the docs show, each run as it stands there, before real hubs and on a port of its own.
+"""The proxies that the docs show, each run as shown, before real hubs and on a port of its own.
 
-Clients ask as browsers do that have nothing but Host and Origin to be known by (no TLS): by a public name, with a port.
+Clients send what browsers send without TLS: no Sec-Fetch-Site, only Host and Origin, with a public name and a port.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ from tests.support.proxies import LISTENS, documented, shown_hubs
 from tests.test_docs import PAGES, Block, blocks
 
 NAME = "events.example.com"
-# Heartbeats would push on what a proxy holds back.
+# Without heartbeats, which would make a proxy forward what it holds back.
 SERVE = ("-m", "sse_app", "serve", "--port", "0", "--allowed-hosts", NAME, "--heartbeat", "1h", "--drain", "500ms")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A proxy of the docs, and what its section says of the hub behind it."""
+    """A proxy of the docs, with the hub that its section has behind it."""
 
     block: Block
-    path: str  # of the hub, as browsers see it
-    app: str  # the file with the hub behind it, or nothing: then it is `sse-app serve`
+    path: str  # of the hub in public URLs
+    app: str  # the source of the app behind it; "" for `sse-app serve`
 
     def __str__(self) -> str:
         return f"{self.block.where}-{self.block.language}"
@@ -58,7 +58,7 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
 
 @contextmanager
 def hubs(recipe: Recipe, directory: Path, *flags: str) -> Iterator[list[Server]]:
-    """As many as the recipe passes on to; several have one log. ``flags`` are uvicorn's."""
+    """As many hubs as the recipe names; several have one log. ``flags`` are uvicorn's."""
     if recipe.app:
         (directory / "app.py").write_text(recipe.app)
         command: Sequence[str] = ("-m", "uvicorn", "--app-dir", str(directory), "--port", "0", *flags, "app:app")
@@ -85,7 +85,7 @@ class Listener:
     decoder: EventDecoder
 
     async def until(self, kind: str) -> list[Event]:
-        """The events up to the first of this type."""
+        """Read up to the first event of this type, and return the events."""
         events: list[Event] = []
         async with asyncio.timeout(PATIENCE):
             while not any(event.type == kind for event in events):
@@ -105,13 +105,13 @@ async def listening(client: httpx.AsyncClient, **headers: str) -> AsyncIterator[
 
 
 def browser(url: str) -> httpx.AsyncClient:
-    """It asks by the public name, as a page of that origin."""
+    """A client that sends the public name, as a page of that origin."""
     host = f"{NAME}:{httpx.URL(url).port}"
     return httpx.AsyncClient(base_url=url, headers={"Host": host, "Origin": f"http://{host}"}, timeout=PATIENCE)
 
 
 async def publish(client: httpx.AsyncClient, data: str) -> str:
-    """By the client that repeats what a stopping node did not answer."""
+    """Publish with ``Client``, which sends again what a stopping node did not answer."""
     async with Client(str(client.base_url), http=client) as publisher:
         return (await publisher.publish(data)).id
 
@@ -134,7 +134,7 @@ async def test_a_hub_is_whole_behind_a_proxy_of_the_docs(recipe: Recipe, tmp_pat
 
 
 async def the_console_loads(client: httpx.AsyncClient) -> None:
-    """The page, and whatever it and its modules name."""
+    """Load the console's page, and all files that it and its modules name."""
     page = (await client.get("")).raise_for_status()
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     names = set(re.findall(r'(?:src|href)="(static/[^"]+)"', page.text))
@@ -145,7 +145,7 @@ async def the_console_loads(client: httpx.AsyncClient) -> None:
 
 
 async def the_stopping_hub_says_bye(client: httpx.AsyncClient, stream: Listener, nodes: list[Server]) -> None:
-    """SIGTERM to the hub that has the stream; where there is another one, its client goes on there."""
+    """Send SIGTERM to the hub that has the stream; where there is another hub, the client resumes there."""
     node = nodes[0] if len(nodes) == 1 else await node_with_the_stream(nodes)
     assert node.pid is not None
     os.kill(node.pid, signal.SIGTERM)
@@ -160,7 +160,9 @@ async def the_stopping_hub_says_bye(client: httpx.AsyncClient, stream: Listener,
 
 
 async def until_gone(node: Server) -> None:
-    """A node that still stops would refuse who comes; each asking is a request, which is the wait."""
+    """Wait until a node has stopped, since before that it refuses connections. Each check is a request, which takes the
+    time between two checks.
+    """
     async with asyncio.timeout(PATIENCE), httpx.AsyncClient(timeout=PATIENCE) as client:
         with suppress(httpx.TransportError):
             while True:
@@ -168,7 +170,7 @@ async def until_gone(node: Server) -> None:
 
 
 async def node_with_the_stream(nodes: list[Server]) -> Server:
-    """It is asked until streams that were closed are gone."""
+    """The node that has the one open stream; waits until closed streams are gone."""
     async with asyncio.timeout(PATIENCE), httpx.AsyncClient(timeout=PATIENCE) as client:
         while True:
             here = [(await client.get(f"{node.url}/stats")).json()["here"] for node in nodes]

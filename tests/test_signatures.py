@@ -18,7 +18,7 @@ import sse_app
 PACKAGE = Path(sse_app.__file__).parent
 BUILTINS = {name for name in dir(builtins) if name.islower() and not name.startswith("_")}
 
-# The words of the standard (WHATWG HTML 9.2, an event's id and type), for what stands for an event or for its place.
+# The words of the standard (WHATWG HTML 9.2: an event's id and type), for values that stand for an event or its place.
 ALLOWED = {
     *(f"events.Event: {word}" for word in ("id", "type")),
     *(f"testing.assertions.Expected: {word}" for word in ("id", "type")),
@@ -27,7 +27,7 @@ ALLOWED = {
     "notices.Welcome: id",
     "errors.Gap.__init__: id",
 }
-# Still to be renamed: what is below these modules may hide these builtins.
+# Below these modules parameters with these names are still to be renamed.
 NOT_YET = {"filter", "bytes", "type", "id"}
 NOT_YET_IN = ("brokers", "subscriber")
 

@@ -1,4 +1,4 @@
-"""What a type checker says to an app that uses sse-app: ``mypy --strict`` with the types that we ship (PEP 561)."""
+"""An app that uses sse-app under ``mypy --strict``, with the types that we ship (PEP 561)."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(300)  # it reads all that we import
+pytestmark = pytest.mark.timeout(300)  # seconds; mypy reads all that we import
 
 # Each line that is wrong names the error at its end.
 APP = """

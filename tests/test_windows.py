@@ -1,4 +1,4 @@
-"""As much of Windows as can be had elsewhere: a process without what only Unix has, where the package is imported."""
+"""Windows as far as it can be imitated elsewhere: the package is imported in a process without Unix's own modules."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from tests.test_cli import PATIENCE, environment
 
 UNIX_ONLY = ("resource", "fcntl", "termios", "pwd", "grp", "pty", "tty", "syslog", "readline", "uvloop")
 SIGNALS = ("SIGHUP", "SIGKILL", "SIGSTOP", "SIGCONT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM")
-# The packages of others know Windows by themselves, and are imported before it begins.
+# Other packages support Windows by themselves, and are imported before Unix's modules are hidden.
 WINDOWS = f"""
 import asyncio, multiprocessing, platform, pathlib, shutil, signal, socket, sqlite3, ssl, subprocess, sys, tempfile
 import anyio, click, httpx, msgspec, rich, sse_starlette, starlette, uvicorn
@@ -21,13 +21,13 @@ sys.platform = "win32"
 import sse_app
 """
 HUB = """
-async def hear():
+async def main():
     async with sse_app.Hub() as hub, hub.subscribe() as subscriber:
         await hub.publish("heard")
         received = b""
         while b"data: heard" not in received:
             received += await subscriber.read()
-asyncio.run(hear())
+asyncio.run(main())
 """
 CREATE = "sse_app.create_app(sse_app.Config(max_subscribers=None))"
 

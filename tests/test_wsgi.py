@@ -1,4 +1,4 @@
-"""The Django app of the docs' page on WSGI, in gunicorn's workers: what it publishes, and what becomes of errors."""
+"""The Django app of the docs' page on WSGI, in gunicorn's workers: its publications and its errors."""
 
 import sys
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ PUBLISHER, ROBUST, PAID = 'Publisher("sqlite:///hub.db")', ", robust=True", 'Htt
 
 
 def shop(changes: dict[str, str]) -> str:
-    """The app of the page with something else in a place."""
+    """The app of the page, with one text in it replaced by another."""
     text = SHOP
     for shown, other in changes.items():
         assert text.count(shown) == 1, shown
@@ -52,7 +52,7 @@ def test_each_worker_publishes_though_the_app_was_loaded_before_the_fork(way: st
 
 
 def paid_by_both(port: int) -> list[str]:
-    """Each of two orders is paid at another worker: one that waits for its request takes no other. Their processes."""
+    """Pay two orders at two workers, since a worker with an open request takes no other. Return their process ids."""
     late, soon = (HTTPConnection("127.0.0.1", port, timeout=PATIENCE) for _ in range(2))
     answers = []
     try:
@@ -69,7 +69,7 @@ def paid_by_both(port: int) -> list[str]:
 
 
 def events(hub: Server, number: int) -> list[str | None]:
-    """The data of the newest so many publications."""
+    """The data of the newest publications, so many."""
     decoder, found = EventDecoder(), list[str | None]()
     with httpx.stream("GET", f"{hub.url}/events?last={number}", timeout=PATIENCE) as response:
         for piece in response.iter_raw():
