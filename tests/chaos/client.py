@@ -16,6 +16,7 @@ from sse_app.publication import Position
 
 HOST = "127.0.0.1"
 PATIENCE = 35.0  # seconds until a vanished or stalled peer is gone: the longest that the hub promises for anything
+BEGIN = "-0"  # behind an epoch: the cursor before its first publication
 SMALL = 4096  # bytes of receive buffer; small, so that a reader that stalls soon fills the server's socket
 
 

@@ -118,6 +118,12 @@ def listening_port(process: subprocess.Popen[str]) -> int:
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The file of a log, which does not exist yet."""
+    return tmp_path / "hub.db"
+
+
+@pytest.fixture
 def server(serve: Serve) -> Server:
     """A server with its default settings."""
     return serve()

@@ -17,6 +17,7 @@ import pytest
 from sse_app import AsyncPublisher
 from sse_app.brokers.sqlite import READERS
 from tests.chaos.client import (
+    BEGIN,
     SMALL,
     Answer,
     Connection,
@@ -35,13 +36,7 @@ from tests.chaos.conftest import Serve, Server, Spawn, assert_in_time, count, li
 from tests.chaos.launch import launched, nothing_for
 from tests.chaos.test_drain import ENDED, GRACE
 
-BEGIN = "-0"  # behind an epoch: the cursor before its first publication
 WHOLE = ("--history", "1000000")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "hub.db"
 
 
 @pytest.fixture

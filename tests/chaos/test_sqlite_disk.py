@@ -18,6 +18,7 @@ import pytest
 from sse_app import AsyncPublisher
 from sse_app.config import ENV_PREFIX
 from tests.chaos.client import (
+    BEGIN,
     Answer,
     Connection,
     Stream,
@@ -36,13 +37,7 @@ from tests.chaos.launch import launched
 from tests.chaos.test_drain import ENDED
 
 PATIENCE = 30  # seconds until a refused start has ended
-BEGIN = "-0"  # behind an epoch: the cursor before its first publication
 DISK = 8 * 1024 * 1024
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "hub.db"
 
 
 async def readiness(server: Server) -> Answer:

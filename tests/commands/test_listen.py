@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.commands.process import lines_of, nobody, on_a_terminal, sse_app, started
+from tests.commands.process import Process, lines_of, nobody, on_a_terminal, sse_app, started
 from tests.support.web import LiveHub, live_hub
 from tests.test_cli import PATIENCE, serving, url_in
 
@@ -183,15 +183,20 @@ def test_ctrl_c_ends_it_quietly(server: LiveHub, ids: list[str]) -> None:
     assert (process.returncode, out, err) == (130, "", "")
 
 
+def assert_quiet_end_without_reader(process: Process) -> None:
+    """Close the reader's end of a command's stdout: the command ends with 0 and an empty stderr."""
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(30) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+
+
 def test_it_ends_quietly_when_nobody_reads_any_more(server: LiveHub, ids: list[str]) -> None:
     """The command ends at once, not with the next event."""
     with started("listen", "--last", "3", SSE_APP_URL=server.url) as process:
         lines_of(process.stdout, 9)
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.wait(30) == 0
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
+        assert_quiet_end_without_reader(process)
 
 
 def test_a_full_pipe_whose_reader_goes_ends_it_quietly() -> None:
@@ -200,8 +205,4 @@ def test_a_full_pipe_whose_reader_goes_ends_it_quietly() -> None:
             server.hub.publish_threadsafe("x" * 1_000)
         with started("listen", "--last", "3000", SSE_APP_URL=server.url) as process:
             lines_of(process.stdout, 3)
-            assert process.stdout is not None
-            process.stdout.close()
-            assert process.wait(30) == 0
-            assert process.stderr is not None
-            assert process.stderr.read() == ""
+            assert_quiet_end_without_reader(process)
