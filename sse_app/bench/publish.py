@@ -59,7 +59,7 @@ class Poster(asyncio.Protocol):
 
 
 class Publishers:
-    """As many POSTs at a time as the load allows, paced by its workload."""
+    """The publishers of a load: as many POSTs at a time as the load allows, paced by its workload."""
 
     def __init__(self, load: Load, target: Target, tally: Tally) -> None:
         self._load, self._target, self._tally = load, target, tally

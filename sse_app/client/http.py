@@ -131,7 +131,7 @@ class Http:
             del failure
 
     def _silence_error(self) -> Exception:
-        error: Exception = self.library.ReadTimeout("nothing was heard in time")
+        error: Exception = self.library.ReadTimeout("no byte arrived in time")
         return error
 
     def is_sent(self, error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""What an app publishes, with its topics and recipients: a list that a test compares."""
+"""The publications of an app, with their topics and recipients: a list that a test compares."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
