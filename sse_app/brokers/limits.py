@@ -31,7 +31,7 @@ class Limits(NamedTuple):
     """The bounds of a log. The oldest publications are trimmed first, idempotency keys after their window."""
 
     publications: int = 10_000
-    bytes: int = 64 * 1024 * 1024
+    size: int = 64 * 1024 * 1024  # bytes
     age: float = 24 * 3600.0  # seconds
     window: float = 300.0  # seconds that an idempotency key is remembered
 

@@ -248,7 +248,7 @@ def mutated_row(chance: random.Random) -> sqlite_entries.Row:
     """The good row, with up to three columns that STRICT tables allow as well."""
     odd: dict[str, Sequence[Any]] = {
         "time": (0.0, -0.5, 1e11, 1e300, float("inf"), float("-inf")),
-        "type": ("message", "", "a\nb", "tick\r", "\0"),
+        "event_type": ("message", "", "a\nb", "tick\r", "\0"),
         "topics": ("", "\n", "a\n\nb", "a\rb", "x" * 9_000),
         "to": ("", "\n", "c"),
         "exclude": ("", "\n", "c"),

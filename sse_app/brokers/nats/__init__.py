@@ -270,8 +270,8 @@ class NatsBroker:
             raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
         if position is not None and position.epoch == self._known.top.epoch:
             return position
-        id = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:32]
-        position, duplicate = await log.append(data, id, deadline)
+        message_id = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:32]
+        position, duplicate = await log.append(data, message_id, deadline)
         if not duplicate:
             await log.remember(key, digest, position)
         return position

@@ -131,7 +131,7 @@ class Log:
             storage=api.StorageType.FILE,
             num_replicas=self._replicas,
             max_msgs=(self._limits.history or DEFAULTS.publications) + SLACK,
-            max_bytes=self._limits.size or DEFAULTS.bytes,
+            max_bytes=self._limits.size or DEFAULTS.size,
             max_age=(age := self._limits.age or DEFAULTS.age),
             duplicate_window=min(self._limits.window or DEFAULTS.window, age),  # a server refuses a longer one
         )
@@ -204,8 +204,8 @@ class Log:
 
     # Publishing
 
-    async def append(self, data: bytes, id: str | None, deadline: float) -> tuple[Position, bool]:
-        """Publish; returns the position, and True if that was done before with the same ``id``.
+    async def append(self, data: bytes, message_id: str | None, deadline: float) -> tuple[Position, bool]:
+        """Publish; returns the position, and True if that was done before with the same ``message_id``.
 
         Raises OutcomeUnknown, LogFull, BrokerUnavailable, TooLarge.
         """
@@ -213,8 +213,8 @@ class Log:
             raise TooLarge(f"The log takes publications of at most {self._client.max_payload - HEADER_BYTES:,} bytes.")
         subject, epoch = self._subject, self._epoch
         headers = {api.Header.EXPECTED_STREAM.value: self._stream}
-        if id is not None:
-            headers[api.Header.MSG_ID.value] = id
+        if message_id is not None:
+            headers[api.Header.MSG_ID.value] = message_id
         self._check_sending()
         if 0 < self._size_limit < (size := _stored_size(subject, headers, data)):
             await self._make_room(size, deadline)  # else the server would acknowledge it and trim it at once

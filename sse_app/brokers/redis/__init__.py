@@ -77,7 +77,7 @@ UNKNOWN = (
 )
 
 # The limits of a new log when its node names none: whole numbers, ages in microseconds.
-_DEFAULTS = DEFAULTS.publications, DEFAULTS.bytes, microseconds(DEFAULTS.age), microseconds(DEFAULTS.window)
+_DEFAULTS = DEFAULTS.publications, DEFAULTS.size, microseconds(DEFAULTS.age), microseconds(DEFAULTS.window)
 SCRIPT = b"local DEFAULTS = {%d, %d, %d, %d}\n" % _DEFAULTS + Path(__file__).with_name("log.lua").read_bytes()
 SCRIPT_SHA = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest()
 

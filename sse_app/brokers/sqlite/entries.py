@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
     offset: int
     time: float
-    type: str
+    event_type: str
     topics: str
     to: str
     exclude: str
@@ -60,7 +60,8 @@ def publication_of(row: Row, epoch: str) -> Publication:
         _check(row.version, row.crit)
         topics, to, exclude = split(row.topics), frozenset(split(row.to)), frozenset(split(row.exclude))
         check_topics(topics)
-        check_body(row.type, row.body)
-        return Publication(position, row.type, topics, row.body, check_time(row.time), to, exclude, bool(row.json))
+        check_body(row.event_type, row.body)
+        time, is_json = check_time(row.time), bool(row.json)
+        return Publication(position, row.event_type, topics, row.body, time, to, exclude, is_json)
     except UNREADABLE:
         return lost(position, row.time)

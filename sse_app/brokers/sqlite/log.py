@@ -44,7 +44,7 @@ UNKNOWN = "The disk failed while the publication was written; publish again with
 class Entry(NamedTuple):
     """A publication that is to be appended, with its encoded event."""
 
-    type: str
+    event_type: str
     body: bytes
     topics: tuple[str, ...]
     to: frozenset[str]
@@ -58,7 +58,7 @@ class State(NamedTuple):
     epoch: str
     top: int
     oldest: int  # the offset before the oldest publication that is held
-    bytes: int
+    size: int  # bytes
     time: float  # of the newest publication
     stamp: float
     trimmed_time: float  # of the newest publication that was trimmed
@@ -182,8 +182,8 @@ class Log:
             outcomes, fresh = self._assign_offsets(entries, before, limits, stamp)
             offsets = range(before.top + 1, before.top + 1 + len(fresh))
             self._insert(zip(offsets, fresh, strict=True), time, stamp)
-            size = before.bytes + sum(len(entry.body) + OVERHEAD for entry in fresh)
-            state = before._replace(top=before.top + len(fresh), bytes=size, time=time, stamp=stamp)
+            size = before.size + sum(len(entry.body) + OVERHEAD for entry in fresh)
+            state = before._replace(top=before.top + len(fresh), size=size, time=time, stamp=stamp)
             state = self._trim(state, limits, stamp, len(fresh) + TRIM_SPARE)
             if touch or (state.top, state.oldest) != (before.top, before.oldest):
                 self._connection.execute(
@@ -232,7 +232,7 @@ class Log:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
-                    *(offset, time, stamp, entry.type),
+                    *(offset, time, stamp, entry.event_type),
                     *("\n".join(entry.topics), _joined(entry.to), _joined(entry.exclude), entry.body),
                     int(entry.is_json) or None,
                 )
@@ -259,9 +259,9 @@ class Log:
             "SELECT offset, time, stamp, length(body) FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
             (state.oldest, at_most),
         )
-        oldest, held, trimmed_time = state.oldest, state.bytes, state.trimmed_time
+        oldest, held, trimmed_time = state.oldest, state.size, state.trimmed_time
         for offset, time, stamp, size in sizes:
-            too_many = state.top - oldest > limits.publications or (held > limits.bytes and offset < state.top)
+            too_many = state.top - oldest > limits.publications or (held > limits.size and offset < state.top)
             if not too_many and stamp >= now - limits.age:
                 break
             oldest, held, trimmed_time = offset, held - size - OVERHEAD, time
@@ -273,7 +273,7 @@ class Log:
             [(topic, offset) for offset, joined in topics for topic in joined.split("\n")],
         )
         self._connection.execute("DELETE FROM log WHERE offset <= ?", (oldest,))
-        return state._replace(oldest=oldest, bytes=held, trimmed_time=trimmed_time)
+        return state._replace(oldest=oldest, size=held, trimmed_time=trimmed_time)
 
     # Opening
 
@@ -315,7 +315,8 @@ class Log:
 
 
 def _publication(position: Position, time: float, entry: Entry) -> Publication:
-    return Publication(position, entry.type, entry.topics, entry.body, time, entry.to, entry.exclude, entry.is_json)
+    named = entry.to, entry.exclude
+    return Publication(position, entry.event_type, entry.topics, entry.body, time, *named, entry.is_json)
 
 
 def _joined(names: frozenset[str]) -> str:

@@ -159,7 +159,7 @@ def test_count_bytes_and_age_are_never_above_their_bounds_and_no_more_is_trimmed
                     assert not fits(everything[-len(log) - 1 :], now)
                 before = len(log)
                 state = reader.state()
-                assert state.bytes == sum(len(item.body) + OVERHEAD for item in log)
+                assert state.size == sum(len(item.body) + OVERHEAD for item in log)
                 assert (state.top, state.top - state.oldest) == (len(everything), len(log))
         topics = file.log._connection.execute("SELECT count(*) FROM topics").fetchone()
         assert topics == (before,), "nothing is left of what was trimmed"
