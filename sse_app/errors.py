@@ -234,13 +234,13 @@ class Refused(ClientError):
 class Unreachable(ClientError):
     """No usable answer in the time allowed; ``__cause__`` is the last failure.
 
-    ``key`` is the Idempotency-Key of a publication, None for a stream. The publication may be in the log; sending it
-    again with this key is safe.
+    ``idempotency_key`` is that of a publication, given or made by the client; None for a stream. The publication may be
+    in the log; publishing it again with this key is safe.
     """
 
-    def __init__(self, text: str, key: str | None = None) -> None:
+    def __init__(self, text: str, idempotency_key: str | None = None) -> None:
         super().__init__(text)
-        self.key = key
+        self.idempotency_key = idempotency_key
 
 
 class Gap(ClientError):

@@ -502,7 +502,7 @@ async def test_trying_ends_when_its_time_is_over_and_can_begin_again() -> None:
         with pytest.raises(Unreachable, match="No stream within 2 s: nobody listens") as unreachable:
             await anext(stream)
         assert unreachable.value.__cause__ is refused
-        assert unreachable.value.key is None
+        assert unreachable.value.idempotency_key is None
         assert stream.state is State.WAITING
         stream._retry_for = 1_000
         assert [event.id async for event in stream] == ["e-1"]
@@ -774,7 +774,9 @@ async def test_publishing_is_tried_for_a_bounded_time() -> None:
         with pytest.raises(Unreachable, match=r"within 60 s: refused\. It was not sent\.") as unreachable:
             await client.publish("x")
         assert unreachable.value.__cause__ is failure
-        assert {request.headers["idempotency-key"] for request in transport.requests} == {unreachable.value.key}
+        assert {request.headers["idempotency-key"] for request in transport.requests} == {
+            unreachable.value.idempotency_key
+        }
         assert asyncio.get_running_loop().time() <= 60
         assert 5 < len(transport.requests) < 20
 
@@ -786,7 +788,7 @@ async def test_a_hub_that_asks_for_more_time_than_there_is_is_not_waited_for() -
         with pytest.raises(Unreachable, match="Stopping") as unreachable:
             await client.publish("x", idempotency_key="k")
         assert asyncio.get_running_loop().time() == pytest.approx(0)
-    assert unreachable.value.key == "k"
+    assert unreachable.value.idempotency_key == "k"
     assert isinstance(unreachable.value.__cause__, Refused)
 
 
