@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sse_app import Hub
-from tests.support.peers import datas, hear
+from tests.support.peers import datas, read_events
 from tests.support.redis_server import RedisServer
 from tests.test_docs import CHECKOUT, Output, blocks
 
@@ -51,5 +51,5 @@ async def test_a_publisher_of_the_module_works_in_celerys_forked_workers(
         with worker(tmp_path) as celery:
             assert await asyncio.to_thread(celery.until, lambda text: " ready." in text), celery.text
             await asyncio.to_thread(subprocess.run, [sys.executable, "-c", call], cwd=tmp_path, check=True)
-            events = await hear(subscriber, lambda events: len(datas(events)) == TASKS)
+            events = await read_events(subscriber, lambda events: len(datas(events)) == TASKS)
     assert datas(events) == ["paid"] * TASKS

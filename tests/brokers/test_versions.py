@@ -23,7 +23,7 @@ from sse_app.hub import Hub
 from sse_app.publication import Audience, Draft, Position
 from sse_app.topics import TopicFilter
 from tests.brokers.test_brokers import EVERYTHING, KEPT, publish, replayed, take
-from tests.support.peers import hear
+from tests.support.peers import read_events
 from tests.support.worlds import World
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -150,10 +150,10 @@ async def test_every_stream_is_told_what_its_node_cannot_show(world: World) -> N
     async with world.open() as writer, Hub(world.open()) as hub, hub.subscribe("t") as live:
         ours, strange = await mixed(writer)
         last = str(ours[-1])
-        events = await hear(live, lambda events: any(event.id == last for event in events))
+        events = await read_events(live, lambda events: any(event.id == last for event in events))
         assert_told(events[1:], ours, strange)
         async with hub.subscribe("t", after=ours[1]) as resumed:
-            welcome, *events = await hear(resumed, lambda events: any(event.id == last for event in events))
+            welcome, *events = await read_events(resumed, lambda events: any(event.id == last for event in events))
         assert '"recovered":true' in welcome.data
         assert_told(events, ours[2:], strange[1:])
         assert hub.node.totals.gaps == {"lost": len(strange) + len(strange[1:])}

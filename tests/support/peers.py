@@ -72,7 +72,7 @@ async def until(condition: Callable[[], bool], what: str = "", *, clock: Clock |
         await turns()
 
 
-async def hear(subscriber: Readable, found: Callable[[list[Event]], bool]) -> list[Event]:
+async def read_events(subscriber: Readable, found: Callable[[list[Event]], bool]) -> list[Event]:
     """Read a stream until its events are enough: ``found`` returns True for them."""
     events, decoder = list[Event](), EventDecoder()
     async with asyncio.timeout(PATIENCE):

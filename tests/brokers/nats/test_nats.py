@@ -36,7 +36,7 @@ from tests.brokers.test_brokers import publish, replayed, take, texts
 from tests.chaos.proxy import proxy_to
 from tests.support.broker_process import HOST
 from tests.support.nats_server import NatsServer, StartNats
-from tests.support.peers import PATIENCE, Clock, hear, listening, turns, until
+from tests.support.peers import PATIENCE, Clock, listening, read_events, turns, until
 
 pytestmark = pytest.mark.usefixtures("impatient_nats")
 EVERYTHING = TopicFilter()
@@ -661,20 +661,20 @@ async def test_an_older_copy_of_the_log_is_another_log_and_gives_no_id_again(own
         await restart(own_server, broker, other)
         async with hub.subscribe() as subscriber:
             lost = [(await hub.publish(text)).position for text in "de"]
-            await hear(subscriber, lambda events: len(events) == 3)
+            await read_events(subscriber, lambda events: len(events) == 3)
             async with other._refreshing:  # of two that notice at once each may begin an epoch
                 own_server.kill()
                 shutil.rmtree(own_server.directory / "jetstream")
                 shutil.copytree(copy, own_server.directory / "jetstream")
                 own_server.start()
-                events = await hear(subscriber, lambda events: len(events) == 4)
+                events = await read_events(subscriber, lambda events: len(events) == 4)
             assert reason_of(events[0]) == "epoch"
             assert [event.data for event in events[1:]] == ["a", "b", "c"]
             (after,) = await publish_when_it_is_back(other, "f")
             assert (after.offset, lost[0].offset) == (4, 4)
             assert len({after.epoch, before[0].epoch}) == 2
             assert lost[0].epoch == before[0].epoch
-            (event,) = await hear(subscriber, lambda events: bool(events))
+            (event,) = await read_events(subscriber, lambda events: bool(events))
             assert event.id == str(after)
             assert await other.top() == await broker.top() == after
 
@@ -687,12 +687,12 @@ async def test_an_older_copy_that_has_grown_past_what_we_know_is_another_log(own
         broker = opened(url.replace(str(own_server.port), str(proxy.port)))
         async with Hub(broker) as hub, hub.subscribe() as subscriber:
             await hub.publish("a")
-            await hear(subscriber, lambda events: len(events) == 2)
+            await read_events(subscriber, lambda events: len(events) == 2)
             own_server.kill()
             shutil.copytree(own_server.directory / "jetstream", copy)
             await restart(own_server, broker)
             lost = (await hub.publish("lost")).position
-            await hear(subscriber, lambda events: bool(events))
+            await read_events(subscriber, lambda events: bool(events))
             proxy.closed = True
             own_server.kill()
             shutil.rmtree(own_server.directory / "jetstream")
@@ -702,7 +702,7 @@ async def test_an_older_copy_that_has_grown_past_what_we_know_is_another_log(own
                 again = await publish(other, "b", "c")
                 assert again[0] == lost
                 proxy.closed = False
-                gap, *rest = await hear(subscriber, lambda events: len(events) == 4)
+                gap, *rest = await read_events(subscriber, lambda events: len(events) == 4)
                 assert reason_of(gap) == "epoch"
                 assert [event.data for event in rest] == ["a", "b", "c"]
                 assert (await other.top(fresh=True)).epoch == (await broker.top()).epoch != lost.epoch
@@ -841,15 +841,15 @@ async def test_a_stream_that_is_purged_goes_on_and_what_was_missed_is_a_gap(url:
         first = (await hub.publish("a")).position
         async with hub.subscribe() as up_to_date:
             last = (await hub.publish("b")).position
-            await hear(up_to_date, lambda events: len(events) == 2)
+            await read_events(up_to_date, lambda events: len(events) == 2)
             await js.purge_stream(log_of(broker))
             assert await broker.top(fresh=True) == await broker.oldest() == last
             async with hub.subscribe(after=first) as late:
                 next = (await hub.publish("c")).position
                 assert next == last.next()
-                (event,) = await hear(up_to_date, lambda events: bool(events))
+                (event,) = await read_events(up_to_date, lambda events: bool(events))
                 assert event.id == str(next)
-                _, gap, event = await hear(late, lambda events: len(events) == 3)
+                _, gap, event = await read_events(late, lambda events: len(events) == 3)
                 assert (reason_of(gap), event.id) == ("trimmed", str(next))
 
 
@@ -921,7 +921,7 @@ async def test_what_was_trimmed_before_it_was_heard_of_is_a_gap(url: str, monkey
     broker = opened(url, history=5)
     async with Hub(broker) as hub, hub.subscribe() as subscriber, opened(url, history=5) as other:
         await hub.publish("first")
-        await hear(subscriber, lambda events: len(events) == 2)
+        await read_events(subscriber, lambda events: len(events) == 2)
         feed = broker._feed
         assert feed is not None
         feed.broken = True  # it takes nothing any more
@@ -929,7 +929,7 @@ async def test_what_was_trimmed_before_it_was_heard_of_is_a_gap(url: str, monkey
             await asyncio.gather(*(publish(other, "x") for _ in range(100)))
         await publish(other, *"abcde")
         broker._wake.set()
-        gap, *rest = await hear(subscriber, lambda events: len(events) == 6)
+        gap, *rest = await read_events(subscriber, lambda events: len(events) == 6)
     assert reason_of(gap) == "trimmed"
     assert [event.data for event in rest] == list("abcde")
 

@@ -31,7 +31,7 @@ from sse_app.publisher import AsyncPublisher
 from sse_app.topics import TopicFilter
 from tests.brokers.test_brokers import publish, replayed, take, texts
 from tests.support.broker_process import HOST, free_port
-from tests.support.peers import PATIENCE, Clock, Serve, hear, listening, turns, until
+from tests.support.peers import PATIENCE, Clock, Serve, listening, read_events, turns, until
 from tests.support.redis_server import RedisServer, StartRedis
 
 pytestmark = pytest.mark.usefixtures("patient_redis")
@@ -349,14 +349,14 @@ async def test_a_flushed_log_begins_anew_and_every_stream_is_told(own_server: Re
     broker = RedisBroker(own_server.url())
     async with Hub(broker) as hub, hub.subscribe() as subscriber:
         old = (await hub.publish("a")).position
-        await hear(subscriber, lambda events: len(events) == 2)
+        await read_events(subscriber, lambda events: len(events) == 2)
         own_redis.flushall()
-        (gap,) = await hear(subscriber, lambda events: bool(events))
+        (gap,) = await read_events(subscriber, lambda events: bool(events))
         assert gap.type == "gap"
         assert '"reason":"epoch"' in gap.data
         new = (await hub.publish("b")).position
         assert (new.epoch != old.epoch, new.offset) == (True, 1)
-        (event,) = await hear(subscriber, lambda events: bool(events))
+        (event,) = await read_events(subscriber, lambda events: bool(events))
         assert (event.data, event.id) == ("b", str(new))
 
 
@@ -554,7 +554,7 @@ async def test_what_was_trimmed_before_the_tail_read_it_is_told(own_server: Redi
     broker = RedisBroker(own_server.url(), history=5)
     async with Hub(broker) as hub, hub.subscribe() as subscriber, RedisBroker(own_server.url(), history=5):
         await hub.publish("first")
-        await hear(subscriber, lambda events: len(events) == 2)
+        await read_events(subscriber, lambda events: len(events) == 2)
         now = microseconds(time.time())
         with own_redis.pipeline(transaction=True) as transaction:  # nothing is read in between
             for number in range(2, 30):
@@ -562,7 +562,7 @@ async def test_what_was_trimmed_before_the_tail_read_it_is_told(own_server: Redi
                 content = head + envelope(Draft(Event(str(number))))
                 transaction.xadd(broker._log, {"v1": content}, id=f"0-{number}", maxlen=5, approximate=False)
             transaction.execute()
-        gap, *rest = await hear(subscriber, lambda events: len(events) == 6)
+        gap, *rest = await read_events(subscriber, lambda events: len(events) == 6)
     assert gap.type == "gap"
     assert '"reason":"trimmed"' in gap.data
     assert [event.data for event in rest] == [str(number) for number in range(25, 30)]

@@ -17,7 +17,7 @@ from sse_app.errors import BrokerError, ConfigError, LogUnavailable
 from sse_app.hub import Hub
 from sse_app.publication import Position
 from tests.brokers.test_brokers import replayed
-from tests.support.peers import PATIENCE, hear, until
+from tests.support.peers import PATIENCE, read_events, until
 from tests.support.sqlite_log import broker_on, held, open_log, publish, take
 from tests.support.worlds import World
 
@@ -187,7 +187,7 @@ async def test_a_hub_drains_whose_log_a_newer_version_took_over(sqlite_world: Wo
         await asyncio.to_thread(migrate_further, path)
         with pytest.raises(LogUnavailable):
             await hub.publish("refused")
-        events = await hear(subscriber, lambda events: any(event.type == "bye" for event in events))
+        events = await read_events(subscriber, lambda events: any(event.type == "bye" for event in events))
         assert [event.type for event in events] == ["welcome", "message", "bye"]
         assert hub.draining
 
