@@ -13,7 +13,7 @@ from sse_app.events import EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.subscriber import Subscriber
-from tests.support.nodes import cursor_of, replay, subscribed, told
+from tests.support.nodes import cursor_of, data_of, replay, subscribed
 from tests.support.peers import Socket, available, datas, log_of, received
 
 pytestmark = pytest.mark.virtual_time
@@ -84,7 +84,7 @@ async def test_a_quiet_topic_does_not_end_in_a_gap() -> None:  # C8
                     assert cursor_of(decoder) >= oldest
         for _, decoder in readers:
             welcome, *rest = await replay(node, "quiet", after=decoder.last_event_id)
-            assert told(welcome)["recovered"]
+            assert data_of(welcome)["recovered"]
             assert rest == []
     assert node.totals.gaps == {}
 

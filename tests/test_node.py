@@ -26,7 +26,7 @@ from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import CloseReason, Subscriber
-from tests.support.nodes import publish, replay, state, subscribed, texts, told
+from tests.support.nodes import data_of, publish, replay, state, subscribed, texts
 from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, available, cancel_at, datas, lose, received
 
 pytestmark = pytest.mark.virtual_time
@@ -56,7 +56,7 @@ async def test_the_welcome_tells_who_is_there_and_what_was_last(node: Node) -> N
     positions = await publish(node, "a", topic="orders/1", event="created")
     async with subscribed(node), subscribed(node, "orders/*", "b", client="me") as subscriber:
         (welcome,) = await received(subscriber)
-    said = told(welcome)
+    said = data_of(welcome)
     assert (said["message"], said["client"], said["subscribers"]) == ("Welcome!", "me", 2)
     assert (said["topics"], said["recovered"], said["top"]) == (["b", "orders/*"], False, str(positions[0]))
     assert said["last"]["id"] == str(positions[0])
@@ -68,7 +68,7 @@ async def test_the_welcome_tells_who_is_there_and_what_was_last(node: Node) -> N
 async def test_the_welcome_tells_the_heartbeat_so_that_a_client_knows_a_dead_stream() -> None:
     async with Node(MemoryBroker(), heartbeat=120.0) as node, subscribed(node) as subscriber:
         (welcome,) = await received(subscriber)
-    assert told(welcome)["heartbeat"] == 120.0
+    assert data_of(welcome)["heartbeat"] == 120.0
 
 
 async def test_clients_are_told_different_times_to_come_back() -> None:
@@ -84,7 +84,7 @@ async def test_clients_are_told_different_times_to_come_back() -> None:
 async def test_the_welcome_names_no_topic_that_was_not_asked_for(node: Node, asked: list[str], seen: list[str]) -> None:
     await publish(node, "x", topic=["a/1", "b", "c"])
     (welcome,) = await replay(node, *asked)
-    assert told(welcome)["last"]["topics"] == seen
+    assert data_of(welcome)["last"]["topics"] == seen
 
 
 async def test_who_joins_with_one_filter_at_a_time_shares_one_look_up_of_the_newest() -> None:
@@ -103,7 +103,7 @@ async def test_who_joins_with_one_filter_at_a_time_shares_one_look_up_of_the_new
         assert broker.searches == 1
         for subscriber in joined:
             (welcome,) = await received(subscriber)
-            assert told(welcome)["last"]["id"] == str(position)
+            assert data_of(welcome)["last"]["id"] == str(position)
             node.leave(subscriber, CloseReason.GONE)
 
 
@@ -113,12 +113,12 @@ async def test_last_is_what_this_subscriber_might_have_seen(node: Node) -> None:
     await publish(node, "elsewhere", topic="b")
 
     async def last(client: str) -> object:
-        return told((await replay(node, "a", client=client))[0])["last"]["id"]
+        return data_of((await replay(node, "a", client=client))[0])["last"]["id"]
 
     epoch = (await node.broker.top()).epoch
     assert await last("me") == f"{epoch}-1"
     assert await last("you") == f"{epoch}-2"
-    assert told((await replay(node, "c"))[0])["last"] is None
+    assert data_of((await replay(node, "c"))[0])["last"] is None
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ async def test_the_welcome_tells_whether_the_log_still_holds_what_was_asked_for(
             wall.now += 1.0
         async with subscribed(node, *topics, **options) as subscriber:
             welcome = (await received(subscriber))[0]
-    said = told(welcome)
+    said = data_of(welcome)
     assert said.get("complete") is complete
     if complete is not None:
         assert list(said)[-3:] == ["complete", "retry", "heartbeat"]
@@ -158,13 +158,13 @@ async def test_a_log_that_never_held_more_is_complete(node: Node, options: dict[
     await publish(node, "all there is", topic="a")
     for topics in ([], ["a"], ["nowhere"]):
         async with subscribed(node, *topics, **options) as subscriber:
-            assert told((await received(subscriber))[0])["complete"] is True
+            assert data_of((await received(subscriber))[0])["complete"] is True
 
 
 async def test_a_name_is_made_for_who_has_none(node: Node) -> None:
     async with subscribed(node) as one, subscribed(node) as other:
         assert one.client != other.client
-        assert told((await received(one))[0])["client"] == one.client
+        assert data_of((await received(one))[0])["client"] == one.client
 
 
 # --- counting ---
@@ -381,14 +381,19 @@ async def test_a_resume_replays_all_or_tells_a_gap(offset: int, reason: str | No
         cursor = Position(top.epoch, offset)
         for after in (cursor, str(cursor), str(cursor).encode()):
             welcome, *rest = await replay(node, after=after)
-            assert (welcome.id, told(welcome)["recovered"]) == (str(cursor), reason is None)
+            assert (welcome.id, data_of(welcome)["recovered"]) == (str(cursor), reason is None)
             assert datas(rest) == expected
-            assert [told(event)["reason"] for event in rest if event.type == "gap"] == ([reason] if reason else [])
+            assert [data_of(event)["reason"] for event in rest if event.type == "gap"] == ([reason] if reason else [])
         if reason:
             start = Position(top.epoch, 10 if reason == "ahead" else 5)
             oldest = Position(top.epoch, 6)
             assert rest[0].id == str(start)
-            assert told(rest[0]) == {"requested": str(cursor), "oldest": str(oldest), "top": str(top), "reason": reason}
+            assert data_of(rest[0]) == {
+                "requested": str(cursor),
+                "oldest": str(oldest),
+                "top": str(top),
+                "reason": reason,
+            }
             assert node.totals.gaps == {reason: 3}
 
 
@@ -403,21 +408,21 @@ async def test_a_cursor_that_is_none_starts_with_a_gap_at_the_end_of_the_log(nod
         welcome, gap = await received(subscriber)
         assert welcome.id is None
         assert gap.id == top
-        assert told(gap) == {"requested": None, "oldest": top[:-1] + "1", "top": top, "reason": "malformed"}
+        assert data_of(gap) == {"requested": None, "oldest": top[:-1] + "1", "top": top, "reason": "malformed"}
         await publish(node, "d")
         assert await texts(subscriber) == ["d"]
 
 
 async def test_a_cursor_with_a_lone_surrogate_is_malformed(node: Node) -> None:
     _, gap = await replay(node, after="\udcff-1")
-    assert told(gap)["reason"] == "malformed"
+    assert data_of(gap)["reason"] == "malformed"
 
 
 async def test_a_cursor_of_another_epoch_starts_with_everything_there_is(node: Node) -> None:
     await publish(node, *"abc")
     welcome, gap, *rest = await replay(node, after="gone-70")
     assert welcome.id == "gone-70"
-    assert (told(gap)["reason"], told(gap)["requested"]) == ("epoch", "gone-70")
+    assert (data_of(gap)["reason"], data_of(gap)["requested"]) == ("epoch", "gone-70")
     assert gap.id == str(await node.broker.oldest())
     assert datas(rest) == ["a", "b", "c"]
 
@@ -470,7 +475,7 @@ async def test_last_gives_the_newest_first_and_then_what_is_live(node: Node) -> 
     async with subscribed(node, last=2) as subscriber:
         events = await received(subscriber)
         assert datas(events) == ["d", "e"]
-        assert (events[0].id, told(events[0])["recovered"]) == (str(positions[2]), False)
+        assert (events[0].id, data_of(events[0])["recovered"]) == (str(positions[2]), False)
         await publish(node, "f")
         assert await texts(subscriber) == ["f"]
 
@@ -505,8 +510,8 @@ async def test_since_gives_what_was_published_from_then_on() -> None:
         complete = await replay(node, since=wall.now - 30)
         assert [event.type for event in complete] == ["welcome", "message", "message", "message"]
         welcome, gap, *rest = await replay(node, since=0)
-        assert (told(gap)["reason"], datas(rest)) == ("trimmed", ["b", "c", "d"])
-        assert told(gap)["requested"] == welcome.id == str(Position((await node.broker.top()).epoch, 0))
+        assert (data_of(gap)["reason"], datas(rest)) == ("trimmed", ["b", "c", "d"])
+        assert data_of(gap)["requested"] == welcome.id == str(Position((await node.broker.top()).epoch, 0))
 
 
 # --- slow readers ---
@@ -530,8 +535,8 @@ async def test_a_slow_reader_is_told_what_was_trimmed_meanwhile() -> None:
         (welcome,) = await received(slow)
         await publish(node, *map(str, range(20)))
         gap, *rest = await received(slow)
-        assert told(gap)["reason"] == "trimmed"
-        assert told(gap)["requested"] == welcome.id
+        assert data_of(gap)["reason"] == "trimmed"
+        assert data_of(gap)["requested"] == welcome.id
         assert gap.id == str(await node.broker.oldest())
         assert datas(rest) == ["15", "16", "17", "18", "19"]
         assert node.totals.lagging == 0
@@ -563,9 +568,9 @@ def shown(events: list[Event]) -> list[str]:
         if event.type == "gap":
             cursor = Position.parse((event.id or "").encode())
             assert cursor
-            requested = Position.parse(told(event)["requested"].encode())
+            requested = Position.parse(data_of(event)["requested"].encode())
             assert requested
-            found.append(f"{told(event)['reason']} {requested.offset}>{cursor.offset}")
+            found.append(f"{data_of(event)['reason']} {requested.offset}>{cursor.offset}")
         elif event.type != "welcome":
             found.append(event.data)
     return found
@@ -598,7 +603,7 @@ async def test_a_client_may_resume_from_a_lost_publication(node: Node) -> None:
     lost = await lose(node.broker)  # type: ignore[arg-type]
     await publish(node, "3")
     welcome, *rest = await replay(node, after=lost)
-    assert told(welcome)["recovered"]
+    assert data_of(welcome)["recovered"]
     assert shown(rest) == ["3"]
 
 
@@ -608,7 +613,7 @@ async def test_a_lost_publication_is_not_what_was_last(node: Node) -> None:
         await lose(node.broker)  # type: ignore[arg-type]
         await asyncio.sleep(MOMENT)
         (welcome,) = await replay(node)
-        assert told(welcome)["last"]["id"] == str(before)
+        assert data_of(welcome)["last"]["id"] == str(before)
 
 
 # --- limits ---

@@ -37,7 +37,7 @@ async def replay(node: Node, *topics: str, **options: Any) -> list[Event]:
         return await received(subscriber)
 
 
-def told(event: Event) -> dict[str, Any]:
+def data_of(event: Event) -> dict[str, Any]:
     data = json.loads(event.data)
     assert isinstance(data, dict)
     return data
