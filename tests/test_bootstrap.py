@@ -287,8 +287,8 @@ def test_root_on_debian_gets_what_is_missing(debian: Path, capfd: pytest.Capture
     assert "busy" not in output
     assert "SKIPPED" not in output
     first = output.splitlines()[0]
-    for said in (*tests_command.DEBIAN_PACKAGES, "apt-get", str(tests_command.POLICY), "--no-install"):
-        assert said in first
+    for text in (*tests_command.DEBIAN_PACKAGES, "apt-get", str(tests_command.POLICY), "--no-install"):
+        assert text in first
 
 
 def test_failing_apt_is_shown_and_what_follows_from_it(

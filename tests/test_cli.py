@@ -306,11 +306,11 @@ def test_a_publish_key_is_needed_and_nowhere_said() -> None:
         for given, status in ((KEY, 200), (KEY + "x", 401)):
             answer = post(f"{url}broadcast", content="x", headers={"Authorization": f"Bearer {given}"})
             assert (answer.status_code, KEY in answer.text) == (status, False)
-        said = get(f"{url}metrics").text + get(f"{url}stats").text
+        output = get(f"{url}metrics").text + get(f"{url}stats").text
         process.terminate()
         out, err = process.communicate(timeout=PATIENCE)
     assert "POST /broadcast" in out + err
-    assert KEY not in "".join(lines) + out + err + said
+    assert KEY not in "".join(lines) + out + err + output
 
 
 def test_the_log_shows_no_query_and_one_line_for_many_that_are_no_requests() -> None:

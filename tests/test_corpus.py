@@ -42,10 +42,10 @@ def test_one_other_byte_is_told_with_its_place(whole: bool) -> None:
     assert recording.difference(number, text) is None
     if not whole:
         del recording.whole[number]
-    told = recording.difference(number, text.replace("\n  event: bye\n", "\n  event: Bye\n"))
-    assert told is not None
-    assert "  event: Bye\n" in told
-    assert ("-  event: bye\n" in told) == whole
+    difference = recording.difference(number, text.replace("\n  event: bye\n", "\n  event: Bye\n"))
+    assert difference is not None
+    assert "  event: Bye\n" in difference
+    assert ("-  event: bye\n" in difference) == whole
 
 
 @pytest.mark.parametrize(

@@ -753,8 +753,8 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
         )
     )
     gap = notices.gap(notices.GapReason.EPOCH, None, start=position, oldest=position, top=position)
-    said = [json.loads(event.data) for event in EventDecoder().feed(welcome + gap)]
-    assert named == {*stats, "versions", *said[0], *said[1], "id", "subscribers", "durable"}
+    sent = [json.loads(event.data) for event in EventDecoder().feed(welcome + gap)]
+    assert named == {*stats, "versions", *sent[0], *sent[1], "id", "subscribers", "durable"}
 
 
 def test_parameters_are_those_of_the_endpoints() -> None:

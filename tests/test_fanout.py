@@ -163,12 +163,12 @@ class Room(Sink):
 
     def __init__(self, subscriber: Subscriber) -> None:
         super().__init__()
-        self.subscriber, self.full, self.told = subscriber, False, False
+        self.subscriber, self.full, self.waits = subscriber, False, False
 
     def write(self, batch: Batch) -> bool:
-        assert not self.told, "written to a full socket"
+        assert not self.waits, "written to a full socket"
         super().write(batch)
-        self.told = self.full
+        self.waits = self.full
         return not self.full
 
 
@@ -213,8 +213,8 @@ def act(node: Node, name: str, client: Client) -> None:
             sink.full = True
         case "resume":
             sink.full = False
-            if sink.told:
-                sink.told = False
+            if sink.waits:
+                sink.waits = False
                 client.subscriber.resume()
 
 

@@ -476,15 +476,15 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
         client.cursor = id
 
     def _gap(self, client: Client, event: Event) -> None:
-        told = json.loads(event.data)
-        requested = Position.parse(told["requested"].encode())
+        notice = json.loads(event.data)
+        requested = Position.parse(notice["requested"].encode())
         start = Position.parse((event.id or "").encode())
         assert requested is not None
         assert start is not None
         self._move(client, requested)
         oldest = self.driver.run(self.driver.broker.oldest())
         assert start <= oldest, "what the log holds is no gap"
-        assert told["reason"] == ("trimmed" if requested.epoch == start.epoch else "epoch")
+        assert notice["reason"] == ("trimmed" if requested.epoch == start.epoch else "epoch")
         assert start > requested or requested.epoch != start.epoch
         client.cursor = start
 

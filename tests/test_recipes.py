@@ -189,10 +189,10 @@ async def test_the_console_is_found_without_its_last_slash(recipe: Recipe, tmp_p
 
 
 async def test_a_prefix_that_is_taken_off_can_be_told_from_outside(tmp_path: Path) -> None:
-    told = next(one for one in RECIPES if "root_path" in one.app)
-    untold = replace(told, app=told.app.replace(', root_path="/api"', ""))
-    assert "root_path" not in untold.app
-    with proxied(untold, tmp_path, "--root-path", "/api") as (url, _):
+    configured = next(one for one in RECIPES if "root_path" in one.app)
+    unconfigured = replace(configured, app=configured.app.replace(', root_path="/api"', ""))
+    assert "root_path" not in unconfigured.app
+    with proxied(unconfigured, tmp_path, "--root-path", "/api") as (url, _):
         async with browser(url) as client, listening(client) as stream:
             await the_console_loads(client)
             await stream.until("welcome")

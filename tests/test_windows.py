@@ -23,9 +23,9 @@ import sse_app
 HUB = """
 async def main():
     async with sse_app.Hub() as hub, hub.subscribe() as subscriber:
-        await hub.publish("heard")
+        await hub.publish("hello")
         received = b""
-        while b"data: heard" not in received:
+        while b"data: hello" not in received:
             received += await subscriber.read()
 asyncio.run(main())
 """

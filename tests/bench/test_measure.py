@@ -141,13 +141,13 @@ async def test_more_subscribers_than_open_files_are_refused() -> None:
 
 
 async def test_servers_take_turns_in_each_repetition() -> None:
-    told: list[str] = []
+    progress: list[str] = []
     async with serving(FakeHub()) as one, serving(FakeHub()) as other:
         loads = [Load("closed", **TINY), Load("connect", **TINY)]
-        reports = await compare(loads, [one, other], repeat=2, progress=told.append)
+        reports = await compare(loads, [one, other], repeat=2, progress=progress.append)
     order = [(workload, server) for workload in ("closed", "connect") for server in (one, other)]
     assert [(report.workload, report.server) for report in reports] == order * 2
-    assert told[0] == f"closed: {one}, 1 of 2"
+    assert progress[0] == f"closed: {one}, 1 of 2"
     assert all(report.clean for report in reports)
 
 

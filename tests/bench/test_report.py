@@ -88,11 +88,11 @@ def test_ratios_are_taken_inside_each_repetition() -> None:
 
 def test_the_document_has_runs_medians_and_ratios() -> None:
     reports = [REPORT, OTHER, replace(REPORT, workload="burst"), replace(OTHER, workload="burst"), REPORT, OTHER]
-    told = json.loads(json.dumps(document(reports)))
-    assert told["runs"] == [asdict(report) for report in reports]
-    assert told["medians"] == [asdict(report) for report in reports[:4]]
-    assert [(row["workload"], row["server"], row["against"]) for row in told["ratios"]] == [
+    shown = json.loads(json.dumps(document(reports)))
+    assert shown["runs"] == [asdict(report) for report in reports]
+    assert shown["medians"] == [asdict(report) for report in reports[:4]]
+    assert [(row["workload"], row["server"], row["against"]) for row in shown["ratios"]] == [
         ("closed", "sse-app", "naive"),
         ("burst", "sse-app", "naive"),
     ]
-    assert told["ratios"][0]["latency_p50_ms"] == 0.25
+    assert shown["ratios"][0]["latency_p50_ms"] == 0.25

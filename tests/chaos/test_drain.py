@@ -252,11 +252,11 @@ def over_tls(*module: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             assert process.stdout is not None
-            said = ""
-            while (found := re.search(r"https?://127\.0\.0\.1:(\d+)", said)) is None:
+            output = ""
+            while (found := re.search(r"https?://127\.0\.0\.1:(\d+)", output)) is None:
                 line = process.stdout.readline()
-                assert line, f"the server did not start: {said}"
-                said += line
+                assert line, f"the server did not start: {output}"
+                output += line
             yield process, int(found[1])
         finally:
             process.kill()

@@ -153,9 +153,9 @@ async def test_fifty_subscribers_see_one_order_of_twenty_publishers(server: Serv
             tasks.create_task(_publish_numbers(server, name, each))
     orders = {reader.result() for reader in readers}
     assert len(orders) == 1
-    said = [line[6:].split(b" ") for line in orders.pop().split(b"\n") if line.startswith(b"data: ")]
+    pairs = [line[6:].split(b" ") for line in orders.pop().split(b"\n") if line.startswith(b"data: ")]
     for name in range(20):
-        assert [int(number) for publisher, number in said if int(publisher) == name] == list(range(each))
+        assert [int(number) for publisher, number in pairs if int(publisher) == name] == list(range(each))
 
 
 async def _publish_numbers(server: Server, name: int, each: int) -> None:

@@ -144,12 +144,12 @@ async def test_what_was_acknowledged_outlives_every_kill(serve: Serve, database:
 
 def assert_kept_in_order(texts: list[str]) -> None:
     """Assert that the log has the publications of each publisher in their order."""
-    said: dict[str, list[int]] = {}
+    orders: dict[str, list[int]] = {}
     for text in texts:
         name, number = text.split(" ")
-        said.setdefault(name, []).append(int(number))
-    assert len(said) == 6
-    assert all(each == sorted(each) for each in said.values())
+        orders.setdefault(name, []).append(int(number))
+    assert len(orders) == 6
+    assert all(each == sorted(each) for each in orders.values())
 
 
 async def test_what_a_kill_cut_off_between_commit_and_fan_out_comes_by_replay(tmp_path: Path, database: str) -> None:

@@ -297,8 +297,8 @@ async def test_a_damaged_file_stops_the_start_and_is_set_aside_when_that_is_aske
     with launched(log, *flags, "--recover") as server:
         ((aside, content),) = set_aside(path).items()
         assert content == damaged
-        (said,) = log.read_text().splitlines()
-        assert str(aside) in said
+        (line,) = log.read_text().splitlines()
+        assert str(aside) in line
         for cursor in cursors:
             assert await gap_of(server, cursor) == "epoch"
         new = (await post(server.port, "new")).json["id"]

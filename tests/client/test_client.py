@@ -74,8 +74,8 @@ def event(number: int, data: str = "x") -> bytes:
 
 
 def gap(number: int, requested: str | None = "e-1") -> bytes:
-    said = {"requested": requested, "oldest": f"e-{number + 1}", "top": "e-9", "reason": "trimmed"}
-    return f"id: e-{number}\nevent: gap\ndata: {json.dumps(said)}\n\n".encode()
+    notice = {"requested": requested, "oldest": f"e-{number + 1}", "top": "e-9", "reason": "trimmed"}
+    return f"id: e-{number}\nevent: gap\ndata: {json.dumps(notice)}\n\n".encode()
 
 
 @asynccontextmanager
@@ -293,9 +293,9 @@ async def test_attempts_that_fail_come_further_apart_up_to_a_cap() -> None:
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize(("said", "wait"), [(0, WAIT_MIN), (10**14, WAIT_MAX)])
-async def test_no_server_has_its_clients_spin_or_sleep_for_ever(said: int, wait: float) -> None:
-    ending = b"retry: %d\n\n" % said
+@pytest.mark.parametrize(("retry", "wait"), [(0, WAIT_MIN), (10**14, WAIT_MAX)])
+async def test_no_server_has_its_clients_spin_or_sleep_for_ever(retry: int, wait: float) -> None:
+    ending = b"retry: %d\n\n" % retry
     first = stream_of(WELCOME, event(1), ending)
     transport = Scripted(first, httpx.ConnectError("refused"), stream_of(WELCOME, event(2)))
     async with client_of(transport) as client:
@@ -387,14 +387,14 @@ async def test_a_stream_without_heartbeats_is_dead(options: dict[str, float], pa
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize(
-    ("said", "options", "patience"),
+    ("heartbeat", "options", "patience"),
     [
         *[("120.0", {}, 360), ("1", {}, 3), ("0.5", {"heartbeat": 2.0}, 6), ("1e9", {}, 3 * WAIT_MAX)],
         *[(junk, {}, 45) for junk in ("0", "-1", "null", '"15s"', "[]", "1e-999", "NaN")],
     ],
 )
-async def test_a_hub_says_how_often_it_is_heard(said: str, options: dict[str, float], patience: float) -> None:
-    welcome = WELCOME.replace(b"}", f',"heartbeat":{said}}}'.encode())
+async def test_a_hub_says_how_often_it_is_heard(heartbeat: str, options: dict[str, float], patience: float) -> None:
+    welcome = WELCOME.replace(b"}", f',"heartbeat":{heartbeat}}}'.encode())
     lost = await losses(partial(silent, welcome=welcome), patience + 0.5, **options)
     assert lost == [(pytest.approx(patience), httpx.ReadTimeout)]
 
@@ -880,10 +880,10 @@ def test_a_script_is_told_of_gaps(hub_and_sync: tuple[Hub, SyncClient]) -> None:
     with pytest.raises(Gap):
         next(stream)
     assert next(stream).id == ids[5]
-    told: list[tuple[str, int]] = []
-    stream = client.listen(last_event_id=ids[0], on_gap=lambda gap: told.append((gap.reason, threading.get_ident())))
+    gaps: list[tuple[str, int]] = []
+    stream = client.listen(last_event_id=ids[0], on_gap=lambda gap: gaps.append((gap.reason, threading.get_ident())))
     assert next(stream).id == ids[5]
-    assert told == [("trimmed", threading.get_ident())]
+    assert gaps == [("trimmed", threading.get_ident())]
 
 
 def test_a_script_sees_the_errors(hub_and_sync: tuple[Hub, SyncClient]) -> None:

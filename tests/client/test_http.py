@@ -302,7 +302,7 @@ def test_a_client_is_used_in_one_event_loop_and_refuses_another_before_it_sends(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "text"),
     [
         ("HTTP_PROXY", "socks5://user:s3cret@127.0.0.1:1", r"SOCKS proxy: pip install 'httpx2\[socks\]'"),
         ("ALL_PROXY", "nosuch://user:s3cret@127.0.0.1", "no proxy of HTTP"),
@@ -311,10 +311,10 @@ def test_a_client_is_used_in_one_event_loop_and_refuses_another_before_it_sends(
     ],
 )
 def test_surroundings_that_cannot_be_followed_are_named(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, text: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=said) as refused:
+    with pytest.raises(ConfigError, match=text) as refused:
         Client("http://hub")
     assert "s3cret" not in "".join(traceback.format_exception(refused.value))
 
@@ -370,8 +370,8 @@ async def test_no_error_has_a_key_in_its_text_its_chain_or_the_names_of_its_fram
         ):
             with pytest.raises(kind) as raised:
                 await client.publish("x", retry_for=0)
-            told = traceback.TracebackException.from_exception(raised.value, capture_locals=True)
-            assert KEY not in "".join(told.format())
+            report = traceback.TracebackException.from_exception(raised.value, capture_locals=True)
+            assert KEY not in "".join(report.format())
 
 
 # What became of it

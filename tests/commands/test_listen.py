@@ -72,9 +72,9 @@ def test_a_terminal_gets_colours_unless_it_is_asked_not_to(server: LiveHub, ids:
 
 def test_a_gap_is_told_at_its_place_on_stderr_and_by_the_exit_status(server: LiveHub, ids: list[str]) -> None:
     epoch = ids[0].partition("-")[0]
-    told = f'{{"requested":"00ff-1","oldest":"{ids[0]}","top":"{ids[2]}","reason":"epoch"}}'
+    notice = f'{{"requested":"00ff-1","oldest":"{ids[0]}","top":"{ids[2]}","reason":"epoch"}}'
     done = sse_app("listen", "--last-event-id", "00ff-1", "--count", "1", SSE_APP_URL=server.url)
-    assert done.stdout == f"id: {epoch}-0\nevent: gap\ndata: {told}\n\nid: {ids[0]}\ndata: rain\n\n"
+    assert done.stdout == f"id: {epoch}-0\nevent: gap\ndata: {notice}\n\nid: {ids[0]}\ndata: rain\n\n"
     assert done.stderr == f"Events after 00ff-1 are lost (epoch); it goes on behind {epoch}-0.\n"
     assert done.returncode == 1
 
@@ -95,15 +95,15 @@ def test_a_hub_that_is_killed_and_began_anew_is_told_and_listened_to() -> None:
     assert gap["event"] == "gap"
     assert json.loads(gap["data"])["reason"] == "epoch"
     assert event == {"id": second, "event": "message", "data": "second"}
-    lost, *_, found, told = err.splitlines()
+    lost, *_, found, gap_line = err.splitlines()
     assert re.fullmatch(rf"{url}: .+; again in \d\.\d s", lost)
     assert re.fullmatch(rf"{url}: listening as c-\w+, 1 connected", found)
-    assert told == f"Events after {first} are lost (epoch); it goes on behind {gap['id']}."
+    assert gap_line == f"Events after {first} are lost (epoch); it goes on behind {gap['id']}."
     assert listener.returncode == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "text"),
     [
         (["a/**/b"], 3, "sse-app: In a topic filter the segment ** stands only at the end"),
         (["--since", "yesterday"], 3, "sse-app: since is an RFC 3339 time"),
@@ -112,10 +112,10 @@ def test_a_hub_that_is_killed_and_began_anew_is_told_and_listened_to() -> None:
         (["--url", "localhost"], 2, "sse-app: The URL of a hub begins with http:// or https://"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(server: LiveHub, arguments: list[str], status: int, said: str) -> None:
+def test_what_cannot_be_is_said_in_a_line(server: LiveHub, arguments: list[str], status: int, text: str) -> None:
     done = sse_app("listen", *arguments, SSE_APP_URL=server.url)
     assert (done.returncode, done.stdout) == (status, "")
-    assert said in done.stderr
+    assert text in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -89,8 +89,8 @@ async def test_what_comes_before_an_answer_is_not_taken_for_it() -> None:
 
 @pytest.mark.parametrize("arguments", [["hi"], ["-"]])
 async def test_an_id_that_is_none_is_refused_and_steers_no_terminal(arguments: list[str]) -> None:
-    said = rb'{"id":"\u001b]0;x\u0007"}'
-    server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+    body = rb'{"id":"\u001b]0;x\u0007"}'
+    server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
     async with listening(server.serve) as port:
         result = await asyncio.to_thread(
             sse_app, "publish", *arguments, "--url", f"http://127.0.0.1:{port}", input="line\n"

@@ -22,7 +22,7 @@ def log(url: str) -> list[Event]:
         return list(islice(client.listen(last=1_000_000), number))
 
 
-def told(stderr: str) -> int:
+def published_in(stderr: str) -> int:
     summary = SUMMARY.fullmatch(stderr)
     assert summary, stderr
     return int(summary[1].replace(",", ""))
@@ -48,7 +48,7 @@ def test_each_line_is_an_event_in_their_order(server: LiveHub) -> None:
     done = sse_app("publish", "-", SSE_APP_URL=server.url, input=lines)
     events = log(server.url)
     assert [event.data for event in events] == ["one", "  two ", "three: ü", "last, without an end"]
-    assert (done.returncode, done.stdout, told(done.stderr)) == (0, f"{events[-1].id}\n", 4)
+    assert (done.returncode, done.stdout, published_in(done.stderr)) == (0, f"{events[-1].id}\n", 4)
 
 
 @pytest.mark.parametrize("inflight", [1, 16])
@@ -57,16 +57,16 @@ def test_thousands_of_lines_are_published_once_each(server: LiveHub, inflight: i
     came = [int(event.data) for event in log(server.url)]
     assert sorted(came) == list(range(1, 3_001))
     assert inflight > 1 or came == sorted(came)
-    assert (done.returncode, told(done.stderr)) == (0, 3_000)
+    assert (done.returncode, published_in(done.stderr)) == (0, 3_000)
 
 
 def test_no_lines_are_no_events(server: LiveHub, tmp_path: Path) -> None:
     done = sse_app("publish", SSE_APP_URL=server.url, input="")
-    assert (done.returncode, done.stdout, told(done.stderr)) == (0, "", 0)
+    assert (done.returncode, done.stdout, published_in(done.stderr)) == (0, "", 0)
     for name in ("/dev/null", str(tmp_path / "empty")):
         with open(name, "a+") as file, started("publish", stdin=file, SSE_APP_URL=server.url) as process:
             out, err = process.communicate(timeout=30)
-        assert (process.returncode, out, told(err)) == (0, "", 0)
+        assert (process.returncode, out, published_in(err)) == (0, "", 0)
 
 
 def test_lines_come_from_a_file_too(server: LiveHub, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_lines_come_from_a_file_too(server: LiveHub, tmp_path: Path) -> None:
     (tmp_path / "lines").write_text("\n".join(lines))
     with (tmp_path / "lines").open() as file, started("publish", stdin=file, SSE_APP_URL=server.url) as process:
         _, err = process.communicate(timeout=30)
-    assert (process.returncode, told(err)) == (0, 200)
+    assert (process.returncode, published_in(err)) == (0, 200)
     assert [event.data for event in log(server.url)] == lines
 
 
@@ -97,7 +97,7 @@ def test_the_same_lines_with_the_same_key_are_published_once(server: LiveHub) ->
     key = ["--idempotency-key", "orders-of-today"]
     first = sse_app("publish", *key, SSE_APP_URL=server.url, input=numbers(1, 10))
     again = sse_app("publish", *key, SSE_APP_URL=server.url, input=numbers(1, 12))
-    assert told(first.stderr) == 10
+    assert published_in(first.stderr) == 10
     assert [event.data for event in log(server.url)] == numbers(1, 12).split()
     assert again.returncode == 0
     one = [sse_app("publish", "--idempotency-key", "k", "x", SSE_APP_URL=server.url).stdout for _ in range(2)]
@@ -112,7 +112,7 @@ def test_a_line_that_is_refused_stops_it_and_is_named() -> None:
         stopped, summary, why = done.stderr.splitlines(keepends=True)
         again = "the same lines again with --idempotency-key k publish what is missing"
         assert stopped == f"sse-app: stopped at line 4; {again}.\n"
-        assert told(summary) == 2
+        assert published_in(summary) == 2
         assert why.startswith("sse-app: The data of a publication has at most 10 bytes (body_max).")
         assert done.returncode == 3
         shorter = lines.replace("much ", "")
@@ -127,7 +127,7 @@ def test_a_line_that_is_no_text_is_not_sent(server: LiveHub, tmp_path: Path) -> 
         _, err = process.communicate(timeout=30)
     stopped, summary, why = err.splitlines(keepends=True)
     assert stopped.startswith("sse-app: stopped at line 2; ")
-    assert (told(summary), why) == (1, "sse-app: The line is not valid UTF-8 text.\n")
+    assert (published_in(summary), why) == (1, "sse-app: The line is not valid UTF-8 text.\n")
     assert process.returncode == 2
     assert [event.data for event in log(server.url)] == ["one"]
 
@@ -202,7 +202,7 @@ def test_a_hub_that_is_killed_and_restarted_in_between_gets_every_line_once() ->
             with serving("--port", url.rpartition(":")[2]):
                 _, err = publisher.communicate(timeout=60)
                 came = [int(event.data) for event in log(url)]
-    assert (publisher.returncode, told(err)) == (0, 200)
+    assert (publisher.returncode, published_in(err)) == (0, 200)
     assert came[0] in (100, 101)  # line 100 may have been sent again, when its answer was lost together with the log
     assert came == list(range(came[0], 201))
 
@@ -217,7 +217,7 @@ def test_ctrl_c_ends_it_and_says_how_far_it_came(server: LiveHub) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert told(err) in (9, 10)
+    assert published_in(err) in (9, 10)
     assert last.data == "10"
 
 
@@ -229,7 +229,7 @@ def test_that_nobody_reads_the_id_stops_no_lines(server: LiveHub) -> None:
         process.stdin.write(numbers(1, 500))
         process.stdin.close()
         assert process.stderr is not None
-        assert told(process.stderr.read()) == 500
+        assert published_in(process.stderr.read()) == 500
         assert process.wait(30) == 0
     assert len(log(server.url)) == 500
 

@@ -11,10 +11,10 @@ def test_json_is_what_the_hub_answers(server: LiveHub) -> None:
     server.hub.publish_threadsafe("x", topic="a")
     done = sse_app("stats", "--json", SSE_APP_URL=server.url)
     with SyncClient(server.url) as client:
-        said = client.stats()
-    told = json.loads(done.stdout)
-    assert told.pop("uptime") <= said.pop("uptime")
-    assert told == said
+        fetched = client.stats()
+    printed = json.loads(done.stdout)
+    assert printed.pop("uptime") <= fetched.pop("uptime")
+    assert printed == fetched
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -52,7 +52,7 @@ def test_it_can_be_watched_through_a_restart_until_ctrl_c() -> None:
 
 def test_what_cannot_be_is_said_in_a_line(server: LiveHub) -> None:
     with nobody() as away:
-        for url, status, said in (
+        for url, status, text in (
             (away, 4, "No answer"),
             (f"{server.url}/nowhere", 3, "404 not_found"),
             ("ftp://x", 2, "The URL of a hub begins"),
@@ -60,5 +60,5 @@ def test_what_cannot_be_is_said_in_a_line(server: LiveHub) -> None:
             done = sse_app("stats", "--url", url)
             assert (done.returncode, done.stdout) == (status, "")
             assert done.stderr.startswith("sse-app: ")
-            assert said in done.stderr
+            assert text in done.stderr
     assert sse_app("stats", "--json", "--watch", SSE_APP_URL=server.url).returncode == 2

@@ -89,14 +89,14 @@ def run(directory: Path, plugin: str, test: str, conftest: str = CONFTEST) -> tu
 
 @pytest.mark.parametrize("plugin", ["anyio", "pytest-asyncio"])
 def test_fixtures_and_the_mark_work_under_a_plugin_that_runs_all_that_is_async(plugin: str, tmp_path: Path) -> None:
-    last, said = run(tmp_path, plugin, FIXTURES)
-    assert last.startswith("5 passed"), said
+    last, output = run(tmp_path, plugin, FIXTURES)
+    assert last.startswith("5 passed"), output
 
 
 @pytest.mark.parametrize("plugin", SETTINGS)
 def test_the_mark_works_under_a_plugin_in_any_mode(plugin: str, tmp_path: Path) -> None:
-    last, said = run(tmp_path, plugin, ALONE)
-    assert last.startswith("2 passed"), said
+    last, output = run(tmp_path, plugin, ALONE)
+    assert last.startswith("2 passed"), output
 
 
 @pytest.mark.parametrize("scope", ["module", "session"])
@@ -115,21 +115,21 @@ async def test_before(wide):
 async def test_virtual():
     pass
 """
-    last, said = run(tmp_path, "anyio", tests, conftest)
-    assert last.startswith("1 failed, 1 passed"), said
-    assert "This virtual_time test runs on a loop of real time" in said
+    last, output = run(tmp_path, "anyio", tests, conftest)
+    assert last.startswith("1 failed, 1 passed"), output
+    assert "This virtual_time test runs on a loop of real time" in output
 
 
 def test_a_marked_test_that_is_not_async_fails(tmp_path: Path) -> None:
-    last, said = run(tmp_path, "anyio", "@pytest.mark.virtual_time\ndef test_sync():\n    pass\n")
-    assert last.startswith("1 failed"), said
-    assert "run_virtual runs a coroutine in others" in said
+    last, output = run(tmp_path, "anyio", "@pytest.mark.virtual_time\ndef test_sync():\n    pass\n")
+    assert last.startswith("1 failed"), output
+    assert "run_virtual runs a coroutine in others" in output
 
 
 def test_a_mark_for_a_whole_module_concerns_its_async_tests(tmp_path: Path) -> None:
     tests = "import asyncio\npytestmark = pytest.mark.virtual_time\n\ndef test_sync():\n    pass\n\n"
-    last, said = run(tmp_path, "anyio", f"{tests}async def test_async():\n    await asyncio.sleep(3600)\n")
-    assert last.startswith("2 passed"), said
+    last, output = run(tmp_path, "anyio", f"{tests}async def test_async():\n    await asyncio.sleep(3600)\n")
+    assert last.startswith("2 passed"), output
 
 
 def test_the_tests_of_the_documentation_pass_under_pytest_asyncio_too(tmp_path: Path) -> None:
@@ -158,5 +158,5 @@ def pytest_asyncio_loop_factories(config, item):
 """
     own = "assert type(asyncio.get_running_loop()).__name__ == 'OwnLoop'\n    assert not isinstance"
     test = ALONE.replace("assert not isinstance", own)
-    last, said = run(tmp_path, "pytest-asyncio", test, CONFTEST + hook)
-    assert last.startswith("2 passed"), said
+    last, output = run(tmp_path, "pytest-asyncio", test, CONFTEST + hook)
+    assert last.startswith("2 passed"), output

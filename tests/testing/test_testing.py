@@ -667,10 +667,10 @@ async def test_the_error_of_an_upload_is_its_callers_and_the_app_sees_a_disconne
             if seen[-1] == "http.disconnect":
                 raise ClientDisconnect
 
-    async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
+    async def waiting_for_ever(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.Event().wait()
 
-    for either in (app, deaf):
+    for either in (app, waiting_for_ever):
         async with client_of(either) as client:
             with pytest.raises(ZeroDivisionError):
                 await client.post("/", content=upload())

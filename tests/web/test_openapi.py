@@ -137,7 +137,7 @@ def test_every_error_is_a_problem_with_an_example_of_its_own() -> None:
 
 
 def test_what_the_errors_of_an_operation_bring_is_as_the_table_says() -> None:
-    said = {
+    documented = {
         (method, path, status, name)
         for path, method, operation in operations()
         if method != "head"
@@ -145,8 +145,8 @@ def test_what_the_errors_of_an_operation_bring_is_as_the_table_says() -> None:
         if status != "200"
         for name in resolve(response).get("headers", {})
     }
-    assert {("get", "/events", "503", "Retry-After"), ("post", "/broadcast", "401", "WWW-Authenticate")} <= said
-    assert {("get", "/readyz", "507", "Retry-After"), ("get", "/", "403", "Vary")} <= said
+    assert {("get", "/events", "503", "Retry-After"), ("post", "/broadcast", "401", "WWW-Authenticate")} <= documented
+    assert {("get", "/readyz", "507", "Retry-After"), ("get", "/", "403", "Vary")} <= documented
     for item in DOCUMENT["components"]["headers"].values():
         assert item["required"]
     assert DOCUMENT["components"]["headers"]["Retry-After"]["example"] == RETRY_AFTER
@@ -202,10 +202,10 @@ async def test_what_the_hub_says_on_a_stream_is_as_described() -> None:
     async with web(drain=0.1) as hub_web:
         await hub_web.post("x", topic="a")
         async with hub_web.stream("/events?topic=a", headers={"Last-Event-ID": "other-1"}) as events:
-            said = [await anext(events) for _ in range(3)]
+            notices = [await anext(events) for _ in range(3)]
             await hub_web.hub.drain()
-            said.append(await anext(events))
-    for event, name in zip(said, ("Welcome", "Gap", None, "Bye"), strict=True):
+            notices.append(await anext(events))
+    for event, name in zip(notices, ("Welcome", "Gap", None, "Bye"), strict=True):
         if name:
             check(schemas()[name], msgspec.json.decode(event.data))
 

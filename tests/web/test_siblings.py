@@ -76,7 +76,7 @@ def taken(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def said(process: "subprocess.Popen[str]") -> str:
+def logged(process: "subprocess.Popen[str]") -> str:
     """End a process, and return all that it has logged."""
     return process.communicate("")[1].strip()
 
@@ -88,14 +88,14 @@ def test_one_of_three_workers_says_that_their_logs_are_apart(start: Start, liste
     assert taken(workers[1]) == "second"
     workers += [start(listening)]
     assert taken(workers[2]) == "none"
-    assert [said(worker) for worker in workers] == ["", SEPARATE, ""]
+    assert [logged(worker) for worker in workers] == ["", SEPARATE, ""]
 
 
 def test_a_worker_in_the_place_of_another_says_nothing(start: Start, listening: socket.socket) -> None:
     for _ in range(2):
         worker = start(listening)
         assert taken(worker) == "first"
-        assert said(worker) == ""
+        assert logged(worker) == ""
 
 
 def test_apps_with_another_address_or_parent_say_nothing(start: Start, listening: socket.socket) -> None:
@@ -103,7 +103,7 @@ def test_apps_with_another_address_or_parent_say_nothing(start: Start, listening
         elsewhere.setblocking(False)
         processes = [start(listening), start(elsewhere), start(listening, "sh", "-c", '"$@"; :', "sh")]
         assert [taken(process) for process in processes] == ["first"] * 3
-        assert [said(process) for process in processes] == [""] * 3
+        assert [logged(process) for process in processes] == [""] * 3
 
 
 def names() -> list[object]:

@@ -105,8 +105,8 @@ def differences(numbers: Iterable[int]) -> Iterator[str]:
     """Play these histories, and yield the differences from the recording."""
     recording = Recording.load()
     for number in numbers:
-        if told := recording.difference(number, play(number)):
-            yield told
+        if found := recording.difference(number, play(number)):
+            yield found
 
 
 def record() -> str:
