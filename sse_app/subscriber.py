@@ -6,11 +6,11 @@ the writers must equal).
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from enum import Enum, StrEnum
 from typing import Any, NoReturn, Protocol
 
+from sse_app.backoff import Backoff
 from sse_app.brokers import Broker
 from sse_app.dialects import NATIVE, Dialect, write
 from sse_app.errors import BrokerError
@@ -63,7 +63,7 @@ class Batch:
         return cls(b"".join(blocks), first, top, publications, count=events, gaps=gaps)
 
 
-AGAIN = (0.2, 1.0)  # seconds, random in between, until it tries to read a log again that could not be read
+RETRY = (0.4, 1.0)  # seconds: the first and the longest pause between attempts to read a log that cannot be read
 
 HEARTBEAT = Batch(NATIVE.heartbeat)
 WAKE = Batch(b"")  # ends the wait of a reader, so that it sees its subscriber's new state
@@ -402,6 +402,7 @@ class Subscriber:
         """Return the next page of what the subscriber lacks, as soon as the log can be read; b"" when it shows nothing,
         or the stream has left the log.
         """
+        backoff = Backoff(*RETRY)
         while self._mode in FROM_LOG:
             try:
                 if self._until is not None:
@@ -411,7 +412,7 @@ class Subscriber:
                 if self.closing:
                     self._give_up_log()
                 else:
-                    await asyncio.sleep(random.uniform(*AGAIN))
+                    await asyncio.sleep(backoff.next())
         return b""
 
     def _give_up_log(self) -> None:

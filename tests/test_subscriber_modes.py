@@ -174,3 +174,33 @@ async def test_a_catch_up_that_is_resumed_within_a_write_is_not_doubled() -> Non
     assert len(stream.tasks) == 1
     assert await stream.texts() == ["a", "b"]
     await stream.end()
+
+
+class CountingBroker(TroubledBroker):
+    attempts = 0
+
+    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+        self.attempts += 1
+        return await super().replay(after, until, filter)
+
+
+@both_ways
+async def test_a_log_that_is_away_is_tried_about_once_a_second_until_it_is_back(room: int | None) -> None:
+    broker = CountingBroker()
+    stream = Stream(broker, room)
+    start = await broker.top()
+    await broker.publish(Draft(Event("a")))
+    await anext(stream.tail)
+    broker.down = True
+    await stream.begin(start)
+    if room is None:
+        await stream.subscriber.read()  # the greeting
+        reading = asyncio.create_task(stream.subscriber.read())
+    await asyncio.sleep(60)
+    assert 60 <= broker.attempts <= 125  # pauses of half a second to a second, the first two shorter
+    broker.down = False
+    await asyncio.sleep(1)
+    if room is None:
+        assert datas(stream.decoder.feed(await reading)) == ["a"]
+    assert stream.totals.delivered == 1
+    await stream.end()
