@@ -119,8 +119,8 @@ class Delivery:
         for group in self._groups.values():
             group.known = False
 
-    def count(self, draft: Draft) -> int:
-        """Return how many subscribers a draft is for."""
+    async def count(self, draft: Draft) -> int:
+        """Return how many subscribers a draft is for. The loop may turn while they are counted."""
         groups = self._index.match(draft.topics)
         excluded = self._clients.find(draft.exclude)
         if draft.to:

@@ -141,7 +141,7 @@ class Node:
             return Receipt(position, known[1], self.broker.durability)
         if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
             self.totals.published += 1
-        subscribers = self._delivery.count(draft)
+        subscribers = await self._delivery.count(draft)
         if key is not None:
             self._remember(key, position, subscribers)
         return Receipt(position, subscribers, self.broker.durability)
