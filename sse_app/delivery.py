@@ -6,17 +6,26 @@ found by name, so that ``to`` and ``exclude`` cost as many look-ups as there are
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import types
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from itertools import chain, compress
 
 from sse_app.dialects import Dialect
 from sse_app.publication import Draft, Position, Publication
+from sse_app.steps import Budget, slices
 from sse_app.subscriber import Batch, Subscriber, offer_all
 from sse_app.topics import TopicFilter, TopicIndex
 
 SLICE = 1_000  # subscribers that are offered a batch between two turns of the loop: some 6 ms
 PIECE_BYTES = 256 * 1024  # of bodies in a piece
+PUBLICATION_BYTES = 64  # that a publication counts as beside its body: a piece has some 4,000 at most
 NAME_BYTES = 64  # that a name in `to` or `exclude` counts as: some 4,000 look-ups in a piece, 2 ms
+
+# Work in the unit of steps.Budget, 1 to 2 us.
+OFFER = 3  # to offer a batch to one subscriber
+NOTED = 2  # groups or subscribers that are noted in one unit
+JOINED_BYTES = 16 * 1024  # that are joined to a batch in one unit
+JOINED = 64  # publications of a piece that are taken into a batch, or left out, in one unit
 
 
 class Group:
@@ -34,6 +43,10 @@ class Group:
     def set_newest(self, newest: Publication | None) -> None:
         """Remember the newest publication that matches, whoever it is for; None when there is none."""
         self.newest, self.known = newest, True
+
+
+_Choice = tuple[int, Dialect]  # a set of the publications of a piece, and how they are written
+_Named = dict[Group, dict[Subscriber, int]]  # subscribers whom a piece names, each with the set that it gets
 
 
 class ClientIndex:
@@ -92,6 +105,10 @@ class Delivery:
         """Return the group of a subscriber that was added."""
         return self._groups[subscriber.filter, subscriber.dialect]
 
+    def _find_group(self, subscriber: Subscriber) -> Group | None:
+        """Return the group of a subscriber, None when it has left and was the last of it."""
+        return self._groups.get((subscriber.filter, subscriber.dialect))
+
     def shared(self, topic_filter: TopicFilter, dialect: Dialect) -> TopicFilter:
         """Return the equal filter that a group has already, so that subscribers keep one between them."""
         group = self._groups.get((topic_filter, dialect))
@@ -119,61 +136,90 @@ class Delivery:
         for group in self._groups.values():
             group.known = False
 
-    async def count(self, draft: Draft) -> int:
-        """Return how many subscribers a draft is for. The loop may turn while they are counted."""
-        groups = self._index.match(draft.topics)
-        excluded = self._clients.find(draft.exclude)
+    @types.coroutine  # so that a bare yield is a turn of the loop, as in asyncio.sleep(0)
+    def count(self, draft: Draft) -> Generator[None, None, int]:
+        """Return how many subscribers a draft is for."""
+        budget = Budget(SLICE * OFFER)
+        groups = yield from self._index.match(draft.topics, budget)
         if draft.to:
-            return sum(self.group_of(named) in groups for named in self._clients.find(draft.to) - excluded)
-        return sum(len(group.members) for group in groups) - sum(self.group_of(named) in groups for named in excluded)
+            named = self._clients.find(draft.to) - self._clients.find(draft.exclude)
+            return (yield from self._count_in(groups, named, budget))
+        count = 0
+        for members in slices([group.members for group in groups], SLICE):
+            count += sum(map(len, members))
+            if budget.spend(len(members) // NOTED):
+                yield
+        if draft.exclude:
+            count -= yield from self._count_in(groups, self._clients.find(draft.exclude), budget)
+        return count
 
-    def deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
+    def _count_in(
+        self, groups: Collection[Group], subscribers: Iterable[Subscriber], budget: Budget
+    ) -> Generator[None, None, int]:
+        """Return how many of these subscribers are in these groups."""
+        count = 0
+        for part in slices(subscribers, SLICE):
+            count += sum(group in groups for group in map(self._find_group, part))
+            if budget.spend(len(part) // NOTED):
+                yield
+        return count
+
+    def deliver(self, publications: Sequence[Publication]) -> Generator[None, None, None]:
         """Offer a piece to all whom it is for.
 
         Between two steps the loop may turn. Who joins meanwhile finds these publications in the log, who leaves takes
         nothing more, and the next piece comes after this one: nothing is reordered.
         """
         piece = _Piece(publications)
-        wanted = self._wanted(piece)
-        own = self._own(piece, wanted)
-        budget = SLICE
-        for members, batch in _offers(piece, wanted, own):
-            for part in slices(members):
-                offer_all(part, batch)
-                budget -= len(part)
-                if budget <= 0:
-                    budget = SLICE
+        matching = yield from self._match(piece)
+        named = (yield from self._find_named(piece, matching)) if piece.has_names else {}
+        groups = yield from piece.groups_by_set(matching)
+        subscribers = (yield from piece.subscribers_by_set(named)) if named else {}
+        for choice in groups | subscribers:
+            batch = piece.batch(*choice)
+            if piece.budget.spend(len(batch.data) // JOINED_BYTES + len(publications) // JOINED):
+                yield
+            for part in slices(groups.get(choice, ()), SLICE):
+                members = [_unnamed(group, named) if group in named else group.members for group in part]
+                yield from piece.offer(batch, list(chain.from_iterable(members)))
+                if piece.budget.spend(len(part) // NOTED):
                     yield
+            if choice in subscribers:
+                yield from piece.offer(batch, subscribers[choice])
 
-    def _wanted(self, piece: "_Piece") -> dict[Group, int]:
-        """Return for each group the set of publications that match; its newest is known from now on."""
-        wanted: dict[Group, int] = {}
+    def _match(self, piece: "_Piece") -> Generator[None, None, dict[Group, int]]:
+        """Return for each group the set of publications that match."""
+        sets: dict[tuple[str, ...], int] = {}
         for place, publication in enumerate(piece.publications):
-            groups, bit = self._index.match(publication.topics), 1 << place
-            if not wanted:
-                wanted = dict.fromkeys(groups, bit)
-                continue
-            for group in groups:
-                wanted[group] = wanted.get(group, 0) | bit
-        for group, matching in wanted.items():
-            if told := matching & ~piece.lost:
-                group.set_newest(piece.publications[told.bit_length() - 1])
-        return wanted
+            sets[publication.topics] = sets.get(publication.topics, 0) | 1 << place
+        matching: dict[Group, int] = {}
+        for topics, chosen in sets.items():
+            groups, first = (yield from self._index.match(topics, piece.budget)), not matching
+            for part in slices(list(groups), SLICE):
+                if first:
+                    matching.update(dict.fromkeys(part, chosen))
+                else:
+                    matching.update((group, matching.get(group, 0) | chosen) for group in part)
+                if piece.budget.spend(1 + len(part) // NOTED):
+                    yield
+        return matching
 
-    def _own(self, piece: "_Piece", wanted: dict[Group, int]) -> dict[Group, dict[Subscriber, int]]:
+    def _find_named(self, piece: "_Piece", matching: dict[Group, int]) -> Generator[None, None, _Named]:
         """Return by group the subscribers that a publication names, each with the set that it gets."""
-        own: dict[Group, dict[Subscriber, int]] = {}
+        named: _Named = {}
         for place, publication in enumerate(piece.publications):
             if not (publication.to or publication.exclude):
                 continue
             bit, excluded = 1 << place, self._clients.find(publication.exclude)
-            for subscriber in excluded | self._clients.find(publication.to):
-                group = self.group_of(subscriber)
-                matching = wanted.get(group, 0)
-                named = own.setdefault(group, {})
-                before = named.get(subscriber, matching & ~piece.personal)
-                named[subscriber] = before & ~bit if subscriber in excluded else before | matching & bit
-        return own
+            for part in slices(excluded | self._clients.find(publication.to), SLICE):
+                for subscriber, group in zip(part, map(self._find_group, part), strict=True):
+                    if group is not None:  # else it has left meanwhile
+                        common, sets = matching.get(group, 0), named.setdefault(group, {})
+                        before = sets.get(subscriber, common & ~piece.personal)
+                        sets[subscriber] = before & ~bit if subscriber in excluded else before | common & bit
+                if piece.budget.spend(1 + len(part) // NOTED):
+                    yield
+        return named
 
 
 class _Piece:
@@ -182,15 +228,42 @@ class _Piece:
     def __init__(self, publications: Sequence[Publication]) -> None:
         self.publications = publications
         self.personal = _set_of(bool(item.to) for item in publications)  # for nobody but those whom they name
+        self.has_names = bool(self.personal) or any(item.exclude for item in publications)
         self.lost = _set_of(item.lost for item in publications)
+        self.budget = Budget(SLICE * OFFER)
         self._frames: dict[Dialect, list[bytes]] = {}
+
+    def groups_by_set(self, matching: dict[Group, int]) -> Generator[None, None, dict[_Choice, list[Group]]]:
+        """Return the groups by the set that they get and their dialect. The newest of each is known from now on."""
+        public, readable = ~self.personal, ~self.lost
+        groups: dict[_Choice, list[Group]] = {}
+        for part in slices(matching.items(), SLICE):
+            for group, matched in part:
+                if told := matched & readable:
+                    group.set_newest(self.publications[told.bit_length() - 1])
+                if chosen := matched & public:
+                    groups.setdefault((chosen, group.dialect), []).append(group)
+            if self.budget.spend(len(part) // NOTED):
+                yield
+        return groups
+
+    def subscribers_by_set(self, named: _Named) -> Generator[None, None, dict[_Choice, list[Subscriber]]]:
+        """Return the subscribers that get a set of their own, by that and their dialect."""
+        subscribers: dict[_Choice, list[Subscriber]] = {}
+        for part in slices(chain.from_iterable(sets.items() for sets in named.values()), SLICE):
+            for subscriber, chosen in part:
+                if chosen:
+                    subscribers.setdefault((chosen, subscriber.dialect), []).append(subscriber)
+            if self.budget.spend(len(part) // NOTED):
+                yield
+        return subscribers
 
     def batch(self, chosen: int, dialect: Dialect) -> Batch:
         """Return the batch of a set. Each publication is written once, however many sets it is in."""
         bits = [digit == "1" for digit in f"{chosen:b}"[::-1]]
         items = list(compress(self.publications, bits))
-        if self.lost & chosen:
-            return Batch.join(items, dialect)
+        if chosen & self.lost:
+            return Batch.join(items, dialect)  # which lost ones follow each other, and are one gap, depends on the set
         data = b"".join(compress(self._frames_in(dialect), bits))
         return Batch(data, items[0].position.offset, items[-1].position.offset, items, count=len(items))
 
@@ -199,34 +272,22 @@ class _Piece:
             self._frames[dialect] = [b"" if item.lost else dialect.frame(item) for item in self.publications]
         return self._frames[dialect]
 
+    def offer(self, batch: Batch, subscribers: Iterable[Subscriber]) -> Iterator[None]:
+        """Offer a batch of this piece to these subscribers."""
+        for part in slices(subscribers, SLICE):
+            offer_all(part, batch)
+            if self.budget.spend(OFFER * len(part)):
+                yield
+
 
 def _set_of(marks: Iterable[bool]) -> int:
     return sum(1 << place for place, mark in enumerate(marks) if mark)
 
 
-def _offers(
-    piece: _Piece, wanted: dict[Group, int], own: dict[Group, dict[Subscriber, int]]
-) -> Iterator[tuple[list[Subscriber], Batch]]:
-    """Yield each set of publications as one batch, with all who get exactly that."""
-    groups: dict[tuple[int, Dialect], list[Group]] = {}
-    for group, matching in wanted.items():
-        if chosen := matching & ~piece.personal:
-            groups.setdefault((chosen, group.dialect), []).append(group)
-    named: dict[tuple[int, Dialect], list[Subscriber]] = {}
-    for group, sets in own.items():
-        for subscriber, chosen in sets.items():
-            if chosen:
-                named.setdefault((chosen, group.dialect), []).append(subscriber)
-    for key in groups | named:
-        members = list(chain.from_iterable(_unnamed(group, own) for group in groups.get(key, ())))
-        yield members + named.get(key, []), piece.batch(*key)
-
-
-def _unnamed(group: Group, own: dict[Group, dict[Subscriber, int]]) -> Iterable[Subscriber]:
-    if group not in own:
-        return group.members
+def _unnamed(group: Group, named: _Named) -> Collection[Subscriber]:
+    """Return the members of a group that no publication names."""
     members = group.members.copy()
-    for subscriber in own[group]:
+    for subscriber in named[group]:
         members.pop(subscriber, None)  # it may have left
     return members
 
@@ -238,7 +299,8 @@ def pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
     piece: list[Publication] = []
     size = 0
     for publication in publications:
-        weight = len(publication.body) + NAME_BYTES * (len(publication.to) + len(publication.exclude))
+        weight = PUBLICATION_BYTES + len(publication.body)
+        weight += NAME_BYTES * (len(publication.to) + len(publication.exclude))
         size += weight
         if piece and size > PIECE_BYTES:
             yield piece
@@ -248,18 +310,9 @@ def pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
         yield piece
 
 
-def slices(subscribers: list[Subscriber]) -> Iterator[list[Subscriber]]:
-    """Yield at most SLICE of them at a time."""
-    if len(subscribers) <= SLICE:
-        yield subscribers
-        return
-    for start in range(0, len(subscribers), SLICE):
-        yield subscribers[start : start + SLICE]
-
-
 def in_steps(act: Callable[[Subscriber], None], subscribers: list[Subscriber]) -> Iterator[None]:
     """Do it for each of them; between two steps the loop may turn."""
-    for part in slices(subscribers):
+    for part in slices(subscribers, SLICE):
         for subscriber in part:
             act(subscriber)
         yield

@@ -1,7 +1,39 @@
-"""Long work in steps, between which the event loop turns."""
+"""Steps of work between which the event loop turns, so that nothing else waits for long.
+
+Work whose amount subscribers and publishers decide is a generator. It tells a ``Budget`` what it has done, and yields
+when that says so.
+"""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Budget:
+    """The work that is left of a step, in units of 1 to 2 us of CPU. A step has as many units as it was made with."""
+
+    __slots__ = ("_left", "_step")
+
+    def __init__(self, step: int) -> None:
+        self._left = self._step = step
+
+    def spend(self, units: int) -> bool:
+        """Count work that was done. Return True when the step is full: then the loop is to turn."""
+        self._left -= units
+        if self._left > 0:
+            return False
+        self._left = self._step
+        return True
+
+
+def slices(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield at most ``size`` of them at a time."""
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part
 
 
 async def outside_tasks(steps: Iterator[None]) -> None:

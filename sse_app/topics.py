@@ -14,19 +14,23 @@ and one for each shape that the set has, however many patterns it has.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Collection, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, repeat
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from sse_app.characters import REFUSED, acceptable
 from sse_app.errors import InvalidTopic, TooManyTopics
+from sse_app.steps import Budget
 
 TOPIC_MAX = 2_048  # characters
 SEGMENTS_MAX = 32
 TOPICS_PER_PUBLICATION = 16
 TOPICS_PER_FILTER = 100
 NARROWED_KEPT = 4_096  # results of narrow
+CHARACTERS_PER_UNIT = 512  # of a pattern that is made and looked up in a unit of work (steps.py)
+VALUES_PER_UNIT = 32  # values of a pattern that are added to a result in a unit of work
 
 T = TypeVar("T")
 
@@ -403,8 +407,13 @@ class TopicIndex(Generic[T]):
             if not shapes:
                 del self._shapes[shape[0]]
 
-    def match(self, topics: tuple[str, ...]) -> Collection[T]:
-        """The values whose filter matches a publication on these topics, each once. Not to be kept: it may change."""
+    def match(self, topics: tuple[str, ...], budget: Budget) -> Generator[None, None, Collection[T]]:
+        """Find the values whose filter matches a publication on these topics, each once.
+
+        A topic may fit as many shapes as all subscribers can think of, so this is a generator: when the budget is spent
+        it yields, and the index may change before it goes on. What is added or removed meanwhile is found or not. What
+        it returns is not to be kept or changed, since it may be the index's own.
+        """
         if not topics:
             return self._every
         if len(topics) == 1 and not self._shapes:
@@ -412,20 +421,23 @@ class TopicIndex(Generic[T]):
             if values is None:
                 return self._unrestricted
             return values if not self._unrestricted else self._unrestricted.union(values)
-        found = set(self._unrestricted)
-        for topic in topics:
-            if values := self._values.get(topic):
+        found, every = set(self._unrestricted), len(self._every)
+        for pattern in chain.from_iterable(map(self._possible, topics)):
+            work = 1 + len(pattern) // CHARACTERS_PER_UNIT
+            if values := self._values.get(pattern):
                 found.update(values)
-            if self._shapes:
-                self._match_shapes(topic.split("/"), found)
+                if len(found) == every:
+                    break
+                work += len(values) // VALUES_PER_UNIT
+            if budget.spend(work):
+                yield
+                every = -1  # from now on found may hold values that were removed, so its size says nothing
         return found
 
-    def _match_shapes(self, segments: list[str], found: set[T]) -> None:
-        get = self._values.get
-        for first, shapes in self._shapes.items():
-            if _fits(first, len(segments)):
-                for shape in shapes:
-                    if values := get(_pattern(shape, segments)):
-                        found.update(values)
-                        if len(found) == len(self._every):
-                            return
+    def _possible(self, topic: str) -> Iterator[str]:
+        """Return the patterns that match a topic, one for each shape that any filter has now."""
+        if not self._shapes:
+            return iter((topic,))
+        segments = topic.split("/")
+        shapes = [shapes for first, shapes in self._shapes.items() if _fits(first, len(segments))]
+        return chain((topic,), map(_pattern, list(chain.from_iterable(shapes)), repeat(segments)))

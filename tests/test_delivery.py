@@ -1,6 +1,5 @@
 """Delivery: who is offered what, in how few batches, and at what cost."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +16,10 @@ from sse_app.metrics import Totals
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import Batch, Subscriber
 from sse_app.topics import TopicFilter
+from tests.support.work import steps_of
 
 START = Position("e", 0)
+BROKER, TOTALS = MemoryBroker(), Totals()  # nobody here looks at them
 
 
 @dataclass
@@ -39,10 +40,16 @@ class Sink:
         return [item.position.offset for batch in self.seen for item in batch.publications]
 
 
-def join(delivery: Delivery, *topics: str, client: str = "c", dialect: Native = NATIVE) -> tuple[Subscriber, Sink]:
-    subscriber = Subscriber(MemoryBroker(), Totals(), TopicFilter.parse(topics), client, 100, 100_000, dialect=dialect)
+def subscriber_of(*topics: str, client: str = "c", dialect: Native = NATIVE) -> Subscriber:
+    return Subscriber(BROKER, TOTALS, TopicFilter.parse(topics), client, 100, 100_000, dialect=dialect)
+
+
+def join(
+    delivery: Delivery, *topics: str, client: str = "c", dialect: Native = NATIVE, start: Position = START
+) -> tuple[Subscriber, Sink]:
+    subscriber = subscriber_of(*topics, client=client, dialect=dialect)
     delivery.add(subscriber)
-    subscriber.begin(START, b"", behind=False)
+    subscriber.begin(start, b"", behind=False)
     sink = Sink()
     subscriber.attach(sink)
     return subscriber, sink
@@ -92,6 +99,36 @@ def test_each_subscriber_gets_exactly_what_matches_and_is_visible_to_it(
         assert sum(batch.count for batch in sink.seen) == sum(not piece[offset - 1].lost for offset in wanted)
 
 
+@given(clients, published, st.data())
+def test_nobody_gets_more_or_less_for_those_who_come_and_go_between_two_steps(
+    clients: list[tuple[str, str]], published: list[tuple[str, str, str, bool]], data: st.DataObject
+) -> None:
+    delivery = Delivery()
+    leaving = [join(delivery, *topics.split(), client=name) for topics, name in clients]
+    staying = [join(delivery, *topics.split(), client=name) for topics, name in clients]
+    piece = [
+        publication(offset, *topics.split(), to=to, exclude=exclude)
+        for offset, (topics, to, exclude, _) in enumerate(published, 1)
+    ]
+    coming, end = list[Sink](), Position("e", len(piece))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SLICE", 1)
+        patch.setattr(module, "OFFER", 1)
+        for _ in delivery.deliver(piece):
+            if data.draw(st.booleans(), label="leave") and leaving:
+                subscriber, _ = leaving.pop()
+                delivery.remove(subscriber)
+                subscriber.release()
+            if data.draw(st.booleans(), label="come") and clients:
+                topics, name = data.draw(st.sampled_from(clients), label="who")
+                coming.append(join(delivery, *topics.split(), client=name, start=end)[1])
+    for subscriber, sink in staying:
+        assert sink.offsets == [
+            one.position.offset for one in piece if one.reaches(subscriber.filter, subscriber.audience)
+        ]
+    assert [sink.offsets for sink in coming if sink.seen] == []
+
+
 @given(clients, published)
 def test_a_draft_counts_those_who_would_get_it(
     clients: list[tuple[str, str]], published: list[tuple[str, str, str, bool]]
@@ -101,7 +138,7 @@ def test_a_draft_counts_those_who_would_get_it(
     for topics, to, exclude, _ in published:
         draft = Draft(Event("x"), tuple(topics.split()), frozenset(to), frozenset(exclude))
         deliver(delivery, one := publication(1, *topics.split(), to=to, exclude=exclude))
-        assert asyncio.run(count(delivery, draft)) == sum(one.reaches(item.filter, item.audience) for item, _ in joined)
+        assert steps_of(count(delivery, draft))[0] == sum(one.reaches(item.filter, item.audience) for item, _ in joined)
 
 
 # In how few batches
@@ -185,6 +222,47 @@ def test_a_client_that_leaves_between_two_steps_gets_nothing_more(monkeypatch: p
     for _ in steps:
         pass
     assert [sink.offsets for _, sink in joined] == [[2], [1, 2], []]
+
+
+@pytest.mark.parametrize("names", [("", ""), ("x", ""), ("", "x")], ids=["everyone", "to", "exclude"])
+def test_a_step_costs_the_same_however_many_groups_there_are(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(module, "SLICE", 10)
+    longest, steps = list[int](), list[int]()
+    for groups in (500, 2_000):
+        delivery = Delivery()
+        for number in range(groups):
+            join(delivery, f"own/{number}", "a", "b", client="x")
+        piece = [publication(1, "a", to=names[0]), publication(2, "b", exclude=names[1])]
+        _, costs = steps_of(delivery.deliver(piece))
+        longest.append(max(costs))
+        steps.append(len(costs))
+    assert longest[1] < longest[0] * 1.5
+    assert steps[1] > steps[0] * 3
+
+
+def test_counting_those_whom_a_draft_is_for_lets_the_loop_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", 100)
+    delivery = Delivery()
+    for number in range(2_000):
+        delivery.add(subscriber_of(f"own/{number}", "a", client="x"))
+    for draft, expected in (
+        (Draft(Event("x"), ("a",)), 2_000),
+        (Draft(Event("x"), ("a",), to=frozenset("x")), 2_000),
+        (Draft(Event("x"), ("a",), exclude=frozenset("x")), 0),
+        (Draft(Event("x"), ("b",), to=frozenset("x")), 0),
+    ):
+        counted, costs = steps_of(count(delivery, draft))
+        assert counted == expected
+        assert len(costs) > 2
+        assert max(costs) < 2_000 * 2
+
+
+def test_many_small_publications_are_several_pieces() -> None:
+    cut = list(pieces([publication(offset) for offset in range(1, 10_001)]))
+    assert max(map(len, cut)) * module.PUBLICATION_BYTES <= PIECE_BYTES
+    assert sum(map(len, cut)) == 10_000
 
 
 def test_many_names_make_a_piece_smaller() -> None:

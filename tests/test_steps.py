@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sse_app.steps import outside_tasks
+from sse_app.steps import Budget, outside_tasks, slices
 from tests.support.peers import turns, until
 
 
@@ -48,3 +48,17 @@ async def test_no_step_is_taken_once_nobody_waits() -> None:
     before = taken
     await turns()
     assert taken == before
+
+
+def test_a_step_is_full_when_its_units_are_spent_and_the_next_one_begins_anew() -> None:
+    budget = Budget(10)
+    assert [budget.spend(4) for _ in range(6)] == [False, False, True, False, False, True]
+    assert budget.spend(1_000), "what is too large for a step fills one"
+    assert not budget.spend(9)
+    assert budget.spend(1)
+
+
+def test_slices_hold_everything_in_order() -> None:
+    assert list(slices(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(slices(iter("ab"), 3)) == [["a", "b"]]
+    assert list(slices([], 3)) == []

@@ -1,10 +1,10 @@
 """Topics, topic filters, what two of them have in common, and the index that finds who a publication is for."""
 
-import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from itertools import product
 from random import Random
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from sse_app import topics as module
 from sse_app.errors import InvalidTopic, TooManyTopics
+from sse_app.steps import Budget
 from sse_app.topics import (
     SEGMENTS_MAX,
     TOPIC_MAX,
     TOPICS_PER_FILTER,
     TOPICS_PER_PUBLICATION,
+    VALUES_PER_UNIT,
     NothingInCommon,
     TopicFilter,
     TopicIndex,
@@ -24,7 +26,10 @@ from sse_app.topics import (
     meet,
     narrow,
 )
+from tests.support.work import steps_of, work
 from tests.test_characters import REFUSED, UNUSUAL
+
+T = TypeVar("T")
 
 MALFORMED = ["", "/" * SEGMENTS_MAX, "x" * (TOPIC_MAX + 1), *(f"a{char}b" for char in REFUSED)]
 
@@ -171,23 +176,6 @@ def test_any_topic_may_match_any_pattern() -> None:
 @given(patterns, topics)
 def test_matching_is_that_of_the_definition(pattern: str, topic: str) -> None:
     assert TopicFilter.parse([pattern]).matches((topic,)) == reference(pattern.split("/"), topic.split("/"))
-
-
-def work(function: Callable[[], object]) -> int:
-    """How many functions it calls, in Python and in C: what it costs, on however busy a machine."""
-    count = 0
-
-    def on_event(frame: object, event: str, argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(on_event)
-    try:
-        function()
-    finally:
-        sys.setprofile(before)
-    return count
 
 
 def test_a_thousand_wildcards_are_no_pattern() -> None:  # K6
@@ -368,11 +356,16 @@ def test_no_more_answers_are_kept_than_fit() -> None:
 # --- the index ---
 
 
+def match(index: TopicIndex[T], topics: tuple[str, ...]) -> Collection[T]:
+    """What the index finds when nothing changes meanwhile."""
+    return steps_of(index.match(topics, Budget(1_000)))[0]
+
+
 def test_the_index_finds_a_value_once_though_it_matches_twice() -> None:  # C11
     index: TopicIndex[str] = TopicIndex()
     index.add(TopicFilter.parse(["a", "b", "*", "**"]), "value")
-    assert list(index.match(("a", "b"))) == ["value"]
-    assert list(index.match(())) == ["value"]
+    assert list(match(index, ("a", "b"))) == ["value"]
+    assert list(match(index, ())) == ["value"]
 
 
 def test_a_value_that_was_removed_can_be_added_again_with_another_filter() -> None:
@@ -380,10 +373,10 @@ def test_a_value_that_was_removed_can_be_added_again_with_another_filter() -> No
     index.add(TopicFilter.parse(["a/b", "a/**"]), "value")
     index.add(TopicFilter.parse(["a/b/c"]), "other")
     index.remove(TopicFilter.parse(["a/b", "a/**"]), "value")
-    assert set(index.match(("a/b", "a/b/c"))) == {"other"}
+    assert set(match(index, ("a/b", "a/b/c"))) == {"other"}
     index.add(TopicFilter.parse(["x"]), "value")
-    assert set(index.match(("a/b",))) == set()
-    assert set(index.match(("x",))) == {"value"}
+    assert set(match(index, ("a/b",))) == set()
+    assert set(match(index, ("x",))) == {"value"}
     assert list(index) == ["other", "value"]
 
 
@@ -428,17 +421,67 @@ def test_a_publication_costs_one_look_up_for_each_shape_that_fits_it() -> None:
     short, long = ("/".join("a" * 3),), ("/".join("a" * 32),)
     for topic in (short, long):
         expected = {number for number, filter in enumerate(filters) if filter.matches(topic)}
-        assert set(index.match(topic)) == expected
+        assert set(match(index, topic)) == expected
     fitting = {shape for filter in filters for shape in filter._shapes if shape[0] == 32}
-    assert work(lambda: index.match(short)) < 20 * 2**3
-    assert work(lambda: index.match(long)) < 10 * len(fitting)
+    assert work(lambda: match(index, short)) < 20 * 2**3
+    assert work(lambda: match(index, long)) < 10 * len(fitting)
 
 
 def test_a_publication_that_is_for_everyone_ends_its_search_with_the_last_of_them() -> None:
     index = TopicIndex[int]()
     for number in range(10):
         index.add(TopicFilter.parse(["/".join(segments) for segments in product("a*", repeat=6)][1:]), number)
-    assert work(lambda: index.match(("a/a/a/a/a/a",))) < 20
+    budget = Budget(1_000)
+    assert work(lambda: list(index.match(("a/a/a/a/a/a",), budget))) < 30, "63 look-ups would be 190"
+
+
+def test_a_topic_that_fits_thousands_of_shapes_is_matched_in_steps() -> None:
+    random, index = Random(10), TopicIndex[int]()
+    for number in range(100):
+        index.add(TopicFilter.parse(["/".join(random.choices("a*", k=32)) for _ in range(50)]), number)
+    index.add(TopicFilter.parse(["other"]), 100)  # so that not all are found, which would end it
+    found, costs = steps_of(index.match(("/".join("a" * 32),), Budget(100)))
+    assert set(found) == set(range(100))
+    assert len(costs) > 100 * 50 / 100 * 0.9
+    assert max(costs) < 100 * 10, "calls for 100 look-ups, however many shapes there are"
+
+
+def test_a_pattern_of_very_many_values_is_a_step_by_itself() -> None:
+    index = TopicIndex[int]()
+    for number in range(5_000):
+        index.add(TopicFilter.parse([f"a/{segment}" for segment in "bcde"]), number)
+    index.add(TopicFilter.parse(["other"]), -1)
+    steps = index.match(("a/b", "a/c", "a/d", "a/e"), Budget(5_000 // VALUES_PER_UNIT))
+    assert len(list(steps)) == 4
+
+
+@given(st.lists(filters, min_size=2, max_size=12), publications, st.data())
+@settings(max_examples=3 * settings().max_examples)
+def test_who_stays_is_found_whoever_comes_and_goes_between_two_steps(
+    given_filters: list[TopicFilter], on: tuple[str, ...], data: st.DataObject
+) -> None:
+    index: TopicIndex[int] = TopicIndex()
+    here = dict(enumerate(given_filters[::2]))
+    coming = {~number: filter for number, filter in enumerate(given_filters[1::2])}
+    everyone = here | coming
+    for number, filter in here.items():
+        index.add(filter, number)
+    stay = data.draw(st.sets(st.sampled_from(list(here))), label="stay")
+    leaving = [number for number in here if number not in stay]
+    steps = index.match(on, Budget(1))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as found:
+            result = set(found.value)
+            break
+        if data.draw(st.booleans(), label="leave") and leaving:
+            index.remove(here[leaving[-1]], leaving.pop())
+        if data.draw(st.booleans(), label="come") and coming:
+            number, filter = coming.popitem()
+            index.add(filter, number)
+    assert {number for number in stay if here[number].matches(on)} <= result
+    assert all(everyone[value].matches(on) for value in result)
 
 
 @given(st.lists(filters, max_size=12), st.lists(publications, min_size=1, max_size=6), st.data())
@@ -459,6 +502,6 @@ def test_the_index_finds_exactly_who_a_search_through_all_would(
             value = data.draw(st.sampled_from(removable), label="remove")
             index.remove(here.pop(value), value)
         for on in published:
-            found = list(index.match(on))
+            found = list(match(index, on))
             assert sorted(found) == sorted(value for value, filter in here.items() if filter.matches(on))
         assert set(index) == set(here)
