@@ -535,6 +535,6 @@ TestExactlyOnceOrTold = pytest.mark.timeout(1_800)(ExactlyOnceOrTold.TestCase)  
 TestExactlyOnceOrTold.settings = settings(stateful_step_count=50)
 
 TestExactlyOnceOrToldFromAFile = pytest.mark.timeout(7_200)(ExactlyOnceOrToldFromAFile.TestCase)
-TestExactlyOnceOrToldFromAFile.settings = settings(  # it takes 5 times as long
+TestExactlyOnceOrToldFromAFile.settings = settings(  # a step on a file takes 5 times as long
     stateful_step_count=50, max_examples=settings().max_examples // 4
 )

@@ -1,4 +1,4 @@
-"""What holds for all who publish: a hub, publishers and clients refuse the same, in the same words."""
+"""Rules for all that publish: a hub, publishers and clients refuse the same, with the same errors."""
 
 import asyncio
 import enum

@@ -85,8 +85,9 @@ def calls_of(trace: Path) -> Iterator[Call]:
 
 
 def synced_before_acknowledged(trace: Path, path: Path) -> list[bool]:
-    """For each POST, in the order of the answers: a sync of the WAL began after its request was read, and had returned
-    before its 200 was written."""
+    """Return for each POST, in the order of the answers, True when a sync of the WAL began after the request was read,
+    and had returned before the 200 was written.
+    """
     asked: dict[str, int] = {}
     last_sync = -1  # where the latest sync that has returned began
     kept = []

@@ -402,7 +402,7 @@ def alone(hub: Hub, mount: str) -> ASGIApp:
 @pytest.mark.parametrize(
     ("within", "mount", "path", "root_path"),
     [
-        # what the server makes of it: the proxy strips the prefix or passes it on; `--root-path` is put before the path
+        # path and root_path of the scope: the proxy keeps or strips the prefix, `--root-path` is put before the path
         (alone, "", "/{}", ""),
         (alone, "", "/api/{}", "/api"),
         (alone, "", "/{}", "/api"),

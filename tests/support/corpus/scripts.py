@@ -19,7 +19,7 @@ ROUND = 10_000  # publications in the log: none of a history is trimmed
 
 
 class Way(Enum):
-    """How a hub is driven: through ``subscribe`` and ``read``, as an ASGI app, over a log in a file, over sockets."""
+    """The ways to drive a hub: by ``subscribe`` and ``read``, as an ASGI app, over a log in a file, over sockets."""
 
     HUB = "hub"
     APP = "app"
