@@ -18,7 +18,7 @@ STEP = 0.01  # seconds: a hundred steps a second are smooth enough
 class Drain:
     """Ends the streams of a node. ``retry`` gives a client's reconnection time in milliseconds.
 
-    ``progress`` is to be set whenever something has ended, or was delivered, that a drain may wait for.
+    ``note_progress`` is to be called whenever something has ended, or was delivered, that a drain may wait for.
     """
 
     def __init__(
@@ -27,12 +27,18 @@ class Drain:
         delivery: Delivery,
         totals: Totals,
         admission: Admission,
-        *,
-        progress: asyncio.Event,
         retry: Callable[[], int],
     ) -> None:
         self._broker, self._delivery, self._totals, self._admission = broker, delivery, totals, admission
-        self._progress, self._retry = progress, retry
+        self._retry = retry
+        self.reset()
+
+    def reset(self) -> None:
+        """Be ready for another run of the node, perhaps in another event loop."""
+        self._progress = asyncio.Event()
+
+    def note_progress(self) -> None:
+        self._progress.set()
 
     async def run(self, window: float) -> None:
         """End all streams within ``window`` seconds. No publisher may be admitted any more.

@@ -19,17 +19,20 @@ class Cursors:
 
     def __init__(self, broker: Broker, delivery: Delivery) -> None:
         self._broker, self._delivery = broker, delivery
-        self._searched = 0  # offset of the last search among all subscribers
+        self._searched = delivery.position  # of the last search among all subscribers
         self._step = CURSOR_STEP
 
     @property
     def due(self) -> bool:
-        """True when a quarter of the log is new since all subscribers were searched for cursors that fall behind."""
-        return self._delivery.position.offset - self._searched >= self._step
+        """True when it is time to search all subscribers for cursors that fall behind: after ``CURSOR_STEP``
+        publications, or after a quarter of what the log holds if that is more, and in another epoch.
+        """
+        now, then = self._delivery.position, self._searched
+        return now.epoch != then.epoch or now.offset - then.offset >= self._step
 
     async def move_all(self) -> None:
         """Move the cursors that fall behind, of all subscribers."""
-        self._searched = self._delivery.position.offset
+        self._searched = self._delivery.position
         await self.move(list(self._delivery))
 
     async def move(self, subscribers: Sequence[Subscriber]) -> None:

@@ -6,8 +6,9 @@ app.mount("/hub", hub.app)
 await hub.publish({"number": 42}, topic="orders/42")
 """
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -20,7 +21,7 @@ from sse_app.brokers.limits import BrokerSettings
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.errors import ConfigError
-from sse_app.events import Event
+from sse_app.events import Event, EventDecoder
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, PublishOptions, Receipt
@@ -33,13 +34,17 @@ from sse_app.web.siblings import warn_of_siblings
 class Subscription:
     """One stream of a hub, as ``Hub.subscribe`` gives it.
 
-    Read it once: its events with ``async for``, or its bytes with ``read``, for a response that passes them on.
+    Read either its events, with ``async for``, or its bytes, with ``read``, for a response that passes them on. A loop
+    that was left goes on where it was with another ``async for``.
     """
 
-    __slots__ = ("_subscriber",)
+    __slots__ = ("_decoder", "_events", "_position", "_subscriber")
 
     def __init__(self, subscriber: Subscriber) -> None:
         self._subscriber = subscriber
+        self._decoder = EventDecoder()
+        self._events: deque[Event] = deque()  # that were read from the subscriber, and not taken yet
+        self._position = subscriber.position  # of the newest event that was taken
 
     @property
     def client(self) -> str:
@@ -53,10 +58,10 @@ class Subscription:
 
     @property
     def position(self) -> Position:
-        """The place in the log up to which everything was read or is not for this stream. Subscribe with ``after`` and
-        this position, or its ``str``, to go on from here.
+        """Where this stream is in the log: of all before and at this position, what is for it was read. Subscribe with
+        ``after`` and this position, or its ``str``, to go on from here.
         """
-        return self._subscriber.position
+        return self._position if self._events else self._subscriber.position
 
     async def read(self) -> bytes:
         """Wait for the next bytes of the stream and return all that there are: whole blocks, heartbeats too. b"" when
@@ -64,8 +69,18 @@ class Subscription:
         """
         return await self._subscriber.read()
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self._subscriber.__aiter__()
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            data = await self._subscriber.read()
+            if not data:
+                raise StopAsyncIteration
+            self._events.extend(self._decoder.feed(data))
+        event = self._events.popleft()
+        self._position = Position.parse((event.id or "").encode()) or self._position
+        return event
 
 
 class Hub:
@@ -101,12 +116,14 @@ class Hub:
     # Life
 
     async def __aenter__(self) -> Self:
-        await self.node.__aenter__()
-        self._door.reset()
-        for sign in signs_of_a_stop(self._door):
-            self.node.spawn(drain_after(sign, self.node))
-        if isinstance(self.broker, MemoryBroker):
-            self.node.spawn(warn_of_siblings(self.node))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.node)
+            self._door.reset()
+            for sign in signs_of_a_stop(self._door):
+                self.node.spawn(drain_after(sign, self.node))
+            if isinstance(self.broker, MemoryBroker):
+                self.node.spawn(warn_of_siblings(self.node))
+            stack.pop_all()  # __aexit__ leaves the node
         return self
 
     async def __aexit__(
@@ -117,9 +134,8 @@ class Hub:
     @property
     def lifespan(self) -> Callable[[object], AbstractAsyncContextManager[None]]:
         """For ``Starlette(lifespan=hub.lifespan)``: the hub runs as long as the app."""
-        self.node.life.lifespan_awaited = (
-            True  # so that a server without lifespan events is not taken for a missing line
-        )
+        # A server that sends no lifespan events gets a message of its own, not that the lifespan was forgotten.
+        self.node.life.lifespan_awaited = True
         return self._live
 
     @asynccontextmanager
@@ -185,6 +201,7 @@ class Hub:
         published since that Unix time. ``client`` is the subscriber's stable name, else one is made.
         Raises InvalidTopic, InvalidClient, InvalidSince, Draining, Overloaded.
         """
+        self.node.life.check_here()
         request = StreamRequest.parse(topics, after=after, last=last, since=since, client=client)
         async with self.node.subscribe(request) as subscriber:
             yield Subscription(subscriber)
@@ -193,6 +210,7 @@ class Hub:
 
     @property
     def broker(self) -> Broker:
+        """The log, as it was given or as its URL names it."""
         return self.node.broker
 
     def __len__(self) -> int:

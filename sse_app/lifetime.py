@@ -53,16 +53,19 @@ class Lifetime:
         self._process = self._thread = 0
 
     def begin(self) -> None:
+        """The hub runs from now on, here."""
         self._loop, self._process, self._thread = asyncio.get_running_loop(), os.getpid(), threading.get_ident()
         self._begun_at = time.monotonic()
         self.lifespan_awaited = False
 
     def end(self) -> None:
+        """The hub runs no longer. It can begin again, also elsewhere."""
         self._begun_at = self._loop = None
         self._has_stopped = True
 
     @property
     def started(self) -> bool:
+        """True from ``begin`` to ``end``."""
         return self._begun_at is not None
 
     @property
@@ -71,14 +74,16 @@ class Lifetime:
         return 0.0 if self._begun_at is None else time.monotonic() - self._begun_at
 
     def check_started(self) -> None:
-        """Raises HubNotStarted, which names the missing line, the server that does not start the hub, or that the hub
-        has stopped.
+        """Check that the hub runs. Raises HubNotStarted, which names the line that the app lacks, or the server that
+        does not start the hub, or says that the hub has stopped.
         """
         if self._begun_at is None:
             raise self._not_started()
 
     def check_here(self) -> None:
-        """Raises HubNotStarted; and RuntimeError in another loop than the hub's, whose futures would not wake it."""
+        """Check that the hub runs in this event loop: the futures of another loop would not wake the hub's. Raises
+        HubNotStarted, RuntimeError.
+        """
         self.check_started()
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(OTHER_LOOP if os.getpid() == self._process else FORKED)

@@ -15,7 +15,6 @@ from typing import Any, Self, TypeVar
 from sse_app import notices
 from sse_app.admission import Admission
 from sse_app.brokers import Broker, Tail
-from sse_app.config import Config
 from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
 from sse_app.draining import Drain
@@ -54,12 +53,12 @@ class Node:
         self,
         broker: Broker,
         *,
-        queue_size: int = Config.queue,
-        queue_bytes: int = Config.queue_bytes,
-        heartbeat: float = Config.heartbeat,
-        retry: tuple[float, float] = (Config.retry_min, Config.retry_max),
-        max_subscribers: int = 100_000,
-        drain: float = Config.drain,
+        queue_size: int,
+        queue_bytes: int,
+        heartbeat: float,
+        retry: tuple[float, float],
+        max_subscribers: int,
+        drain: float,
     ) -> None:
         self.broker = broker
         self.life = Lifetime()
@@ -74,11 +73,8 @@ class Node:
         self._beat_interval = heartbeat / SLOTS
         self._cursors = Cursors(broker, self._delivery)
         self._heartbeats = Heartbeats(self.totals, self._cursors)
-        self._progress = asyncio.Event()  # set when something ended, or was delivered, that a drain may wait for
-        self._admission = Admission(self.totals, max_subscribers, self._progress.set)
-        self._drain = Drain(
-            broker, self._delivery, self.totals, self._admission, progress=self._progress, retry=self.retry
-        )
+        self._admission = Admission(self.totals, max_subscribers, lambda: self._drain.note_progress())
+        self._drain = Drain(broker, self._delivery, self.totals, self._admission, self.retry)
         self._drain_begun = False
         self._spawner = self.spawn  # one bound method for all subscribers
         self._running: set[asyncio.Task[Any]] = set()
@@ -99,6 +95,7 @@ class Node:
             self.spawn(self._keep_alive())
             self._stack = stack.pop_all()
         self._admission.start()
+        self._drain.reset()
         self._drain_begun = False
         self.life.begin()
         return self
@@ -179,13 +176,13 @@ class Node:
         """Offer a piece of what the log announced to all whom it is for, in steps."""
         yield from self._delivery.deliver(publications)
         self._delivery.position = publications[-1].position
-        self._progress.set()
+        self._drain.note_progress()
 
     # Subscribing
 
     @asynccontextmanager
     async def subscribe(self, request: StreamRequest) -> AsyncIterator[Subscriber]:
-        """``join``, and ``leave`` at the end of the block, however it ends."""
+        """Join, and leave at the end of the block, however it ends."""
         subscriber = await self.join(request)
         reason = CloseReason.GONE
         try:
@@ -197,14 +194,15 @@ class Node:
             self.leave(subscriber, reason)
 
     async def join(self, request: StreamRequest) -> Subscriber:
-        """Return a new subscriber, whose stream begins with the welcome. Whoever has it must see to its ``leave``.
+        """Return a new subscriber, whose stream begins with the welcome. The caller must call ``leave`` when that has
+        ended.
 
         Raises Draining, Overloaded, Unavailable.
         """
         self.life.check_here()
         self._admission.check_subscriber()
         topic_filter = self._delivery.shared(request.topic_filter, NATIVE)
-        client = request.client or f"c-{secrets.token_hex(6)}"
+        client = f"c-{secrets.token_hex(6)}" if request.client is None else request.client
         subscriber = Subscriber(self.broker, self.totals, topic_filter, client, *self._queue_limits, self._spawner)
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
@@ -224,7 +222,7 @@ class Node:
         self._count_subscribers(-1)
         self.totals.closed[subscriber.closing or reason] += 1
         subscriber.release()
-        self._progress.set()
+        self._drain.note_progress()
 
     def _count_subscribers(self, change: int) -> None:
         self.totals.subscribers += change
@@ -257,7 +255,7 @@ class Node:
         self._admission.stop()
 
     def begin_drain(self) -> None:
-        """``drain`` for who cannot wait for it."""
+        """Start the drain as a task of the node, unless it has begun. For callers that cannot await it."""
         if self.life.started and not self._drain_begun:
             self._drain_begun = True
             self.stop_accepting()

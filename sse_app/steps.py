@@ -37,10 +37,11 @@ def slices(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 async def outside_tasks(steps: Iterator[None]) -> None:
-    """Take these steps one by one in turns of the loop, none of them inside a task.
+    """Run these steps from the event loop itself, one in a turn, none inside a task.
 
-    What writes to a foreign server starts its ``send``. A deadline in there would take the task that it finds for its
-    own, and cancel it: the hub's. Outside of tasks it fails at once, and with it that one stream.
+    A step may start a foreign server's ``send``. Middleware may wrap that in ``asyncio.timeout``, which cancels the
+    current task: inside a task that would be the node's delivery. Outside of tasks such a ``send`` raises at once, and
+    only its own stream ends.
     """
     loop = asyncio.get_running_loop()
     done = loop.create_future()

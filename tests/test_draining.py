@@ -12,7 +12,7 @@ from sse_app.events import EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.subscriber import Subscriber
-from tests.support.nodes import publish, state, subscribed, texts
+from tests.support.nodes import node_on, publish, state, subscribed, texts
 from tests.support.peers import MOMENT, LateTail, datas, received
 
 pytestmark = pytest.mark.virtual_time
@@ -22,7 +22,7 @@ PATIENCE = 3_600  # virtual seconds
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    async with Node(MemoryBroker()) as node:
+    async with node_on(MemoryBroker()) as node:
         yield node
 
 
@@ -79,7 +79,7 @@ async def test_a_drain_waits_until_what_was_acknowledged_is_delivered() -> None:
         def tail(self) -> Tail:
             return LateTail(super().tail(), lambda: asyncio.sleep(1))
 
-    async with Node(Late()) as node, asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+    async with node_on(Late()) as node, asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
         ends = await connect(node, tasks, 10)
         await node.publish(Draft.compose("last"))
         await node.drain(10)
@@ -149,7 +149,7 @@ async def test_a_drain_of_nobody_is_over_at_once(node: Node) -> None:
 
 
 async def test_a_slow_reader_gets_the_log_to_its_end_before_its_bye() -> None:
-    async with Node(MemoryBroker(), queue_size=2) as node, asyncio.timeout(PATIENCE), subscribed(node) as slow:
+    async with node_on(MemoryBroker(), queue_size=2) as node, asyncio.timeout(PATIENCE), subscribed(node) as slow:
         await received(slow)
         await publish(node, *map(str, range(20)))
         assert node.totals.lagging == 1

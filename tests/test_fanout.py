@@ -16,6 +16,7 @@ from sse_app.node import Node
 from sse_app.publication import Draft, Position
 from sse_app.subscriber import Batch, CloseReason, Subscriber
 from sse_app.testing import run_virtual
+from tests.support.nodes import node_on
 from tests.support.paths import fixed_broker
 from tests.support.peers import turns
 
@@ -74,7 +75,7 @@ class Turns:
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("filters", [1, 10, MANY], ids=["one group", "ten groups", "a group for each"])
 async def test_a_fan_out_to_thousands_lets_the_loop_turn_after_each_slice(filters: int) -> None:
-    async with Node(fixed_broker(), heartbeat=ENDLESS) as node:
+    async with node_on(fixed_broker(), heartbeat=ENDLESS) as node:
         written: dict[int, int] = {}
         with Turns() as loop:
 
@@ -94,7 +95,7 @@ async def test_a_fan_out_to_thousands_lets_the_loop_turn_after_each_slice(filter
 
 @pytest.mark.virtual_time
 async def test_a_small_fan_out_is_done_in_one_turn() -> None:
-    async with Node(fixed_broker(), heartbeat=ENDLESS) as node:
+    async with node_on(fixed_broker(), heartbeat=ENDLESS) as node:
         sinks = [await join(node) for _ in range(SLICE)]
         await node.publish(Draft.compose("to everyone"))
         await turns(4)
@@ -103,7 +104,7 @@ async def test_a_small_fan_out_is_done_in_one_turn() -> None:
 
 @pytest.mark.virtual_time
 async def test_publications_that_come_between_two_slices_come_after_it_to_everyone() -> None:
-    async with Node(fixed_broker(), heartbeat=ENDLESS) as node:
+    async with node_on(fixed_broker(), heartbeat=ENDLESS) as node:
         sinks = [await join(node) for _ in range(MANY)]
         for _ in range(20):
             await node.publish(Draft.compose("x"))
@@ -116,7 +117,7 @@ async def test_publications_that_come_between_two_slices_come_after_it_to_everyo
 @pytest.mark.virtual_time
 async def test_cursors_are_moved_without_holding_up_the_loop() -> None:
     """All of a large hub's quiet streams fall behind at the same time."""
-    async with Node(fixed_broker(), heartbeat=ENDLESS) as node:
+    async with node_on(fixed_broker(), heartbeat=ENDLESS) as node:
         written: dict[int, int] = {}
         with Turns() as loop:
 
@@ -173,7 +174,7 @@ class Room(Sink):
 
 
 async def interleave(actions: list[tuple[str, int]]) -> None:
-    async with Node(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as node:
+    async with node_on(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as node:
         clients: list[Client] = []
         published: list[str] = []
         for name, value in actions:

@@ -8,12 +8,14 @@ import pytest
 
 from sse_app import notices
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.delivery import Delivery
 from sse_app.dialects import NATIVE
 from sse_app.events import EventDecoder
+from sse_app.heartbeats import Cursors
 from sse_app.node import Node
-from sse_app.publication import Draft
+from sse_app.publication import Draft, Position
 from sse_app.subscriber import Subscriber
-from tests.support.nodes import cursor_of, data_of, replay, subscribed
+from tests.support.nodes import cursor_of, data_of, node_on, replay, subscribed
 from tests.support.peers import Socket, available, datas, log_of, received
 
 pytestmark = pytest.mark.virtual_time
@@ -23,7 +25,7 @@ PATIENCE = 3_600  # virtual seconds
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    async with Node(MemoryBroker()) as node:
+    async with node_on(MemoryBroker()) as node:
         yield node
 
 
@@ -39,7 +41,7 @@ async def test_an_idle_stream_gets_a_comment_after_15_seconds(node: Node) -> Non
 
 
 async def test_thousands_of_idle_streams_beat_from_one_task_and_not_all_at_once() -> None:
-    async with Node(MemoryBroker()) as node, AsyncExitStack() as stack:
+    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
         before = len(asyncio.all_tasks())
         sockets = []
         for number in range(3_000):
@@ -70,7 +72,7 @@ async def test_who_left_is_not_beaten(node: Node) -> None:
 
 async def test_a_quiet_topic_does_not_end_in_a_gap() -> None:  # C8
     """Whenever it came and whenever it goes, the cursor of its client is still in the log."""
-    async with Node(MemoryBroker(history=1_000)) as node, AsyncExitStack() as stack:
+    async with node_on(MemoryBroker(history=1_000)) as node, AsyncExitStack() as stack:
         readers = list[tuple[Subscriber, EventDecoder]]()
         for number in range(20_000):
             if number % 130 == 0 and number < 4_000:
@@ -89,8 +91,25 @@ async def test_a_quiet_topic_does_not_end_in_a_gap() -> None:  # C8
     assert node.totals.gaps == {}
 
 
+async def test_a_log_that_begins_anew_is_searched_for_cursors_at_once() -> None:
+    broker, delivery = MemoryBroker(), Delivery()
+    async with broker:
+        delivery.position = Position("old", 50_000)
+        cursors = Cursors(broker, delivery)
+        await cursors.move_all()
+        assert not cursors.due
+        delivery.position = Position("old", 62_499)
+        assert not cursors.due
+        delivery.position = Position("old", 62_500)  # a quarter of what this log holds is new
+        assert cursors.due
+        delivery.position = Position("new", 40_000)
+        assert cursors.due
+        await cursors.move_all()
+        assert not cursors.due
+
+
 async def test_a_cursor_is_moved_with_the_heartbeat_too() -> None:
-    async with Node(MemoryBroker(history=1_000)) as node, subscribed(node, "quiet") as subscriber:
+    async with node_on(MemoryBroker(history=1_000)) as node, subscribed(node, "quiet") as subscriber:
         decoder = EventDecoder()
         decoder.feed(await available(subscriber))
         for number in range(64):

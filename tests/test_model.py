@@ -31,7 +31,7 @@ from sse_app.notices import HEARTBEAT
 from sse_app.publication import Audience, Draft, Position, Publication
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
-from tests.support.nodes import subscribed
+from tests.support.nodes import node_on, subscribed
 from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, turns
 from tests.support.threadless import ThreadlessLoop, ThreadlessSQLiteBroker
 
@@ -106,7 +106,7 @@ class Driver:
 
     def start(self) -> None:
         self.broker = self.make_broker()
-        self.node = Node(self.broker, **self.node_settings)
+        self.node = node_on(self.broker, **self.node_settings)
         self._stop = asyncio.Event()
         self._host = self.loop.create_task(self._keep(self.node, self._stop))
         self.run(self._started())

@@ -26,7 +26,7 @@ from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import CloseReason, Subscriber
-from tests.support.nodes import data_of, publish, replay, state, subscribed, texts
+from tests.support.nodes import data_of, node_on, publish, replay, state, subscribed, texts
 from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, available, cancel_at, datas, lose, received
 
 pytestmark = pytest.mark.virtual_time
@@ -36,7 +36,7 @@ PATIENCE = 3_600  # virtual seconds
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    async with Node(MemoryBroker()) as node:
+    async with node_on(MemoryBroker()) as node:
         yield node
 
 
@@ -66,13 +66,13 @@ async def test_the_welcome_tells_who_is_there_and_what_was_last(node: Node) -> N
 
 
 async def test_the_welcome_tells_the_heartbeat_so_that_a_client_knows_a_dead_stream() -> None:
-    async with Node(MemoryBroker(), heartbeat=120.0) as node, subscribed(node) as subscriber:
+    async with node_on(MemoryBroker(), heartbeat=120.0) as node, subscribed(node) as subscriber:
         (welcome,) = await received(subscriber)
     assert data_of(welcome)["heartbeat"] == 120.0
 
 
 async def test_clients_are_told_different_times_to_come_back() -> None:
-    async with Node(MemoryBroker(), retry=(0.5, 0.6)) as node:
+    async with node_on(MemoryBroker(), retry=(0.5, 0.6)) as node:
         times = {node.retry() for _ in range(5_000)}
         assert (min(times), max(times)) == (500, 600)  # the chance to miss one of them is below 1e-21
         async with subscribed(node) as subscriber:
@@ -97,7 +97,7 @@ async def test_who_joins_with_one_filter_at_a_time_shares_one_look_up_of_the_new
             return await super().newest(*arguments)
 
     broker = Searched()
-    async with Node(broker) as node:
+    async with node_on(broker) as node:
         (position,) = await publish(node, "x", topic="a")
         joined = await asyncio.gather(*(node.join(StreamRequest.parse(["*"])) for _ in range(20)))
         assert broker.searches == 1
@@ -141,7 +141,7 @@ async def test_the_welcome_tells_whether_the_log_still_holds_what_was_asked_for(
     topics: list[str], options: dict[str, Any], complete: bool | None
 ) -> None:
     wall = Clock(1.0)
-    async with Node(MemoryBroker(history=3, wall=wall)) as node:
+    async with node_on(MemoryBroker(history=3, wall=wall)) as node:
         for topic in "aaabc":
             await publish(node, "x", topic=topic)
             wall.now += 1.0
@@ -321,7 +321,7 @@ async def test_to_and_exclude_hold_live_and_on_every_replay(node: Node, at_once:
 
 
 async def test_a_large_group_gets_everything_in_one_order() -> None:
-    async with Node(MemoryBroker()) as node, AsyncExitStack() as stack:
+    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
         everyone = [await stack.enter_async_context(subscribed(node, "t")) for _ in range(2_500)]
         for text in "abc":
             await node.publish(Draft.compose(text, topic="t"))
@@ -334,7 +334,7 @@ async def test_a_large_group_gets_everything_in_one_order() -> None:
 
 
 async def test_all_subscribers_see_one_order_of_many_publishers() -> None:  # C7
-    async with Node(MemoryBroker(), queue_size=50) as node, AsyncExitStack() as stack:
+    async with node_on(MemoryBroker(), queue_size=50) as node, AsyncExitStack() as stack:
         everyone = [await stack.enter_async_context(subscribed(node)) for _ in range(50)]
 
         async def one(name: int) -> None:
@@ -376,7 +376,7 @@ async def test_all_subscribers_see_one_order_of_many_publishers() -> None:  # C7
     ],
 )
 async def test_a_resume_replays_all_or_tells_a_gap(offset: int, reason: str | None, expected: list[str]) -> None:
-    async with Node(MemoryBroker(history=5)) as node:
+    async with node_on(MemoryBroker(history=5)) as node:
         top = (await publish(node, *"abcdefghij"))[-1]
         cursor = Position(top.epoch, offset)
         for after in (cursor, str(cursor), str(cursor).encode()):
@@ -449,7 +449,7 @@ async def test_no_publication_falls_between_the_end_of_the_log_and_the_queue() -
     """However late the broker answers, and whatever is published meanwhile (C2)."""
     for delay in range(8):
         broker = DistantBroker([delay, delay // 2, 0])
-        async with Node(broker, queue_size=2) as node:
+        async with node_on(broker, queue_size=2) as node:
             await publish(node, "0")
 
             async def publishing(node: Node = node) -> None:
@@ -501,7 +501,7 @@ async def test_a_cursor_wins_over_last_and_since(node: Node) -> None:
 
 async def test_since_gives_what_was_published_from_then_on() -> None:
     wall = Clock(1_700_000_000.0)
-    async with Node(MemoryBroker(history=3, wall=wall)) as node:
+    async with node_on(MemoryBroker(history=3, wall=wall)) as node:
         for text in "abcd":
             await publish(node, text)
             wall.now += 10
@@ -518,7 +518,7 @@ async def test_since_gives_what_was_published_from_then_on() -> None:
 
 
 async def test_a_slow_reader_never_delays_another_and_catches_up_from_the_log() -> None:
-    async with Node(MemoryBroker(), queue_size=10) as node, subscribed(node) as slow, subscribed(node) as healthy:
+    async with node_on(MemoryBroker(), queue_size=10) as node, subscribed(node) as slow, subscribed(node) as healthy:
         await received(slow)
         for number in range(100):
             await publish(node, str(number))
@@ -531,7 +531,7 @@ async def test_a_slow_reader_never_delays_another_and_catches_up_from_the_log() 
 
 
 async def test_a_slow_reader_is_told_what_was_trimmed_meanwhile() -> None:
-    async with Node(MemoryBroker(history=5), queue_size=2) as node, subscribed(node) as slow:
+    async with node_on(MemoryBroker(history=5), queue_size=2) as node, subscribed(node) as slow:
         (welcome,) = await received(slow)
         await publish(node, *map(str, range(20)))
         gap, *rest = await received(slow)
@@ -543,7 +543,7 @@ async def test_a_slow_reader_is_told_what_was_trimmed_meanwhile() -> None:
 
 
 async def test_a_slow_reader_that_leaves_is_not_lagging_any_more() -> None:
-    async with Node(MemoryBroker(), queue_size=2) as node:
+    async with node_on(MemoryBroker(), queue_size=2) as node:
         async with subscribed(node):
             await publish(node, *"abcdef")
             assert node.totals.lagging == 1
@@ -551,7 +551,7 @@ async def test_a_slow_reader_that_leaves_is_not_lagging_any_more() -> None:
 
 
 async def test_a_burst_in_one_turn_of_the_loop_is_delivered_whole() -> None:
-    async with Node(MemoryBroker(), queue_size=10) as node, subscribed(node) as subscriber:
+    async with node_on(MemoryBroker(), queue_size=10) as node, subscribed(node) as subscriber:
         await received(subscriber)
         for number in range(1_000):
             await node.publish(Draft.compose(str(number)))
@@ -620,7 +620,7 @@ async def test_a_lost_publication_is_not_what_was_last(node: Node) -> None:
 
 
 async def test_one_more_than_max_subscribers_is_refused() -> None:
-    async with Node(MemoryBroker(), max_subscribers=2) as node:
+    async with node_on(MemoryBroker(), max_subscribers=2) as node:
         async with subscribed(node), subscribed(node):
             with pytest.raises(Overloaded):
                 await subscribed(node).__aenter__()
@@ -652,7 +652,7 @@ USES: dict[str, Callable[[Node], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 async def test_a_hub_that_was_never_started_names_the_missing_line(use: Callable[[Node], Awaitable[object]]) -> None:
-    node = Node(MemoryBroker())
+    node = node_on(MemoryBroker())
     with pytest.raises(HubNotStarted, match=r"lifespan=hub\.lifespan"):
         await use(node)
     with pytest.raises(HubNotStarted), node.admitted():
@@ -666,7 +666,7 @@ async def test_a_hub_that_was_never_started_names_the_missing_line(use: Callable
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 async def test_another_loop_is_told_how_to_publish(node: Node, use: Callable[[Node], Awaitable[object]]) -> None:
-    """What it did would be heard of when the hub's loop turns for another reason, half a second later."""
+    """The futures that it waits for would not wake its own loop before something else does."""
 
     async def elsewhere() -> None:
         await use(node)
@@ -712,7 +712,7 @@ async def test_a_topic_filter_is_a_text(node: Node, topic: Any) -> None:
 
 async def test_a_hub_that_ends_says_goodbye_and_ends_its_tasks() -> None:
     before = asyncio.all_tasks()
-    node = Node(MemoryBroker())
+    node = node_on(MemoryBroker())
     async with AsyncExitStack() as stack:
         async with node:
             subscriber = await stack.enter_async_context(subscribed(node))
@@ -726,7 +726,7 @@ async def test_a_hub_that_ends_says_goodbye_and_ends_its_tasks() -> None:
 
 
 async def test_a_hub_can_be_started_again() -> None:
-    node = Node(MemoryBroker())
+    node = node_on(MemoryBroker())
     for text in "ab":
         async with node, subscribed(node) as subscriber:
             await publish(node, text)
@@ -736,13 +736,13 @@ async def test_a_hub_can_be_started_again() -> None:
 
 async def test_an_error_of_the_body_is_raised_as_it_is() -> None:
     with pytest.raises(KeyError):
-        async with Node(MemoryBroker()):
+        async with node_on(MemoryBroker()):
             raise KeyError
 
 
 async def test_two_hubs_on_one_broker_deliver_what_either_publishes_in_one_order() -> None:
     broker = MemoryBroker()
-    async with Node(broker) as one, Node(broker) as other, subscribed(one) as here, subscribed(other) as there:
+    async with node_on(broker) as one, node_on(broker) as other, subscribed(one) as here, subscribed(other) as there:
         for number in range(50):
             await (one, other)[number % 2].publish(Draft.compose(str(number)))
             await asyncio.sleep(0)
@@ -753,8 +753,8 @@ async def test_two_hubs_on_one_broker_deliver_what_either_publishes_in_one_order
 
 async def test_a_hub_that_stopped_leaves_its_broker_nothing_to_keep_for_it() -> None:
     broker = MemoryBroker()
-    async with Node(broker) as stays, subscribed(stays) as subscriber:
-        async with Node(broker):
+    async with node_on(broker) as stays, subscribed(stays) as subscriber:
+        async with node_on(broker):
             assert len(broker._tails) == 2
         assert len(broker._tails) == 1
         await stays.publish(Draft.compose("x"))
@@ -781,7 +781,7 @@ async def test_stats_show_the_newest_and_keep_what_is_private(node: Node) -> Non
 
 
 async def test_a_hub_that_runs_is_not_started_again_until_it_has_stopped() -> None:
-    node = Node(MemoryBroker())
+    node = node_on(MemoryBroker())
     for _ in range(2):
         async with node:
             with pytest.raises(RuntimeError, match="running already"):
@@ -810,7 +810,7 @@ async def test_a_subscriber_cancelled_anywhere_leaves_nothing_and_takes_nothing_
     """CancelledError at its n-th await, for every n: while it joins, reads the log, reads the queue."""
     finished = 0
     for number, late in attempts():
-        async with Node(DistantBroker([1, 2, 0]), queue_size=2) as node:
+        async with node_on(DistantBroker([1, 2, 0]), queue_size=2) as node:
             start = await node.broker.top()
             await publish(node, *"abc", topic="t")
             async with subscribed(node) as other:
@@ -832,7 +832,7 @@ async def test_a_subscriber_cancelled_anywhere_leaves_nothing_and_takes_nothing_
 async def test_a_publisher_cancelled_anywhere_published_once_or_not_at_all() -> None:
     finished = 0
     for number, late in attempts():
-        async with Node(DistantBroker([2, 1])) as node, subscribed(node) as subscriber:
+        async with node_on(DistantBroker([2, 1])) as node, subscribed(node) as subscriber:
             was_cancelled = await cancel_at(number, node.publish(Draft.compose("x", idempotency_key="k")), late=late)
             await node.publish(Draft.compose("x", idempotency_key="k"))
             assert await texts(subscriber) == ["x"]
@@ -853,7 +853,7 @@ async def test_a_burst_of_one_turn_is_cut_into_pieces_that_a_queue_can_bound(nod
 
 
 async def test_small_publications_of_one_turn_are_one_batch() -> None:
-    async with Node(MemoryBroker()) as node:
+    async with node_on(MemoryBroker()) as node:
         peer = Socket()
         subscriber = await node.join(StreamRequest.parse())
         subscriber.attach(peer)

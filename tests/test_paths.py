@@ -14,6 +14,7 @@ from sse_app.events import EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.subscriber import FROM_LOG
+from tests.support.nodes import node_on
 from tests.support.paths import (
     PATHS,
     Path,
@@ -57,7 +58,9 @@ class Outcome(NamedTuple):
 
 async def run_story(story: Story, path: Path) -> Outcome:
     """The body of one stream. Its client reads the welcome, and the rest after the end of the story."""
-    async with Node(fixed_broker(history=story.log), **{"heartbeat": ENDLESS, "drain": PATIENCE} | story.node) as node:
+    async with node_on(
+        fixed_broker(history=story.log), **{"heartbeat": ENDLESS, "drain": PATIENCE} | story.node
+    ) as node:
         await story.before(node)
         await turns(5)
         headers = f"Last-Event-ID: {story.cursor}\r\n" if story.cursor else ""
@@ -218,7 +221,7 @@ async def test_a_thousand_publications_at_once_are_one_piece(path: Path) -> None
 
 @every_path
 async def test_the_head_says_that_it_is_a_stream_and_nothing_else(path: Path) -> None:
-    async with Node(fixed_broker()) as node, path(node, "/", "GET", "") as reader:
+    async with node_on(fixed_broker()) as node, path(node, "/", "GET", "") as reader:
         assert reader.head.startswith("HTTP/1.1 200 OK\r\n")
         for line in HEADERS:
             assert line in reader.head
@@ -227,7 +230,7 @@ async def test_the_head_says_that_it_is_a_stream_and_nothing_else(path: Path) ->
 
 @every_path
 async def test_a_head_request_gets_the_head_and_leaves_no_subscriber(path: Path) -> None:
-    async with Node(fixed_broker()) as node:
+    async with node_on(fixed_broker()) as node:
         async with path(node, "/", "HEAD", "") as reader:
             assert reader.head.startswith("HTTP/1.1 200 OK\r\n")
             assert HEADERS[0] in reader.head
@@ -238,7 +241,7 @@ async def test_a_head_request_gets_the_head_and_leaves_no_subscriber(path: Path)
 @both_loops
 @every_path
 async def test_a_client_that_resets_leaves_no_subscriber(path: Path) -> None:
-    async with Node(fixed_broker(), heartbeat=ENDLESS) as node, path(node, "/", "GET", "") as reader:
+    async with node_on(fixed_broker(), heartbeat=ENDLESS) as node, path(node, "/", "GET", "") as reader:
         await reader.until(b"event: welcome")
         await reader.reset()
         await until(lambda: not node.totals.subscribers)

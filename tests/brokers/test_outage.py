@@ -11,7 +11,7 @@ from sse_app.events import Event, EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft, Position
 from sse_app.subscriber import Subscriber
-from tests.support.nodes import subscribed
+from tests.support.nodes import node_on, subscribed
 from tests.support.peers import MOMENT, Socket, TroubledBroker, available, datas
 
 pytestmark = pytest.mark.virtual_time
@@ -26,7 +26,7 @@ def broker() -> TroubledBroker:
 
 @pytest.fixture
 async def node(broker: TroubledBroker) -> AsyncIterator[Node]:
-    async with Node(broker, queue_size=4) as node:
+    async with node_on(broker, queue_size=4) as node:
         yield node
 
 
@@ -97,7 +97,7 @@ async def test_what_the_tail_did_not_hear_of_is_read_from_the_log(
 @ways
 async def test_what_the_tail_did_not_hear_of_and_the_log_no_longer_holds_is_a_gap(written: bool) -> None:
     broker = TroubledBroker(history=2)
-    async with Node(broker) as node, subscribed(node) as subscriber:
+    async with node_on(broker) as node, subscribed(node) as subscriber:
         reading = Reading(subscriber, written=written)
         await reading.events()
         broker.deaf = True
@@ -183,7 +183,7 @@ async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(node: Nod
             top = await super().top(fresh=fresh)
             return top if fresh else top._replace(offset=0)
 
-    async with Node(Slow()) as slow:
+    async with node_on(Slow()) as slow:
         position = (await slow.publish(Draft.compose("x"))).position
         async with subscribed(slow, after=position) as subscriber:
             (welcome,) = await Reading(subscriber, written=True).events()

@@ -26,6 +26,7 @@ from sse_app.server.direct import DirectStream, Outlet
 from sse_app.server.protocol import Protocol
 from sse_app.subscriber import Subscriber
 from tests.chaos.client import HOST, Connection
+from tests.support.nodes import node_on
 from tests.support.paths import (
     SEND_BUFFER,
     Reader,
@@ -48,7 +49,7 @@ Wrap = Callable[[ASGIApp], ASGIApp]
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    async with Node(fixed_broker(), heartbeat=ENDLESS, drain=PATIENCE) as node:
+    async with node_on(fixed_broker(), heartbeat=ENDLESS, drain=PATIENCE) as node:
         yield node
 
 
@@ -268,7 +269,7 @@ SERVERS = pytest.mark.parametrize(
 async def test_a_pipelined_request_keeps_no_subscriber_after_the_close(
     wrap: Wrap, http: type[asyncio.Protocol], when: str, way: Callable[[Connection], None]
 ) -> None:
-    async with Node(fixed_broker(), heartbeat=0.15) as node, served(wrap(streams_of(node)), http) as server:
+    async with node_on(fixed_broker(), heartbeat=0.15) as node, served(wrap(streams_of(node)), http) as server:
         connection = await Connection.open(server.port)
         await connection.send(GET * 2 if when == "with the first" else GET)
         async with asyncio.timeout(PATIENCE):
@@ -379,7 +380,10 @@ def only(node: Node) -> Subscriber:
 
 async def test_a_reader_that_stalls_costs_its_queue_and_one_write_buffer_and_gets_everything() -> None:
     limit, total = 100_000, 400
-    async with Node(fixed_broker(), heartbeat=ENDLESS, queue_bytes=limit) as node, served(streams_of(node)) as server:
+    async with (
+        node_on(fixed_broker(), heartbeat=ENDLESS, queue_bytes=limit) as node,
+        served(streams_of(node)) as server,
+    ):
         async with reading(server.port) as reader:
             await reader.until(b"event: welcome")
             (stream,) = server.direct
@@ -457,7 +461,7 @@ async def faked(node: Node, room: int, after: str | None = None) -> AsyncIterato
 
 
 async def test_a_paused_transport_fills_the_queue_then_drops_it_then_reads_the_log_then_is_live() -> None:
-    async with Node(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as node, faked(node, room=2) as (transport, _):
+    async with node_on(fixed_broker(), heartbeat=ENDLESS, queue_size=3) as node, faked(node, room=2) as (transport, _):
         await publish(node, "1")
         assert data_of(transport.sent) == ["1"]
         await publish(node, "2", "3", "4")
@@ -474,7 +478,7 @@ async def test_a_paused_transport_fills_the_queue_then_drops_it_then_reads_the_l
 
 async def test_a_transport_that_pauses_and_resumes_before_it_is_noticed_loses_no_order() -> None:
     """uvloop calls ``pause_writing`` at the end of a turn, so that a write may follow a full buffer."""
-    async with Node(fixed_broker(), heartbeat=ENDLESS) as node, faked(node, room=1_000) as (transport, stream):
+    async with node_on(fixed_broker(), heartbeat=ENDLESS) as node, faked(node, room=1_000) as (transport, stream):
         stream.pause_writing()
         await publish(node, "1", "2")
         stream.resume_writing()
@@ -495,7 +499,7 @@ async def test_a_connection_lost_in_the_middle_of_a_write_stops_no_delivery(node
 
 async def test_a_connection_lost_in_the_middle_of_a_heartbeat_stops_no_heart() -> None:
     async with (
-        Node(fixed_broker(), heartbeat=0.15) as node,
+        node_on(fixed_broker(), heartbeat=0.15) as node,
         faked(node, room=1_000) as (other, _),
         faked(node, room=1_000) as (transport, _),
     ):
@@ -543,7 +547,7 @@ async def test_a_stream_that_is_closed_while_it_catches_up_ends_after_the_rest_o
 
 async def test_a_hub_that_is_closed_lets_go_of_a_stream_that_is_stuck() -> None:
     """The client resumes for what it lacks when it reconnects."""
-    async with Node(fixed_broker(), heartbeat=ENDLESS, queue_size=1) as node:
+    async with node_on(fixed_broker(), heartbeat=ENDLESS, queue_size=1) as node:
         subscriber = await node.join(StreamRequest.parse(client="c"))
         transport = FakeTransport(1)
         stream = transport.protocol = DirectStream(
@@ -623,7 +627,7 @@ async def test_of_an_open_stream_only_itself_and_its_subscriber_are_left(node: N
 
 @pytest.mark.parametrize("stalled", [False, True])
 async def test_a_stream_that_had_to_wait_is_freed_too(stalled: bool) -> None:
-    node = Node(fixed_broker(), heartbeat=ENDLESS, queue_bytes=50_000)
+    node = node_on(fixed_broker(), heartbeat=ENDLESS, queue_bytes=50_000)
     async with node, served(streams_of(node)) as server, uncollected():
         async with reading(server.port) as reader:
             await reader.until(b"event: welcome")

@@ -11,9 +11,9 @@ import pytest
 
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.joining import StreamRequest
-from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.subscriber import Batch
+from tests.support.nodes import node_on
 from tests.support.peers import turns
 
 SUBSCRIBERS = 1_000_000 if os.environ.get("SSE_APP_TEST_FULL") == "1" else 10_000
@@ -44,7 +44,7 @@ def resident() -> float:
 
 @pytest.mark.timeout(300)
 async def test_a_broadcast_reaches_everyone_once() -> None:
-    async with Node(MemoryBroker(), max_subscribers=SUBSCRIBERS) as node:
+    async with node_on(MemoryBroker(), max_subscribers=SUBSCRIBERS) as node:
         before, writers = resident(), [Nowhere() for _ in range(SUBSCRIBERS)]
         for writer in writers:
             (await node.join(StreamRequest.parse())).attach(writer)

@@ -5,12 +5,27 @@ import json
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from sse_app.brokers import Broker
+from sse_app.config import Config
 from sse_app.events import Event, EventDecoder
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position
 from sse_app.subscriber import Subscriber
 from tests.support.peers import MOMENT, datas, received
+
+
+def node_on(broker: Broker, **settings: Any) -> Node:
+    """A node with the settings of a hub by default."""
+    defaults: dict[str, Any] = {
+        "queue_size": Config.queue,
+        "queue_bytes": Config.queue_bytes,
+        "heartbeat": Config.heartbeat,
+        "retry": (Config.retry_min, Config.retry_max),
+        "max_subscribers": 100_000,
+        "drain": Config.drain,
+    }
+    return Node(broker, **(defaults | settings))
 
 
 def subscribed(node: Node, *topics: str, **options: Any) -> AbstractAsyncContextManager[Subscriber]:

@@ -12,6 +12,7 @@ from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft
 from sse_app.web.stream import EventStream
+from tests.support.nodes import node_on
 from tests.support.paths import both_loops, fixed_broker
 from tests.support.peers import PATIENCE, turns, until
 
@@ -78,7 +79,7 @@ async def connected(node: Node) -> AsyncIterator[tuple[Peer, asyncio.Task[None]]
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    async with Node(fixed_broker(), heartbeat=3600, drain=PATIENCE) as node:
+    async with node_on(fixed_broker(), heartbeat=3600, drain=PATIENCE) as node:
         yield node
 
 
@@ -290,7 +291,7 @@ async def test_a_request_that_is_cancelled_while_its_send_waits_leaves_no_task(n
 
 @pytest.mark.parametrize("published", [0, 2])
 async def test_a_hub_that_is_closed_ends_a_stream_whose_send_waits(published: int) -> None:
-    async with Node(fixed_broker(), heartbeat=3600) as node:
+    async with node_on(fixed_broker(), heartbeat=3600) as node:
         peer = Peer(node)
         task = asyncio.create_task(peer.run())
         await until(lambda: peer.data == ["welcome"])
@@ -365,7 +366,7 @@ async def test_a_deadline_that_strikes_while_a_stream_catches_up_ends_it_and_not
         async with asyncio.timeout(0.001):
             await slow.wait()
 
-    async with Node(fixed_broker(), heartbeat=3600, queue_size=1) as node, connected(node) as (peer, task):
+    async with node_on(fixed_broker(), heartbeat=3600, queue_size=1) as node, connected(node) as (peer, task):
         room = asyncio.Event()
         peer.before = room.wait
         await publish(node, "1", "2", "3", "4")
