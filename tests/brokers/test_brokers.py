@@ -18,7 +18,7 @@ from tests.support.worlds import World
 
 BROKERS = ("memory", "sqlite", "redis", "nats")
 KEPT = tuple(name for name in BROKERS if name != "memory")  # in logs that outlive them, and that several may share
-CLOCKED = tuple(name for name in BROKERS if name != "nats")  # see World; test_nats.py tells how things age there
+CLOCKED = tuple(name for name in BROKERS if name != "nats")  # see World; test_nats.py tests ages and windows there
 EVERYTHING = TopicFilter()
 DAY = 86_400.0
 

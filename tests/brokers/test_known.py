@@ -266,5 +266,5 @@ def test_the_newest_are_those_of_the_whole_log(
     server.log = [item for item in server.log if item.position.offset not in gone or item.position.offset > kept - held]
     topic_filter = TopicFilter(patterns)
     expected = [item for item in server.log if topic_filter.matches(item.topics)][-count:]
-    for _ in range(2):  # what the first one has learned does not deceive the second
+    for _ in range(2):  # the topics that the first one has read do not deceive the second
         assert asyncio.run(server.known.newest(count, topic_filter, None)) == expected

@@ -1,4 +1,4 @@
-"""The offsets of publications by topic: what is found is what a look at all of them finds."""
+"""The index of offsets by topic finds the same publications as a scan of all of them."""
 
 import pytest
 from hypothesis import given

@@ -40,7 +40,7 @@ class Reading:
             subscriber.attach(self._socket)
 
     async def events(self, seconds: float = MOMENT) -> list[Event]:
-        """What has come since the last look, and comes within so many seconds."""
+        """Return the events since the last call, and those that come within so many seconds."""
         if self._socket is not None:
             await asyncio.sleep(seconds)
             return self._decoder.feed(self._socket.take())
@@ -68,8 +68,8 @@ async def test_a_log_that_begins_anew_is_told_to_every_open_stream_at_once(
         old = await broker.top()
         broker.begin_anew()
         (gap,) = await reading.events()
-        told = json.loads(gap.data)
-        assert (gap.type, told["reason"], told["requested"]) == ("gap", "epoch", str(old))
+        content = json.loads(gap.data)
+        assert (gap.type, content["reason"], content["requested"]) == ("gap", "epoch", str(old))
         assert gap.id == str(await broker.top()) != str(old)
         await node.publish(Draft.compose("a"))
         await node.publish(Draft.compose("b"))
@@ -177,7 +177,7 @@ async def test_stats_tell_of_a_log_that_is_away(node: Node, broker: TroubledBrok
 
 async def test_a_cursor_that_another_node_gave_is_not_ahead_of_the_log(node: Node, broker: TroubledBroker) -> None:
     class Slow(TroubledBroker):
-        """It hears of what others publish only when it asks."""
+        """This node learns of the publications of others only when it asks."""
 
         async def top(self, *, fresh: bool = False) -> Position:
             top = await super().top(fresh=fresh)

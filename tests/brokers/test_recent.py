@@ -56,7 +56,7 @@ def test_going_back_begins_with_the_one_asked_for() -> None:
     assert [item.position.offset for item in recent.back_from(5, 2)] == [5, 4]
     assert [item.position.offset for item in recent.back_from(6, 99)] == [6, 5, 4, 3]
     assert not recent.back_from(2, 2), "it is in the log"
-    assert not recent.back_from(7, 2), "it is not heard of yet, and comes before the others"
+    assert not recent.back_from(7, 2), "it was not received yet, and comes before the others"
 
 
 def test_the_oldest_go_by_bytes_too_but_not_the_newest() -> None:
@@ -109,7 +109,7 @@ def test_above_its_newest_publication_a_topic_needs_no_search(patterns: tuple[st
     assert recent.search_from(6, TopicFilter(patterns)) == expected
 
 
-def test_of_what_was_not_heard_of_yet_nothing_is_known() -> None:
+def test_of_what_was_not_received_yet_nothing_is_known() -> None:
     recent = filled("a", "b")
     assert recent.search_from(5, TopicFilter(("a",))) == 5
     assert recent.search_from(1, TopicFilter(("b",))) == 0, "never above what was asked"
@@ -166,7 +166,7 @@ def test_nothing_that_matches_is_above_what_is_said_of_any_offset(
         recent.restart(min(begun, len(log)))
         for item in log[recent.top :]:
             recent.append(item)
-            if data.draw(st.booleans(), label="learn"):
+            if data.draw(st.booleans(), label="add"):
                 until = data.draw(st.integers(1, recent.top), label="until")
                 after = data.draw(st.integers(0, until - 1), label="after")
                 recent.add_below(after, until, log[after:until])

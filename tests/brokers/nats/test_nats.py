@@ -285,14 +285,14 @@ async def test_tls_is_spoken_where_the_server_wants_it_and_it_is_whom_we_trust(
 
 
 async def test_a_tls_url_tells_no_secret_to_a_server_without_it() -> None:
-    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    received: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'INFO {"server_id":"x","version":"2.9.0","max_payload":1048576,"auth_required":true}\r\n')
         said = b""
         with suppress(ConnectionError):
             said = await reader.read()
-        heard.put_nowait(said)
+        received.put_nowait(said)
 
     async with listening(impostor) as port:
         for userinfo in ("ours:s3cret", "s3cret"):
@@ -300,7 +300,7 @@ async def test_a_tls_url_tells_no_secret_to_a_server_without_it() -> None:
                 async with opened(f"tls://{userinfo}@{HOST}:{port}"):
                     pass
             async with asyncio.timeout(PATIENCE):
-                assert b"s3cret" not in await heard.get()
+                assert b"s3cret" not in await received.get()
 
 
 async def test_these_subjects_are_all_that_it_needs(start_nats: StartNats) -> None:
@@ -479,7 +479,7 @@ async def test_a_server_that_takes_no_publications_is_one_that_is_away(
 
 
 async def restart(server: NatsServer, *brokers: NatsBroker) -> None:
-    """Returns when all have been told."""
+    """Restart a server, and wait until all brokers have noticed both its end and its return."""
     server.kill()
     await until(lambda: all(broker._log is None for broker in brokers))
     server.start()
@@ -604,8 +604,8 @@ async def test_a_node_that_died_is_forgotten(url: str, js: JetStreamContext) -> 
     clock = Clock(100.0)
     async with opened(url, clock=clock) as broker:
         await broker.top(fresh=True)  # now the server knows that it listens
-        for word in (b"junk", b"{}", b'{"node":"dead","subscribers":7}'):
-            await js._nc.publish(f"sse-app.{broker._address.name}.nodes", word)
+        for announcement in (b"junk", b"{}", b'{"node":"dead","subscribers":7}'):
+            await js._nc.publish(f"sse-app.{broker._address.name}.nodes", announcement)
         await until(lambda: broker.subscribers_elsewhere == 7)
         clock.now += 4.9
         await js._nc.publish(f"sse-app.{broker._address.name}.nodes", b'{"node":"alive","subscribers":5}')
@@ -680,7 +680,7 @@ async def test_an_older_copy_of_the_log_is_another_log_and_gives_no_id_again(own
 
 
 async def test_an_older_copy_that_has_grown_past_what_we_know_is_another_log(own_server: NatsServer) -> None:
-    """While this node is away somebody publishes there who does not know of the publications that are lost."""
+    """While this node is not connected, another one publishes that does not know of the lost publications."""
     url = own_server.url()
     copy = own_server.directory.with_name("shorter")
     async with proxy_to(own_server.port) as proxy:
@@ -737,8 +737,8 @@ async def test_a_restart_of_the_server_keeps_the_log(own_server: NatsServer, cap
             await publish(broker, "lost")
         with pytest.raises(BrokerUnavailable):
             await broker.top(fresh=True)
-        assert await broker.top() == positions[-1], "what it knows it can tell"
-        assert texts(await replayed(broker)) == ["a", "b", "c"], "and what it heard"
+        assert await broker.top() == positions[-1], "without a connection it knows the top"
+        assert texts(await replayed(broker)) == ["a", "b", "c"], "and what its feed brought"
         own_server.start()
         await until(lambda: broker._log is not None)
         assert await publish(broker, "d") == [positions[-1].next()]
@@ -776,10 +776,10 @@ async def test_messages_that_are_not_ours_stop_nobody(url: str, js: JetStreamCon
                 positions += await publish(other, str(number))
                 await js.publish(subject, strange)
                 positions += await publish(other, f"{number} more")
-            heard = await take(tail, 3 * len(STRANGE))
+            received = await take(tail, 3 * len(STRANGE))
             assert one.bad_envelopes == len(STRANGE)
             assert (await hub.stats())["recent"]
-            for found in heard, await replayed(one), await replayed(other):
+            for found in received, await replayed(one), await replayed(other):
                 assert [item.position for item in found if not item.lost] == positions
                 assert [item.position.offset for item in found] == list(range(1, positions[-1].offset + 1))
         assert [item.position for item in await other.newest(99, EVERYTHING, None)] == positions
@@ -875,7 +875,7 @@ async def test_a_replica_that_lags_behind_is_asked_again_and_is_no_gap(
 async def test_a_feed_that_dies_is_made_anew(
     broker: NatsBroker, js: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody tells it: a server that loses a consumer falls silent."""
+    """A server that loses a consumer sends nothing, not even an error."""
     with monkeypatch.context() as patch:
         patch.setattr("sse_app.brokers.nats.SILENCE", 10 * PATIENCE)  # it is not made anew before
         tail = broker.tail()
@@ -915,7 +915,7 @@ async def test_a_feed_that_overflows_goes_on_where_it_broke(
     assert overflowed.is_set(), "the first had more than 100 at once"
 
 
-async def test_what_was_trimmed_before_it_was_heard_of_is_a_gap(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_trimmed_before_it_was_received_is_a_gap(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server goes on while this node is held up: here, while nothing feeds it."""
     monkeypatch.setattr("sse_app.brokers.nats.REFRESH", 10 * PATIENCE)  # it refreshes when we say so
     broker = opened(url, history=5)
@@ -934,7 +934,7 @@ async def test_what_was_trimmed_before_it_was_heard_of_is_a_gap(url: str, monkey
     assert [event.data for event in rest] == list("abcde")
 
 
-async def test_a_node_that_starts_hears_of_the_newest_first(url: str, js: JetStreamContext) -> None:
+async def test_a_node_that_starts_receives_the_newest_first(url: str, js: JetStreamContext) -> None:
     """What most who come back lack is then at hand, and each topic's newest is known without a search."""
     async with opened(url) as broker:
         for number in range(50):
@@ -952,7 +952,7 @@ async def test_a_node_that_starts_hears_of_the_newest_first(url: str, js: JetStr
         assert texts(await take(tail, 1)) == ["next"], "and none of them is announced again"
 
 
-async def test_a_search_below_what_was_heard_of_is_made_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_search_below_what_was_received_is_made_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(url) as broker:
         await publish(broker, "old", topic="t")
         for _ in range(9):

@@ -259,16 +259,16 @@ async def test_these_commands_and_keys_are_all_that_it_needs(own_server: RedisSe
     async with RedisBroker(own_server.url("ours").replace("//", "//app:pw@"), history=3) as broker:
         tail = broker.tail()
         await publish(broker, "a", idempotency_key="k")
-        heard = await take(tail, 1)
+        received = await take(tail, 1)
         own_redis.xadd(broker._log, {"junk": "x"})
-        for text in "bcde":  # each is heard before the next trims it
+        for text in "bcde":  # the tail reads each before the next one trims it
             await publish(broker, text)
-            heard += await take(tail, 1)
+            received += await take(tail, 1)
         assert texts(await replayed(broker)) == ["c", "d", "e"]
         assert texts(await broker.newest(1, EVERYTHING, Audience(("c",)))) == ["e"]
         await broker.since(0)
         await broker.top(fresh=True)
-        assert [item.position.offset for item in heard] == [1, 2, 3, 4, 5]
+        assert [item.position.offset for item in received] == [1, 2, 3, 4, 5]
         own_redis.delete(broker._log)
         await broker.top(fresh=True)
         broker.check()
@@ -290,9 +290,9 @@ async def test_all_nodes_hear_the_same_each_once(url: str) -> None:
                 await node.publish(Draft(Event("x")))
 
         await asyncio.gather(*(publisher(node) for node in nodes for _ in range(publishers)))
-        heard = [await take(tail, number) for tail in tails]
-    assert [item.position.offset for item in heard[0]] == list(range(1, number + 1))
-    assert heard[0] == heard[1] == heard[2]
+        received = [await take(tail, number) for tail in tails]
+    assert [item.position.offset for item in received[0]] == list(range(1, number + 1))
+    assert received[0] == received[1] == received[2]
 
 
 async def test_nodes_know_of_the_subscribers_of_others_until_they_leave(url: str) -> None:
@@ -308,7 +308,7 @@ async def test_a_node_that_died_is_forgotten(broker: RedisBroker, redis: Redis) 
     redis.hset(broker._nodes, mapping={"dead": f"7 {seconds - 6}", "strange": "x"})
 
     def only_one_is_alive() -> bool:
-        redis.hset(broker._nodes, "alive", f"5 {redis.time()[0]}")  # it says so as long as we look
+        redis.hset(broker._nodes, "alive", f"5 {redis.time()[0]}")  # a node that is alive writes its number again
         known = set(redis.hkeys(broker._nodes))
         return (broker.subscribers_elsewhere, known) == (5, {b"alive", broker._node.encode()})
 
@@ -371,7 +371,7 @@ async def test_a_log_that_lost_its_stream_or_its_state_begins_anew(broker: Redis
 
 async def test_a_stream_that_somebody_else_made_anew_is_another_log(broker: RedisBroker, redis: Redis) -> None:
     before = await publish(broker, *"abc")
-    with redis.pipeline(transaction=True) as transaction:  # nobody looks in between
+    with redis.pipeline(transaction=True) as transaction:  # no broker refreshes in between
         transaction.delete(broker._log)
         transaction.xadd(broker._log, {"junk": "x"}, id="0-1")
         transaction.execute()
@@ -388,7 +388,7 @@ class Copy:
         self._held: dict[str, Any] = {key: redis.dump(key) for key in keys_of(broker)}
 
     def restore(self) -> None:
-        with self._redis.pipeline(transaction=True) as transaction:  # nobody looks in between
+        with self._redis.pipeline(transaction=True) as transaction:  # no broker refreshes in between
             for key, value in self._held.items():
                 transaction.restore(key, 0, value, replace=True)
             transaction.execute()
@@ -417,7 +417,7 @@ async def test_a_node_that_only_listens_notices_an_older_copy(broker: RedisBroke
 
 
 async def test_an_older_copy_that_has_grown_past_what_was_seen_is_noticed_too(url: str, redis: Redis) -> None:
-    """By those who knew nothing, before anybody looked who knew more."""
+    """Brokers that knew nothing of the former log published in it, before one that did refreshed."""
     async with RedisBroker(url) as others:
         await publish(others, *"abc")
         before = Copy(redis, others)
@@ -493,9 +493,9 @@ async def test_entries_that_are_not_ours_stop_nobody(url: str, redis: Redis) -> 
                 redis.xadd(one._log, fields, id=id)  # type: ignore[arg-type]
                 positions += await publish(other, f"{number} more")
             placed = len([id for _, id in strange if id == "0-*"])
-            heard = await take(tail, len(positions) + placed)
+            received = await take(tail, len(positions) + placed)
             assert one.bad_envelopes >= placed
-            for found in heard, await replayed(one), await replayed(other):
+            for found in received, await replayed(one), await replayed(other):
                 assert [item.position for item in found if not item.lost] == positions
                 assert [item.position.offset for item in found] == list(range(1, positions[-1].offset + 1))
         assert [item.position for item in await other.newest(99, EVERYTHING, Audience(("c",)))] == positions

@@ -234,7 +234,7 @@ def test_a_watermark_that_turns_into_garbage_while_it_is_used_is_written_again(p
 def test_a_watermark_does_not_fall(path: Path) -> None:
     file = open_log(path)
     first, _, last = append(file, *"abc")
-    file.advance(first)  # told late
+    file.advance(first)  # out of order
     assert file.watermark.position() == last
     file.close()
 

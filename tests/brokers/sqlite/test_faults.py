@@ -54,10 +54,10 @@ def unavailable(broker: Broker) -> bool:
     return False
 
 
-async def looked_around(path: Path) -> None:
-    """A broker with a tail has looked at the other processes: it has cleared away what a dead one left."""
+async def refreshed(path: Path) -> None:
+    """Return when a broker with a tail has read the other processes, and removed the file of a dead one."""
     dead = nodes(path) / "dead"
-    for _ in range(2):  # the first look may have begun before
+    for _ in range(2):  # the first refresh may have begun before
         dead.touch()
         while dead.exists():
             await turns(1)
@@ -80,16 +80,16 @@ async def test_junk_among_the_nodes_is_passed_over(broker: Broker, path: Path) -
     (nodes(path) / "junk").write_text("no numbers")
     with (nodes(path) / "junk").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        await looked_around(path)
+        await refreshed(path)
         assert (await broker.publish(Draft(Event("x")))).offset == 1
-    await looked_around(path)
+    await refreshed(path)
     assert [item.name for item in nodes(path).iterdir() if len(item.name) != 16] == ["directory"]
 
 
 async def test_junk_in_place_of_the_watermark_is_written_over(broker: Broker, path: Path) -> None:
     broker.tail()
     watermark(path).write_text("four words of junk")
-    await looked_around(path)
+    await refreshed(path)
     position = await broker.publish(Draft(Event("x")))
     assert watermark(path).read_text().split()[:2] == [position.epoch, "1"]
 

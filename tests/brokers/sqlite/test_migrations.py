@@ -24,7 +24,7 @@ from tests.support.worlds import World
 OLD = Path(__file__).parent.parent / "fixtures" / "version-1.db"  # made by commit 52d9bc9
 EPOCH = "3a700e20082b"
 
-# As the version before this one appended: a row of eight values, into tables that it had looked at when it started.
+# As the version before this one appended: a row of eight values, into tables that it had checked when it started.
 OLD_INSERT = "INSERT INTO log VALUES (5, 1.7e9, 1.7e9, 'message', '', '', '', x'646174613a20780a0a')"
 
 # Opens the log, and is killed before its n-th statement from the beginning of the transaction that migrates it on.

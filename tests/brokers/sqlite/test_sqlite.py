@@ -110,10 +110,10 @@ asyncio.run(main())
 def acknowledged_before_a_kill(url: str) -> set[Position | None]:
     with subprocess.Popen([sys.executable, "-c", PUBLISHES, url], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        told = [process.stdout.readline() for _ in range(100)]
+        acknowledged = [process.stdout.readline() for _ in range(100)]
         process.kill()
-        told += process.stdout.readlines()
-    return {Position.parse(line.strip()) for line in told if line.endswith(b"\n")}
+        acknowledged += process.stdout.readlines()
+    return {Position.parse(line.strip()) for line in acknowledged if line.endswith(b"\n")}
 
 
 async def test_what_was_acknowledged_survives_a_kill(sqlite_world: World) -> None:
@@ -234,7 +234,7 @@ async def test_without_any_datagram_asking_the_log_takes_nothing_from_a_tail(
         tail = other.tail()
         monkeypatch.setattr(module, "POLL", 0.2)
         (position,) = await publish(one, "a")
-        assert await other.top(fresh=True) == position, "it knows of it before it has looked by itself"
+        assert await other.top(fresh=True) == position, "it reads the log before its next poll"
         assert await take(tail, 1) == ["a"]
 
 

@@ -1,4 +1,4 @@
-"""A log in a file that is full, locked, gone, replaced or cannot be read: what is told, what stays, how it goes on."""
+"""A log in a file that is full, locked, gone, replaced or unreadable: the errors, what is kept, and how it goes on."""
 
 import asyncio
 import logging
@@ -115,9 +115,9 @@ async def test_a_commit_of_unknown_outcome_is_safe_to_repeat_with_its_key(broker
 async def test_an_error_before_the_commit_publishes_nothing(broker: SQLiteBroker) -> None:
     log = broker._file.log
     connection = log._connection
-    for code, told in [(sqlite3.SQLITE_IOERR_READ, LogUnavailable), (sqlite3.SQLITE_FULL, LogFull)]:
+    for code, raised in [(sqlite3.SQLITE_IOERR_READ, LogUnavailable), (sqlite3.SQLITE_FULL, LogFull)]:
         log._connection = Failing(connection, "BEGIN IMMEDIATE", code, done=False)  # type: ignore[assignment]
-        with pytest.raises(told, match="nothing was published"):
+        with pytest.raises(raised, match="nothing was published"):
             await publish(broker, "a")
     log._connection = connection
     assert [position.offset for position in await publish(broker, "b")] == [1]

@@ -24,7 +24,7 @@ def failure(code: int) -> sqlite3.OperationalError:
 
 
 class Disk:
-    """What the writer appends to: it may be held up, and fails as often as it is told to."""
+    """A disk for the writer, which can be held up, and raises the failures that it is given."""
 
     def __init__(self) -> None:
         self.groups: list[list[bytes]] = []  # of each commit
@@ -111,7 +111,7 @@ async def test_a_commit_is_announced_before_its_publishers_are_answered(disk: Di
 
 
 @pytest.mark.parametrize(
-    ("failed", "told"),
+    ("failed", "raised"),
     [
         (failure(sqlite3.SQLITE_FULL), LogFull),
         (failure(sqlite3.SQLITE_IOERR_WRITE), LogUnavailable),
@@ -124,13 +124,13 @@ async def test_a_commit_is_announced_before_its_publishers_are_answered(disk: Di
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value.__name__,
 )
 async def test_a_commit_that_fails_is_told_to_its_publishers_and_the_next_one_is_made(
-    writer: Writer, disk: Disk, failed: Exception, told: type[BrokerError]
+    writer: Writer, disk: Disk, failed: Exception, raised: type[BrokerError]
 ) -> None:
     waiting = [await held_up(writer, disk)]
     waiting += [writer.submit(entry(text)) for text in "ab"]
     disk.failures.append(failed)
     disk.free.set()
-    with pytest.raises(told):
+    with pytest.raises(raised):
         await waiting[0]
     assert [position.offset for position in await asyncio.gather(*waiting[1:])] == [1, 2]
 
