@@ -132,9 +132,8 @@ class MemoryBroker:
             self._keys_bytes -= len(key) + KEY_OVERHEAD
 
     def _check_space_for_key(self, key: str) -> None:
-        if (
-            self._keys_bytes + len(key) + KEY_OVERHEAD > KEYS_BYTES
-        ):  # with a key forgotten, its retry is published again
+        # No older key is dropped to make room: its retry would be published again.
+        if self._keys_bytes + len(key) + KEY_OVERHEAD > KEYS_BYTES:
             raise LogFull(
                 "There are as many idempotency keys within idempotency_window as the log in memory holds; publish again"
                 " later, shorten the window, or take a broker that keeps them elsewhere."

@@ -87,7 +87,7 @@ class Recent:
         return [self._held[offset] for offset in range(until, first - 1, -1)]
 
     def search_from(self, top: int, topic_filter: TopicFilter) -> int:
-        """Return the offset from which a search downwards begins: none from there up to ``top`` matches.
+        """Return the offset from which a search downwards begins: above it, up to ``top``, nothing matches.
 
         It is ``top`` while too little is known: for a filter with wildcards each call tries a bounded number of topics.
         """

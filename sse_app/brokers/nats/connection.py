@@ -78,7 +78,7 @@ async def connected(address: Address, on_close: Callable[[], object]) -> AsyncIt
 
 
 async def _close(client: Client) -> None:
-    """Close a connection and end its tasks, within CLOSE seconds.
+    """Close a connection and end its tasks, within twice CLOSE seconds.
 
     Alone, nats-py waits for ever until a dead connection has sent what was written, and for the end of a connection
     whose TLS failed; and nobody would retrieve the error of one of its tasks.

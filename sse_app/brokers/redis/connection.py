@@ -65,9 +65,8 @@ class CommandQueue:
         self._unanswered = unanswered  # raised when a command was sent and no answer came
         self._at_once = at_once
         self._deadline = deadline  # seconds from the call to its answer
-        self._waiting: deque[_Command] = (
-            deque()
-        )  # bounded by the callers: _next_commands drops those of callers that gave up
+        # Bounded by the number of callers: _next_commands drops the commands of those that gave up.
+        self._waiting: deque[_Command] = deque()
         self._more = asyncio.Event()
         self._last_refusal = ""
 
