@@ -74,24 +74,24 @@ class EventStream(EventSourceResponse):
         if scope["method"] == "HEAD":
             return super().__call__(scope, receive, send)
         # The coroutine does not refer to this object, whose 2 KB an open stream need not keep.
-        return _respond(self._node, self._request, self._way(), scope, receive, send)
+        return _respond(self._node, self._request, self._writing(), scope, receive, send)
 
-    def _way(self) -> "Way":
+    def _writing(self) -> "Write":
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         return partial(_write, self._node, self._door, head)
 
 
-Way = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream outlives its request
+Write = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream outlives its request
 
 
-async def _respond(node: Node, request: StreamRequest, way: Way, scope: Scope, receive: Receive, send: Send) -> None:
+async def _respond(node: Node, request: StreamRequest, write: Write, scope: Scope, receive: Receive, send: Send) -> None:
     try:
         subscriber = await node.join(request)
     except SSEAppError as error:
         await refusal(error, scope, node.retry())(scope, receive, send)
         return
-    running = way(subscriber, scope, receive, send)
-    del request, way  # frees the memory of both while the stream is open
+    running = write(subscriber, scope, receive, send)
+    del request, write  # frees the memory of both while the stream is open
     ended, reason = True, CloseReason.GONE
     try:
         ended = await running
