@@ -333,15 +333,16 @@ class Subscriber:
                 return
 
     def _write(self, writer: Writer, batch: Batch) -> bool:
-        """Write, and return True when more can be written at once. Within its ``write`` a writer may have released,
-        resumed or replaced itself: what replaced it writes the rest.
-        """
+        """Write, and return True when more can be written at once, unless something else took the writer's place."""
         more = writer.write(batch)
-        if writer is not self._writer:
-            return False
-        if not more and self._mode is READY:
+        if not more:
+            self._refused(writer)
+        return more and writer is self._writer
+
+    def _refused(self, writer: Writer) -> None:
+        """Note that a socket is full. Within its ``write`` a writer may have released or replaced itself."""
+        if self._mode is READY and writer is self._writer:
             self._enter(WAITING)
-        return more
 
     async def _catch_up(self) -> None:
         """Write what the log holds, as fast as the socket takes it."""
@@ -499,8 +500,9 @@ def offer_all(subscribers: Iterable[Subscriber], batch: Batch) -> None:
     for subscriber in subscribers:
         if subscriber._mode is ready and first > subscriber._offset:
             subscriber._offset = top
-            if not subscriber._writer.write(batch) and subscriber._mode is READY:  # type: ignore[union-attr]
-                subscriber._enter(WAITING)
+            writer: Writer = subscriber._writer  # type: ignore[assignment]  # READY only with a writer
+            if not writer.write(batch):
+                subscriber._refused(writer)
             written += 1
             totals = subscriber._totals
         elif subscriber._mode is not BEHIND and subscriber._mode is not OVERRUN:

@@ -204,3 +204,65 @@ async def test_a_log_that_is_away_is_tried_about_once_a_second_until_it_is_back(
         assert datas(stream.decoder.feed(await reading)) == ["a"]
     assert stream.totals.delivered == 1
     await stream.end()
+
+
+@pytest.mark.parametrize("room", [1, 2])
+@pytest.mark.parametrize("behind", [False, True], ids=["live", "from the log"])
+async def test_a_writer_that_is_replaced_within_its_write_is_not_waited_for(room: int, behind: bool) -> None:
+    broker = MemoryBroker()
+    stream = Stream(broker, None)
+    start = await broker.top()
+    if behind:
+        await broker.publish(Draft(Event("a")))
+        await anext(stream.tail)
+    await stream.begin(start)
+    await stream.subscriber.read()
+    first, second = Busy(room), Socket()
+    first.meanwhile.append(lambda: stream.subscriber.attach(second))
+    stream.subscriber.attach(first)
+    if not behind:
+        await stream.publish("a")
+    await asyncio.sleep(MOMENT)
+    await stream.publish("b")
+    await asyncio.sleep(MOMENT)
+    assert datas(stream.decoder.feed(first.take())) == ["a"]
+    assert datas(stream.decoder.feed(second.take())) == ["b"]
+    await stream.end()
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["live", "from the log"])
+@pytest.mark.parametrize("room", [1, 2])
+async def test_a_writer_that_releases_within_its_write_is_not_written_to_again(room: int, behind: bool) -> None:
+    broker = MemoryBroker()
+    stream = Stream(broker, None)
+    start = await broker.top()
+    if behind:
+        for number in range(600):  # some pages
+            await broker.publish(Draft(Event(str(number))))
+        await anext(stream.tail)
+    await stream.begin(start)
+    await stream.subscriber.read()
+    socket = Busy(room)
+    socket.meanwhile.append(stream.subscriber.release)
+    stream.subscriber.attach(socket)
+    if not behind:
+        await stream.publish("0")
+    await asyncio.sleep(MOMENT)
+    written = datas(stream.decoder.feed(socket.take()))
+    assert written[0] == "0"
+    assert stream.totals.delivered == len(written) < 600
+    await stream.publish("more")
+    socket.room = 1_000
+    stream.subscriber.resume()
+    assert socket.take() == b""
+    await stream.end()
+
+
+async def test_a_writer_for_a_stream_that_is_over_is_ended() -> None:
+    stream = Stream(MemoryBroker(), None)
+    await stream.begin()
+    stream.subscriber.release()
+    socket = Socket()
+    stream.subscriber.attach(socket)
+    assert socket.ended
+    assert socket.take() == b""
