@@ -32,12 +32,12 @@ class CloseReason(StrEnum):
 class Batch:
     """Consecutive publications as they go to subscribers, joined once and shared.
 
-    Everything from offset ``first`` to ``top`` that is for the subscriber is in it; a cursor has no publications, and
-    bytes that are in no log have 0 and 0. ``data`` are the frames, ``chunk`` the same framed for HTTP/1.1. ``count``
-    is how many publications that are, ``gaps`` how many gaps in place of lost ones.
+    Everything from offset ``first`` to ``top`` of the log ``epoch`` that is for the subscriber is in it; a cursor has
+    no publications, and bytes that are in no log have 0 and 0. ``data`` are the frames, ``chunk`` the same framed for
+    HTTP/1.1. ``count`` is how many publications that are, ``gaps`` how many gaps in place of lost ones.
     """
 
-    __slots__ = ("chunk", "count", "data", "first", "gaps", "publications", "top")
+    __slots__ = ("chunk", "count", "data", "epoch", "first", "gaps", "publications", "top")
 
     def __init__(
         self,
@@ -48,10 +48,12 @@ class Batch:
         *,
         count: int = 0,
         gaps: int = 0,
+        epoch: str = "",
     ) -> None:
         self.data = data
         self.chunk = b"%x\r\n%b\r\n" % (len(data), data)
         self.first, self.top = first, top
+        self.epoch = publications[0].position.epoch if publications else epoch
         self.publications = publications
         self.count, self.gaps = count, gaps
 
@@ -136,8 +138,8 @@ class Subscriber:
 
     __slots__ = (
         "_broker", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_mode", "_offset", "_queue",
-        "_queue_bytes", "_queue_size", "_totals", "_until", "_writable", "_writer", "client", "closing", "dialect",
-        "filter", "spawn", "turn",
+        "_queue_bytes", "_queue_size", "_ready_in", "_totals", "_until", "_writable", "_writer", "client", "closing",
+        "dialect", "filter", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -163,6 +165,7 @@ class Subscriber:
         self.spawn = spawn or _no_owner  # gives a task an owner
         self._mode = WAITING
         self._epoch, self._offset = "", 0
+        self._ready_in: str | None = None  # the epoch in READY: the one thing that the loop of offer_all has to compare
         self._until: Position | None = None  # the end of the log that READING and OVERRUN read up to, once it is known
         self._queue: asyncio.Queue[Batch] | None = None  # made when first something has to wait: 3 KB
         self._count = self._bytes = 0  # what waits in the queue, its bound: publications, bytes
@@ -191,6 +194,7 @@ class Subscriber:
     def _enter(self, mode: Mode) -> None:
         """Change the mode, along the table of ``Mode``. Nothing else sets it."""
         self._mode = mode
+        self._ready_in = self._epoch if mode is READY else None
         if mode is not READING and mode is not OVERRUN:
             self._until = None
         if mode is BEHIND or mode is OVERRUN or mode is ENDED:
@@ -245,7 +249,8 @@ class Subscriber:
 
     def offer_cursor(self, position: Position) -> None:
         """Move the client's cursor here: everything up to it was offered."""
-        self.offer(Batch(self.dialect.cursor(position), position.offset, position.offset))
+        epoch, offset = position
+        self.offer(Batch(self.dialect.cursor(position), offset, offset, epoch=epoch))
 
     def beat(self) -> None:
         """Send a heartbeat, if the stream could take it at once."""
@@ -467,12 +472,14 @@ class Subscriber:
         return batches
 
     def _join(self, batches: list[Batch]) -> bytes:
-        """Return the bytes of what was taken from the queue, without what was read from the log already."""
+        """Return the bytes of what was taken from the queue, without what was read from the log already, and what is of
+        another log: when one begins anew, its readers may find that out before the hub's tail does.
+        """
         parts = []
         for batch in batches:
             if not batch.top:
                 parts.append(batch.data)
-            elif batch.top > self._offset:
+            elif batch.top > self._offset and batch.epoch == self._epoch:
                 parts.append(self._unread(batch))
                 self._offset = batch.top
         return b"".join(parts) if len(parts) > 1 else parts[0] if parts else b""
@@ -496,9 +503,9 @@ def offer_all(subscribers: Iterable[Subscriber], batch: Batch) -> None:
     """``Subscriber.offer`` to each of them: the loop in which a hub spends its time, so nothing in it is a call but the
     write itself.
     """
-    first, top, ready, written = batch.first, batch.top, READY, 0
+    epoch, first, top, written = batch.epoch, batch.first, batch.top, 0
     for subscriber in subscribers:
-        if subscriber._mode is ready and first > subscriber._offset:
+        if subscriber._ready_in == epoch and first > subscriber._offset:
             subscriber._offset = top
             writer: Writer = subscriber._writer  # type: ignore[assignment]  # READY only with a writer
             if not writer.write(batch):

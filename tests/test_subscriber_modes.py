@@ -206,6 +206,28 @@ async def test_a_log_that_is_away_is_tried_about_once_a_second_until_it_is_back(
     await stream.end()
 
 
+@pytest.mark.parametrize("room", [None, 1, 2, 1_000], ids=["read", "full", "nearly full", "free"])
+async def test_a_batch_of_the_log_before_is_not_written_in_this_one(room: int | None) -> None:
+    """A client joins when the log has begun anew, while the hub still delivers what the one before announced."""
+    broker = TroubledBroker()
+    stream = Stream(broker, room)
+    for text in "abc":
+        await broker.publish(Draft(Event(text)))
+    old = Batch.join(await anext(stream.tail))
+    broker.begin_anew()
+    await stream.begin()
+    stream.subscriber.offer(old)
+    assert datas(await stream.read()) == []
+    stream.subscriber.offer(old)
+    stream.subscriber.offer_cursor(old.publications[-1].position)
+    await stream.publish("new")
+    assert datas(await stream.read()) == ["new"]
+    assert stream.decoder.last_event_id == str(await broker.top())
+    assert stream.subscriber.position == await broker.top()
+    assert stream.totals.delivered == 1
+    await stream.end()
+
+
 @pytest.mark.parametrize("room", [1, 2])
 @pytest.mark.parametrize("behind", [False, True], ids=["live", "from the log"])
 async def test_a_writer_that_is_replaced_within_its_write_is_not_waited_for(room: int, behind: bool) -> None:
