@@ -30,7 +30,7 @@ class StartRequest:
 
     def __post_init__(self) -> None:
         after, last, since = self.after, self.last, self.since
-        if not isinstance(after, Position | str | bytes | None):
+        if after is not None and not isinstance(after, str | bytes | Position):
             raise InvalidSince("after is a Position, or the id of an event.")
         if last is not None and not (isinstance(last, int) and 0 <= last <= LAST_MAX):
             raise InvalidSince(f"last is a whole number from 0 to {LAST_MAX}.")
@@ -67,8 +67,7 @@ class StreamRequest(NamedTuple):
         return cls(topic_filter, start, None if client is None else check_client(client))
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """The ``position`` behind which a subscriber starts to read.
 
     With a ``gap``, ``requested`` is the position that cannot be continued from, None for what is no position. Of one

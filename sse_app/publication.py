@@ -74,8 +74,10 @@ def names(parameter: str, given: Names, error: type[BadInput]) -> tuple[str, ...
 
 def recipients(parameter: str, given: Names, error: type[BadInput]) -> tuple[str, ...]:
     """``names``, of those whom a publication is for: a list that happens to be empty does not mean everyone."""
+    if given is None:
+        return ()
     found = names(parameter, given, error)
-    if given is not None and not found:
+    if not found:
         raise error(f"{parameter} is empty, which is nobody; leave it out to reach everyone.")
     return found
 
@@ -193,8 +195,7 @@ class Audience(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):  # one is made for each entry that is read: a frozen dataclass takes 1.2 us more
     """An event with its topics and its position.
 
     ``body`` is the encoded event without its id, made once for all subscribers; a dialect adds the id. ``time`` is Unix

@@ -141,6 +141,7 @@ class TopicFilter:
 
     patterns: tuple[str, ...] = ()
     _shapes: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)  # a filter is looked up several times as its group's key
 
     @classmethod
     def parse(cls, patterns: Iterable[str]) -> "TopicFilter":
@@ -157,6 +158,13 @@ class TopicFilter:
         object.__setattr__(self, "patterns", tuple(sorted(set(self.patterns))))
         shapes = dict.fromkeys(filter(None, map(_shape, self.patterns)))
         object.__setattr__(self, "_shapes", tuple(shapes))
+        object.__setattr__(self, "_hash", hash(self.patterns))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[type["TopicFilter"], tuple[tuple[str, ...]]]:
+        return TopicFilter, (self.patterns,)  # made anew: another process hashes the same text otherwise
 
     @property
     def unrestricted(self) -> bool:

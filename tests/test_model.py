@@ -14,7 +14,7 @@ import sqlite3
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -221,7 +221,7 @@ class SQLiteDriver(Driver):
         if top.epoch != end.epoch:
             assert not self.published
             self.published.extend(
-                replace(item, position=Position(top.epoch, item.position.offset))
+                item._replace(position=Position(top.epoch, item.position.offset))
                 for item in self.log[end.epoch][: end.offset]
             )
         else:

@@ -6,13 +6,13 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from sse_app.subscriber import Subscriber
-from sse_app.web.stream import EventStream, Way
+from sse_app.web.stream import EventStream, Write
 
 
 class ReferenceStream(EventStream):
     """The response of ``EventStream``, whose body sse-starlette sends from a generator over the subscriber's queue."""
 
-    def _way(self) -> Way:
+    def _writing(self) -> Write:
         return self._send_blocks
 
     async def _send_blocks(self, subscriber: Subscriber, scope: Scope, receive: Receive, send: Send) -> bool:
