@@ -84,7 +84,9 @@ class EventStream(EventSourceResponse):
 Write = Callable[[Subscriber, Scope, Receive, Send], Awaitable[bool]]  # False: the stream outlives its request
 
 
-async def _respond(node: Node, request: StreamRequest, write: Write, scope: Scope, receive: Receive, send: Send) -> None:
+async def _respond(
+    node: Node, request: StreamRequest, write: Write, scope: Scope, receive: Receive, send: Send
+) -> None:
     try:
         subscriber = await node.join(request)
     except SSEAppError as error:
