@@ -24,11 +24,11 @@ class Cursors:
 
     @property
     def due(self) -> bool:
-        """True when it is time to search all subscribers for cursors that fall behind: after ``CURSOR_STEP``
-        publications, or after a quarter of what the log holds if that is more, and in another epoch.
+        """True when it is time to search all subscribers for cursors that fall behind: ``CURSOR_STEP`` publications
+        after the last search in this epoch, or a quarter of what the log holds if that is more.
         """
         now, then = self._delivery.position, self._searched
-        return now.epoch != then.epoch or now.offset - then.offset >= self._step
+        return now.offset - (then.offset if then.epoch == now.epoch else 0) >= self._step
 
     async def move_all(self) -> None:
         """Move the cursors that fall behind, of all subscribers."""
