@@ -284,7 +284,7 @@ def test_a_foreign_page_cannot_publish(page: Page) -> None:
         for script, type, outcome in ATTEMPTS:
             assert page.evaluate(script, [server.url + "/broadcast", type]) == outcome
         assert front.answered == [("POST", 403), ("OPTIONS", 403), ("POST", 403), ("POST", 403), ("POST", 403)]
-        assert app.state.hub.totals.published == 0
+        assert app.state.hub.node.totals.published == 0
         assert httpx.post(server.url + "/broadcast", content="by curl").status_code == 200
 
 
@@ -295,4 +295,4 @@ def test_a_foreign_page_cannot_subscribe(page: Page) -> None:
         watch(page, server.url + "/events", origin)
         page.wait_for_function("source.readyState == 2")
         assert front.answered == [("GET", 403)]
-        assert app.state.hub.totals.connected == 0
+        assert app.state.hub.node.totals.connected == 0
