@@ -85,11 +85,11 @@ class Log(TroubledBroker):
         self.check()
         return top
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await turns(self._delay)
         if not self.has_pages:
             raise BrokerUnavailable("The log is away.")
-        page = await super().replay(after, until, filter)
+        page = await super().replay(after, until, topic_filter)
         await turns(self._delay)
         self.check()
         return page

@@ -36,8 +36,8 @@ class HeldBroker(MemoryBroker):
         await self._wait("top")
         return top
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
-        page = await super().replay(after, until, filter)
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
+        page = await super().replay(after, until, topic_filter)
         await self._wait("replay")
         return page
 
@@ -179,9 +179,9 @@ async def test_a_catch_up_that_is_resumed_within_a_write_is_not_doubled() -> Non
 class CountingBroker(TroubledBroker):
     attempts = 0
 
-    async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         self.attempts += 1
-        return await super().replay(after, until, filter)
+        return await super().replay(after, until, topic_filter)
 
 
 @both_ways
