@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from sse_app.brokers import Broker
 from sse_app.delivery import Delivery, in_steps
+from sse_app.dialects import Dialect
 from sse_app.metrics import Totals
 from sse_app.steps import outside_tasks
-from sse_app.subscriber import Subscriber
+from sse_app.subscriber import Batch, Subscriber
 
 SLOTS = 15  # of the heartbeats: each subscriber is in one, and the slots take turns, so that the writes are spread
 CURSOR_STEP = 64  # publications at least between two searches for cursors that fall behind
@@ -49,6 +50,14 @@ class Cursors:
             await outside_tasks(in_steps(lambda subscriber: subscriber.offer_cursor(top), behind))
 
 
+class Batches(dict[Dialect, Batch]):
+    """The heartbeats of a slot by dialect, each framed once and shared by all streams of the dialect."""
+
+    def __missing__(self, dialect: Dialect) -> Batch:
+        batch = self[dialect] = Batch(dialect.heartbeat)
+        return batch
+
+
 class Heartbeats:
     """Sends heartbeats slot by slot: after ``SLOTS`` calls of ``send_next`` each subscriber has had its own."""
 
@@ -74,5 +83,6 @@ class Heartbeats:
         self._current = (self._current + 1) % SLOTS
         subscribers = list(self._slots[self._current])
         await self._cursors.move(subscribers)
-        await outside_tasks(in_steps(Subscriber.beat, subscribers))
+        batches = Batches()
+        await outside_tasks(in_steps(lambda subscriber: subscriber.beat(batches[subscriber.dialect]), subscribers))
         self._totals.heartbeats += len(subscribers)

@@ -67,7 +67,6 @@ class Batch:
 
 RETRY = (0.4, 1.0)  # seconds: the first and the longest pause between attempts to read a log that cannot be read
 
-HEARTBEAT = Batch(NATIVE.heartbeat)
 WAKE = Batch(b"")  # ends the wait of a reader, so that it sees its subscriber's new state
 
 
@@ -252,15 +251,15 @@ class Subscriber:
         epoch, offset = position
         self.offer(Batch(self.dialect.cursor(position), offset, offset, epoch=epoch))
 
-    def beat(self) -> None:
-        """Send a heartbeat, if the stream could take it at once."""
+    def beat(self, heartbeat: Batch | None = None) -> None:
+        """Send a heartbeat, if the stream could take it at once: this one, which the streams of a dialect share."""
         if self._mode is READY:
-            self._write(self._writer, self._heartbeat())  # type: ignore[arg-type]  # READY only with a writer
+            self._write(self._writer, heartbeat or self._heartbeat())  # type: ignore[arg-type]  # READY has a writer
         elif self._writer is None and self._mode in (WAITING, READING):
-            self._queue_up(self._heartbeat())
+            self._queue_up(heartbeat or self._heartbeat())
 
     def _heartbeat(self) -> Batch:
-        return HEARTBEAT if self.dialect is NATIVE else Batch(self.dialect.heartbeat)
+        return Batch(self.dialect.heartbeat)
 
     # Ending
 

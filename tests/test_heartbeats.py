@@ -9,12 +9,14 @@ import pytest
 from sse_app import notices
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.delivery import Delivery
-from sse_app.dialects import NATIVE
+from sse_app.dialects import NATIVE, Native
 from sse_app.events import EventDecoder
-from sse_app.heartbeats import Cursors
+from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
+from sse_app.metrics import Totals
 from sse_app.node import Node
 from sse_app.publication import Draft, Position
-from sse_app.subscriber import Subscriber
+from sse_app.subscriber import Batch, Subscriber
+from sse_app.topics import TopicFilter
 from tests.support.nodes import cursor_of, data_of, node_on, replay, subscribed
 from tests.support.peers import Socket, available, datas, log_of, received
 
@@ -128,3 +130,30 @@ async def test_who_gets_everything_is_sent_no_cursors(node: Node) -> None:
             frames += await available(subscriber)
         log = b"".join(map(NATIVE.frame, await log_of(node.broker)))  # type: ignore[arg-type]
         assert frames == log
+
+
+async def test_the_streams_of_a_dialect_share_the_bytes_of_a_heartbeat() -> None:
+    class Loud(Native):
+        heartbeat = b": still here\n\n"
+
+    class Recorder(Socket):
+        def write(self, batch: Batch) -> bool:
+            batches.append(batch)
+            return super().write(batch)
+
+    batches = list[Batch]()
+    broker, totals = MemoryBroker(), Totals()
+    delivery = Delivery()
+    heartbeats = Heartbeats(totals, Cursors(broker, delivery))
+    loud = Loud()
+    for dialect in (NATIVE, loud, NATIVE, loud):
+        subscriber = Subscriber(broker, totals, TopicFilter(), "me", 1, 1_000, dialect=dialect)
+        delivery.add(subscriber)
+        heartbeats.add(subscriber)
+        subscriber.begin(await broker.top(), b"", behind=False)
+        subscriber.attach(Recorder())
+    for _ in range(SLOTS):
+        await heartbeats.send_next()
+    assert [batch.data for batch in batches] == [NATIVE.heartbeat, loud.heartbeat] * 2
+    assert batches[0] is batches[2]
+    assert batches[1] is batches[3]
