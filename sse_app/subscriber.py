@@ -94,7 +94,7 @@ class Mode(Enum):
     WAITING queued  READY: the queue is written, and the socket takes more
                     BEHIND: the queue ran over, or the stream has to go on from the log
                     ENDED: the stream is over
-    READY   written WAITING: the socket is full, or part of a batch was read from the log already
+    READY   written WAITING: the socket is full, or something else has to be written first
                     BEHIND: the stream has to go on from the log
                     ENDED: the stream is over
     BEHIND  dropped READING: the log is asked where it ends, and read up to there
@@ -110,10 +110,10 @@ class Mode(Enum):
     ENDED   dropped
     ======= ======= ===================================================================================
 
-    A stream that is WAITING has a full socket, or no writer: then ``read`` takes from the queue. Only from READING does
-    a stream leave the log: the queue takes what is new before the log is asked where it ends, and what the queue holds
-    of the log is skipped. That order is what makes every publication arrive once. In OVERRUN the log is read to the end
-    that is known with the queue closed, so that a reader who is slow for long does not fill a queue again and again.
+    A stream that is WAITING has a full socket, or no writer: then ``read`` takes from the queue. Unless it is to end, a
+    stream leaves the log from READING only: the queue takes what is new before the log is asked where it ends, and what
+    the queue holds of the log is skipped. That order is what makes every publication arrive once. In OVERRUN the log is
+    read to that end with the queue closed, so that a reader who is slow for long does not fill it again at each page.
     """
 
     WAITING = "waiting"
@@ -156,7 +156,7 @@ class Subscriber:
         self.filter = topic_filter
         self.dialect = dialect
         self.client = client
-        self.closing: CloseReason | None = None  # why the stream is to end, as soon as somebody has asked for that
+        self.closing: CloseReason | None = None  # why the stream is to end, once it is to end
         self.turn = 0  # the slot of the hub's heartbeats that the subscriber is in
         self._broker = broker
         self._totals = totals
@@ -253,13 +253,11 @@ class Subscriber:
 
     def beat(self, heartbeat: Batch | None = None) -> None:
         """Send a heartbeat, if the stream could take it at once: this one, which the streams of a dialect share."""
+        heartbeat = heartbeat or Batch(self.dialect.heartbeat)
         if self._mode is READY:
-            self._write(self._writer, heartbeat or self._heartbeat())  # type: ignore[arg-type]  # READY has a writer
+            self._write(self._writer, heartbeat)  # type: ignore[arg-type]  # READY only with a writer
         elif self._writer is None and self._mode in (WAITING, READING):
-            self._queue_up(heartbeat or self._heartbeat())
-
-    def _heartbeat(self) -> Batch:
-        return Batch(self.dialect.heartbeat)
+            self._queue_up(heartbeat)
 
     # Ending
 
@@ -300,7 +298,9 @@ class Subscriber:
     # Writing
 
     def attach(self, writer: Writer) -> None:
-        """Go on by writing to a connection: what waits first, then each batch as it is offered."""
+        """Go on by writing to a connection: what waits first, then each batch as it is offered. A stream that is over
+        ends it at once.
+        """
         if self._mode is ENDED:
             writer.end()
         else:
@@ -337,14 +337,16 @@ class Subscriber:
                 return
 
     def _write(self, writer: Writer, batch: Batch) -> bool:
-        """Write, and return True when more can be written at once, unless something else took the writer's place."""
+        """Write, and return True when more can be written at once. Within its ``write`` a writer may release, resume or
+        replace itself; what replaced it has written the rest.
+        """
         more = writer.write(batch)
         if not more:
             self._refused(writer)
         return more and writer is self._writer
 
     def _refused(self, writer: Writer) -> None:
-        """Note that a socket is full. Within its ``write`` a writer may have released or replaced itself."""
+        """Wait until this writer resumes, if it still is the stream's: its socket is full."""
         if self._mode is READY and writer is self._writer:
             self._enter(WAITING)
 
@@ -399,13 +401,13 @@ class Subscriber:
                 yield event
 
     def _wake(self) -> None:
-        """End the wait of a reader: it waits for the queue, which there is then."""
+        """End the wait of a reader. Without a queue none waits; a written stream has a writer instead."""
         if self._writer is None and self._queue is not None:
             self._queue.put_nowait(WAKE)
 
     async def _read_log(self) -> bytes:
-        """Return the next page of what the subscriber lacks, as soon as the log can be read; b"" when it shows nothing,
-        or the stream has left the log.
+        """Return the next page of what the subscriber lacks, as soon as the log can be read; b"" when the page shows
+        nothing, or the stream has left the log.
         """
         backoff = Backoff(*RETRY)
         while self._mode in FROM_LOG:
@@ -471,8 +473,8 @@ class Subscriber:
         return batches
 
     def _join(self, batches: list[Batch]) -> bytes:
-        """Return the bytes of what was taken from the queue, without what was read from the log already, and what is of
-        another log: when one begins anew, its readers may find that out before the hub's tail does.
+        """Return the bytes of what was taken from the queue, without what was read from the log already, and without
+        what is of another log: when a log begins anew, its readers may find that out before the hub's tail does.
         """
         parts = []
         for batch in batches:
