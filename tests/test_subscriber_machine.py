@@ -486,7 +486,7 @@ class Story:
 
     async def reach(self, mode: Mode) -> None:
         """Go to a mode that reads from the log, and no further."""
-        self.subscriber.begin(self.log.end, b"", behind=True)
+        self.subscriber.begin(self.log.start, b"", behind=True)
         if mode is not Mode.BEHIND:
             self.reading = asyncio.create_task(self.subscriber.read())
             await turns(2)
@@ -533,3 +533,25 @@ async def test_a_page_that_cannot_be_read_ends_the_reading_of_a_stream_that_is_t
         story.subscriber.close(CloseReason.DRAIN, BYE)
         assert await story.finish() == BYE
         assert story.subscriber.taken[-2:] == [(mode, Mode.WAITING), (Mode.WAITING, Mode.ENDED)]
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("turns_before", [2, 12], ids=["while the end is looked up", "within a page"])
+async def test_a_stream_that_is_told_to_go_on_from_the_log_asks_again_where_it_ends(turns_before: int) -> None:
+    story = Story()
+    await story.publish()
+    await story.reach(Mode.READING)
+    await turns(turns_before)
+    assert (story.subscriber._until is None) == (turns_before == 2)
+    story.subscriber.fall_behind()
+    await story.finish()
+    again = asyncio.create_task(story.subscriber.read())
+    await turns(50)
+    again.cancel()
+    assert story.subscriber.taken == [
+        (Mode.WAITING, Mode.BEHIND),
+        (Mode.BEHIND, Mode.READING),
+        (Mode.READING, Mode.BEHIND),
+        (Mode.BEHIND, Mode.READING),
+        (Mode.READING, Mode.WAITING),
+    ]

@@ -12,7 +12,7 @@ from sse_app.publication import Draft, Position
 from sse_app.subscriber import Batch, CloseReason
 from sse_app.topics import TopicFilter
 from tests.support.peers import MOMENT, Socket, TroubledBroker, datas, turns
-from tests.test_subscriber import Stream
+from tests.test_subscriber import GREETING, Stream
 
 pytestmark = pytest.mark.virtual_time
 
@@ -248,6 +248,22 @@ async def test_a_writer_that_is_replaced_within_its_write_is_not_waited_for(room
     await stream.publish("b")
     await asyncio.sleep(MOMENT)
     assert datas(stream.decoder.feed(first.take())) == ["a"]
+    assert datas(stream.decoder.feed(second.take())) == ["b"]
+    await stream.end()
+
+
+async def test_a_full_writer_that_took_the_place_of_another_is_waited_for() -> None:
+    stream = Stream(MemoryBroker(), None)
+    await stream.begin()
+    await stream.publish("a")
+    first, second = Busy(), Socket(1)
+    first.meanwhile.append(lambda: stream.subscriber.attach(second))
+    stream.subscriber.attach(first)
+    await stream.publish("b")
+    assert first.take() == GREETING
+    assert datas(stream.decoder.feed(second.take())) == ["a"]
+    second.room = 1
+    stream.subscriber.resume()
     assert datas(stream.decoder.feed(second.take())) == ["b"]
     await stream.end()
 
