@@ -177,6 +177,6 @@ class KnownLog:
             if until > self.recent.top:  # publications up to there were read by the tail
                 size = min(size, until - self.recent.top)
             page = await self._read_back(until, size)
-            if page.start.epoch == self.top.epoch and until <= self.recent.top:
+            if page.start.epoch == self.top.epoch:
                 self.recent.add_below(page.start.offset, until, page.publications)
             return page

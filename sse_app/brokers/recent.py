@@ -101,8 +101,11 @@ class Recent:
         return min(top, max(newest))
 
     def add_below(self, after: int, until: int, publications: Sequence[Publication]) -> None:
-        """Note the topics of what the log holds in ``(after, until]``, if that adjoins the offsets that are known."""
-        if after < self._known_from <= until and len(self._offsets) < TOPICS_MAX:
+        """Note the topics of what the log holds in ``(after, until]``, if that adjoins the offsets that are known.
+
+        Ignored above ``top``: those publications are still to be appended.
+        """
+        if after < self._known_from <= until <= self.top and len(self._offsets) < TOPICS_MAX:
             self._known_from = after
             for publication in reversed(publications):
                 self._offsets.add_older(publication.topics, publication.position.offset)

@@ -15,6 +15,7 @@ from sse_app.brokers.recent import Recent
 from sse_app.brokers.tail import QueuedTail
 from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
+from tests.support.peers import turns
 
 EVERYTHING = TopicFilter()
 
@@ -108,7 +109,7 @@ def test_an_answer_of_an_epoch_that_is_over_says_nothing() -> None:
     assert known.update("second", Position("third", 7), 0)
     assert not known.update("second", Position("second", 6), 0)
     assert not known.update("e", Position("fourth", 9), 0)
-    known.advance(Position("second", 99))
+    known.advance(Position("zeroth", 99))
     assert known.top == Position("third", 7)
 
 
@@ -150,9 +151,12 @@ async def test_a_break_before_its_start_is_none_for_a_tail() -> None:
     known = Server(*"abcdef").known
     known.rewind()
     tail = known.tail()
+    step = asyncio.create_task(waiting(tail))
     known.announce([publication(1), publication(5), publication(6)])
+    await turns(10)
+    assert not step.done()
     known.announce([publication(7)])
-    assert await waiting(tail) == [7]
+    assert await step == [7]
 
 
 def test_the_tail_is_read_from_so_far_below_the_top_as_is_kept() -> None:

@@ -122,10 +122,13 @@ def test_a_search_below_extends_what_is_known() -> None:
     assert recent.search_from(11, TopicFilter(("b",))) == 10
     recent.add_below(2, 5, [publication(4, "b")])
     assert recent.search_from(11, TopicFilter(("b",))) == 10, "not next to what is known"
+    recent.add_below(5, 12, [publication(12, "b")])
+    recent.append(publication(12, "a"))
+    assert recent.search_from(12, TopicFilter(("b",))) == 10, "above the top they come by themselves"
     recent.add_below(5, 10, [publication(6, "b"), publication(8, "b", "a")])
-    assert recent.search_from(11, TopicFilter(("b",))) == 8
-    assert recent.search_from(11, TopicFilter(("a",))) == 11
-    assert recent.search_from(11, TopicFilter(("c",))) == 5
+    assert recent.search_from(12, TopicFilter(("b",))) == 8
+    assert recent.search_from(12, TopicFilter(("a",))) == 12
+    assert recent.search_from(12, TopicFilter(("c",))) == 5
 
 
 def test_topics_without_number_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
