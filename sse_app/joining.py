@@ -30,7 +30,7 @@ class StartRequest:
 
     def __post_init__(self) -> None:
         after, last, since = self.after, self.last, self.since
-        if after is not None and not isinstance(after, str | bytes | Position):
+        if after is not None and not isinstance(after, (str, bytes, Position)):
             raise InvalidSince("after is a Position, or the id of an event.")
         if last is not None and not (isinstance(last, int) and 0 <= last <= LAST_MAX):
             raise InvalidSince(f"last is a whole number from 0 to {LAST_MAX}.")
