@@ -1,8 +1,8 @@
 """Delivery: publications to the subscribers whom they are for, without waiting for any of them.
 
-Subscribers stand in groups of equal filter and dialect. The publications that the log announced together are a *piece*;
-the groups for which the same set of them is are offered one batch, joined once. Clients that a publication names are
-found by name, so that ``to`` and ``exclude`` cost as many look-ups as there are names.
+Subscribers are grouped by filter and dialect. The publications that the log announced together are delivered in
+*pieces*; all groups that get the same set of the publications of a piece are offered one batch, joined once. Clients
+that a publication names are found by name, so that ``to`` and ``exclude`` cost as many look-ups as they have names.
 """
 
 import asyncio
@@ -29,31 +29,31 @@ JOINED = 64  # publications of a piece that are taken into a batch, or left out,
 
 
 class Group:
-    """The subscribers with equal filter and dialect: what is for one is for all, but for ``to`` and ``exclude``."""
+    """The subscribers with equal filter and dialect. They all get the same, but for ``to`` and ``exclude``."""
 
     __slots__ = ("dialect", "filter", "known", "looking_up", "members", "newest")
 
     def __init__(self, topic_filter: TopicFilter, dialect: Dialect) -> None:
         self.filter, self.dialect = topic_filter, dialect
         self.members: dict[Subscriber, None] = {}
-        self.newest: Publication | None = None  # of all that match, once that is known
-        self.known = False
-        self.looking_up: asyncio.Lock | None = None  # made when first somebody looks it up in the log
+        self.newest: Publication | None = None  # of the publications that match the filter, once it is known
+        self.known = False  # True when newest was delivered to the group, or looked up in the log
+        self.looking_up: asyncio.Lock | None = None  # made when the newest is first looked up in the log
 
     def set_newest(self, newest: Publication | None) -> None:
         """Remember the newest publication that matches, whoever it is for; None when there is none."""
         self.newest, self.known = newest, True
 
 
-_Choice = tuple[int, Dialect]  # a set of the publications of a piece, and how they are written
-_Named = dict[Group, dict[Subscriber, int]]  # subscribers whom a piece names, each with the set that it gets
+_Choice = tuple[int, Dialect]  # a set of the publications of a piece, and the dialect in which they are written
+_Named = dict[Group, dict[Subscriber, int]]  # the subscribers that a piece names, each with the set that it gets
 
 
 class ClientIndex:
     """Finds subscribers by the names that ``to`` and ``exclude`` may have for them."""
 
     def __init__(self) -> None:
-        # Most names have one subscriber, which stands there itself: a set for each would be 216 bytes.
+        # A name that only one subscriber has, as most do, leads to it directly: a set would take 216 bytes a name.
         self._found: dict[str, Subscriber | set[Subscriber]] = {}
 
     def add(self, subscriber: Subscriber) -> None:
@@ -98,7 +98,7 @@ class Delivery:
 
     @property
     def groups(self) -> Collection[Group]:
-        """All groups; each has a member at least."""
+        """All groups. None of them is empty."""
         return self._groups.values()
 
     def group_of(self, subscriber: Subscriber) -> Group:
@@ -110,7 +110,7 @@ class Delivery:
         return self._groups.get((subscriber.filter, subscriber.dialect))
 
     def shared(self, topic_filter: TopicFilter, dialect: Dialect) -> TopicFilter:
-        """Return the equal filter that a group has already, so that subscribers keep one between them."""
+        """Return the equal filter of a group, or this one if there is none: a group's subscribers share one object."""
         group = self._groups.get((topic_filter, dialect))
         return topic_filter if group is None else group.filter
 
@@ -167,8 +167,8 @@ class Delivery:
     def deliver(self, publications: Sequence[Publication]) -> Generator[None, None, None]:
         """Offer a piece to all whom it is for.
 
-        Between two steps the loop may turn. Who joins meanwhile finds these publications in the log, who leaves takes
-        nothing more, and the next piece comes after this one: nothing is reordered.
+        The loop may turn between two steps. A subscriber that is added meanwhile finds these publications in the log,
+        one that is removed takes nothing more, and the next piece comes after this one: nothing is reordered.
         """
         piece = _Piece(publications)
         matching = yield from self._match(piece)
@@ -205,7 +205,7 @@ class Delivery:
         return matching
 
     def _find_named(self, piece: "_Piece", matching: dict[Group, int]) -> Generator[None, None, _Named]:
-        """Return by group the subscribers that a publication names, each with the set that it gets."""
+        """Return the subscribers that the piece names, by group, each with the set of publications that it gets."""
         named: _Named = {}
         for place, publication in enumerate(piece.publications):
             if not (publication.to or publication.exclude):
@@ -213,7 +213,7 @@ class Delivery:
             bit, excluded = 1 << place, self._clients.find(publication.exclude)
             for part in slices(excluded | self._clients.find(publication.to), SLICE):
                 for subscriber, group in zip(part, map(self._find_group, part), strict=True):
-                    if group is not None:  # else it has left meanwhile
+                    if group is not None:  # else the subscriber was removed between two steps
                         common, sets = matching.get(group, 0), named.setdefault(group, {})
                         before = sets.get(subscriber, common & ~piece.personal)
                         sets[subscriber] = before & ~bit if subscriber in excluded else before | common & bit
@@ -227,20 +227,20 @@ class _Piece:
 
     def __init__(self, publications: Sequence[Publication]) -> None:
         self.publications = publications
-        self.personal = _set_of(bool(item.to) for item in publications)  # for nobody but those whom they name
+        self.personal = _set_of(bool(item.to) for item in publications)  # those that only named clients get
         self.has_names = bool(self.personal) or any(item.exclude for item in publications)
         self.lost = _set_of(item.lost for item in publications)
         self.budget = Budget(SLICE * OFFER)
         self._frames: dict[Dialect, list[bytes]] = {}
 
     def groups_by_set(self, matching: dict[Group, int]) -> Generator[None, None, dict[_Choice, list[Group]]]:
-        """Return the groups by the set that they get and their dialect. The newest of each is known from now on."""
+        """Return the groups by the set that they get and their dialect, and set the newest publication of each."""
         public, readable = ~self.personal, ~self.lost
         groups: dict[_Choice, list[Group]] = {}
         for part in slices(matching.items(), SLICE):
             for group, matched in part:
-                if told := matched & readable:
-                    group.set_newest(self.publications[told.bit_length() - 1])
+                if shown := matched & readable:
+                    group.set_newest(self.publications[shown.bit_length() - 1])
                 if chosen := matched & public:
                     groups.setdefault((chosen, group.dialect), []).append(group)
             if self.budget.spend(len(part) // NOTED):
@@ -259,11 +259,14 @@ class _Piece:
         return subscribers
 
     def batch(self, chosen: int, dialect: Dialect) -> Batch:
-        """Return the batch of a set. Each publication is written once, however many sets it is in."""
+        """Return the batch of a set. Each publication is written once, however many sets it is in.
+
+        A set with lost publications is written by itself: those that follow each other in it become one gap.
+        """
         bits = [digit == "1" for digit in f"{chosen:b}"[::-1]]
         items = list(compress(self.publications, bits))
         if chosen & self.lost:
-            return Batch.join(items, dialect)  # which lost ones follow each other, and are one gap, depends on the set
+            return Batch.join(items, dialect)
         data = b"".join(compress(self._frames_in(dialect), bits))
         return Batch(data, items[0].position.offset, items[-1].position.offset, items, count=len(items))
 
@@ -288,13 +291,14 @@ def _unnamed(group: Group, named: _Named) -> Collection[Subscriber]:
     """Return the members of a group that no publication names."""
     members = group.members.copy()
     for subscriber in named[group]:
-        members.pop(subscriber, None)  # it may have left
+        members.pop(subscriber, None)  # a subscriber may have been removed since it was found by name
     return members
 
 
 def pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
-    """Yield them cut so that no piece is larger than PIECE_BYTES, or one publication: a batch of it may exceed a
-    queue's bound.
+    """Yield publications in pieces of at most PIECE_BYTES, or of one publication that is larger.
+
+    A queue's bound may be exceeded by one batch, which is never larger than a piece.
     """
     piece: list[Publication] = []
     size = 0

@@ -1,6 +1,7 @@
 """Dialects: how publications, and the hub's own notices, are written for a stream.
 
-A publication's body is encoded once, by its publisher. What stands around it is the dialect's: the id, and the notices.
+The body of a publication is encoded once, when it is published. A dialect writes what is around bodies on a stream: ids
+and notices.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ from sse_app.publication import Position, Publication
 
 
 class Dialect(Protocol):
-    """A way to write a stream: the same bytes for the same arguments, so that all streams of a dialect share them."""
+    """A way to write a stream. Its bytes depend on the arguments alone, so all streams of a dialect share them."""
 
     heartbeat: bytes
 
     def frame(self, publication: Publication) -> bytes:
-        """Return the block of one publication, which is not a lost one."""
+        """Return the block of one publication that is not lost."""
         ...
 
     def welcome(self, welcome: Welcome) -> bytes:
@@ -62,7 +63,7 @@ _is_lost = attrgetter("lost")
 
 
 class Written(NamedTuple):
-    """Publications as the blocks of a stream: ``events``, and ``gaps`` in place of lost ones, are how many of each."""
+    """Publications as blocks of a stream: as many as there are ``events``, and ``gaps`` in place of lost ones."""
 
     blocks: list[bytes]
     events: int
@@ -70,7 +71,7 @@ class Written(NamedTuple):
 
 
 def write(publications: Sequence[Publication], dialect: Dialect) -> Written:
-    """Return the blocks of consecutive publications of one stream; lost ones in a row are one gap."""
+    """Return the blocks of a stream's publications, in order. Lost ones that follow each other are one gap."""
     if not any(map(_is_lost, publications)):
         return Written(list(map(dialect.frame, publications)), len(publications), 0)
     blocks = list[bytes]()

@@ -20,8 +20,8 @@ TIME_MAX = 1e14  # seconds: three million years, more than `since=999999999d` as
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """Where a subscriber asks to start: ``after`` an id; else with the newest ``last`` publications, or with those
-    ``since`` a Unix time; else with what comes next. Raises InvalidSince.
+    """The place where a subscriber asks to start: ``after`` an id; else with the newest ``last`` publications, or with
+    those ``since`` a Unix time; else with what is published next. Raises InvalidSince.
     """
 
     after: Position | str | bytes | None = None
@@ -41,8 +41,8 @@ class StartRequest:
 
 
 class StreamRequest(NamedTuple):
-    """What a subscriber asks for, checked: one value through every door, as a Draft is for publishers. ``client`` is
-    None when the node is to make a name.
+    """The checked request of a subscriber, as every door hands it to the node. ``client`` is None when the node is to
+    make a name.
     """
 
     topic_filter: TopicFilter
@@ -70,8 +70,9 @@ class StreamRequest(NamedTuple):
 class Start(NamedTuple):
     """The ``position`` behind which a subscriber starts to read.
 
-    With a ``gap``, ``requested`` is the position that cannot be continued from, None for what is no position. Of one
-    that starts in the past, ``complete`` says whether nothing that it asked for was trimmed.
+    When that leaves a ``gap``, ``requested`` is the position that the client asked to continue from, None when its
+    cursor is no position. ``complete`` is for a subscriber that asked for the past: True when nothing of that was
+    trimmed, None when it did not ask.
     """
 
     position: Position
@@ -95,12 +96,12 @@ class Joining:
     async def begin(self, subscriber: Subscriber, request: StartRequest) -> None:
         """Decide where a subscriber starts; the welcome, and a gap if there is one, come before all else.
 
-        It has been added before the end of the log is read here: what is published meanwhile is offered to it, so that
-        nothing falls between that end and what comes next.
+        The subscriber was added to the delivery before the end of the log is read here. So what is published meanwhile
+        is offered to it, and nothing is missed between that end and what is offered first.
         """
         top, oldest = await self._broker.top(), await self._broker.oldest()
         start = await self._start(subscriber, request, oldest, top)
-        if start.gap is GapReason.AHEAD:  # unless it was on a node that knows of more
+        if start.gap is GapReason.AHEAD:  # another node, which the client comes from, may have read more of the log
             top = await self._broker.top(fresh=True)
             start = await self._start(subscriber, request, oldest, top)
         newest = await self._newest(subscriber, oldest)
@@ -140,7 +141,7 @@ class Joining:
         )
 
     async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:
-        """Return the newest publication that a subscriber may see; most often its group knows it from the delivery."""
+        """Return the newest publication that a subscriber may see: most often the newest that its group was given."""
         group = self._delivery.group_of(subscriber)
         if not group.known:
             await self._look_up_newest(group)
@@ -153,7 +154,7 @@ class Joining:
         return found[0] if found else None
 
     async def _look_up_newest(self, group: Group) -> None:
-        """Find the newest publication of a group in the log; all who join it meanwhile wait for one look-up."""
+        """Find the newest publication of a group in the log, once for all subscribers that join it meanwhile."""
         group.looking_up = group.looking_up or asyncio.Lock()
         async with group.looking_up:
             if not group.known:
@@ -165,8 +166,9 @@ class Joining:
 def resume(after: Position | str | bytes, oldest: Position, top: Position) -> Start:
     """Return where a client with this cursor goes on. ``oldest`` is the position just before what the log still holds.
 
-    A cursor of another epoch was before everything in this one, so all of it is new. One that means nothing here
-    (malformed, or past the end) says nothing about what its client has seen: it starts with what comes next.
+    A cursor of another epoch lies before everything in this one, so all that the log holds is new to its client. A
+    cursor that is malformed or past the end of the log does not tell what its client has seen: such a client starts
+    with what is published next.
     """
     if isinstance(after, str):
         after = after.encode(errors="replace")

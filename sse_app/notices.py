@@ -13,15 +13,15 @@ LAST_DATA_MAX = 1_024  # characters of the last publication's data in /stats
 
 
 class GapReason(StrEnum):
-    TRIMMED = "trimmed"  # the log no longer holds it
-    EPOCH = "epoch"  # the cursor is of a log that is no more
+    TRIMMED = "trimmed"  # the log no longer holds what comes next
+    EPOCH = "epoch"  # the cursor is of an epoch that has ended
     AHEAD = "ahead"  # the cursor is past the end of the log
-    MALFORMED = "malformed"  # no cursor of ours
-    LOST = "lost"  # the log has an entry there that this node cannot read
+    MALFORMED = "malformed"  # the cursor is no position
+    LOST = "lost"  # the log holds an entry that this node cannot read
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):  # made for each stream: a frozen dataclass takes 2 us
-    """The facts of the first block of a stream. Without an id the client keeps the cursor it came with.
+    """The content of the first block of a stream. Without an ``id`` the client keeps the cursor that it came with.
 
     ``complete`` says of a stream that begins in the past whether the log still holds what was asked for. ``retry`` is
     the reconnection time, in milliseconds; ``heartbeat`` is in seconds.
@@ -47,17 +47,17 @@ def welcome(welcome: Welcome) -> bytes:
         "subscribers": welcome.subscribers,
         "topics": welcome.topics,
         "recovered": welcome.recovered,
-        "last": welcome.last,  # named, not repeated: `last=1` replays it as the event that it is
+        "last": welcome.last,  # without its data: `last=1` replays it as an event
         "top": str(welcome.top),
         **({} if welcome.complete is None else {"complete": welcome.complete}),
         "retry": welcome.retry,
-        "heartbeat": welcome.heartbeat,  # so that a client knows how long a silence is a dead connection
+        "heartbeat": welcome.heartbeat,  # from which a client knows after what silence its connection is dead
     }
     return encode(Event(_json(data), Notice.WELCOME.value, welcome.id and str(welcome.id), welcome.retry))
 
 
 def describe(publication: Publication) -> dict[str, object]:
-    """Return a publication as ``last`` in ``/stats``; data of more than 1,024 characters is cut and says so."""
+    """Return a publication as ``last`` in ``/stats``: data of more than 1,024 characters is cut, and ``truncated``."""
     data = publication.event.data
     described = {**publication.summary(), "data": data[:LAST_DATA_MAX]}
     return described if len(data) <= LAST_DATA_MAX else {**described, "truncated": True}
@@ -73,17 +73,17 @@ def gap(reason: GapReason, requested: str | None, *, start: Position, oldest: Po
 
 
 def cursor(position: Position) -> bytes:
-    """Return what moves the client's cursor: a block with an id and no data, which browsers do not dispatch."""
+    """Return a block with an id and no data: it moves the client's cursor, and browsers do not dispatch it."""
     return f"id: {position}\nevent: {Notice.CURSOR}\n\n".encode()
 
 
 def bye(reason: str, retry: int) -> bytes:
-    """Return the last block before a planned close, with a reconnection time of its own, in milliseconds."""
+    """Return the last block before a planned close. ``retry`` is the reconnection time, in milliseconds."""
     return encode(Event(_json({"reason": reason, "retry": retry}), Notice.BYE.value, None, retry))
 
 
 def come_back_later(retry: int) -> bytes:
-    """Return the whole stream for an EventSource that cannot be served now: an HTTP error would end it for good."""
+    """Return the whole stream for an EventSource that cannot be served now: after an HTTP error it would not retry."""
     return b"retry: %d\n\n" % retry
 
 

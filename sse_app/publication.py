@@ -1,4 +1,4 @@
-"""What travels through the hub: a draft as a publisher hands it in, its position in the log, the publication.
+"""Drafts, positions and publications: an event on its way from its publisher through the log to the subscribers.
 
 data -> Draft.compose -> Broker.publish(draft) -> Position -> Publication, announced to those whom it is for
 """
@@ -46,7 +46,7 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> "Position | None":
-        """The position that an SSE id or a Last-Event-ID header names, None when it names none."""
+        """Return the position that is written as an SSE id or in a Last-Event-ID header, None for anything else."""
         match = _POSITION.fullmatch(raw.decode("ascii", "replace"))
         return match and cls(match[1], int(match[2]))
 
@@ -58,7 +58,7 @@ class Position(NamedTuple):
 
 
 def names(parameter: str, given: Names, error: type[BadInput]) -> tuple[str, ...]:
-    """The names that a parameter was given, none when it was not. Raises ``error`` for what are no names."""
+    """Return the names that a parameter was given, none when it was not. Raises ``error`` for what are no names."""
     if given is None:
         return ()
     if isinstance(given, str):
@@ -73,7 +73,9 @@ def names(parameter: str, given: Names, error: type[BadInput]) -> tuple[str, ...
 
 
 def recipients(parameter: str, given: Names, error: type[BadInput]) -> tuple[str, ...]:
-    """``names``, of those whom a publication is for: a list that happens to be empty does not mean everyone."""
+    """Return ``names`` of a parameter that limits a publication. Raises ``error`` for an empty list too, since without
+    the limit a publication is for everyone.
+    """
     if given is None:
         return ()
     found = names(parameter, given, error)
@@ -83,15 +85,15 @@ def recipients(parameter: str, given: Names, error: type[BadInput]) -> tuple[str
 
 
 def check_idempotency_key(key: str) -> str:
-    """A publication's idempotency key. Raises InvalidIdempotencyKey."""
+    """Return a publication's idempotency key, checked. Raises InvalidIdempotencyKey."""
     if not (isinstance(key, str) and _KEY.fullmatch(key)):
         raise InvalidIdempotencyKey("An idempotency key has 1 to 128 visible ASCII characters.")
     return str.__str__(key)
 
 
 def check_publish_key(given: str | None) -> str | None:
-    """The secret of publishers as it is sent: without the white space around it in a file or a variable, None for none.
-    Raises ConfigError, which does not repeat it.
+    """Return the publishers' secret as it is sent: without the white space around it in a file or a variable, None when
+    there is none. Raises ConfigError, whose text does not repeat the secret.
     """
     key = given.strip() if isinstance(given, str) else given
     if not key:
@@ -102,14 +104,14 @@ def check_publish_key(given: str | None) -> str | None:
 
 
 def check_client(name: str) -> str:
-    """A client's name. Raises InvalidClient."""
+    """Return a client's name, checked. Raises InvalidClient."""
     if not (isinstance(name, str) and _CLIENT.fullmatch(name)):
         raise InvalidClient("A client name has 1 to 64 characters of A-Z a-z 0-9 . _ -")
     return name
 
 
 def check_clients(names: Iterable[str]) -> frozenset[str]:
-    """Names of clients, each once. Raises InvalidClient, also for more than 1,000."""
+    """Return the names of clients, each once. Raises InvalidClient, also for more than 1,000."""
     unique = frozenset(map(check_client, names))
     if len(unique) > 1_000:
         raise InvalidClient("At most 1,000 clients can be named.")
@@ -118,12 +120,11 @@ def check_clients(names: Iterable[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A publication that is checked and has no position yet: one value through every door, from who makes it to the
-    broker.
+    """A publication that is checked and has no position yet, as every publisher hands it to the broker.
 
     Without ``topics`` it is for everyone. ``to`` limits it to these clients when there are any, ``exclude`` keeps it
-    from those. ``idempotency_key``: with the same one, the same publication is appended once. ``is_json``: its data
-    is known to be JSON. Raises InvalidIdempotencyKey.
+    from those. Of drafts with the same ``idempotency_key`` one is appended. ``is_json``: the data is known to be JSON.
+    Raises InvalidIdempotencyKey.
     """
 
     event: Event
@@ -151,8 +152,8 @@ class Draft:
         exclude: Names = None,
         idempotency_key: str | None = None,
     ) -> Self:
-        """Return what a publisher gave, checked. ``data`` goes out as it is when it is a str, else as JSON; it has
-        ``body_max`` bytes at most. ``is_json`` tells of a str that it is JSON. Raises BadInput.
+        """Return the draft of what a publisher gave, checked. ``data`` is sent as it is when it is a str, else as JSON.
+        It has ``body_max`` bytes at most; ``is_json`` tells that a str is JSON. Raises BadInput.
         """
         topics = check_topics(recipients("topic", topic, InvalidTopic))
         return cls(
@@ -171,9 +172,9 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The acknowledgement of a publication: in the log at ``position``, as safe as ``durable`` says.
+    """The acknowledgement of a publication, which is in the log at ``position``, as safe as ``durable`` says.
 
-    ``subscribers``: how many it is queued for or replayable by on the node that took it; None where no hub did.
+    ``subscribers`` are those that get it on the hub that published it, by delivery or replay; None without a hub.
     """
 
     position: Position
@@ -187,23 +188,23 @@ class Receipt:
 
 
 class Audience(NamedTuple):
-    """Who reads, as far as publications name their readers: the names that ``to`` and ``exclude`` may have for them.
+    """The ``names`` under which a publication's ``to`` and ``exclude`` may name these readers.
 
-    Without a name it is a stranger, who sees what nobody is named in.
+    Readers without a name see no publication that is limited to named clients.
     """
 
     names: tuple[str, ...] = ()
 
 
-class Publication(NamedTuple):  # one is made for each entry that is read: a frozen dataclass takes 1.2 us more
+class Publication(NamedTuple):  # made for each entry that is read: a frozen dataclass would take 1 us more
     """An event with its topics and its position.
 
     ``body`` is the encoded event without its id, made once for all subscribers; a dialect adds the id. ``time`` is Unix
     time in seconds and never falls from one publication to the next. ``to`` limits it to these clients when there are
     any, ``exclude`` keeps it from those; both hold for replay too. ``is_json``: its data is known to be JSON.
 
-    One that is ``lost`` stands in the place of an entry of the log that this node cannot read. It has no body and no
-    topics: every stream is told that something is missing there.
+    A ``lost`` publication takes the place of an entry of the log that this node cannot read. It has no body and no
+    topics: every stream gets a gap there.
     """
 
     position: Position
@@ -222,7 +223,7 @@ class Publication(NamedTuple):  # one is made for each entry that is read: a fro
         return replace(event, id=str(self.position))
 
     def visible_to(self, audience: Audience | None) -> bool:
-        """Return True when these readers may see it; None stands for anybody, whoever it is for."""
+        """Return True when these readers may see it; None for an audience that sees everything."""
         if audience is None:
             return True
         names = audience.names
@@ -233,7 +234,7 @@ class Publication(NamedTuple):  # one is made for each entry that is read: a fro
         return self.visible_to(audience) and topic_filter.matches(self.topics)
 
     def summary(self, topic_filter: TopicFilter | None = None) -> dict[str, object]:
-        """Return what can be said of it without its data, as JSON types; with a filter only the topics that match."""
+        """Return the publication without its data, as JSON types; with a filter, only those topics that it matches."""
         topics = self.topics if topic_filter is None else topic_filter.matched(self.topics)
         time = datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"id": str(self.position), "topics": list(topics), "event": self.type, "time": time}

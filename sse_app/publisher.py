@@ -1,7 +1,7 @@
 """Publishing without a hub: from a task queue, a management command, a cron job.
 
-It appends to the log that a hub delivers from, so it takes the broker URL that the hub was given, and a log that
-processes can share.
+A publisher appends to the log that a hub delivers from. So it takes the broker URL of that hub, whose log must be one
+that processes can share.
 
     publisher = Publisher("sqlite:///hub.db")
     publisher.publish({"number": 42}, topic="orders/42")
@@ -26,8 +26,8 @@ class AsyncPublisher:
     """Publishes to the log at a broker URL. ``settings`` are those of the log, and ``body_max``; give the same as to
     the hub.
 
-    A file that is not there is not made: it would be a log that no hub delivers from, in the wrong directory. With
-    ``create`` it is, for who publishes before the first start of the hub.
+    A log file that does not exist is an error, since no hub delivers from a new file in the wrong directory. ``create``
+    makes it, for publishing before the first start of the hub.
 
     Raises ConfigError for a URL of no broker, or of a log that lives in one process, and entering it a BrokerError for
     a log that cannot be opened.
@@ -77,8 +77,8 @@ class AsyncPublisher:
 class Publisher:
     """``AsyncPublisher`` for code that is not async. It may be shared by threads.
 
-    It opens its log when it is used; ``close``, the end of its ``with`` or that of the interpreter closes it. What has
-    been used before a fork refuses to in the child: no log but that of the parent's may be open there.
+    It opens its log when it is first used; ``close``, the end of its ``with`` or of the interpreter closes the log. A
+    publisher that was used before a fork raises in the child, where the log that the parent has open cannot be used.
     """
 
     def __init__(self, url: str, *, create: bool = False, **settings: Unpack[PublisherOptions]) -> None:
@@ -101,6 +101,6 @@ class Publisher:
     def publish(self, data: object, **options: Unpack[PublishOptions]) -> Receipt:
         """Publish, and return once the log has it. Takes what ``AsyncPublisher.publish`` does, raises that and Closed.
 
-        An exception of a signal meanwhile gives it up: it may have been published.
+        When a signal handler raises meanwhile, the call ends with that exception, and may have published all the same.
         """
         return self._thread.call(lambda publisher: publisher.publish(data, **options))

@@ -76,7 +76,7 @@ def _shape(pattern: str) -> bytes:
 
 
 def _pattern(shape: bytes, segments: list[str]) -> str:
-    """The one pattern of a shape that matches these segments, of which there are enough."""
+    """Return the pattern of a shape that matches these segments, of which there are enough for it."""
     fitted = segments[: shape[0] & ~_REST]
     for place in shape[1:]:
         fitted[place] = "*"
@@ -91,10 +91,9 @@ def _fits(first: int, count: int) -> bool:
 
 
 class Bounds(NamedTuple):
-    """Where the topics of a filter are found: each is one of ``topics``, or begins with one of ``prefixes``.
+    """Bounds of the topics that a filter matches: each is one of ``topics``, or begins with one of ``prefixes``.
 
-    Prefixes are empty, or end where a segment does, with its ``/``; none begins with another. Not every topic within
-    the bounds matches.
+    A prefix is empty or ends with ``/``, and no prefix begins with another. Not every topic within the bounds matches.
     """
 
     topics: tuple[str, ...]
@@ -102,10 +101,11 @@ class Bounds(NamedTuple):
 
 
 class Filter(Hashable, Protocol):
-    """A subscriber's filter, of whatever kind; equal filters compare equal and share their work.
+    """The interface of a subscriber's filter. Subscribers whose filters compare equal are one group.
 
-    ``TopicFilter`` is the only kind so far. A kind whose patterns are no segments (URL patterns, say) has these members
-    too, and stands in ``TopicIndex`` as a lane of its own: tested one by one, its answers kept by topic.
+    ``TopicFilter`` is the only kind so far. Another kind, such as URL patterns, which are not made of segments, would
+    have these members, and a part of ``TopicIndex`` for itself, where filters are tested one by one and the result is
+    kept by topic.
     """
 
     @property
@@ -114,15 +114,15 @@ class Filter(Hashable, Protocol):
 
     @property
     def plain(self) -> tuple[str, ...] | None:
-        """Its topics, sorted, when it is only that; None for a filter with wildcards and for an unrestricted one."""
+        """Its topics, sorted, when it has nothing but topics; None with wildcards, and when it is unrestricted."""
 
     @property
     def bounds(self) -> Bounds:
-        """Where its topics are found. Topics come as text, so a list of them in order is enough to look there."""
+        """Bounds of the topics that it matches. With these, a sorted list of topics is enough to find those."""
 
     @property
     def cost(self) -> int:
-        """The look-ups that a match takes at most, each of about a microsecond."""
+        """The number of look-ups that a match takes at most, each of about a microsecond."""
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -132,13 +132,13 @@ class Filter(Hashable, Protocol):
         """Return True when a publication on these topics is for it; one without topics is for everyone."""
 
     def matched(self, topics: Iterable[str]) -> tuple[str, ...]:
-        """Those of a publication's topics that it matches, in their order."""
+        """Return those of a publication's topics that it matches, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicFilter:
-    """What a subscriber asks for: any of ``patterns``; none = everything. They are sorted, each once: equal filters
-    compare equal. Only this module looks into them.
+    """The topics that match any of these ``patterns``; all topics when there are none. Patterns are sorted, each once,
+    so that filters of the same patterns compare equal. Only this module looks into them.
     """
 
     patterns: tuple[str, ...] = ()
@@ -175,12 +175,12 @@ class TopicFilter:
 
     @property
     def plain(self) -> tuple[str, ...] | None:
-        """Its topics, sorted, when it is only that; None for a filter with wildcards and for an unrestricted one."""
+        """Its topics, sorted, when it has nothing but topics; None with wildcards, and when it is unrestricted."""
         return None if self._shapes or not self.patterns else self.patterns
 
     @property
     def cost(self) -> int:
-        """The look-ups that a match takes at most."""
+        """The number of look-ups that a match takes at most."""
         return 1 + len(self._shapes)
 
     @property
@@ -190,7 +190,7 @@ class TopicFilter:
 
     @property
     def bounds(self) -> Bounds:
-        """Where its topics are found."""
+        """Bounds of the topics that it matches."""
         if self.unrestricted:
             return Bounds((), ("",))
         topics, prefixes = list[str](), set[str]()
@@ -210,7 +210,7 @@ class TopicFilter:
         return not topics or not self.patterns or any(map(self._matches, topics))
 
     def matched(self, topics: Iterable[str]) -> tuple[str, ...]:
-        """Those of a publication's topics that it matches, in their order."""
+        """Return those of a publication's topics that it matches, in their order."""
         return tuple(filter(self._matches, topics) if self.patterns else topics)
 
     def _matches(self, topic: str) -> bool:
@@ -241,7 +241,7 @@ def _outermost(prefixes: Iterable[str]) -> Iterator[str]:
 
 
 class NothingInCommon(ValueError):
-    """Patterns were asked for that have no topic in common with what is granted: all of them, in ``patterns``."""
+    """Some of the patterns asked for have no topic in common with what is granted: those in ``patterns``."""
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         super().__init__("Some topic filters have no topic in common with what is granted.")
@@ -249,7 +249,7 @@ class NothingInCommon(ValueError):
 
 
 def meet(one: str, other: str) -> str | None:
-    """The pattern that matches what both match; None when no topic matches both."""
+    """Return the pattern that matches what both match, None when no topic matches both."""
     long, short = one.split("/"), other.split("/")
     long_rest, short_rest = long[-1] == "**", short[-1] == "**"
     del long[len(long) - long_rest :], short[len(short) - short_rest :]
@@ -268,7 +268,7 @@ def meet(one: str, other: str) -> str | None:
 
 
 def narrow(asked: TopicFilter, granted: TopicFilter) -> TopicFilter:
-    """The filter of what is both asked for and granted; asking for nothing is asking for all that is granted.
+    """Return the filter of what is both asked for and granted. To ask for nothing is to ask for all that is granted.
 
     No pattern of it covers another, unless everything is granted: then it is what was asked for. Raises NothingInCommon
     when a pattern that was asked for has no topic in common with the grant, and TooManyTopics when more than 100
@@ -323,16 +323,16 @@ def _demands(pattern: str) -> list[str | None]:
 
 
 class _Codes:
-    """Writes patterns as numbers, such that of two patterns with a topic in common the bitwise or is the code of what
-    both match. So of ten thousand pairs only those have to be written out that have something new in common.
+    """Encodes patterns as numbers. For two patterns that have a topic in common, the bitwise or of their codes is the
+    code of the pattern that matches what both match. So that pattern is written out only once for many pairs.
     """
 
     def __init__(self) -> None:
         self._segments: dict[str, int] = {}
 
     def encode(self, pattern: str) -> int:
-        """Return 16 bits for each place: 1 for the end of the topic, 2 for a segment, and above that which one: of two
-        filters there are at most 6,400.
+        """Return the code, of 16 bits for each place: 1 for the end of the topic, 2 for any segment, 2 plus 4 times a
+        number for a certain segment, of which two filters have at most 6,400.
         """
         return int.from_bytes(array("H", map(self._encode_demand, _demands(pattern))).tobytes(), "little")
 
@@ -343,9 +343,10 @@ class _Codes:
 
 
 class _Table:
-    """Patterns side by side: for each place, the sets of those that demand the same there.
+    """Patterns side by side: for each place of a topic, the sets of patterns that demand the same segment there.
 
-    A set of them is an int, so that one pattern is compared with all of them at once, place by place.
+    A set of patterns is an int, bit n for the pattern at place n. So one pattern is compared with all others at once,
+    place by place.
     """
 
     def __init__(self, patterns: Collection[str]) -> None:
@@ -358,7 +359,7 @@ class _Table:
         self._free = [self._all & ~reduce(or_, column.values(), 0) for column in self._columns]
 
     def agreeing(self, pattern: str) -> Iterator[bool]:
-        """Yield for each of the patterns whether it has a topic in common with this one."""
+        """Yield True for each of the patterns that has a topic in common with this one, False for the others."""
         found = self._all
         for demand, column, free in zip(_demands(pattern), self._columns, self._free, strict=False):
             if demand == "*":
@@ -385,22 +386,23 @@ def _canonical(patterns: Collection[str]) -> TopicFilter:
     return TopicFilter(tuple(pattern for pattern in patterns if not table.covered(pattern)))
 
 
-# Who a publication is for
+# Subscribers by topic
 
 
 class TopicIndex(Generic[T]):
-    """Finds the values whose filter matches, without looking at the others.
+    """Finds the values whose filter matches a topic, at a cost that does not depend on how many others there are.
 
-    Unrestricted filters stand apart. All other patterns are in one dict, found by the topic itself and by each shape
-    that any of them has: the look-ups of a match are at most the shapes that fit the topic's number of segments.
+    Values with an unrestricted filter are in a set. All other patterns are the keys of one dict, in which a topic and
+    its pattern of each shape are looked up: at most as many as there are shapes for its number of segments.
     """
 
     def __init__(self) -> None:
         self._every: dict[T, None] = {}
         self._unrestricted: set[T] = set()
-        # By pattern. Most patterns have one value, which they share as a tuple: a set for each would be 216 bytes.
+        # By pattern. A pattern with one value, as most are, has a tuple, which the patterns of that value share: a set
+        # would take 216 bytes a pattern.
         self._values: dict[str, tuple[T] | set[T]] = {}
-        self._shapes: dict[int, dict[bytes, int]] = {}  # by their first byte: patterns of each shape
+        self._shapes: dict[int, dict[bytes, int]] = {}  # by the first byte of a shape: how many patterns have it
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._every)
@@ -447,9 +449,9 @@ class TopicIndex(Generic[T]):
     def match(self, topics: tuple[str, ...], budget: Budget) -> Generator[None, None, Collection[T]]:
         """Find the values whose filter matches a publication on these topics, each once.
 
-        A topic may fit as many shapes as all subscribers can think of, so this is a generator: when the budget is spent
-        it yields, and the index may change before it goes on. What is added or removed meanwhile is found or not. What
-        it returns is not to be kept or changed, since it may be the index's own.
+        A topic may fit the shapes of all subscribers' filters, so this is a generator. It yields when the budget is
+        spent, and the index may change before it goes on: values that are added or removed meanwhile may be found or
+        not. The result is not to be kept or changed, since it may be a collection of the index itself.
         """
         if not topics:
             return self._every
@@ -468,11 +470,11 @@ class TopicIndex(Generic[T]):
                 work += len(values) // VALUES_PER_UNIT
             if budget.spend(work):
                 yield
-                every = -1  # from now on found may hold values that were removed, so its size says nothing
+                every = -1  # found may hold values that are removed meanwhile, so its size can prove nothing
         return found
 
     def _possible(self, topic: str) -> Iterator[str]:
-        """Return the patterns that match a topic, one for each shape that any filter has now."""
+        """Return the topic, and the pattern that matches it of each shape that any filter has now."""
         if not self._shapes:
             return iter((topic,))
         segments = topic.split("/")

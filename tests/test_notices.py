@@ -1,4 +1,4 @@
-"""What the hub itself says on a stream, as a browser reads it."""
+"""The hub's own notices on a stream, as a browser reads them."""
 
 import json
 from typing import Any

@@ -47,7 +47,7 @@ publications = st.lists(topics, max_size=3, unique=True).map(tuple)
 
 
 def reference(pattern: list[str], topic: list[str]) -> bool:
-    """Whether a pattern matches, one segment after the other, as the module's docstring says it."""
+    """Match a pattern, one segment after the other, as the module's docstring says it."""
     if pattern == ["**"]:
         return True
     if not pattern or not topic:
@@ -312,7 +312,7 @@ def hundred(*segments: str) -> TopicFilter:
 
 @pytest.fixture
 def meets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str | None]]:
-    """What patterns that were met have in common, in order."""
+    """The results of meeting two patterns, in order."""
     met = list[str | None]()
 
     def counted(one: str, other: str) -> str | None:
@@ -384,7 +384,7 @@ def test_no_more_answers_are_kept_than_fit() -> None:
 
 
 def match(index: TopicIndex[T], topics: tuple[str, ...]) -> Collection[T]:
-    """What the index finds when nothing changes meanwhile."""
+    """Return the values that the index finds when nothing changes meanwhile."""
     return steps_of(index.match(topics, Budget(1_000)))[0]
 
 
