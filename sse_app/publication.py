@@ -167,7 +167,10 @@ class Draft:
 
     def encode(self) -> bytes:
         """Return the event as it is stored and sent, without an id. Raises InvalidEvent."""
-        return encode(Event(self.event.data, self.event.type))
+        event = self.event
+        if event.id is not None or event.retry is not None:
+            event = Event(event.data, event.type)
+        return encode(event)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ def test_a_draft_with_a_key_that_cannot_be_sent_cannot_be_made(key: str) -> None
 
 def test_a_draft_is_encoded_without_an_id() -> None:
     assert Draft(Event("a\nb", "tick", "e-7", 3)).encode() == b"event: tick\ndata: a\ndata: b\n\n"
+    assert Draft(Event("a", retry=3)).encode() == Draft(Event("a", id="e-7")).encode() == b"data: a\n\n"
 
 
 # --- publications ---
