@@ -1,5 +1,6 @@
 """Topics, topic filters, what two of them have in common, and the index that finds who a publication is for."""
 
+import pickle
 import tracemalloc
 from collections.abc import Collection, Iterator
 from itertools import combinations, product
@@ -119,6 +120,13 @@ def test_equal_filters_are_equal_however_they_were_given() -> None:
     assert TopicFilter.parse(["b", "a/*", "b"]) == TopicFilter.parse(["a/*", "b"])
     assert hash(TopicFilter.parse(["b", "a"])) == hash(TopicFilter.parse(["a", "b"]))
     assert TopicFilter.parse([]) == TopicFilter()
+
+
+def test_a_filter_is_made_anew_where_it_is_unpickled() -> None:
+    filter = TopicFilter.parse(["b/*", "a"])
+    copy = pickle.loads(pickle.dumps(filter))
+    assert (copy, hash(copy), copy.cost) == (filter, hash(filter), filter.cost)
+    assert b"_hash" not in pickle.dumps(filter), "in another process the same text has another"
 
 
 def test_there_are_at_most_16_topics_and_100_filters() -> None:
