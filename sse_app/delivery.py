@@ -145,9 +145,9 @@ class Delivery:
             named = self._clients.find(draft.to) - self._clients.find(draft.exclude)
             return (yield from self._count_in(groups, named, budget))
         count = 0
-        for members in slices([group.members for group in groups], SLICE):
-            count += sum(map(len, members))
-            if budget.spend(len(members) // NOTED):
+        for part in slices(list(groups), SLICE):
+            count += sum([len(group.members) for group in part])
+            if budget.spend(len(part) // NOTED):
                 yield
         if draft.exclude:
             count -= yield from self._count_in(groups, self._clients.find(draft.exclude), budget)
