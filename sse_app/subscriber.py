@@ -6,7 +6,7 @@ the writers must equal).
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import Enum, StrEnum
 from typing import Any, NoReturn, Protocol
 
@@ -14,7 +14,6 @@ from sse_app.backoff import Backoff
 from sse_app.brokers import Broker
 from sse_app.dialects import NATIVE, Dialect, write
 from sse_app.errors import BrokerError
-from sse_app.events import Event, EventDecoder
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
 from sse_app.publication import Audience, Position, Publication
@@ -129,7 +128,7 @@ FROM_LOG = (BEHIND, READING, OVERRUN)
 
 
 class Subscriber:
-    """Made by ``Hub.subscribe``. Read the bytes of its stream with ``read``, or its events with ``async for``.
+    """One open stream, which ``Node.join`` makes. Its bytes are read with ``read``, or written to an attached Writer.
 
     ``queue_size`` publications or ``queue_bytes`` bytes may wait; more drops the queue, and the reader goes on from the
     log. So a slow reader costs no more than that, and loses nothing that the log still holds.
@@ -393,12 +392,6 @@ class Subscriber:
             if data:
                 return data
         return b""
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        decoder = EventDecoder()
-        while data := await self.read():
-            for event in decoder.feed(data):
-                yield event
 
     def _wake(self) -> None:
         """End the wait of a reader. Without a queue none waits; a written stream has a writer instead."""

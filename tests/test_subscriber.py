@@ -12,6 +12,7 @@ from sse_app import notices
 from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.events import Event, EventDecoder
+from sse_app.hub import Subscription
 from sse_app.metrics import Totals
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import Batch, CloseReason, Subscriber
@@ -527,7 +528,8 @@ async def test_iterating_gives_the_events_up_to_the_end(broker: MemoryBroker) ->
     await stream.begin()
     await stream.publish("a", "b")
     stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain", 3_000))
-    assert [event.type async for event in stream.subscriber] == ["welcome", "message", "message", "bye"]
+    subscription = Subscription(stream.subscriber)
+    assert [event.type async for event in subscription] == ["welcome", "message", "message", "bye"]
     await stream.end()
 
 
