@@ -1,7 +1,6 @@
 """A planned stop: every stream ends in order, and nothing acknowledged goes unseen."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -18,12 +17,6 @@ from tests.support.peers import MOMENT, LateTail, datas, received
 pytestmark = pytest.mark.virtual_time
 
 PATIENCE = 3_600  # virtual seconds
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[Node]:
-    async with node_on(MemoryBroker()) as node:
-        yield node
 
 
 class Ends:

@@ -1,7 +1,6 @@
 """What an idle stream gets: heartbeats that are spread, and cursors that stay in the log."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -23,12 +22,6 @@ from tests.support.peers import Socket, available, datas, log_of, received
 pytestmark = pytest.mark.virtual_time
 
 PATIENCE = 3_600  # virtual seconds
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[Node]:
-    async with node_on(MemoryBroker()) as node:
-        yield node
 
 
 async def test_an_idle_stream_gets_a_comment_after_15_seconds(node: Node) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -32,12 +32,6 @@ from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, available,
 pytestmark = pytest.mark.virtual_time
 
 PATIENCE = 3_600  # virtual seconds
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[Node]:
-    async with node_on(MemoryBroker()) as node:
-        yield node
 
 
 # --- welcome ---

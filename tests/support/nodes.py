@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import pytest
+
 from sse_app.brokers import Broker
+from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config
 from sse_app.events import Event, EventDecoder
 from sse_app.joining import StreamRequest
@@ -26,6 +30,13 @@ def node_on(broker: Broker, **settings: Any) -> Node:
         "drain": Config.drain,
     }
     return Node(broker, **(defaults | settings))
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    """A started node on an empty log in memory."""
+    async with node_on(MemoryBroker()) as node:
+        yield node
 
 
 def subscribed(node: Node, *topics: str, **options: Any) -> AbstractAsyncContextManager[Subscriber]:
