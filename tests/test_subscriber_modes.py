@@ -304,3 +304,44 @@ async def test_a_writer_for_a_stream_that_is_over_is_ended() -> None:
     stream.subscriber.attach(socket)
     assert socket.ended
     assert socket.take() == b""
+
+
+async def test_a_reader_that_waits_is_told_to_go_on_from_the_log() -> None:
+    broker = MemoryBroker()
+    stream = Stream(broker, None)
+    await stream.begin()
+    await stream.subscriber.read()
+    reading = asyncio.create_task(stream.subscriber.read())
+    await asyncio.sleep(MOMENT)
+    await broker.publish(Draft(Event("a")))  # the hub's tail left it out
+    stream.subscriber.fall_behind()
+    async with asyncio.timeout(1):
+        assert datas(stream.decoder.feed(await reading)) == ["a"]
+    await stream.end()
+
+
+async def test_a_catch_up_that_waits_for_its_socket_ends_with_the_stream() -> None:
+    broker = MemoryBroker()
+    stream = Stream(broker, 2)  # the greeting and a page
+    start = await broker.top()
+    for number in range(600):
+        await broker.publish(Draft(Event(str(number))))
+    await stream.begin(start)
+    await asyncio.sleep(MOMENT)
+    (catching_up,) = stream.tasks
+    assert not catching_up.done()
+    stream.subscriber.cut()
+    await asyncio.sleep(MOMENT)
+    assert catching_up.done()
+    await stream.end()
+
+
+async def test_a_stream_that_is_over_before_it_begins_reads_nothing() -> None:
+    broker = MemoryBroker()
+    stream = Stream(broker, None)
+    start = await broker.top()
+    await broker.publish(Draft(Event("a")))
+    stream.subscriber.release()
+    await stream.begin(start)
+    assert await stream.subscriber.read() == b""
+    assert stream.totals.delivered == 0
