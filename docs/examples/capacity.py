@@ -6,8 +6,9 @@ A node is one process with a core of its own; every subscriber gets every event,
 from math import ceil
 
 from sse_app import Config, Event
+from sse_app.dialects import NATIVE
 from sse_app.events import encode
-from sse_app.subscriber import HEARTBEAT, Batch
+from sse_app.subscriber import Batch
 
 DELIVERIES = 163_000  # per CPU second, events one by one
 CONNECT = 125e-6  # CPU seconds of a node
@@ -21,7 +22,8 @@ BUSY = 0.5  # of a core at most, without a storm
 REACH = 0.5  # seconds at most until the last stream of a node has an event
 
 EVENT = len(Batch(encode(Event("x" * 100, id="4f1c2a9be07d-1000000"))).chunk) + PACKET
-IDLE = (len(HEARTBEAT.chunk) + PACKET) / Config().heartbeat  # bytes per second
+HEARTBEAT = len(Batch(NATIVE.heartbeat).chunk) + PACKET
+IDLE = HEARTBEAT / Config().heartbeat  # bytes per second
 LOW, HIGH = Config().retry_min, Config().retry_max
 
 
@@ -49,7 +51,7 @@ def plan(subscribers: int, rate: float) -> dict[str, str]:
 
 
 def main() -> None:
-    print(f"an event: {EVENT} bytes on the wire, a heartbeat: {len(HEARTBEAT.chunk) + PACKET}")
+    print(f"an event: {EVENT} bytes on the wire, a heartbeat: {HEARTBEAT}")
     plans = [plan(subscribers, rate) for subscribers in (1_000_000, 10_000_000) for rate in (0.1, 1, 10)]
     for name in plans[0]:
         print(f"{name:20}" + "".join(f"{column[name]:>13}" for column in plans))

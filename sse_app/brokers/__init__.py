@@ -70,7 +70,7 @@ class Broker(Protocol):
 
     @property
     def bad_envelopes(self) -> int:
-        """The number of entries that the tail met and that this node cannot read: told as lost publications."""
+        """The number of entries that the tail met and that this node cannot read: they become lost publications."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""The state of a node over a log that a server keeps: where the log begins and ends, and its newest publications.
+"""What a node knows of a log that a server keeps: where the log begins and ends, and its newest publications.
 
 Redis and NATS keep the log for several nodes. A node knows the state that the server sent last, the positions that its
 own publishers got, and the publications that its tail has read. Most readers are served from that without a request.
@@ -19,14 +19,15 @@ logger = logging.getLogger("sse_app")
 
 UNBOUNDED = 2**62  # publications
 
-ReadBack = Callable[[int, int], Awaitable[Page]]
+ReadBack = Callable[[Position, int], Awaitable[Page]]
 
 
 class KnownLog:
     """The ends of a log as far as this node knows them, its newest publications, and the tails that read it here.
 
-    ``read_back(until, count)`` reads the newest ``count`` publications up to an offset from the log, or fewer of them;
-    the start of its page is the offset to go on from. It may call ``update``, also for another log.
+    ``read_back(until, count)`` reads the newest ``count`` publications up to a position from the log, or fewer of them;
+    the start of its page is the position to go on from, of another epoch if the log has become another one. It may call
+    ``update``.
     """
 
     def __init__(self, name: str, recent: Recent, read_back: ReadBack) -> None:
@@ -51,7 +52,7 @@ class KnownLog:
         """Take over where the log begins and ends. Returns True for another log, which has to be read anew.
 
         ``asked_in`` is the epoch that this node knew when it asked. If it has changed to another one since, an answer
-        of a third epoch may be older than that, and is ignored.
+        of a third epoch may have been sent before the one with the newest epoch, and is ignored.
         """
         if top.epoch == self.top.epoch:
             self.top, self.oldest = max(self.top, top), max(self.oldest, oldest)
@@ -142,23 +143,22 @@ class KnownLog:
         self, count: int, topic_filter: TopicFilter, audience: Audience | None
     ) -> AsyncIterator[Publication]:
         """At most ``count`` publications that the audience may see; fewer if the log becomes another one meanwhile."""
-        epoch, until, size = "", self.top.offset, self._first_size(count, topic_filter)
-        while count and (until := self.recent.search_from(until, topic_filter)) > self.held_from:
-            page = self._held_up_to(until) or await self._search(until, size, topic_filter)
-            if page.start.epoch != (epoch or page.start.epoch):
+        epoch, top = self.top
+        until = self.recent.search_from(top, topic_filter)
+        # If the newest publications should match, no more of them are read at first than are wanted.
+        size = min(count, PAGE_COUNT) if topic_filter.unrestricted or until < top else PAGE_COUNT
+        while count and until > self.held_from:
+            page = self._held_up_to(until) or await self._search(Position(epoch, until), size, topic_filter)
+            if page.start.epoch != epoch:
                 return
             for publication in reversed(page.publications):
                 if count and not publication.lost and publication.reaches(topic_filter, audience):
                     count -= 1
                     yield publication
-            (epoch, until), size = page.start, PAGE_COUNT
             await asyncio.sleep(0)
-
-    def _first_size(self, count: int, topic_filter: TopicFilter) -> int:
-        """The number of publications to read from the log at first: ``count``, if the newest of them should match."""
-        top = self.top.offset
-        matches = topic_filter.unrestricted or self.recent.search_from(top, topic_filter) < top
-        return min(count, PAGE_COUNT) if matches else PAGE_COUNT
+            if self.top.epoch != epoch:
+                return
+            until, size = self.recent.search_from(page.start.offset, topic_filter), PAGE_COUNT
 
     def _held_up_to(self, until: int) -> Page | None:
         held = self.recent.back_from(until, PAGE_COUNT)
@@ -167,16 +167,21 @@ class KnownLog:
         newest, oldest = held[0].position, held[-1].position
         return Page(oldest._replace(offset=oldest.offset - 1), held[::-1], newest)
 
-    async def _search(self, until: int, size: int, topic_filter: TopicFilter) -> Page:
-        """Read a page from the log. Searches read one after the other, each from where those before it came to."""
+    async def _search(self, until: Position, size: int, topic_filter: TopicFilter) -> Page:
+        """Read a page from the log. Searches read one after the other, each from where those before it came to; what is
+        another log by then ends them.
+        """
+        waits = self._searching.locked()
         async with self._searching:
-            until = self.recent.search_from(until, topic_filter)
-            if until <= self.held_from:  # searches before this one came to the beginning of the log
-                end = Position(self.top.epoch, until)
-                return Page(end, (), end)
-            if until > self.recent.top:  # publications up to there were read by the tail
-                size = min(size, until - self.recent.top)
+            if waits:
+                if until.epoch != self.top.epoch:
+                    return Page(self.top, (), self.top)
+                until = until._replace(offset=self.recent.search_from(until.offset, topic_filter))
+                if until.offset <= self.held_from:  # searches before this one came to the beginning of the log
+                    return Page(until, (), until)
+            if until.offset > self.recent.top:  # publications up to there were read by the tail
+                size = min(size, until.offset - self.recent.top)
             page = await self._read_back(until, size)
-            if page.start.epoch == self.top.epoch:
-                self.recent.add_below(page.start.offset, until, page.publications)
+            if until.epoch == page.start.epoch == self.top.epoch:
+                self.recent.add_below(page.start.offset, until.offset, page.publications)
             return page

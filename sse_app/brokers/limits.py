@@ -45,4 +45,4 @@ DEFAULTS = Limits()
 
 # Of one page of a replay, so that no reader holds much more than that, and the loop turns between two pages.
 PAGE_COUNT = 256  # publications
-PAGE_BYTES = 256 * 1024  # of their bodies; the one with which a page exceeds them is its last
+PAGE_BYTES = 256 * 1024  # about, as each broker measures what it reads; a larger publication is a page of its own

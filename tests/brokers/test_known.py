@@ -42,12 +42,12 @@ class Server:
     def top(self) -> Position:
         return Position(self.epoch, self.log[-1].position.offset if self.log else 0)
 
-    async def read_back(self, until: int, count: int) -> Page:
+    async def read_back(self, until: Position, count: int) -> Page:
         await asyncio.sleep(0)
-        self.reads.append((until, count))
-        found = [item for item in self.log if item.position.offset <= until][-count:]
+        self.reads.append((until.offset, count))
+        found = [item for item in self.log if item.position.offset <= until.offset][-count:]
         start = found[0].position.offset - 1 if found else 0
-        return Page(Position(self.epoch, start), found, Position(self.epoch, until))
+        return Page(Position(self.epoch, start), found, Position(self.epoch, until.offset))
 
     def become(self, epoch: str, *topics: str) -> None:
         self.epoch = epoch
@@ -233,7 +233,7 @@ async def test_a_search_ends_where_the_log_becomes_another_one() -> None:
     server = Server(*"x" * 600)
     read_back = server.read_back
 
-    async def read_back_of_another_log(until: int, count: int) -> Page:
+    async def read_back_of_another_log(until: Position, count: int) -> Page:
         if server.reads:
             server.become("other", *"y" * 600)
             server.known.update("e", server.top, 0)
@@ -244,6 +244,36 @@ async def test_a_search_ends_where_the_log_becomes_another_one() -> None:
     found = await server.known.newest(600, EVERYTHING, None)
     assert {item.position.epoch for item in found} == {"e"}
     assert offsets(found) == list(range(345, 601))
+
+
+@pytest.mark.parametrize("length", [0, 5, 700])
+async def test_searches_that_wait_end_where_the_log_becomes_another_one(length: int) -> None:
+    """None of them reads the new log from an offset of the old one: its newest publications lie elsewhere."""
+    server = Server(*"x" * 600)
+    read_back = server.read_back
+
+    async def read_back_of_another_log(until: Position, count: int) -> Page:
+        await turns()  # in which the other searches begin to wait
+        server.become("other", *"y" * length)
+        server.known.update("e", server.top, 0)
+        return await read_back(until, count)
+
+    server.known = KnownLog("x", Recent(), read_back_of_another_log)
+    server.known.update("", server.top, 0)
+    found = await asyncio.gather(*(server.known.newest(3, EVERYTHING, None) for _ in range(5)))
+    assert found == [[]] * 5
+    assert len(server.reads) == 1
+
+
+async def test_a_search_ends_when_the_log_becomes_another_one_between_two_pages() -> None:
+    server = Server(*"x" * 600)
+    search = server.known._newest_first(600, EVERYTHING, None)
+    first = [await anext(search) for _ in range(256)]
+    server.become("other", "y")
+    server.known.update("e", server.top, 0)
+    assert [item async for item in search] == []
+    assert offsets(first) == list(range(600, 344, -1))
+    assert len(server.reads) == 1
 
 
 topics = st.sampled_from(["", "a", "b", "c"])

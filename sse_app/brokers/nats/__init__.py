@@ -308,19 +308,20 @@ class NatsBroker:
     async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         return await self._known.last(count, topic_filter, audience)
 
-    async def _read_back(self, until: int, count: int) -> Page:
-        """Read the newest ``count`` publications up to an offset; none when the log becomes another one meanwhile."""
-        epoch = self._known.top.epoch
-        start, end = Position(epoch, max(self._known.held_from, until - count)), Position(epoch, until)
-        found = await self._all_in(start, end)
-        if epoch != self._known.top.epoch:
-            return Page(Position(self._known.top.epoch, 0), (), end)
-        return Page(start, found, end)
+    async def _read_back(self, until: Position, count: int) -> Page:
+        """Read the newest ``count`` publications up to a position; none when the log becomes another one meanwhile."""
+        start = until._replace(offset=max(self._known.held_from, until.offset - count))
+        found = await self._all_in(start, until)
+        if until.epoch != self._known.top.epoch:
+            return Page(self._known.top, (), self._known.top)
+        return Page(start, found, until)
 
     async def _all_in(self, after: Position, until: Position) -> Sequence[Publication]:
         found: list[Publication] = []
-        while after.epoch == until.epoch and after.offset < until.offset:
+        while after.offset < until.offset:
             page = await self._page(after, until)
+            if page.end.epoch != until.epoch or page.end <= after:  # another log, or one that ends before
+                break
             found += page.publications
             after = page.end
         return found

@@ -284,13 +284,13 @@ class RedisBroker:
     async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         return await self._known.last(count, topic_filter, audience)
 
-    async def _read_back(self, until: int, count: int) -> Page:
-        """Read the newest ``count`` publications up to an offset from the log."""
-        raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until, count, PAGE_BYTES)
+    async def _read_back(self, until: Position, count: int) -> Page:
+        """Read the newest ``count`` publications up to a position, or what has its offset in the log that is there."""
+        raw_epoch, _, _, entries = await self._read("newest", self._state, "", "", until.offset, count, PAGE_BYTES)
         epoch = raw_epoch.decode()
         found = [publication_of(entry, epoch, time.time()) for entry in reversed(entries)]
         start = found[0].position.offset - 1 if found else 0
-        return Page(Position(epoch, start), found, Position(epoch, until))
+        return Page(Position(epoch, start), found, Position(epoch, until.offset))
 
     async def since(self, time: float) -> tuple[Position, bool]:
         epoch, _, _, offset, complete = await self._read("since", self._state, microseconds(time))
@@ -398,7 +398,6 @@ class RedisBroker:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, MasterNotFoundError):
-        return (
-            "no Sentinel names a master"  # the text of this error would show all that redis-py knows of the Sentinels
-        )
+        # The text of this error would show all that redis-py knows of the Sentinels.
+        return "no Sentinel names a master"
     return str(error) or type(error).__name__

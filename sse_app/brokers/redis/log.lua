@@ -166,7 +166,8 @@ local function pages(command, from, to, step)
   return found
 end
 
--- Takes over the limits that the caller names, which are those of all nodes from now on. Returns true if one changed.
+-- Takes over the limits that the caller names, which are those of all nodes from now on; a new log has the defaults for
+-- those that nobody names. Returns true if one changed.
 local function set_limits()
   local changed = false
   for index, given in ipairs({ARGV[9], ARGV[10], ARGV[11], ARGV[12]}) do
@@ -230,8 +231,8 @@ function operations.refresh()
     if type(said) == 'table' and not string.find(said.err, '^OOM') then return said end
     local nodes = redis.call('HGETALL', KEYS[3])
     for index = 1, #nodes, 2 do
-      local count, heard = string.match(nodes[index + 1], '^(%d+) (%d+)$')
-      if not count or math.abs(seconds - heard) > ABSENT then
+      local count, written = string.match(nodes[index + 1], '^(%d+) (%d+)$')
+      if not count or math.abs(seconds - written) > ABSENT then
         redis.call('HDEL', KEYS[3], nodes[index])
       elseif nodes[index] ~= ARGV[13] then
         others = others + count

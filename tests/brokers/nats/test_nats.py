@@ -487,7 +487,7 @@ async def restart(server: NatsServer, *brokers: NatsBroker) -> None:
 
 
 async def set_limits(url: str, **limits: float) -> None:
-    """When what they would end has been seen: a second may pass at any place."""
+    """Set the limits of the log, which nodes take over within a second: call it when what they end was checked."""
     async with opened(url, **limits):
         pass
 
@@ -935,7 +935,7 @@ async def test_what_was_trimmed_before_it_was_received_is_a_gap(url: str, monkey
 
 
 async def test_a_node_that_starts_receives_the_newest_first(url: str, js: JetStreamContext) -> None:
-    """What most who come back lack is then at hand, and each topic's newest is known without a search."""
+    """Most clients that come back lack only the newest, and each topic's newest is known without a search."""
     async with opened(url) as broker:
         for number in range(50):
             await publish(broker, str(number), topic=f"t/{number}")
