@@ -134,35 +134,39 @@ class Delivery:
     def forget_newest(self) -> None:
         """Forget the newest publication of each group: the log is not what it was."""
         for group in self._groups.values():
-            group.known = False
+            group.known, group.looking_up = False, None  # what is being looked up may be of the log before
 
     @types.coroutine  # so that a bare yield is a turn of the loop, as in asyncio.sleep(0)
     def count(self, draft: Draft) -> Generator[None, None, int]:
         """Return how many subscribers a draft is for."""
         budget = Budget(SLICE * OFFER)
+        excluded = self._clients.find(draft.exclude)
+        named = self._clients.find(draft.to) - excluded
         groups = yield from self._index.match(draft.topics, budget)
         if draft.to:
-            named = self._clients.find(draft.to) - self._clients.find(draft.exclude)
-            return (yield from self._count_in(groups, named, budget))
+            return sum(map(len, (yield from self._in_groups(groups, named, budget)).values()))
+        without = yield from self._in_groups(groups, excluded, budget)
         count = 0
         for part in slices(list(groups), SLICE):
             count += sum([len(group.members) for group in part])
+            if without:  # in the same step: who has come or gone since is in both numbers or in none
+                count -= sum(one in group.members for group in part for one in without.get(group, ()))
             if budget.spend(len(part) // NOTED):
                 yield
-        if draft.exclude:
-            count -= yield from self._count_in(groups, self._clients.find(draft.exclude), budget)
         return count
 
-    def _count_in(
-        self, groups: Collection[Group], subscribers: Iterable[Subscriber], budget: Budget
-    ) -> Generator[None, None, int]:
-        """Return how many of these subscribers are in these groups."""
-        count = 0
+    def _in_groups(
+        self, groups: Collection[Group], subscribers: Collection[Subscriber], budget: Budget
+    ) -> Generator[None, None, dict[Group, list[Subscriber]]]:
+        """Return those of these subscribers that are in these groups, by group."""
+        found: dict[Group, list[Subscriber]] = {}
         for part in slices(subscribers, SLICE):
-            count += sum(group in groups for group in map(self._find_group, part))
+            for subscriber, group in zip(part, map(self._find_group, part), strict=True):
+                if group is not None and group in groups:
+                    found.setdefault(group, []).append(subscriber)
             if budget.spend(len(part) // NOTED):
                 yield
-        return count
+        return found
 
     def deliver(self, publications: Sequence[Publication]) -> Generator[None, None, None]:
         """Offer a piece to all whom it is for.

@@ -22,7 +22,7 @@ from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.errors import ConfigError
 from sse_app.events import Event, EventDecoder
-from sse_app.joining import StreamRequest
+from sse_app.joining import StreamRequest, parse_cursor
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, PublishOptions, Receipt
 from sse_app.subscriber import Subscriber
@@ -38,13 +38,14 @@ class Subscription:
     that was left goes on where it was with another ``async for``.
     """
 
-    __slots__ = ("_decoder", "_events", "_position", "_subscriber")
+    __slots__ = ("_decoder", "_events", "_is_ahead", "_position", "_subscriber")
 
-    def __init__(self, subscriber: Subscriber) -> None:
+    def __init__(self, subscriber: Subscriber, requested: Position | None = None) -> None:
         self._subscriber = subscriber
         self._decoder = EventDecoder()
         self._events: deque[Event] = deque()  # that were read from the subscriber, and not taken yet
-        self._position = subscriber.position  # of the newest event that was taken
+        self._position = requested or subscriber.position  # of the newest event that was taken
+        self._is_ahead = True  # the subscriber, of what was taken: at first of a gap that it may begin with
 
     @property
     def client(self) -> str:
@@ -61,13 +62,15 @@ class Subscription:
         """Where this stream is in the log: of all before and at this position, what is for it was read. Subscribe with
         ``after`` and this position, or its ``str``, to go on from here.
         """
-        return self._position if self._events else self._subscriber.position
+        return self._position if self._is_ahead else self._subscriber.position
 
     async def read(self) -> bytes:
         """Wait for the next bytes of the stream and return all that there are: whole blocks, heartbeats too. b"" when
         the stream has ended. Cancelling it loses nothing: the next call goes on where this one was.
         """
-        return await self._subscriber.read()
+        data = await self._subscriber.read()
+        self._is_ahead = False
+        return data
 
     def __aiter__(self) -> Self:
         return self
@@ -80,6 +83,7 @@ class Subscription:
             self._events.extend(self._decoder.feed(data))
         event = self._events.popleft()
         self._position = Position.parse((event.id or "").encode()) or self._position
+        self._is_ahead = bool(self._events)
         return event
 
 
@@ -204,7 +208,7 @@ class Hub:
         self.node.life.check_here()
         request = StreamRequest.parse(topics, after=after, last=last, since=since, client=client)
         async with self.node.subscribe(request) as subscriber:
-            yield Subscription(subscriber)
+            yield Subscription(subscriber, parse_cursor(after))
 
     # Looking in
 

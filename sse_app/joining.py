@@ -155,12 +155,21 @@ class Joining:
 
     async def _look_up_newest(self, group: Group) -> None:
         """Find the newest publication of a group in the log, once for all subscribers that join it meanwhile."""
-        group.looking_up = group.looking_up or asyncio.Lock()
-        async with group.looking_up:
-            if not group.known:
+        while not group.known:
+            lock = group.looking_up = group.looking_up or asyncio.Lock()
+            async with lock:
+                if group.known or lock is not group.looking_up:
+                    continue
                 found = await self._broker.newest(1, group.filter, None)
-                if not group.known:  # nothing was delivered meanwhile
+                if not group.known and lock is group.looking_up:  # nothing was delivered, the log is the same
                     group.set_newest(found[0] if found else None)
+
+
+def parse_cursor(after: Position | str | bytes | None) -> Position | None:
+    """Return the position that a client has as its cursor; None for none, or for what is no position."""
+    if isinstance(after, str):
+        after = after.encode(errors="replace")
+    return Position.parse(after) if isinstance(after, bytes) else after
 
 
 def resume(after: Position | str | bytes, oldest: Position, top: Position) -> Start:
@@ -170,9 +179,7 @@ def resume(after: Position | str | bytes, oldest: Position, top: Position) -> St
     cursor that is malformed or past the end of the log does not tell what its client has seen: such a client starts
     with what is published next.
     """
-    if isinstance(after, str):
-        after = after.encode(errors="replace")
-    cursor = after if isinstance(after, Position) else Position.parse(after)
+    cursor = parse_cursor(after)
     if cursor is None:
         return Start(top, GapReason.MALFORMED)
     if cursor.epoch != top.epoch:

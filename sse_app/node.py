@@ -23,7 +23,8 @@ from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
 from sse_app.joining import Joining, StreamRequest
 from sse_app.lifetime import Lifetime
 from sse_app.metrics import Totals
-from sse_app.publication import Audience, Draft, Position, Publication, Receipt
+from sse_app.publication import Audience, Draft, Publication, Receipt
+from sse_app.receipts import Receipts
 from sse_app.stack import NonReentrant, close_stack
 from sse_app.steps import outside_tasks
 from sse_app.subscriber import CloseReason, Subscriber
@@ -32,7 +33,6 @@ from sse_app.topics import TopicFilter
 T = TypeVar("T")
 
 RECENT = 100  # publications that /stats lists
-RECEIPTS = 10_000  # of keyed publications that are remembered
 
 RUNNING = (
     "The hub is running already, and can be started again when it has stopped. Give its lifespan to one app only, "
@@ -67,7 +67,7 @@ class Node:
         self.drain_window = drain
         self._queue_limits = (queue_size, queue_bytes)
         self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
-        self._receipts: dict[str, tuple[Position, int]] = {}  # of keyed publications: a retry gets the same answer
+        self._receipts = Receipts()
         self._delivery = Delivery()
         self._joining = Joining(broker, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
         self._beat_interval = heartbeat / SLOTS
@@ -78,6 +78,7 @@ class Node:
         self._drain_begun = False
         self._spawner = self.spawn  # one bound method for all subscribers
         self._running: set[asyncio.Task[Any]] = set()
+        self._tasks_end = False
         self._tasks = asyncio.TaskGroup()  # replaced by the one that a start opens
         self._stack, self._non_reentrant = AsyncExitStack(), NonReentrant(RUNNING)
 
@@ -89,6 +90,7 @@ class Node:
             await stack.enter_async_context(self.broker)
             tail = await stack.enter_async_context(aclosing(self.broker.tail()))
             self._delivery.position = tail.start
+            self._tasks_end = False
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_tasks)
             self.spawn(self._follow(tail))
@@ -113,13 +115,20 @@ class Node:
                 subscriber.cut()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a task that the node owns: it ends with the node, and its failure is the node's."""
-        task = self._tasks.create_task(work)
+        """Start a task that the node owns: it ends with the node, and its failure is the node's. While the node stops,
+        a task is cancelled before it begins.
+        """
+        if self._tasks_end:
+            task = asyncio.get_running_loop().create_task(work)  # the group may have ended
+            task.cancel()
+        else:
+            task = self._tasks.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
 
     def _cancel_tasks(self) -> None:
+        self._tasks_end = True
         for task in self._running:
             task.cancel()
 
@@ -134,19 +143,16 @@ class Node:
         self.life.check_here()
         key, before = draft.idempotency_key, self._delivery.position
         position = await self.broker.publish(draft)
-        if key is not None and (known := self._receipts.get(key)) and known[0] == position:
-            return Receipt(position, known[1], self.broker.durability)
-        if position.epoch != before.epoch or position.offset > before.offset:  # else its key was used before our start
+        is_new = key is None or self._receipts.begin(key, position)
+        # Without that its key was used before this node has started.
+        if is_new and (position.epoch != before.epoch or position.offset > before.offset):
             self.totals.published += 1
-        subscribers = await self._delivery.count(draft)
-        if key is not None:
-            self._remember(key, position, subscribers)
+        subscribers = self._receipts.get(key) if key is not None else None
+        if subscribers is None:
+            subscribers = await self._delivery.count(draft)
+            if key is not None:
+                subscribers = self._receipts.settle(key, position, subscribers)
         return Receipt(position, subscribers, self.broker.durability)
-
-    def _remember(self, key: str, position: Position, subscribers: int) -> None:
-        self._receipts[key] = position, subscribers
-        if len(self._receipts) > RECEIPTS:
-            del self._receipts[next(iter(self._receipts))]
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -168,9 +174,10 @@ class Node:
 
     async def _read_again(self) -> None:
         """Let everyone read on from the log: the tail began another epoch, or left publications out."""
-        self._delivery.position = await self.broker.top()
+        top = await self.broker.top()
         self._delivery.forget_newest()
         await outside_tasks(in_steps(Subscriber.fall_behind, list(self._delivery)))
+        self._delivery.position = top  # only now: a stream that is not behind yet would take a cursor to there for true
 
     def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
         """Offer a piece of what the log announced to all whom it is for, in steps."""
@@ -210,6 +217,7 @@ class Node:
         self.totals.connected += 1
         try:
             await self._joining.begin(subscriber, request.start)
+            self.life.check_started()  # it may have stopped meanwhile
         except BaseException:
             self.leave(subscriber, CloseReason.GONE)
             raise

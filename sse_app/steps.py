@@ -52,11 +52,19 @@ async def outside_tasks(steps: Iterator[None]) -> None:
         try:
             next(steps)
         except StopIteration:
-            done.set_result(None)
+            finish(None)
         except BaseException as error:
-            done.set_exception(error)
+            finish(error)
         else:
             loop.call_soon(step)
+
+    def finish(error: BaseException | None) -> None:
+        if done.done():
+            return  # the step itself has stopped the hub
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
 
     loop.call_soon(step)
     await done

@@ -270,10 +270,14 @@ class Subscriber:
                 self._wake()
 
     def cut(self) -> None:
-        """End a written stream at once, because the hub has ended. Its client resumes and gets what it lacks."""
+        """End a written stream at once, because the hub has ended: its client resumes and gets what it lacks. One
+        without a writer ends with what waits in its queue.
+        """
         if (writer := self._writer) is not None:
             self._end()
             writer.end()
+        else:
+            self._give_up_log()
 
     def release(self) -> None:
         """Let go of everything: the stream is over, however it ended."""
@@ -435,8 +439,8 @@ class Subscriber:
 
     async def _read_page(self, until: Position) -> bytes:
         page = await self._broker.replay(self.position, until, self.filter)
-        if self._mode is ENDED:
-            return b""  # nobody is left to get the page: it does not count as delivered
+        if self._mode not in FROM_LOG:
+            return b""  # nobody is to get the page any more: it does not count as delivered
         parts = [] if page.start == self.position else [self._gap(page.start, until)]
         visible = [publication for publication in page.publications if publication.visible_to(self.audience)]
         blocks, events, gaps = write(visible, self.dialect)

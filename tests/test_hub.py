@@ -191,6 +191,25 @@ async def test_events_that_were_read_together_lose_none_when_the_loop_is_left(hu
         assert str(subscription.position) == rest[-1].id
 
 
+async def test_a_gap_that_nobody_was_told_yet_is_told_to_who_goes_on_from_there() -> None:
+    async with Hub(history=3) as hub:
+        first = (await hub.publish("0")).position
+        for number in range(1, 9):
+            await hub.publish(str(number))
+        position: Position = first
+        for _ in range(2):  # the second goes on from the first, which has read nothing
+            async with hub.subscribe(after=position) as subscription:
+                position = subscription.position
+                assert position == first
+        async with hub.subscribe(after=position) as subscription:
+            types = [(await anext(subscription)).type for _ in range(2)]
+            assert types == ["welcome", "gap"]
+            assert subscription.position > first
+        async with hub.subscribe(after=first) as subscription:
+            assert b"event: gap" in await subscription.read()
+            assert subscription.position > first
+
+
 async def test_a_malformed_cursor_leaves_a_position_to_go_on_from(hub: Hub) -> None:
     receipt = await hub.publish("before")
     async with hub.subscribe(after="no position") as subscription:

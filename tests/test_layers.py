@@ -36,7 +36,7 @@ FLOORS = (
     ("dialects", "publisher"),
     ("subscriber", "admission", "lifetime"),
     ("delivery",),
-    ("joining", "heartbeats", "draining"),
+    ("joining", "heartbeats", "draining", "receipts"),
     ("node", "web", "web.prefix", "server.uvicorn_internals"),
     ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),

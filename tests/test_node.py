@@ -27,7 +27,20 @@ from sse_app.node import Node
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import CloseReason, Subscriber
 from tests.support.nodes import data_of, node_on, publish, replay, state, subscribed, texts
-from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, available, cancel_at, datas, lose, received
+from tests.support.peers import (
+    MOMENT,
+    Clock,
+    DistantBroker,
+    Socket,
+    TroubledBroker,
+    available,
+    cancel_at,
+    datas,
+    lose,
+    received,
+    turns,
+    until,
+)
 
 pytestmark = pytest.mark.virtual_time
 
@@ -856,3 +869,157 @@ async def test_small_publications_of_one_turn_are_one_batch() -> None:
         await asyncio.sleep(MOMENT)
         assert before - peer.room == 1
         node.leave(subscriber, CloseReason.GONE)
+
+
+# --- in the middle of steps ---
+
+
+class HeldBroker(TroubledBroker):
+    """What is asked of it with the method ``holds`` is answered after ``release``, as it was when it was asked."""
+
+    def __init__(self, holds: str) -> None:
+        super().__init__()
+        self._holds, self._released = holds, asyncio.Event()
+        self.release()
+
+    def hold(self) -> None:
+        self._released.clear()
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def oldest(self) -> Position:
+        oldest = await super().oldest()
+        await self._answer("oldest")
+        return oldest
+
+    async def newest(self, *arguments: Any) -> Sequence[Publication]:
+        found = await super().newest(*arguments)
+        await self._answer("newest")
+        return found
+
+    async def _answer(self, name: str) -> None:
+        if name == self._holds:
+            await self._released.wait()
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop turns after each subscriber and each group."""
+    for name in ("SLICE", "OFFER", "NOTED"):
+        monkeypatch.setattr(f"sse_app.delivery.{name}", 1)
+
+
+@pytest.mark.usefixtures("small_steps")
+async def test_no_stream_takes_a_cursor_beyond_what_it_has_yet_to_read_again() -> None:
+    broker = TroubledBroker()
+    async with node_on(broker) as node, AsyncExitStack() as stack:
+        sockets = [Socket() for _ in range(20)]
+        for socket in sockets:
+            (await stack.enter_async_context(subscribed(node))).attach(socket)
+        broker.deaf = True
+        await publish(node, *(f"missed {number}" for number in range(200)))
+        broker.deaf = False
+        moving = asyncio.create_task(node._cursors.move_all())
+        await node.publish(Draft.compose("the tail goes on"))
+        for _ in range(30):
+            await turns()
+            await node._cursors.move_all()
+        await moving
+        await asyncio.sleep(1)
+        for socket in sockets:
+            events = EventDecoder().feed(socket.take())
+            assert datas(events) == [*(f"missed {number}" for number in range(200)), "the tail goes on"]
+
+
+@pytest.mark.usefixtures("small_steps")
+async def test_a_key_has_one_receipt_however_long_the_count_takes() -> None:
+    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
+        for number in range(10):
+            await stack.enter_async_context(subscribed(node, "all", f"own/{number}"))
+        draft = Draft.compose("x", topic="all", idempotency_key="k")
+        first = asyncio.create_task(node.publish(draft))
+        await turns(2)
+        await stack.enter_async_context(subscribed(node, "all", "late"))
+        receipts = [await node.publish(draft), await first, await node.publish(draft)]
+        assert receipts[0] == receipts[1] == receipts[2]
+        assert node.totals.published == 1
+
+
+@pytest.mark.usefixtures("small_steps")
+async def test_a_publication_whose_count_was_cancelled_is_counted_once() -> None:
+    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
+        for number in range(10):
+            await stack.enter_async_context(subscribed(node, "all", f"own/{number}"))
+        draft = Draft.compose("x", topic="all", idempotency_key="k")
+        first = asyncio.create_task(node.publish(draft))
+        await turns(2)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (await node.publish(draft)).subscribers == 10
+        assert node.totals.published == 1
+
+
+@pytest.mark.usefixtures("small_steps")
+async def test_who_is_excluded_and_comes_during_the_count_does_not_lower_it() -> None:
+    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
+        for number in range(10):
+            await stack.enter_async_context(subscribed(node, "all", f"own/{number}"))
+        await stack.enter_async_context(subscribed(node, "all", client="absent"))
+        draft = Draft.compose("x", topic="all", exclude="absent")
+        publishing = asyncio.create_task(node.publish(draft))
+        await turns(2)
+        for number in range(5):
+            await stack.enter_async_context(subscribed(node, "all", f"own/{number}", client="absent"))
+        assert 10 <= (await publishing).subscribers <= 15  # type: ignore[operator]
+        assert (await node.publish(draft)).subscribers == 10
+
+
+@pytest.mark.parametrize("later", range(8))
+async def test_a_stop_waits_for_no_client_whose_stream_begins_meanwhile(later: int) -> None:
+    node = node_on(MemoryBroker())
+    await node.__aenter__()
+    (position, *_) = await publish(node, *"abcde")
+    subscriber = await node.join(StreamRequest.parse(after=position))
+    stopping = asyncio.create_task(node.__aexit__(None, None, None))
+    await turns(later)
+    socket = Socket(room=2)
+    subscriber.attach(socket)
+    async with asyncio.timeout(60):
+        await stopping
+    await turns()
+    assert socket.ended
+    node.leave(subscriber, CloseReason.GONE)
+    assert state(node) == (0, 0, 0, 0)
+
+
+async def test_a_stream_whose_join_is_answered_after_the_stop_does_not_begin() -> None:
+    broker = HeldBroker("oldest")
+    node = node_on(broker)
+    async with node:
+        (position, *_) = await publish(node, *"abc")
+        broker.hold()
+        joining = asyncio.create_task(node.join(StreamRequest.parse(after=position)))
+        await turns()
+    broker.release()
+    with pytest.raises(HubNotStarted, match="has stopped"):
+        await joining
+    assert state(node) == (0, 0, 0, 0)
+
+
+async def test_a_search_of_the_log_before_gives_a_group_no_newest_publication() -> None:
+    broker = HeldBroker("newest")
+    async with node_on(broker) as node:
+        await publish(node, "old", topic="a")
+        broker.hold()
+        joining = asyncio.create_task(node.join(StreamRequest.parse(["a"])))
+        await until(lambda: any(group.looking_up for group in node._delivery.groups))
+        broker.begin_anew()
+        await publish(node, "other", topic="b")
+        broker.release()
+        first = await joining
+        async with subscribed(node, "a") as second:
+            for subscriber in (first, second):
+                assert data_of((await received(subscriber))[0])["last"] is None
+        node.leave(first, CloseReason.GONE)

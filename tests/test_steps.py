@@ -31,6 +31,25 @@ async def test_an_error_is_that_of_who_waits() -> None:
         await outside_tasks(steps())
 
 
+async def test_a_step_may_end_what_waits_for_it() -> None:
+    errors: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+
+    def steps(error: Exception | None) -> Iterator[None]:
+        waiting.cancel()
+        if error is not None:
+            raise error
+        return
+        yield
+
+    for error in (None, KeyError()):
+        waiting = asyncio.create_task(outside_tasks(steps(error)))
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await turns()
+    assert errors == []
+
+
 async def test_no_step_is_taken_once_nobody_waits() -> None:
     taken = 0
 

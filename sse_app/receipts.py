@@ -1,0 +1,36 @@
+"""The receipts of publications with an idempotency key: a retry gets the same answer."""
+
+from sse_app.publication import Position
+
+REMEMBERED = 10_000  # receipts
+
+
+class Receipts:
+    """How many subscribers the newest keyed publications were for, None as long as they are being counted."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[Position, int | None]] = {}
+
+    def begin(self, key: str, position: Position) -> bool:
+        """Note the position that a key got. Return False when it is the same as before: nothing was published."""
+        if key in self._found and self._found[key][0] == position:
+            return False
+        self._note(key, position, None)
+        return True
+
+    def get(self, key: str) -> int | None:
+        """Return how many subscribers a publication was for, None when that is not known."""
+        return self._found[key][1] if key in self._found else None
+
+    def settle(self, key: str, position: Position, subscribers: int) -> int:
+        """Note how many subscribers it is for, unless a retry has counted them before; return the number that holds."""
+        known = self._found.get(key)
+        if known is not None and known[0] == position and known[1] is not None:
+            return known[1]
+        self._note(key, position, subscribers)
+        return subscribers
+
+    def _note(self, key: str, position: Position, subscribers: int | None) -> None:
+        self._found[key] = position, subscribers
+        if len(self._found) > REMEMBERED:
+            del self._found[next(iter(self._found))]
