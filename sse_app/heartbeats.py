@@ -1,4 +1,4 @@
-"""What an idle stream gets: a heartbeat, which keeps its connection open, and a cursor, which keeps it resumable."""
+"""Heartbeats, which keep the connection of an idle stream open, and cursors, which keep the stream resumable."""
 
 from collections.abc import Sequence
 
@@ -67,7 +67,7 @@ class Heartbeats:
         self._current = 0
 
     def __len__(self) -> int:
-        """How many subscribers get heartbeats."""
+        """Return the number of subscribers that get heartbeats."""
         return sum(map(len, self._slots))
 
     def add(self, subscriber: Subscriber) -> None:

@@ -59,8 +59,8 @@ class Subscription:
 
     @property
     def position(self) -> Position:
-        """Where this stream is in the log: of all before and at this position, what is for it was read. Subscribe with
-        ``after`` and this position, or its ``str``, to go on from here.
+        """The place of this stream in the log: of all before and at this position, what is for it was read. Subscribe
+        with ``after`` and this position, or its ``str``, to go on from here.
         """
         return self._position if self._is_ahead else self._subscriber.position
 
@@ -218,7 +218,7 @@ class Hub:
         return self.node.broker
 
     def __len__(self) -> int:
-        """How many subscribers are connected here."""
+        """Return the number of subscribers that are connected here."""
         return self.node.totals.subscribers
 
     def __bool__(self) -> bool:

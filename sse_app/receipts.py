@@ -6,7 +6,7 @@ REMEMBERED = 10_000  # receipts
 
 
 class Receipts:
-    """How many subscribers the newest keyed publications were for, None as long as they are being counted."""
+    """The numbers of subscribers of the newest keyed publications, None as long as they are being counted."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[Position, int | None]] = {}

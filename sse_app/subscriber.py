@@ -70,7 +70,7 @@ WAKE = Batch(b"")  # ends the wait of a reader, so that it sees its subscriber's
 
 
 class Writer(Protocol):
-    """Where a subscriber's bytes go: its connection. Nothing here waits or raises.
+    """The connection that a subscriber's bytes go to. Nothing here waits or raises.
 
     Once ``write`` has returned False, the writer calls ``Subscriber.resume`` when its socket takes more.
     """
@@ -85,7 +85,7 @@ class Writer(Protocol):
 
 
 class Mode(Enum):
-    """Where the next bytes of a stream come from, and what becomes of a batch that is offered to it.
+    """The place that the next bytes of a stream come from, and what becomes of a batch that is offered to it.
 
     ======= ======= ===================================================================================
     mode    offers  next mode

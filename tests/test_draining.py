@@ -20,7 +20,7 @@ PATIENCE = 3_600  # virtual seconds
 
 
 class Ends:
-    """When each stream ended, and how: read until the end, on virtual time."""
+    """The time at which each stream ended, and its events: read until the end, on virtual time."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

@@ -1,4 +1,4 @@
-"""What an idle stream gets: heartbeats that are spread, and cursors that stay in the log."""
+"""Idle streams: their heartbeats are spread, and their cursors stay in the log."""
 
 import asyncio
 from contextlib import AsyncExitStack

@@ -875,7 +875,7 @@ async def test_small_publications_of_one_turn_are_one_batch() -> None:
 
 
 class HeldBroker(TroubledBroker):
-    """What is asked of it with the method ``holds`` is answered after ``release``, as it was when it was asked."""
+    """A log whose answers of the method ``holds`` wait for ``release``, and are those of the moment of the question."""
 
     def __init__(self, holds: str) -> None:
         super().__init__()

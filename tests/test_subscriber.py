@@ -67,7 +67,7 @@ class Stream:
             await self.publish(text)
 
     async def read(self) -> list[Event]:
-        """What the client can read now: all that comes while it goes on reading."""
+        """Return what the client can read now: all that comes while it goes on reading."""
         if self.socket is None:
             return self.decoder.feed(await available(self.subscriber))
         data = b""

@@ -1,4 +1,4 @@
-"""What a node knows of a log that a server keeps: where the log begins and ends, and its newest publications.
+"""A node's knowledge of a log that a server keeps: the ends of the log, and its newest publications.
 
 Redis and NATS keep the log for several nodes. A node knows the state that the server sent last, the positions that its
 own publishers got, and the publications that its tail has read. Most readers are served from that without a request.

@@ -1,4 +1,4 @@
-"""What every broker promises, whatever keeps its log. Another one joins by its name in ``BROKERS``."""
+"""The promises of every broker, whatever keeps its log. Another one joins by its name in ``BROKERS``."""
 
 import asyncio
 import sys

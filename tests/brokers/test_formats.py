@@ -1,4 +1,4 @@
-"""What versions of the hub read of one another's entries: nothing is silence, and nothing stops a node."""
+"""Entries of one version of the hub, read by another: nothing is silence, and nothing stops a node."""
 
 import random
 from collections.abc import Callable, Sequence

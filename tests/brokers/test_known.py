@@ -55,7 +55,7 @@ class Server:
 
 
 async def waiting(tail: QueuedTail) -> list[int]:
-    """What the tail gives in its next step, which does not have to be waited for."""
+    """Return what the tail gives in its next step, which does not have to be waited for."""
     async with asyncio.timeout(10):
         return offsets(await anext(tail))
 

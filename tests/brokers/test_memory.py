@@ -1,4 +1,4 @@
-"""What is special to the log in memory: that it stays within its bounds."""
+"""The log in memory: it stays within its bounds."""
 
 import asyncio
 import gc
@@ -149,7 +149,7 @@ async def test_a_key_counts_for_what_it_takes() -> None:
 
 
 async def cost(*searches: Coroutine[object, object, object]) -> tuple[int, int]:
-    """How many functions searches that run side by side call in all, and at most between two turns of the loop."""
+    """Count the functions that searches side by side call, in all and at most between two turns of the loop."""
     count = 0
 
     def on_event(frame: object, event: str, argument: object) -> None:

@@ -1,4 +1,4 @@
-"""What a node holds of a log that others keep."""
+"""The newest publications that a node holds of a log that others keep."""
 
 import pytest
 from hypothesis import given

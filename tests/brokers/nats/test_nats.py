@@ -1,4 +1,4 @@
-"""What is special to the log in NATS: what its server measures, other logs under its name, strangers in its stream,
+"""Special to the log in NATS: what its server measures, other logs under its name, strangers in its stream,
 servers that refuse."""
 
 import asyncio

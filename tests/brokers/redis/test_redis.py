@@ -1,4 +1,4 @@
-"""What is special to the log in Redis: other logs under its name, strangers in its stream, servers that refuse."""
+"""Special to the log in Redis: other logs under its name, strangers in its stream, servers that refuse."""
 
 import asyncio
 import random

@@ -244,7 +244,7 @@ def test_a_watermark_does_not_fall(path: Path) -> None:
 
 @pytest.fixture
 def disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
-    """What a power failure leaves of the watermark: its content when it was synced last."""
+    """Return what a power failure leaves of the watermark: its content when it was synced last."""
     files: Files = {}
     fsync = os.fsync
 

@@ -154,7 +154,7 @@ def test_recovering_a_sound_log_changes_nothing(path: Path) -> None:
 
 
 def test_the_newest_of_a_damaged_log_are_set_aside_with_it(path: Path) -> None:
-    """They may stand in its wal alone, when its process was killed."""
+    """The newest may stand in its WAL alone, when its process was killed."""
     make_log(path)
     file = open_log(path)
     append(file, "the newest")

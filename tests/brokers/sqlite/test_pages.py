@@ -82,7 +82,7 @@ def test_every_query_finds_its_place_by_an_index(path: Path, name: str) -> None:
 
 
 def steps(path: Path, work: Work) -> int:
-    """How many instructions SQLite needs for it."""
+    """Return how many instructions SQLite needs for it."""
     connection = connect(path)
     counted = 0
 

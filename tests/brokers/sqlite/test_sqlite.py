@@ -1,4 +1,4 @@
-"""What is special to the log in a SQLite file as a broker: commits, trimming, and what other processes append."""
+"""Special to the log in a SQLite file as a broker: commits, trimming, and what other processes append."""
 
 import asyncio
 import sqlite3
