@@ -5,7 +5,7 @@ data -> Draft.compose -> Broker.publish(draft) -> Position -> Publication, annou
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Self, TypedDict
 
@@ -133,6 +133,7 @@ class Draft:
     exclude: frozenset[str] = frozenset()
     idempotency_key: str | None = None
     is_json: bool = False
+    _encoded: bytes | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.idempotency_key is not None:
@@ -167,10 +168,16 @@ class Draft:
 
     def encode(self) -> bytes:
         """Return the event as it is stored and sent, without an id. Raises InvalidEvent."""
+        if self._encoded is not None:
+            return self._encoded
         event = self.event
         if event.id is not None or event.retry is not None:
             event = Event(event.data, event.type)
         return encode(event)
+
+    def encoded(self) -> Self:
+        """Return this draft with its event encoded already, for a large one that is made in a thread."""
+        return replace(self, _encoded=self.encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import re
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -13,9 +14,10 @@ from sse_app.node import Node
 from sse_app.payload import check_json, too_large
 from sse_app.publication import Draft
 from sse_app.web.endpoints.json_answer import json_answer
-from sse_app.web.endpoints.parameters import only, parse, refuse_unknown
+from sse_app.web.endpoints.parameters import Parameters, only, parse, refuse_unknown
 
 BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
+LARGE = 256 * 1024  # bytes: a larger body is checked and encoded in a thread, since it would hold up the loop
 
 
 class Broadcast:
@@ -32,17 +34,14 @@ class Broadcast:
         with self._node.admitted():
             given = parse(request)
             refuse_unknown(given, BROADCAST_PARAMETERS)
-            event = only(given, "event", InvalidEvent)
-            data, is_json = await self._data(request)
-            draft = Draft.compose(
-                data,
-                is_json=is_json,
-                topic=given.get("topic"),
-                event="message" if event is None else event,
-                to=given.get("to"),
-                exclude=given.get("exclude"),
-                idempotency_key=request.headers.get("idempotency-key"),
-            )
+            only(given, "event", InvalidEvent)
+            must_be_json = _is_declared_json(request)
+            body = await self._body(request)
+            compose = partial(_compose, body, must_be_json, given, request.headers.get("idempotency-key"))
+            if len(body) > LARGE:
+                draft = await asyncio.to_thread(lambda: compose().encoded())
+            else:
+                draft = compose()
             receipt = await self._node.publish(draft)
         return json_answer({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
 
@@ -53,24 +52,6 @@ class Broadcast:
         right = hmac.compare_digest(key.strip().encode(), self._publish_key)  # in constant time
         if scheme.lower() != "bearer" or not right:
             raise Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
-
-    async def _data(self, request: Request) -> tuple[str, bool]:
-        """Return the body as text, and True when its Content-Type is JSON. Raises BadInput for a body that its headers
-        describe wrongly.
-        """
-        must_be_json = is_json(request.headers.get("content-type") or "text/plain")
-        if (request.headers.get("content-encoding") or "identity").lower() != "identity":
-            raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
-        body = await self._body(request)
-        if not body:
-            raise EmptyBody("The body is the data to publish, and it is empty.")
-        try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            raise InvalidUTF8("The body is not valid UTF-8 text.") from None
-        if must_be_json:
-            check_json(body)
-        return text, must_be_json
 
     async def _body(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "0")
@@ -90,3 +71,35 @@ class Broadcast:
         except ClientDisconnect:
             raise InvalidBody("The connection ended before the body did.") from None
         return bytes(body)
+
+
+def _is_declared_json(request: Request) -> bool:
+    """Return True when the Content-Type of a body is JSON. Raises BadInput for one that cannot be taken."""
+    must_be_json = is_json(request.headers.get("content-type") or "text/plain")
+    if (request.headers.get("content-encoding") or "identity").lower() != "identity":
+        raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
+    return must_be_json
+
+
+def _compose(body: bytes, must_be_json: bool, given: Parameters, idempotency_key: str | None) -> Draft:
+    """Return the draft of a body and its parameters. Raises BadInput, also for a body that its headers describe
+    wrongly.
+    """
+    if not body:
+        raise EmptyBody("The body is the data to publish, and it is empty.")
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise InvalidUTF8("The body is not valid UTF-8 text.") from None
+    if must_be_json:
+        check_json(body)
+    (event,) = given.get("event", ["message"])
+    return Draft.compose(
+        text,
+        is_json=must_be_json,
+        topic=given.get("topic"),
+        event=event,
+        to=given.get("to"),
+        exclude=given.get("exclude"),
+        idempotency_key=idempotency_key,
+    )

@@ -3,7 +3,8 @@
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -17,8 +18,10 @@ from starlette.types import Message
 
 from sse_app import Event, Hub
 from sse_app.brokers.memory import MemoryBroker
-from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES
+from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, encode
+from sse_app.payload import check_json
 from sse_app.testing import run_virtual
+from sse_app.web.endpoints.broadcast import LARGE
 from tests.support.endpoints import HOST, JSON, KEY, payload, raw, url_of
 from tests.support.web import Web, call, code_of, web
 
@@ -480,3 +483,45 @@ async def test_a_draining_hub_takes_no_publication(hub_web: Web) -> None:
     assert code_of(answer) == (503, "draining")
     assert int(answer.headers["retry-after"]) > 0
     assert hub_web.hub.node.totals.published == 0
+
+
+# --- large bodies ---
+
+
+async def test_a_large_body_is_checked_and_encoded_outside_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = list[bool]()
+
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            threads.append(threading.current_thread() is threading.main_thread())
+            return work(*arguments)
+
+        return call
+
+    monkeypatch.setattr("sse_app.web.endpoints.broadcast.check_json", noted(check_json))
+    monkeypatch.setattr("sse_app.publication.encode", noted(encode))
+    async with web(body_max=8 * 1024**2) as hub_web, hub_web.stream() as events:
+        await anext(events)
+        for size, in_loop in ((LARGE, True), (LARGE + 1, False), (5_000_000, False)):
+            threads.clear()
+            body = b'"' + b"x" * (size - 2) + b'"'
+            answer = await hub_web.client.post("/broadcast", content=body, headers={"Content-Type": "application/json"})
+            event = await anext(events)
+            assert (event.id, event.data) == (answer.json()["id"], body.decode())
+            assert threads == [in_loop, in_loop]
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type", "code"),
+    [
+        (b"\xff" * (LARGE + 1), "text/plain", "invalid_utf8"),
+        (b"[" * (LARGE + 1), "application/json", "too_deep"),
+        (b"x" * (LARGE + 1), "application/json", "invalid_json"),
+    ],
+    ids=["no UTF-8", "deep", "no JSON"],
+)
+async def test_a_large_body_is_refused_as_a_small_one(body: bytes, media_type: str, code: str) -> None:
+    async with web(body_max=8 * 1024**2) as hub_web:
+        answer = await hub_web.client.post("/broadcast", content=body, headers={"Content-Type": media_type})
+        assert code_of(answer) == (400, code)
+        assert hub_web.hub.node.totals.published == 0
