@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from sse_app.brokers import Page
-from sse_app.brokers.limits import PAGE_COUNT
+from sse_app.brokers.limits import PAGE_COUNT, matches_per_step
 from sse_app.brokers.recent import BYTES, Recent
 from sse_app.brokers.tail import QueuedTail
 from sse_app.publication import Audience, Position, Publication
@@ -151,7 +151,9 @@ class KnownLog:
             page = self._held_up_to(until) or await self._search(Position(epoch, until), size, topic_filter)
             if page.start.epoch != epoch:
                 return
-            for publication in reversed(page.publications):
+            for compared, publication in enumerate(reversed(page.publications), 1):
+                if compared % matches_per_step(topic_filter) == 0:
+                    await asyncio.sleep(0)
                 if count and not publication.lost and publication.reaches(topic_filter, audience):
                     count -= 1
                     yield publication

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple, Self, TypedDict
 
+from sse_app.topics import TopicFilter
+
 
 class LimitSettings(TypedDict, total=False):
     """The keywords of every broker. One that is left out, or None, leaves the limit of an existing log as it is."""
@@ -46,3 +48,10 @@ DEFAULTS = Limits()
 # Of one page of a replay, so that no reader holds much more than that, and the loop turns between two pages.
 PAGE_COUNT = 256  # publications
 PAGE_BYTES = 256 * 1024  # about, as each broker measures what it reads; a larger publication is a page of its own
+
+LOOK_UPS_PER_STEP = 2_000  # of Filter.cost, in one turn of the loop, some 2 ms
+
+
+def matches_per_step(topic_filter: TopicFilter) -> int:
+    """Return how many publications may be compared with a filter in one turn of the loop."""
+    return max(1, LOOK_UPS_PER_STEP // topic_filter.cost)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, Self, Unpack
 
 from sse_app.brokers import Page, Tail
-from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, Limits, LogSettings
+from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES, PAGE_COUNT, Limits, LogSettings, matches_per_step
 from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import KeyReused, LogFull
@@ -24,7 +24,6 @@ KEYS_BYTES = 128 * 1024 * 1024  # of all idempotency keys within the window: som
 KEY_OVERHEAD = 400  # bytes of a key beside its text, measured with tracemalloc on CPython 3.11
 SCAN_NEWEST = 64  # of the newest publications: read first, since that is enough for a filter that matches most
 LOOK_UPS_AT_ONCE = 128  # in search of a filter's topics, without a turn of the loop
-LOOK_UPS_PER_STEP = 2_000  # in one turn of the loop, some 2 ms
 FILTER_TOPICS_MAX = 128  # topics of a filter; with more of them publications are read one by one
 SCAN_PER_STEP = 2_048  # publications that are read one by one in one turn of the loop, less than 1 ms
 
@@ -189,6 +188,7 @@ class MemoryBroker:
             last = min(last, start + PAGE_COUNT)
             return self._shortened(start, self._between(start + 1, last), last)
         if last - start <= PAGE_COUNT:
+            last = min(last, start + matches_per_step(topic_filter))
             return self._page(start, last, lambda item: topic_filter.matches(item.topics))
         topics = await self._topics(topic_filter)
         if not isinstance(topics, set) or len(topics) <= FILTER_TOPICS_MAX:
@@ -226,8 +226,13 @@ class MemoryBroker:
         until, found = self._top, list[Publication]()
         topics = None if topic_filter.unrestricted else self._offsets.topics(topic_filter, LOOK_UPS_AT_ONCE)
         if topics is None and not topic_filter.unrestricted:
-            found += [item for item in self._back_from(until, SCAN_NEWEST) if item.reaches(topic_filter, audience)]
-            until -= SCAN_NEWEST
+            step = min(SCAN_NEWEST, matches_per_step(topic_filter))
+            end = until - SCAN_NEWEST
+            while until > end and len(found) < count:
+                found += [item for item in self._back_from(until, step) if item.reaches(topic_filter, audience)]
+                until -= step
+                if until > end and len(found) < count:
+                    await asyncio.sleep(0)
             if len(found) < count:
                 topics = await self._topics(topic_filter)
         while len(found) < count and until >= self._oldest:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app.brokers import memory
+from sse_app.brokers import Page, memory
+from sse_app.brokers.limits import LOOK_UPS_PER_STEP, matches_per_step
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.brokers.offsets import footprint
 from sse_app.errors import LogFull
@@ -199,7 +200,29 @@ async def test_a_hundred_random_wildcards_cost_a_match_of_each_topic_at_most() -
 
     total, most = await cost(*(broker.newest(1, wildcards(), None) for _ in range(5)))
     assert total / 5 < 30 * 10_000, "not the patterns times the publications"
-    assert most < 30 * memory.LOOK_UPS_PER_STEP, "one step of one of them at a time"
+    assert most < 30 * LOOK_UPS_PER_STEP, "one step of one of them at a time"
+
+
+async def test_a_filter_that_is_dear_to_match_gets_short_pages_and_everything() -> None:
+    """With 100 wildcards of as many shapes, 256 comparisons would hold up the loop for 20 ms."""
+    broker, random = await full_log("a/N/x"), Random(7)
+    shapes = {"/".join(random.choices("*a", k=length)) for length in range(2, 32) for _ in range(8)}
+    dear = every("a/*/x", *sorted(shapes)[:99])
+    step = matches_per_step(dear)
+    assert step < 32
+    top = await broker.top()
+    until, found = top._replace(offset=256), list[int]()
+    position = top._replace(offset=0)
+    while position < until:
+        page = await broker.replay(position, until, dear)
+        assert 0 < page.end.offset - position.offset <= step
+        found += [publication.position.offset for publication in page.publications]
+        position = page.end
+    assert found == list(range(1, 257))
+    whole = Page(top._replace(offset=0), (await log_of(broker))[:256], until)
+    part = whole.matching(dear)
+    assert (len(part.publications), part.end) == (step, whole.publications[step - 1].position)
+    assert whole.matching(every("a/*/x")) == whole
 
 
 async def test_searches_for_the_same_are_shared() -> None:
