@@ -3,8 +3,8 @@
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -910,6 +910,15 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"sse_app.delivery.{name}", 1)
 
 
+@asynccontextmanager
+async def node_of_ten_groups() -> AsyncIterator[tuple[Node, AsyncExitStack]]:
+    """A node with ten subscribers of ``all``, each a group of its own; the stack ends what else a test begins."""
+    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
+        for number in range(10):
+            await stack.enter_async_context(subscribed(node, "all", f"own/{number}"))
+        yield node, stack
+
+
 @pytest.mark.usefixtures("small_steps")
 async def test_no_stream_takes_a_cursor_beyond_what_it_has_yet_to_read_again() -> None:
     broker = TroubledBroker()
@@ -934,9 +943,7 @@ async def test_no_stream_takes_a_cursor_beyond_what_it_has_yet_to_read_again() -
 
 @pytest.mark.usefixtures("small_steps")
 async def test_a_key_has_one_receipt_however_long_the_count_takes() -> None:
-    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
-        for number in range(10):
-            await stack.enter_async_context(subscribed(node, "all", f"own/{number}"))
+    async with node_of_ten_groups() as (node, stack):
         draft = Draft.compose("x", topic="all", idempotency_key="k")
         first = asyncio.create_task(node.publish(draft))
         await turns(2)
@@ -948,9 +955,7 @@ async def test_a_key_has_one_receipt_however_long_the_count_takes() -> None:
 
 @pytest.mark.usefixtures("small_steps")
 async def test_a_publication_whose_count_was_cancelled_is_counted_once() -> None:
-    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
-        for number in range(10):
-            await stack.enter_async_context(subscribed(node, "all", f"own/{number}"))
+    async with node_of_ten_groups() as (node, _):
         draft = Draft.compose("x", topic="all", idempotency_key="k")
         first = asyncio.create_task(node.publish(draft))
         await turns(2)
@@ -963,9 +968,7 @@ async def test_a_publication_whose_count_was_cancelled_is_counted_once() -> None
 
 @pytest.mark.usefixtures("small_steps")
 async def test_who_is_excluded_and_comes_during_the_count_does_not_lower_it() -> None:
-    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
-        for number in range(10):
-            await stack.enter_async_context(subscribed(node, "all", f"own/{number}"))
+    async with node_of_ten_groups() as (node, stack):
         await stack.enter_async_context(subscribed(node, "all", client="absent"))
         draft = Draft.compose("x", topic="all", exclude="absent")
         publishing = asyncio.create_task(node.publish(draft))

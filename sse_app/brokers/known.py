@@ -46,7 +46,7 @@ class KnownLog:
         """The offset before the oldest publication that counts as held."""
         return max(self.oldest, self.top.offset - self.history)
 
-    # What the server says
+    # Answers of the server
 
     def update(self, asked_in: str, top: Position, oldest: int) -> bool:
         """Take over where the log begins and ends. Returns True for another log, which has to be read anew.
@@ -73,7 +73,7 @@ class KnownLog:
         if position.epoch == self.top.epoch:
             self.top = max(self.top, position)
 
-    # What the tail reads
+    # Publications that the tail reads
 
     @property
     def is_followed(self) -> bool:
@@ -120,7 +120,7 @@ class KnownLog:
         if (count := self.bad_envelopes).bit_length() > before.bit_length():  # 1, 2, 4, ...: few lines for many of them
             logger.warning("bad_envelope: entries of the log %s cannot be read, %d so far", self._name, count)
 
-    # What readers ask
+    # Questions of readers
 
     def page(self, after: Position, until: Position) -> Page | None:
         """Return the next page of ``(after, until]``, or None when it has to be read from the log."""

@@ -231,7 +231,7 @@ class MemoryBroker:
             while until > end and len(found) < count:
                 found += [item for item in self._back_from(until, step) if item.reaches(topic_filter, audience)]
                 until -= step
-                if until > end and len(found) < count:
+                if step < SCAN_NEWEST:
                     await asyncio.sleep(0)
             if len(found) < count:
                 topics = await self._topics(topic_filter)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sse_app.brokers.limits import PAGE_BYTES
+from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES
 from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.publication import Publication
 from sse_app.topics import TopicFilter
@@ -10,7 +10,6 @@ from sse_app.topics import TopicFilter
 COUNT = 10_000  # publications at most
 BYTES = 16 * 1024 * 1024
 TOPICS_MAX = 100_000  # topics whose newest publication is known, some 20 MB
-LOOK_UPS = 2_000  # in search of a filter's topics, in one turn of the loop: some 2 ms
 FILTER_TOPICS_MAX = 2_000  # topics of a filter; with more of them the newest match is near the top in any case
 
 
@@ -93,7 +92,7 @@ class Recent:
         """
         if top > self.top or topic_filter.unrestricted:
             return top
-        topics = self._offsets.topics(topic_filter, LOOK_UPS)
+        topics = self._offsets.topics(topic_filter, LOOK_UPS_PER_STEP)
         if topics is None or len(topics) > FILTER_TOPICS_MAX:
             return top
         complete_from = max(self.top + 1 - len(self._held), self._complete_from)

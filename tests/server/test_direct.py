@@ -563,7 +563,7 @@ async def test_a_hub_that_is_closed_lets_go_of_a_stream_that_is_stuck() -> None:
     assert node.totals.subscribers == 0
 
 
-# What is left of a stream
+# Memory after the end of a stream
 
 
 OURS = (DirectStream, Subscriber, Outlet, Protocol, RequestResponseCycle)

@@ -368,7 +368,7 @@ class RedisBroker:
         publications = [publication_of(entry, epoch, time.time()) for entry in entries]
         stamp, chain_broken = self._check_chain(entries, publications)
         if not publications or any(publication.lost for publication in publications):
-            # It removes entries behind which none of ours can be appended, and begins a new epoch for another log.
+            # A refresh removes entries behind which none of ours can be appended, and begins an epoch for another log.
             await self._refresh(connection, chain_broken=chain_broken)
             if epoch != self._known.top.epoch:
                 return

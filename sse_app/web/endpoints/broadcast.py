@@ -34,10 +34,10 @@ class Broadcast:
         with self._node.admitted():
             given = parse(request)
             refuse_unknown(given, BROADCAST_PARAMETERS)
-            only(given, "event", InvalidEvent)
+            event = only(given, "event", InvalidEvent)
             must_be_json = _is_declared_json(request)
             body = await self._body(request)
-            compose = partial(_compose, body, must_be_json, given, request.headers.get("idempotency-key"))
+            compose = partial(_compose, body, must_be_json, given, event, request.headers.get("idempotency-key"))
             if len(body) > LARGE:
                 draft = await asyncio.to_thread(lambda: compose().encoded())
             else:
@@ -81,7 +81,9 @@ def _is_declared_json(request: Request) -> bool:
     return must_be_json
 
 
-def _compose(body: bytes, must_be_json: bool, given: Parameters, idempotency_key: str | None) -> Draft:
+def _compose(
+    body: bytes, must_be_json: bool, given: Parameters, event: str | None, idempotency_key: str | None
+) -> Draft:
     """Return the draft of a body and its parameters. Raises BadInput, also for a body that its headers describe
     wrongly.
     """
@@ -93,12 +95,11 @@ def _compose(body: bytes, must_be_json: bool, given: Parameters, idempotency_key
         raise InvalidUTF8("The body is not valid UTF-8 text.") from None
     if must_be_json:
         check_json(body)
-    (event,) = given.get("event", ["message"])
     return Draft.compose(
         text,
         is_json=must_be_json,
         topic=given.get("topic"),
-        event=event,
+        event="message" if event is None else event,
         to=given.get("to"),
         exclude=given.get("exclude"),
         idempotency_key=idempotency_key,
