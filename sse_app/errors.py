@@ -25,12 +25,25 @@
     │   ├── BadHost                    Host missing, doubled or malformed
     │   │   └── UnknownHost            a Host that this server does not answer to
     │   ├── UnsafeUpgrade              an upgrade offered with a body, on a server that may misread it
-    │   ├── BadOrigin                  a page of another origin
-    │   ├── PreflightRefused           a page of an allowed origin that asks for more than it may send
-    │   └── Unauthorized               no publish key, or a wrong one
+    │   ├── TokenInURL                 a credential in a URL, where logs and histories keep it
+    │   ├── TopicRequired              a publication without a topic, on a hub where each has one
+    │   ├── InvalidTicketRequest       a request for a ticket with an unknown member or a wrong value
+    │   ├── InvalidRevocation          a revocation of nothing, or of two things at once
+    │   ├── NoSuchClient               no open stream has that name
+    │   ├── Vetoed                     a publication that the app's before_publish refused
+    │   ├── Forbidden                  a request that this caller may not make
+    │   │   ├── BadOrigin              a page of another origin
+    │   │   ├── PreflightRefused       a page of an allowed origin that asks for more than it may send
+    │   │   └── InsufficientScope      a credential that does not grant it
+    │   ├── Unauthorized               no credential, or a wrong publish key
+    │   │   ├── InvalidToken           a credential that does not count, for whatever reason
+    │   │   └── InvalidTicket          a ticket that does not count, for whatever reason
+    │   └── TooManyRequests            a limit was reached; the text says which
     ├── Unavailable                    the hub's own trouble: an HTTP 503, try again later
     │   ├── Draining
     │   ├── Overloaded
+    │   ├── KeysUnavailable            the keys of an issuer of tokens could not be fetched for too long
+    │   ├── AuthorizeFailed            the app's authorize raised, or took too long
     │   ├── HubNotStarted              the hub was never started (a missing line in the app), or has stopped
     │   └── BrokerError                the log cannot take or give publications just now
     │       ├── BrokerUnavailable      its server cannot be reached; nothing was published
@@ -157,16 +170,64 @@ class UnsafeUpgrade(BadInput):
     pass
 
 
-class BadOrigin(BadInput):
+class TokenInURL(BadInput):
     pass
 
 
-class PreflightRefused(BadInput):
+class TopicRequired(BadInput):
+    pass
+
+
+class InvalidTicketRequest(BadInput):
+    pass
+
+
+class InvalidRevocation(BadInput):
+    pass
+
+
+class NoSuchClient(BadInput):
+    pass
+
+
+class Vetoed(BadInput):
+    """Raised by an app's ``before_publish`` to refuse a publication; its text is the answer."""
+
+
+class Forbidden(BadInput):
+    pass
+
+
+class BadOrigin(Forbidden):
+    pass
+
+
+class PreflightRefused(Forbidden):
+    pass
+
+
+class InsufficientScope(Forbidden):
     pass
 
 
 class Unauthorized(BadInput):
     pass
+
+
+class InvalidToken(Unauthorized):
+    pass
+
+
+class InvalidTicket(Unauthorized):
+    pass
+
+
+class TooManyRequests(BadInput):
+    """A limit was reached. ``wait`` is after how many seconds the same request may pass."""
+
+    def __init__(self, text: str, wait: float) -> None:
+        super().__init__(text)
+        self.wait = wait
 
 
 class Unavailable(SSEAppError):
@@ -178,6 +239,14 @@ class Draining(Unavailable):
 
 
 class Overloaded(Unavailable):
+    pass
+
+
+class KeysUnavailable(Unavailable):
+    pass
+
+
+class AuthorizeFailed(Unavailable):
     pass
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Self, TypedDict
 
+from sse_app.characters import REFUSED, acceptable
 from sse_app.errors import BadInput, ConfigError, InvalidClient, InvalidIdempotencyKey, InvalidTopic
 from sse_app.events import Event, EventDecoder, check_type, encode
 from sse_app.payload import encode_data
@@ -17,6 +18,7 @@ from sse_app.topics import TopicFilter, check_topics
 _POSITION = re.compile(r"([0-9a-z]{1,32})-(0|[1-9][0-9]{0,17})")
 _CLIENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
+USER_MAX = 255  # characters
 _SECRET = re.compile(r"[\x21-\x7e]+")
 
 Names = str | Iterable[str] | None  # of topics or clients: one, several, or not given
@@ -110,11 +112,32 @@ def check_client(name: str) -> str:
     return name
 
 
-def check_clients(names: Iterable[str]) -> frozenset[str]:
-    """Return the names of clients, each once. Raises InvalidClient, also for more than 1,000."""
-    unique = frozenset(map(check_client, names))
+def check_user(name: str) -> str:
+    """Return a user's name, checked. Raises InvalidClient."""
+    fits = isinstance(name, str) and 0 < len(name) <= USER_MAX and acceptable(name)
+    if not fits or any(map(str.isspace, name)):
+        raise InvalidClient(f"A user name has 1 to {USER_MAX} characters without white space; {REFUSED}.")
+    return str.__str__(name)
+
+
+def check_recipient(name: str) -> str:
+    """Return whom a publication may name, checked: a client ``tab-7``, all streams of a user ``@42``, or one of them
+    ``tab-7@42``. A client's name has no @, so the first one separates. Raises InvalidClient.
+    """
+    if not (isinstance(name, str) and "@" in name):
+        return check_client(name)
+    client, _, user = name.partition("@")
+    if client:
+        check_client(client)
+    check_user(user)
+    return str.__str__(name)
+
+
+def check_recipients(names: Iterable[str]) -> frozenset[str]:
+    """Return the names of clients and users, each once. Raises InvalidClient, also for more than 1,000."""
+    unique = frozenset(map(check_recipient, names))
     if len(unique) > 1_000:
-        raise InvalidClient("At most 1,000 clients can be named.")
+        raise InvalidClient("At most 1,000 clients and users can be named.")
     return unique
 
 
@@ -160,8 +183,8 @@ class Draft:
         return cls(
             Event(encode_data(data, body_max), check_type(event)),
             topics,
-            check_clients(recipients("to", to, InvalidClient)),
-            check_clients(names("exclude", exclude, InvalidClient)),
+            check_recipients(recipients("to", to, InvalidClient)),
+            check_recipients(names("exclude", exclude, InvalidClient)),
             idempotency_key,
             not isinstance(data, str) if is_json is None else is_json,
         )
@@ -198,12 +221,14 @@ class Receipt:
 
 
 class Audience(NamedTuple):
-    """The ``names`` under which a publication's ``to`` and ``exclude`` may name these readers.
+    """The ``names`` under which a publication's ``to`` and ``exclude`` may name these readers: those that the hub
+    vouches for. ``client`` is the name that they gave themselves, which counts for ``exclude`` alone.
 
     Readers without a name see no publication that is limited to named clients.
     """
 
     names: tuple[str, ...] = ()
+    client: str | None = None
 
 
 class Publication(NamedTuple):  # made for each entry that is read: a frozen dataclass would take 1 us more
@@ -236,8 +261,9 @@ class Publication(NamedTuple):  # made for each entry that is read: a frozen dat
         """Return True when these readers may see it; None for an audience that sees everything."""
         if audience is None:
             return True
-        names = audience.names
-        return self.exclude.isdisjoint(names) and (not self.to or not self.to.isdisjoint(names))
+        names, client = audience
+        excluded = client in self.exclude or not self.exclude.isdisjoint(names)
+        return not excluded and (not self.to or not self.to.isdisjoint(names))
 
     def reaches(self, topic_filter: TopicFilter, audience: Audience | None) -> bool:
         """Return True when it matches, and these readers may see it."""

@@ -137,11 +137,14 @@ class Filter(Hashable, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TopicFilter:
-    """The topics that match any of these ``patterns``; all topics when there are none. Patterns are sorted, each once,
-    so that filters of the same patterns compare equal. Only this module looks into them.
+    """The topics that match any of these ``patterns`` and none of ``denied``; all topics when there are no patterns.
+    Patterns are sorted, each once, so that filters of the same patterns compare equal. Only this module looks into
+    them. ``broadcasts`` are the publications without a topic.
     """
 
     patterns: tuple[str, ...] = ()
+    broadcasts: bool = True
+    denied: tuple[str, ...] = ()
     _shapes: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)  # a filter is looked up several times as its group's key
 

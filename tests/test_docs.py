@@ -795,11 +795,11 @@ def test_limits_are_those_of_the_code() -> None:
         "last": LAST_MAX,
         "Idempotency-Key": 128,
     }
-    publication.check_clients([publication.check_client("x" * 64), *map(str, range(999))])
+    publication.check_recipients([publication.check_client("x" * 64), *map(str, range(999))])
     with pytest.raises(InvalidClient):
         publication.check_client("x" * 65)
     with pytest.raises(InvalidClient):
-        publication.check_clients(map(str, range(1_001)))
+        publication.check_recipients(map(str, range(1_001)))
 
 
 # The client and the commands

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sse_app.errors import InvalidClient, InvalidIdempotencyKey
 from sse_app.events import Event, encode
-from sse_app.publication import Audience, Draft, Position, Publication, check_client, check_clients
+from sse_app.publication import Audience, Draft, Position, Publication, check_client, check_recipients
 from sse_app.topics import TopicFilter
 
 EPOCH_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -93,14 +93,14 @@ def test_another_client_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidClient):
         check_client(name)
     with pytest.raises(InvalidClient):
-        check_clients(["fine", name])
+        check_recipients(["fine", name])
 
 
 def test_at_most_a_thousand_clients_are_named_each_once() -> None:
     names = [f"c{number}" for number in range(1_001)]
-    assert check_clients(names[:1_000] * 2) == set(names[:1_000])
+    assert check_recipients(names[:1_000] * 2) == set(names[:1_000])
     with pytest.raises(InvalidClient, match="1,000"):
-        check_clients(names)
+        check_recipients(names)
 
 
 # --- drafts ---

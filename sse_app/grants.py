@@ -1,0 +1,154 @@
+"""Grants: what a caller may do. Each request gets one, of its credential; a stream keeps it until its end.
+
+A stream's filter is what was asked for and is granted, worked out once when it begins. It is a filter like any other,
+so live delivery, replay and all that is told of the log are bounded by it, and need no second check.
+"""
+
+import math
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+from sse_app.errors import InsufficientScope
+from sse_app.publication import Audience, check_client, check_user
+from sse_app.topics import NothingInCommon, TopicFilter, narrow
+
+Stats = Literal["none", "own", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a caller may do. Without arguments: nothing. ``Grant.of`` makes one of texts.
+
+    ``publish`` and ``subscribe`` are the topics on which it may, None for none; that of ``subscribe`` says whether it
+    receives publications without a topic. ``stats``: what it sees of the hub itself: nothing, counts and what its
+    filter shows (``own``), or all. With ``mint`` it may make tickets for others, within its own filters; with ``admin``
+    it may list and end connections, and revoke.
+
+    ``user`` is who it is. ``client`` is the name that its streams may take, or a prefix of it that ends in ``*``: such
+    a name is vouched for, so that ``to`` reaches it. None: any name, for which nobody vouches. ``expires`` is Unix
+    time.
+
+    ``source`` is where it came from: the name of a key, an issuer, ``authorize``, ``ticket``, ``anonymous``. ``token``
+    and ``session`` are the ids of a token and of its session, ``issued`` is when it was made (Unix time), ``key`` the
+    id of the key that signed it: all by which it can be revoked.
+    """
+
+    publish: TopicFilter | None = None
+    subscribe: TopicFilter | None = None
+    stats: Stats = "none"
+    mint: bool = False
+    admin: bool = False
+    user: str | None = None
+    client: str | None = None
+    expires: float | None = None
+    source: str = ""
+    token: str | None = None
+    session: str | None = None
+    issued: float | None = None
+    key: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        publish: Iterable[str] = (),
+        subscribe: Iterable[str] = (),
+        broadcasts: bool = True,
+        stats: Stats = "none",
+        mint: bool = False,
+        admin: bool = False,
+        user: str | None = None,
+        client: str | None = None,
+        expires_in: float | None = None,
+    ) -> Self:
+        """Return the grant of these topic filters; ``("**",)`` is everything. ``broadcasts``: a subscriber receives
+        publications without a topic. ``expires_in`` is in seconds. Raises InvalidTopic, TooManyTopics, InvalidClient,
+        ValueError for what is no lifetime.
+        """
+        if expires_in is not None and not (math.isfinite(expires_in) and expires_in > 0):
+            raise ValueError("expires_in is a number of seconds above 0.")
+        return cls(
+            publish=_filter(publish),
+            subscribe=_filter(subscribe, broadcasts),
+            stats=stats,
+            mint=mint,
+            admin=admin,
+            user=user,
+            client=client,
+            expires=None if expires_in is None else time.time() + expires_in,
+        )
+
+    def __post_init__(self) -> None:
+        if self.user is not None:
+            check_user(self.user)
+        if self.client is not None and self.client != "*":
+            check_client(self.client.removesuffix("*"))
+
+    def check_publish(self, topics: tuple[str, ...]) -> None:
+        """Raises InsufficientScope unless every one of a publication's topics is granted. One without a topic, which
+        is for everyone, needs everything.
+        """
+        granted = self.publish
+        if granted is None:
+            raise InsufficientScope("This credential does not grant publishing.")
+        if granted.unrestricted:
+            return
+        if not topics:
+            raise InsufficientScope(
+                "This credential grants publishing on some topics only; without a topic a publication is for everyone."
+                " Give a topic."
+            )
+        if len(granted.matched(topics)) < len(topics):
+            raise InsufficientScope("This credential does not grant publishing on every one of these topics.")
+
+    def narrow(self, asked: TopicFilter) -> TopicFilter:
+        """Return the filter of what is asked for and granted. Raises InsufficientScope for what lies wholly outside,
+        TooManyTopics.
+        """
+        if self.subscribe is None:
+            raise InsufficientScope("This credential does not grant subscribing.")
+        try:
+            return narrow(asked, self.subscribe)
+        except NothingInCommon:
+            raise InsufficientScope(
+                "A topic filter that is asked for lies outside of what this credential grants; ask for other topics, or"
+                " for none to have all that is granted."
+            ) from None
+
+    def check_name(self, asked: str | None) -> str:
+        """Return the client name of a stream: the one asked for, else a new one. Raises InsufficientScope."""
+        allowed = "*" if self.client is None else self.client
+        if not allowed.endswith("*"):
+            if asked not in (None, allowed):
+                raise InsufficientScope("This credential is for another client name.")
+            return allowed
+        prefix = allowed[:-1]
+        if asked is None:
+            return f"{prefix or 'c-'}{secrets.token_hex(6)}"
+        if not asked.startswith(prefix):
+            raise InsufficientScope("This credential is for client names with another beginning.")
+        return asked
+
+    def audience(self, client: str) -> Audience:
+        """Return the names under which ``to`` and ``exclude`` of a publication may name a stream of this client."""
+        vouched = () if self.client is None else (client,)
+        if self.user is None:
+            return Audience(vouched, client)
+        return Audience((*vouched, f"@{self.user}", f"{client}@{self.user}"), client)
+
+    def within(self, ends: float) -> Self:
+        """Return this grant, which expires at this Unix time or earlier."""
+        return self if self.expires is not None and self.expires <= ends else replace(self, expires=ends)
+
+
+def _filter(patterns: Iterable[str], broadcasts: bool = True) -> TopicFilter | None:
+    found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if not found:
+        return None
+    return TopicFilter((), broadcasts) if "**" in found else TopicFilter(TopicFilter.parse(found).patterns, broadcasts)
+
+
+OPEN = Grant(publish=TopicFilter(), subscribe=TopicFilter(), stats="all", client="*", source="open")
