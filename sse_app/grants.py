@@ -9,11 +9,14 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Literal, Self
 
 from sse_app.errors import InsufficientScope
-from sse_app.publication import Audience, check_client, check_user
+from sse_app.publication import Audience, check_client, check_idempotency_key, check_user
 from sse_app.topics import NothingInCommon, TopicFilter, narrow
+
+UNSCOPED = ("open", "publish_key")  # sources whose callers are one publisher, as they were before there were grants
 
 Stats = Literal["none", "own", "all"]
 
@@ -104,12 +107,40 @@ class Grant:
         if len(granted.matched(topics)) < len(topics):
             raise InsufficientScope("This credential does not grant publishing on every one of these topics.")
 
+    def scope_key(self, idempotency_key: str | None) -> str | None:
+        """Return the key under which a publication of this caller is remembered, so that no caller meets another's
+        receipt. Callers whom nobody tells apart share the keys that they give.
+        """
+        owner = f"@{self.user}" if self.user else self.source
+        if idempotency_key is None or owner in UNSCOPED:
+            return idempotency_key
+        check_idempotency_key(idempotency_key)
+        return sha256(f"{owner}\0{idempotency_key}".encode()).hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        """Return what it grants, as JSON types, for its holder. Filters are lists of patterns, None for nothing."""
+        subscribe = self.subscribe
+        return {
+            "user": self.user,
+            "client": self.client,
+            "publish": _shown(self.publish),
+            "subscribe": _shown(subscribe),
+            "broadcasts": subscribe is not None and subscribe.broadcasts,
+            "denied": [] if subscribe is None else list(subscribe.denied),
+            "stats": self.stats,
+            "mint": self.mint,
+            "admin": self.admin,
+            "expires": self.expires,
+        }
+
     def narrow(self, asked: TopicFilter) -> TopicFilter:
         """Return the filter of what is asked for and granted. Raises InsufficientScope for what lies wholly outside,
         TooManyTopics.
         """
         if self.subscribe is None:
             raise InsufficientScope("This credential does not grant subscribing.")
+        if self.subscribe.unrestricted:
+            return asked
         try:
             return narrow(asked, self.subscribe)
         except NothingInCommon:
@@ -117,6 +148,11 @@ class Grant:
                 "A topic filter that is asked for lies outside of what this credential grants; ask for other topics, or"
                 " for none to have all that is granted."
             ) from None
+
+    def check_stats(self, *, all_of_it: bool = False) -> None:
+        """Raises InsufficientScope for a caller that may not see the hub's statistics, or not all of them."""
+        if self.stats == "none" or (all_of_it and self.stats != "all"):
+            raise InsufficientScope("This credential does not grant to see these statistics.")
 
     def check_name(self, asked: str | None) -> str:
         """Return the client name of a stream: the one asked for, else a new one. Raises InsufficientScope."""
@@ -142,6 +178,10 @@ class Grant:
     def within(self, ends: float) -> Self:
         """Return this grant, which expires at this Unix time or earlier."""
         return self if self.expires is not None and self.expires <= ends else replace(self, expires=ends)
+
+
+def _shown(granted: TopicFilter | None) -> list[str] | None:
+    return None if granted is None else list(granted.shown) or ["**"]
 
 
 def _filter(patterns: Iterable[str], broadcasts: bool = True) -> TopicFilter | None:

@@ -7,28 +7,37 @@ await hub.publish({"number": 42}, topic="orders/42")
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Lifespan
 
 from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.limits import BrokerSettings
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
-from sse_app.errors import ConfigError
+from sse_app.errors import ConfigError, SSEAppError
 from sse_app.events import Event, EventDecoder
+from sse_app.grants import OPEN, Grant
 from sse_app.joining import StreamRequest, parse_cursor
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, PublishOptions, Receipt
 from sse_app.subscriber import Subscriber
 from sse_app.web.app import build_app
+from sse_app.web.callers import Authorize, Callers, Credentials
 from sse_app.web.door import Door, drain_after, signs_of_a_stop
+from sse_app.web.endpoints.events import stream_request
 from sse_app.web.siblings import warn_of_siblings
+from sse_app.web.stream import EventStream, refusal
+
+OPERATOR = replace(OPEN, admin=True)  # of everyone who reaches an open server on this machine's loopback
 
 
 class Subscription:
@@ -95,11 +104,20 @@ class Hub:
     with ``allowed_hosts`` or a config: else they are the concern of the app around the hub. Raises ConfigError, also
     for a setting without effect; and RuntimeError when it is started while it runs.
 
+    ``authorize`` says what a request may do: it gets the request, and returns a Grant, or None for a caller that it
+    does not know. It is a coroutine function, or a function that is called in a thread. With it, nobody subscribes or
+    publishes unasked.
+
     ``node`` is what this process does for the hub: servers that are to drain it work with that.
     """
 
     def __init__(
-        self, broker: str | Broker | None = None, *, config: Config | None = None, **settings: Unpack[HubOptions]
+        self,
+        broker: str | Broker | None = None,
+        *,
+        config: Config | None = None,
+        authorize: Authorize | None = None,
+        **settings: Unpack[HubOptions],
     ) -> None:
         own_hosts = config is not None or bool(settings.get("allowed_hosts"))
         config = _config(broker, settings) if config is None else _sole_config(config, broker, settings)
@@ -107,6 +125,7 @@ class Hub:
         self.config = config
         self._hosts = config.hosts if own_hosts else None
         self._door = Door()
+        self._authorize = authorize
         self.node = Node(
             broker_of(config) if broker is None or isinstance(broker, str) else broker,
             queue_size=config.queue,
@@ -198,15 +217,16 @@ class Hub:
         last: int | None = None,
         since: float | None = None,
         client: str | None = None,
+        grant: Grant = OPEN,
     ) -> AsyncIterator[Subscription]:
         """Open a stream of the publications that match any of these topic filters, of all without one.
 
         ``after`` resumes behind an SSE id; without it, ``last`` first gives the newest that many, ``since`` what was
-        published since that Unix time. ``client`` is the subscriber's stable name, else one is made.
-        Raises InvalidTopic, InvalidClient, InvalidSince, Draining, Overloaded.
+        published since that Unix time. ``client`` is the subscriber's stable name, else one is made. ``grant`` bounds
+        what it gets. Raises InvalidTopic, InvalidClient, InvalidSince, InsufficientScope, Draining, Overloaded.
         """
         self.node.life.check_here()
-        request = StreamRequest.parse(topics, after=after, last=last, since=since, client=client)
+        request = StreamRequest.parse(topics, after=after, last=last, since=since, client=client, grant=grant)
         async with self.node.subscribe(request) as subscriber:
             yield Subscription(subscriber, parse_cursor(after))
 
@@ -237,16 +257,34 @@ class Hub:
         """The endpoints and the console as an ASGI app, to mount in another. It does not start the hub."""
         return self._build_app()
 
-    def _build_app(self, lifespan: Lifespan[Any] | None = None) -> Starlette:
-        app = build_app(self.node, self.config, self._door, hosts=self._hosts, lifespan=lifespan)
+    def stream(self, request: Request, *, topics: Iterable[str] | None = None, grant: Grant | None = None) -> Response:
+        """Return the stream that answers a request to a route of your own, which has found out who asks.
+
+        It is of these ``topics``, or of those that the request asks for and ``grant`` allows, or both. From the request
+        come its cursor and the parameters of ``GET /events``. Raises ConfigError without topics and grant, since that
+        would be everything for everyone.
+        """
+        if topics is None and grant is None:
+            raise ConfigError("stream needs topics, or a grant: without them it is open to everyone who asks.")
+        try:
+            asked = stream_request(request, OPEN if grant is None else grant, topics)
+        except SSEAppError as error:
+            return refusal(error, request.scope, self.node.retry())
+        return EventStream(self.node, asked, door=self._door)
+
+    def _build_app(self, lifespan: Lifespan[Any] | None = None, everyone: Grant = OPEN) -> Starlette:
+        credentials = Credentials(publish_key=self.config.publish_key, authorize=self._authorize, everyone=everyone)
+        callers = Callers(credentials, self.node.totals)
+        app = build_app(self.node, self.config, self._door, callers, hosts=self._hosts, lifespan=lifespan)
         app.state.hub = self
         return app
 
 
 def create_app(config: Config | None = None) -> Starlette:
     """Return the whole server as an ASGI app, which starts and stops its hub (``app.state.hub``) with itself."""
-    hub = Hub(config=config or Config())
-    return hub._build_app(hub.lifespan)
+    config = config or Config()
+    hub = Hub(config=config)
+    return hub._build_app(hub.lifespan, OPERATOR if config.loopback_only else OPEN)
 
 
 def broker_of(config: Config) -> Broker:

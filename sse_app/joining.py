@@ -1,6 +1,7 @@
 """Joining: what a new subscriber asks for, where it starts to read, and what it is told first."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -8,6 +9,7 @@ from typing import NamedTuple, Self
 from sse_app.brokers import Broker
 from sse_app.delivery import Delivery, Group
 from sse_app.errors import InvalidSince, InvalidTopic
+from sse_app.grants import OPEN, Grant
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason, Welcome
 from sse_app.publication import Position, Publication, check_client, names
@@ -42,12 +44,13 @@ class StartRequest:
 
 class StreamRequest(NamedTuple):
     """The checked request of a subscriber, as every door hands it to the node. ``client`` is None when the node is to
-    make a name.
+    make a name. ``grant`` bounds what is asked for.
     """
 
     topic_filter: TopicFilter
     start: StartRequest
     client: str | None
+    grant: Grant = OPEN
 
     @classmethod
     def parse(
@@ -58,13 +61,14 @@ class StreamRequest(NamedTuple):
         last: int | None = None,
         since: float | None = None,
         client: str | None = None,
+        grant: Grant = OPEN,
     ) -> Self:
         """Return the request of these topic filters, of everything without one. Raises InvalidTopic, InvalidSince,
         InvalidClient.
         """
         start = StartRequest(after, last, since)
         topic_filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
-        return cls(topic_filter, start, None if client is None else check_client(client))
+        return cls(topic_filter, start, None if client is None else check_client(client), grant)
 
 
 class Start(NamedTuple):
@@ -127,10 +131,12 @@ class Joining:
     def _welcome(
         self, subscriber: Subscriber, request: StartRequest, start: Start, newest: Publication | None, top: Position
     ) -> Welcome:
+        grant = subscriber.grant
+        connected = self._totals.subscribers + self._broker.subscribers_elsewhere
         return Welcome(
             id=start.requested if start.gap else start.position,
             client=subscriber.client,
-            subscribers=self._totals.subscribers + self._broker.subscribers_elsewhere,
+            subscribers=None if grant.stats == "none" else connected,
             topics=subscriber.filter.shown,
             recovered=request.after is not None and start.gap is None,
             last=newest.summary(subscriber.filter) if newest else None,
@@ -138,6 +144,8 @@ class Joining:
             complete=start.complete,
             retry=self._retry(),
             heartbeat=self._heartbeat,
+            user=grant.user,
+            expires_in=None if grant.expires is None else max(0, int(grant.expires - time.time())),
         )
 
     async def _newest(self, subscriber: Subscriber, oldest: Position) -> Publication | None:

@@ -27,6 +27,7 @@ class Totals:
     lagging: int = 0
     closed: Counter[str] = field(default_factory=Counter)  # by CloseReason
     gaps: Counter[str] = field(default_factory=Counter)  # by gap reason
+    auth: Counter[str] = field(default_factory=Counter)  # requests of a hub that takes credentials, by outcome
 
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(Totals)))
@@ -59,18 +60,19 @@ class _HubCollector(Collector):
             ("heartbeats", "Heartbeats sent.", totals.heartbeats),
         ):
             yield CounterMetricFamily(f"sse_app_{name}", what, count)
-        yield _by_reason("sse_app_closed", "Streams ended, by reason.", totals.closed.items())
-        yield _by_reason("sse_app_gaps", "Gaps told to subscribers, by reason.", totals.gaps.items())
+        yield _by("reason", "sse_app_closed", "Streams ended, by reason.", totals.closed.items())
+        yield _by("reason", "sse_app_gaps", "Gaps told to subscribers, by reason.", totals.gaps.items())
+        yield _by("outcome", "sse_app_auth", "Requests by what became of their credential.", totals.auth.items())
         yield GaugeMetricFamily("sse_app_subscribers", "Open streams.", totals.subscribers)
         yield GaugeMetricFamily("sse_app_lagging", "Subscribers that read from the log to catch up.", totals.lagging)
         for name, value in self._gauges.items():
             yield GaugeMetricFamily(f"sse_app_{name}", f"Now: {name.replace('_', ' ')}.", value)
 
 
-def _by_reason(name: str, help_text: str, counts: Iterable[tuple[str, int]]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, help_text, labels=["reason"])
-    for reason, count in counts:
-        family.add_metric([reason], count)
+def _by(label: str, name: str, help_text: str, counts: Iterable[tuple[str, int]]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, help_text, labels=[label])
+    for value, count in counts:
+        family.add_metric([value], count)
     return family
 
 

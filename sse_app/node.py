@@ -6,7 +6,6 @@ subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> r
 
 import asyncio
 import random
-import secrets
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from types import TracebackType
@@ -19,6 +18,7 @@ from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
 from sse_app.draining import Drain
 from sse_app.errors import BrokerError
+from sse_app.grants import OPEN, Grant
 from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
 from sse_app.joining import Joining, StreamRequest
 from sse_app.lifetime import Lifetime
@@ -204,13 +204,16 @@ class Node:
         """Return a new subscriber, whose stream begins with the welcome. The caller must call ``leave`` when that has
         ended.
 
-        Raises Draining, Overloaded, Unavailable.
+        Raises InsufficientScope, TooManyTopics, Draining, Overloaded, Unavailable.
         """
         self.life.check_here()
+        grant = request.grant
+        client = grant.check_name(request.client)
+        topic_filter = self._delivery.shared(grant.narrow(request.topic_filter), NATIVE)
         self._admission.check_subscriber()
-        topic_filter = self._delivery.shared(request.topic_filter, NATIVE)
-        client = f"c-{secrets.token_hex(6)}" if request.client is None else request.client
-        subscriber = Subscriber(self.broker, self.totals, topic_filter, client, *self._queue_limits, self._spawner)
+        subscriber = Subscriber(
+            self.broker, self.totals, topic_filter, client, *self._queue_limits, self._spawner, grant=grant
+        )
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
         self._count_subscribers(+1)
@@ -278,20 +281,22 @@ class Node:
 
     # Looking in
 
-    async def stats(self) -> dict[str, object]:
-        """Return what ``GET /stats`` answers, as JSON types. Publications to named clients are left out of ``last``,
-        ``recent``.
+    async def stats(self, grant: Grant = OPEN) -> dict[str, object]:
+        """Return what ``GET /stats`` answers to a caller, as JSON types. Publications to named clients are left out of
+        ``last``, ``recent``; so is all that its filter does not match, and what others ask for, unless the caller may
+        see all. Raises InsufficientScope.
         """
         self.life.check_here()
-        recent, trouble = await self._recent()
+        grant.check_stats()
+        shown = TopicFilter() if grant.stats == "all" else grant.subscribe
+        recent, trouble = await self._recent(shown) if shown else ((), None)
         totals = self.totals + self.siblings
-        groups = sorted(self._delivery.groups, key=lambda group: len(group.members), reverse=True)
         return {
             "subscribers": self.totals.subscribers + self.broker.subscribers_elsewhere,
             "here": self.totals.subscribers,
-            "filters": [{"topics": group.filter.shown, "subscribers": len(group.members)} for group in groups[:RECENT]],
-            "last": notices.describe(recent[-1]) if recent else None,
-            "recent": [publication.summary() for publication in recent],
+            "filters": self._filters() if grant.stats == "all" else None,
+            "last": notices.describe(recent[-1], shown) if shown and recent else None,
+            "recent": [publication.summary(shown) for publication in recent],
             "totals": totals.as_dict(),
             "lagging": totals.lagging,
             "top": str(await self.broker.top()),
@@ -302,11 +307,16 @@ class Node:
             "uptime": round(self.life.uptime, 1),
         }
 
-    async def _recent(self) -> tuple[Sequence[Publication], str | None]:
-        """Return the newest publications, and what is wrong with the log just now."""
+    def _filters(self) -> list[dict[str, object]]:
+        """Return the filters with the most subscribers."""
+        groups = sorted(self._delivery.groups, key=lambda group: len(group.members), reverse=True)
+        return [{"topics": group.filter.shown, "subscribers": len(group.members)} for group in groups[:RECENT]]
+
+    async def _recent(self, topic_filter: TopicFilter) -> tuple[Sequence[Publication], str | None]:
+        """Return the newest publications that match, and what is wrong with the log just now."""
         try:
             self.broker.check()
-            return await self.broker.newest(RECENT, TopicFilter(), Audience()), None
+            return await self.broker.newest(RECENT, topic_filter, Audience()), None
         except BrokerError as error:
             return (), str(error)
 

@@ -7,6 +7,7 @@ import msgspec
 
 from sse_app.events import Event, Notice, encode
 from sse_app.publication import Position, Publication
+from sse_app.topics import TopicFilter
 
 HEARTBEAT = b":\n\n"  # a comment: keeps proxies from closing an idle stream, dispatches nothing (WHATWG 9.2.7)
 LAST_DATA_MAX = 1_024  # characters of the last publication's data in /stats
@@ -24,12 +25,13 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):  # made for each strea
     """The content of the first block of a stream. Without an ``id`` the client keeps the cursor that it came with.
 
     ``complete`` says of a stream that begins in the past whether the log still holds what was asked for. ``retry`` is
-    the reconnection time, in milliseconds; ``heartbeat`` is in seconds.
+    the reconnection time, in milliseconds; ``heartbeat`` is in seconds. ``subscribers`` is None for a stream that is
+    not to know; ``user`` is whose stream it is, and ``expires_in`` the seconds after which that credential ends it.
     """
 
     id: Position | None
     client: str
-    subscribers: int
+    subscribers: int | None
     topics: tuple[str, ...]
     recovered: bool
     last: Mapping[str, object] | None  # the summary of the newest publication
@@ -37,6 +39,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):  # made for each strea
     complete: bool | None = None
     retry: int
     heartbeat: float
+    user: str | None = None
+    expires_in: int | None = None
 
 
 def welcome(welcome: Welcome) -> bytes:
@@ -52,14 +56,18 @@ def welcome(welcome: Welcome) -> bytes:
         **({} if welcome.complete is None else {"complete": welcome.complete}),
         "retry": welcome.retry,
         "heartbeat": welcome.heartbeat,  # from which a client knows after what silence its connection is dead
+        **({} if welcome.user is None else {"user": welcome.user}),
+        **({} if welcome.expires_in is None else {"expires_in": welcome.expires_in}),
     }
     return encode(Event(_json(data), Notice.WELCOME.value, welcome.id and str(welcome.id), welcome.retry))
 
 
-def describe(publication: Publication) -> dict[str, object]:
-    """Return a publication as ``last`` in ``/stats``: data of more than 1,024 characters is cut, and ``truncated``."""
+def describe(publication: Publication, topic_filter: TopicFilter) -> dict[str, object]:
+    """Return a publication as ``last`` in ``/stats``, with those of its topics that the filter matches: data of more
+    than 1,024 characters is cut, and ``truncated``.
+    """
     data = publication.event.data
-    described = {**publication.summary(), "data": data[:LAST_DATA_MAX]}
+    described = {**publication.summary(topic_filter), "data": data[:LAST_DATA_MAX]}
     return described if len(data) <= LAST_DATA_MAX else {**described, "truncated": True}
 
 

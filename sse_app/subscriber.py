@@ -14,6 +14,7 @@ from sse_app.backoff import Backoff
 from sse_app.brokers import Broker
 from sse_app.dialects import NATIVE, Dialect, write
 from sse_app.errors import BrokerError
+from sse_app.grants import OPEN, Grant
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
 from sse_app.publication import Audience, Position, Publication
@@ -137,7 +138,7 @@ class Subscriber:
     __slots__ = (
         "_broker", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_mode", "_offset", "_queue",
         "_queue_bytes", "_queue_size", "_ready_in", "_totals", "_until", "_writable", "_writer", "client", "closing",
-        "dialect", "filter", "spawn", "turn",
+        "dialect", "filter", "grant", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -151,8 +152,10 @@ class Subscriber:
         spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]] | None = None,
         *,
         dialect: Dialect = NATIVE,
+        grant: Grant = OPEN,
     ) -> None:
         self.filter = topic_filter
+        self.grant = grant
         self.dialect = dialect
         self.client = client
         self.closing: CloseReason | None = None  # why the stream is to end, once it is to end
@@ -180,7 +183,7 @@ class Subscriber:
 
     @property
     def audience(self) -> Audience:
-        return Audience((self.client,))
+        return self.grant.audience(self.client)
 
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""

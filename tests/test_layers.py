@@ -38,7 +38,7 @@ FLOORS = (
     ("delivery",),
     ("joining", "heartbeats", "draining", "receipts"),
     ("node", "web", "web.prefix", "server.uvicorn_internals"),
-    ("web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
+    ("web.problems", "web.callers", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
     ("web.door",),
     ("web.stream",),
@@ -67,7 +67,7 @@ STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # 
 KNOWS = {
     "starlette": {
         "hub",
-        *(f"web.{name}" for name in ("stream", "stepped", "guard", "prefix", "problems", "cors", "app")),
+        *(f"web.{name}" for name in ("stream", "stepped", "callers", "guard", "prefix", "problems", "cors", "app")),
         *(
             f"web.endpoints.{name}"
             for name in ("broadcast", "events", "json_answer", "operations", "pages", "parameters")

@@ -9,6 +9,7 @@ from sse_app import notices
 from sse_app.events import RESERVED_TYPES, Event, encode
 from sse_app.notices import GapReason, Welcome
 from sse_app.publication import Position, Publication
+from sse_app.topics import TopicFilter
 from tests.support import whatwg
 
 TOP = Position("e", 9)
@@ -121,7 +122,7 @@ def test_who_is_sent_away_gets_only_a_later_time_to_come_back() -> None:
 @pytest.mark.parametrize(("length", "cut"), [(0, False), (notices.LAST_DATA_MAX, False), (10_000, True)])
 def test_a_described_publication_shows_at_most_1024_characters(length: int, cut: bool) -> None:
     body = encode(Event("é" * length))
-    described = notices.describe(Publication(TOP, "message", (), body, 0.0))
+    described = notices.describe(Publication(TOP, "message", (), body, 0.0), TopicFilter())
     assert described["data"] == "é" * min(length, 1_024)
     assert described.get("truncated", False) is cut
     assert described["id"] == "e-9"

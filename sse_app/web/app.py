@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from sse_app.config import Config
 from sse_app.node import Node
+from sse_app.web.callers import Callers
 from sse_app.web.cors import Cors
 from sse_app.web.door import Door
 from sse_app.web.endpoints.broadcast import Broadcast
@@ -58,16 +59,23 @@ def _prefixed(app: ASGIApp) -> ASGIApp:
 
 
 def build_app(
-    node: Node, config: Config, door: Door, *, hosts: Sequence[str] | None, lifespan: Lifespan[Any] | None = None
+    node: Node,
+    config: Config,
+    door: Door,
+    callers: Callers,
+    *,
+    hosts: Sequence[str] | None,
+    lifespan: Lifespan[Any] | None = None,
 ) -> Starlette:
     """Return the endpoints of a node and the console. ``door`` is told of the servers that streams come through;
-    ``hosts`` are the host names that requests may ask for, None when that is the concern of an app around this one.
+    ``callers`` finds what a request may do; ``hosts`` are the host names that requests may ask for, None when that is
+    the concern of an app around this one.
     """
-    events = Events(node, door)
+    events = Events(node, door, callers)
     app = _App(
         events,
         _middleware(config, hosts),
-        routes=_routes(node, config, events),
+        routes=_routes(node, config, events, callers),
         exception_handlers=dict(HANDLERS),
         lifespan=lifespan,
     )
@@ -82,18 +90,17 @@ def _middleware(config: Config, hosts: Sequence[str] | None) -> list[Middleware]
     return [guard, Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem)]
 
 
-def _routes(node: Node, config: Config, events: Events) -> list[BaseRoute]:
+def _routes(node: Node, config: Config, events: Events, callers: Callers) -> list[BaseRoute]:
     static = static_directory()
-    operations, pages = Operations(node), Pages(static)
-    broadcast = Broadcast(
-        node, body_max=config.body_max, body_deadline=config.head_deadline, publish_key=config.publish_key
-    )
+    operations, pages = Operations(node, callers), Pages(static)
+    broadcast = Broadcast(node, callers, body_max=config.body_max, body_deadline=config.head_deadline)
     return [
         Route("/", pages.console),
         Route("/events", events, methods=["GET"]),
         Route("/broadcast", broadcast.broadcast, methods=["POST"]),
         Route("/stats", operations.stats),
         Route("/metrics", operations.metrics),
+        Route("/grant", operations.grant),
         Route("/healthz", operations.healthz),
         Route("/readyz", operations.readyz),
         Route("/openapi.json", pages.openapi),

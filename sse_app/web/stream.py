@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_app import notices
-from sse_app.errors import BrokerError, Draining, Overloaded, SSEAppError
+from sse_app.errors import AuthorizeFailed, BrokerError, Draining, KeysUnavailable, Overloaded, SSEAppError
 from sse_app.events import MEDIA_TYPE
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
@@ -32,7 +32,13 @@ logger = logging.getLogger("sse_app")
 
 CONTENT_TYPE = f"{MEDIA_TYPE}; charset=utf-8"
 HEADERS = {"Cache-Control": "no-store, no-transform"}  # no-transform keeps proxies from compressing, so from buffering
-COME_BACK = (Draining, Overloaded, BrokerError)  # passing errors: the same request may succeed later
+COME_BACK = (
+    Draining,
+    Overloaded,
+    BrokerError,
+    KeysUnavailable,
+    AuthorizeFailed,
+)  # passing errors: the same request may succeed later
 EXTENSION = "sse_app.connection"  # in scope["extensions"]: a Connection
 
 

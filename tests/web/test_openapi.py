@@ -9,7 +9,17 @@ import pytest
 from starlette.routing import Mount, Route
 
 import sse_app
-from sse_app.errors import BadInput, InvalidData, Unavailable
+from sse_app.errors import (
+    BadInput,
+    Forbidden,
+    InvalidData,
+    InvalidRevocation,
+    InvalidTicket,
+    InvalidTicketRequest,
+    NoSuchClient,
+    TooManyRequests,
+    Unavailable,
+)
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, TYPE_MAX
 from sse_app.hub import Hub
 from sse_app.joining import LAST_MAX
@@ -26,7 +36,14 @@ from tests.support.web import PROBLEM, web
 DOCUMENT = openapi.document(HEALTH)
 ERRORS_OF_STARLETTE = {(found.status, found.code) for found in OF_STARLETTE}
 # Base classes that nothing raises. Unavailable is not among them: a broker may raise it.
-NEVER_RAISED = {BadInput, InvalidData}  # by any request
+NEVER_RAISED = {BadInput, InvalidData, Forbidden}  # by any request
+TO_COME = {
+    InvalidTicket,
+    InvalidTicketRequest,
+    InvalidRevocation,
+    NoSuchClient,
+    TooManyRequests,
+}  # with their endpoints
 ROUTES = [route for route in Hub().app.routes if isinstance(route, Route)]
 
 
@@ -104,7 +121,7 @@ def test_no_other_operation_has_parameters() -> None:
 
 
 def test_the_error_codes_are_those_that_the_app_and_the_server_answer() -> None:
-    ours = {answer for error, answer in ANSWERS.items() if error not in NEVER_RAISED}
+    ours = {answer for error, answer in ANSWERS.items() if error not in NEVER_RAISED | TO_COME}
     servers = {(refusal.status, refusal.code) for refusal in OF_THE_SERVER}
     assert documented() == ours | servers | ERRORS_OF_STARLETTE
 

@@ -1,7 +1,6 @@
 """``POST /broadcast``: publish the body."""
 
 import asyncio
-import hmac
 import re
 from functools import partial
 
@@ -9,10 +8,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from sse_app.content_type import is_json
-from sse_app.errors import EmptyBody, InvalidBody, InvalidEvent, InvalidUTF8, TooSlow, Unauthorized, UnsupportedEncoding
+from sse_app.errors import EmptyBody, InvalidBody, InvalidEvent, InvalidUTF8, TooSlow, UnsupportedEncoding
 from sse_app.node import Node
 from sse_app.payload import check_json, too_large
 from sse_app.publication import Draft
+from sse_app.web.callers import Callers
 from sse_app.web.endpoints.json_answer import json_answer
 from sse_app.web.endpoints.parameters import Parameters, only, parse, refuse_unknown
 
@@ -23,35 +23,29 @@ LARGE = 256 * 1024  # bytes: a larger body is checked and encoded in a thread, s
 class Broadcast:
     """The endpoint of one hub. ``body_max`` is in bytes, ``body_deadline`` in seconds."""
 
-    def __init__(self, node: Node, *, body_max: int, body_deadline: float, publish_key: str | None = None) -> None:
-        self._node = node
+    def __init__(self, node: Node, callers: Callers, *, body_max: int, body_deadline: float) -> None:
+        self._node, self._callers = node, callers
         self._body_max, self._body_deadline = body_max, body_deadline
-        self._publish_key = None if publish_key is None else publish_key.encode()
 
     async def broadcast(self, request: Request) -> Response:
         """POST /broadcast: publish the body."""
-        self._authorize(request)
+        grant = self._callers.everyone or await self._callers.find(request)
         with self._node.admitted():
             given = parse(request)
             refuse_unknown(given, BROADCAST_PARAMETERS)
             event = only(given, "event", InvalidEvent)
             must_be_json = _is_declared_json(request)
+            with self._callers.scope_counted():
+                grant.check_publish(tuple(given.get("topic", ())))
+            key = grant.scope_key(request.headers.get("idempotency-key"))
             body = await self._body(request)
-            compose = partial(_compose, body, must_be_json, given, event, request.headers.get("idempotency-key"))
+            compose = partial(_compose, body, must_be_json, given, event, key)
             if len(body) > LARGE:
                 draft = await asyncio.to_thread(lambda: compose().encoded())
             else:
                 draft = compose()
             receipt = await self._node.publish(draft)
         return json_answer({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
-
-    def _authorize(self, request: Request) -> None:
-        if self._publish_key is None:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(key.strip().encode(), self._publish_key)  # in constant time
-        if scheme.lower() != "bearer" or not right:
-            raise Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
 
     async def _body(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "0")

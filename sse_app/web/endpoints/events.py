@@ -1,12 +1,16 @@
 """``GET /events``: the stream of one subscriber."""
 
+from collections.abc import Iterable
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sse_app.errors import InvalidClient, InvalidSince, SSEAppError
+from sse_app.grants import Grant
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
+from sse_app.web.callers import Callers
 from sse_app.web.door import Door
 from sse_app.web.endpoints.parameters import count, cursor, moment, only, parse, refuse_near_misses
 from sse_app.web.problems import method_not_allowed
@@ -20,8 +24,8 @@ class Events:
     itself: an HTTP error would end an EventSource for good, where a passing trouble should make it reconnect.
     """
 
-    def __init__(self, node: Node, door: Door) -> None:
-        self._node, self._door = node, door
+    def __init__(self, node: Node, door: Door, callers: Callers) -> None:
+        self._node, self._door, self._callers = node, door, callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The response is bound to no name here, so that an open stream does not keep it in memory.
@@ -31,19 +35,22 @@ class Events:
         if request.method not in ("GET", "HEAD"):
             return method_not_allowed({"Allow": "GET, HEAD"})
         try:
-            return self._stream(request)
+            grant = self._callers.everyone or await self._callers.find(request)
+            return EventStream(self._node, stream_request(request, grant), door=self._door)
         except SSEAppError as error:
             return refusal(error, request.scope, self._node.retry())
 
-    def _stream(self, request: Request) -> Response:
-        given = parse(request)
-        refuse_near_misses(given, EVENTS_PARAMETERS)
-        last, since = only(given, "last", InvalidSince), only(given, "since", InvalidSince)
-        asked = StreamRequest.parse(
-            given.get("topic", ()),
-            after=cursor(request, given),
-            last=None if last is None else count(last),
-            since=None if since is None else moment(since),
-            client=only(given, "client", InvalidClient),
-        )
-        return EventStream(self._node, asked, door=self._door)
+
+def stream_request(request: Request, grant: Grant, topics: Iterable[str] | None = None) -> StreamRequest:
+    """Return what a request for a stream asks for; with ``topics``, these in place of its own. Raises BadInput."""
+    given = parse(request)
+    refuse_near_misses(given, EVENTS_PARAMETERS)
+    last, since = only(given, "last", InvalidSince), only(given, "since", InvalidSince)
+    return StreamRequest.parse(
+        given.get("topic", ()) if topics is None else topics,
+        after=cursor(request, given),
+        last=None if last is None else count(last),
+        since=None if since is None else moment(since),
+        client=only(given, "client", InvalidClient),
+        grant=grant,
+    )

@@ -1,0 +1,195 @@
+"""Callers: what a request may do, by the first credential that it has.
+
+    Authorization: Bearer ...     a token of an issuer, a key of auth_file, or the publish_key
+    a cookie of auth_cookies      the same, but for a request that a page may have been made to send: never admin
+    authorize(request)            what the app around the hub knows of the request
+    nothing                       what anonymous_subscribe grants, else 401
+
+A credential that does not count ends the search: the request is refused, and not tried as another's.
+"""
+
+import asyncio
+import hmac
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from anyio import to_thread
+from starlette.requests import Request
+
+from sse_app.errors import AuthorizeFailed, InsufficientScope, InvalidToken, Overloaded, SSEAppError, Unauthorized
+from sse_app.grants import OPEN, Grant
+from sse_app.metrics import Totals
+from sse_app.topics import TopicFilter
+
+logger = logging.getLogger("sse_app")
+
+AUTHORIZE_WINDOW = 5.0  # seconds that an app's authorize may take
+AUTHORIZING_MAX = 200  # requests that may wait for it at a time
+LOG_INTERVAL = 10.0  # seconds between two lines about its failures
+
+READER = replace(OPEN, publish=None)  # of a hub with a publish_key alone, where everyone may subscribe
+PUBLISHER = Grant(publish=TopicFilter(), source="publish_key")  # of its key where subscribing needs a credential too
+
+Authorize = Callable[[Request], Awaitable[Grant | None] | Grant | None]
+
+
+class Keys(Protocol):
+    """The keys of ``auth_file``."""
+
+    def find(self, secret: str) -> Grant | None: ...
+
+
+class Tokens(Protocol):
+    """The issuers whose tokens count. ``verify`` raises InvalidToken, Unavailable."""
+
+    def kept(self, token: str) -> Grant | None: ...
+
+    async def verify(self, token: str) -> Grant: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """The credentials that a hub takes. With none of them it is open to everyone; with a ``publish_key`` alone everyone
+    may subscribe; with any other everyone needs one, but for what ``anonymous`` grants.
+    """
+
+    publish_key: str | None = None
+    keys: Keys | None = None
+    tokens: Tokens | None = None
+    cookies: Sequence[str] = ()
+    authorize: Authorize | None = None
+    anonymous: Grant | None = None
+    everyone: Grant = OPEN
+
+    @property
+    def closed(self) -> bool:
+        """True when subscribing needs a credential too."""
+        return self.keys is not None or self.tokens is not None or self.authorize is not None
+
+
+class Callers:
+    """Finds the grants of requests. ``everyone`` is the grant of all of them on an open hub, else None."""
+
+    def __init__(self, credentials: Credentials, totals: Totals) -> None:
+        self._credentials, self._outcomes = credentials, totals.auth
+        self._publish_key = None if credentials.publish_key is None else credentials.publish_key.encode()
+        self._closed = credentials.closed
+        self.everyone = None if self._closed or self._publish_key is not None else credentials.everyone
+        self._authorizing, self._logged, self._failures = 0, float("-inf"), 0
+
+    async def find(self, request: Request) -> Grant:
+        """Return the grant of a request. Raises Unauthorized for none, InvalidToken for a credential that does not
+        count, Unavailable when that cannot be told now.
+        """
+        if self.everyone is not None:
+            return self.everyone
+        try:
+            grant = await self._find(request) if self._closed else self._find_by_publish_key(request)
+        except SSEAppError as error:
+            self._outcomes[_outcome_of(error)] += 1
+            raise
+        self._outcomes["anonymous" if grant is self._credentials.anonymous else "ok"] += 1
+        return grant
+
+    @contextmanager
+    def scope_counted(self) -> Iterator[None]:
+        """Count the request of a caller whose grant turns out not to be enough."""
+        try:
+            yield
+        except InsufficientScope:
+            self._outcomes["scope"] += 1
+            raise
+
+    def _find_by_publish_key(self, request: Request) -> Grant:
+        given = _bearer(request)
+        if given is not None and self._is_publish_key(given):
+            return OPEN
+        if request.method in ("GET", "HEAD"):
+            return READER
+        raise Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
+
+    async def _find(self, request: Request) -> Grant:
+        credentials = self._credentials
+        given = _bearer(request)
+        if given is not None and (credentials.keys or credentials.tokens or self._is_publish_key(given)):
+            return await self._verify(given)
+        for name in credentials.cookies:
+            if cookie := request.cookies.get(name):
+                return replace(await self._verify(cookie), admin=False)
+        grant = await self._authorize(request) if credentials.authorize else None
+        grant = grant or credentials.anonymous
+        if grant is None:
+            raise Unauthorized("This needs a credential: send `Authorization: Bearer <token or key>`.")
+        return grant
+
+    async def _verify(self, given: str) -> Grant:
+        """Return the grant of a token or key. Raises InvalidToken."""
+        keys, tokens = self._credentials.keys, self._credentials.tokens
+        if given.count(".") == 2 and tokens is not None:
+            return tokens.kept(given) or await tokens.verify(given)
+        if self._is_publish_key(given):
+            return PUBLISHER
+        grant = None if keys is None else keys.find(given)
+        if grant is None or (grant.expires is not None and grant.expires <= time.time()):
+            raise InvalidToken("This credential does not count here: get a new one.")
+        return grant
+
+    def _is_publish_key(self, given: str) -> bool:
+        return self._publish_key is not None and hmac.compare_digest(given.encode(), self._publish_key)
+
+    async def _authorize(self, request: Request) -> Grant | None:
+        """Return what the app grants. Raises Overloaded, and AuthorizeFailed for whatever it raises: an outage is not
+        a refusal, after which a client would not come back.
+        """
+        if self._authorizing >= AUTHORIZING_MAX:
+            raise Overloaded("Too many requests wait for the app's authorize; try again later.")
+        self._authorizing += 1
+        try:
+            async with asyncio.timeout(AUTHORIZE_WINDOW):
+                grant = await self._call_authorize(request)
+            if grant is not None and not isinstance(grant, Grant):
+                raise TypeError("authorize returns a Grant or None")
+        except Exception as error:
+            self._log_failure(error)
+            raise AuthorizeFailed("Who asks could not be found out just now; try again in a few seconds.") from error
+        finally:
+            self._authorizing -= 1
+        return grant
+
+    async def _call_authorize(self, request: Request) -> Grant | None:
+        authorize = self._credentials.authorize
+        assert authorize is not None
+        if _is_async(authorize):
+            found = authorize(request)
+        else:
+            found = await to_thread.run_sync(authorize, request, abandon_on_cancel=True)
+        return await found if inspect.isawaitable(found) else found
+
+    def _log_failure(self, error: Exception) -> None:
+        self._failures += 1
+        now = time.monotonic()
+        if now - self._logged >= LOG_INTERVAL:
+            logger.error("authorize failed, %d times since the last line", self._failures, exc_info=error)
+            self._logged, self._failures = now, 0
+
+
+def _bearer(request: Request) -> str | None:
+    """Return the credential of the Authorization header, None without one. Other schemes are a proxy's business."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else None
+
+
+def _is_async(function: Callable[..., object]) -> bool:
+    called = getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__ is one too
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
+def _outcome_of(error: SSEAppError) -> str:
+    if isinstance(error, InvalidToken):
+        return "invalid"
+    return "missing" if isinstance(error, Unauthorized) else "error"
