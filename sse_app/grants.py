@@ -87,8 +87,8 @@ class Grant:
     def __post_init__(self) -> None:
         if self.user is not None:
             check_user(self.user)
-        if self.client is not None and self.client != "*":
-            check_client(self.client.removesuffix("*"))
+        if self.client is not None:
+            check_client(f"{self.client[:-1]}{_random()}" if self.client.endswith("*") else self.client)
 
     def check_publish(self, topics: tuple[str, ...]) -> None:
         """Raises InsufficientScope unless every one of a publication's topics is granted. One without a topic, which
@@ -163,7 +163,7 @@ class Grant:
             return allowed
         prefix = allowed[:-1]
         if asked is None:
-            return f"{prefix or 'c-'}{secrets.token_hex(6)}"
+            return f"{prefix or 'c-'}{_random()}"
         if not asked.startswith(prefix):
             raise InsufficientScope("This credential is for client names with another beginning.")
         return asked
@@ -178,6 +178,11 @@ class Grant:
     def within(self, ends: float) -> Self:
         """Return this grant, which expires at this Unix time or earlier."""
         return self if self.expires is not None and self.expires <= ends else replace(self, expires=ends)
+
+
+def _random() -> str:
+    """Return what makes a client's name its own."""
+    return secrets.token_hex(6)
 
 
 def _shown(granted: TopicFilter | None) -> list[str] | None:

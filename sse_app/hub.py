@@ -261,11 +261,11 @@ class Hub:
         """Return the stream that answers a request to a route of your own, which has found out who asks.
 
         It is of these ``topics``, or of those that the request asks for and ``grant`` allows, or both. From the request
-        come its cursor and the parameters of ``GET /events``. Raises ConfigError without topics and grant, since that
+        come its cursor and the parameters of ``GET /events``. Raises TypeError without topics and grant, since that
         would be everything for everyone.
         """
         if topics is None and grant is None:
-            raise ConfigError("stream needs topics, or a grant: without them it is open to everyone who asks.")
+            raise TypeError("stream needs topics, or a grant: without them it is open to everyone who asks.")
         try:
             asked = stream_request(request, OPEN if grant is None else grant, topics)
         except SSEAppError as error:

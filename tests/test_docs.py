@@ -36,7 +36,7 @@ import playwright
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from sse_app import Config, EventDecoder, Hub, errors, events, notices, publication, topics
+from sse_app import Config, EventDecoder, Hub, errors, events, grants, notices, publication, topics
 from sse_app.bench import Load
 from sse_app.cli import commands
 from sse_app.client import Client
@@ -750,11 +750,13 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
             complete=True,
             retry=1,
             heartbeat=1.0,
+            user="42",
+            expires_in=1,
         )
     )
     gap = notices.gap(notices.GapReason.EPOCH, None, start=position, oldest=position, top=position)
     sent = [json.loads(event.data) for event in EventDecoder().feed(welcome + gap)]
-    assert named == {*stats, "versions", *sent[0], *sent[1], "id", "subscribers", "durable"}
+    assert named == {*stats, "versions", *sent[0], *sent[1], "id", "subscribers", "durable", *grants.OPEN.describe()}
 
 
 def test_parameters_are_those_of_the_endpoints() -> None:
