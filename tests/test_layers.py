@@ -18,7 +18,7 @@ FLOORS = (
     ("events", "topics", "content_type", "loop_thread"),
     ("payload",),
     ("publication",),
-    ("grants", "brokers.limits"),
+    ("grants", "brokers.limits", "brokers.board"),
     ("config", "metrics", "notices", "brokers"),
     ("brokers.tail", "brokers.offsets", "brokers.formats"),
     ("brokers.recent",),
