@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = [f"tests.support.{name}" for name in ("nodes", "worlds", "redis_server", "nats_server")]
+pytest_plugins = [f"tests.support.{name}" for name in ("nodes", "worlds", "boards", "redis_server", "nats_server")]
 
 # `pytest --hypothesis-profile=thorough` runs every property 20 times as often. No deadline and no "too slow": a busy
 # machine is not a bug.

@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import NamedTuple, Self, Unpack
 
 from sse_app.brokers import Page, Tail
+from sse_app.brokers.board import Board
 from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES, PAGE_COUNT, Limits, LogSettings, matches_per_step
+from sse_app.brokers.memory_board import MemoryBoard
 from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import KeyReused, LogFull
@@ -77,6 +79,7 @@ class MemoryBroker:
         self._keys_bytes = 0
         self._tails: list[QueuedTail] = []
         self.subscribers_here = self.subscribers_elsewhere = 0
+        self.board: Board = MemoryBoard(clock)
 
     async def __aenter__(self) -> Self:
         return self
