@@ -18,7 +18,7 @@ from tests.support.worlds import World
 
 
 class LinkedBoard(MemoryBoard):
-    """The board of one of several nodes in this process. ``entries`` are those of all nodes, ``linked`` their boards."""
+    """The board of one of several nodes in this process. ``entries`` are those of all, ``linked`` the boards of all."""
 
     def __init__(self, entries: Entries, linked: "list[LinkedBoard]") -> None:
         super().__init__(Clock())
