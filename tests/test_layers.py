@@ -20,7 +20,7 @@ FLOORS = (
     ("publication",),
     ("grants", "brokers.limits", "brokers.board"),
     ("config", "metrics", "notices", "brokers"),
-    ("brokers.tail", "brokers.offsets", "brokers.formats", "brokers.memory_board"),
+    ("brokers.tail", "brokers.offsets", "brokers.formats", "brokers.memory_board", "brokers.messages"),
     ("brokers.recent",),
     ("brokers.known", "brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
     ("brokers.sqlite.watermark", "brokers.sqlite.nodes"),
