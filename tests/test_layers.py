@@ -25,6 +25,7 @@ FLOORS = (
     ("brokers.known", "brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
     ("brokers.sqlite.watermark", "brokers.sqlite.nodes"),
     ("brokers.redis.connection", "brokers.redis.entries"),
+    ("brokers.redis.board",),
     ("brokers.redis",),
     ("brokers.nats.url", "brokers.nats.entries", "brokers.nats.internals"),
     ("brokers.nats.connection", "brokers.nats.feed", "brokers.nats.nodes"),
@@ -79,7 +80,7 @@ KNOWS = {
     "uvicorn": {"server.uvicorn_internals", "server.protocol", "server.server", "cli", "testing.server"},
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
-    "redis": {"brokers.redis", "brokers.redis.connection"},
+    "redis": {"brokers.redis", "brokers.redis.board", "brokers.redis.connection"},
     "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in ("connection", "feed", "internals", "log", "nodes"))},
     "prometheus_client": {"metrics", "web.endpoints.operations"},  # the endpoints for the media type alone
 }

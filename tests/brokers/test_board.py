@@ -13,8 +13,8 @@ from tests.support.boards import board_of, boards_on, listening_to
 from tests.support.peers import PATIENCE, turns, until
 from tests.support.worlds import World
 
-BOARDS = ("memory", "linked")
-CLOCKED = ("memory", "linked")  # whose lifetimes are measured on the clocks of the world, not on a server's
+BOARDS = ("memory", "linked", "redis")
+CLOCKED = ("memory", "linked", "redis")  # whose lifetimes are measured on the clocks of the world, not on a server's
 SHARED = tuple(name for name in BOARDS if name != "memory")  # by several nodes
 LONG = 3_600.0  # seconds
 

@@ -68,7 +68,7 @@ def redis_server(start_redis: StartRedis) -> RedisServer:
 @pytest.fixture
 def patient_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     """Brokers wait longer for answers, as of a busy machine. tests/chaos tests them with their real times."""
-    for name in ("DEADLINE", "connection.CONNECT", "connection.SILENCE"):
+    for name in ("DEADLINE", "board.DEADLINE", "connection.CONNECT", "connection.SILENCE"):
         monkeypatch.setattr(f"sse_app.brokers.redis.{name}", PATIENCE)
 
 

@@ -3,6 +3,7 @@
     publish -> a queue of commands -> log.lua: append, trim, remember the key
     the stream -> XREAD by one task, on a connection of its own -> tails, also of what this node published
     replay, newest, last, since -> what that task read lately, else another queue of commands -> log.lua
+    board -> board.py, from its first use on
 
 Every call of the script names the newest position that its caller knows. When the log lacks that position, it was
 flushed or is an older copy of itself: the script begins a new epoch. The task that reads the tail calls it once a
@@ -15,7 +16,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +27,12 @@ from redis.asyncio.sentinel import MasterNotFoundError
 
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
+from sse_app.brokers.board import ABSENT
 from sse_app.brokers.formats import lost
 from sse_app.brokers.known import KnownLog
 from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES, PAGE_COUNT, LogSettings
 from sse_app.brokers.recent import BYTES, COUNT, Recent
+from sse_app.brokers.redis.board import RedisBoard
 from sse_app.brokers.redis.connection import (
     FAILURES,
     UNREACHABLE,
@@ -124,6 +127,7 @@ class RedisBroker:
         self._log, self._state, self._nodes, self._keys = (
             f"{{{prefix}}}:{name}" for name in ("log", "state", "nodes", "key")
         )
+        self._prefix = prefix
         ages = (None if value is None else microseconds(value) for value in (history_age, idempotency_window))
         self._limits = tuple("" if value is None else value for value in (history, history_bytes, *ages))
         self._clock, self._wall = clock, wall
@@ -135,6 +139,8 @@ class RedisBroker:
             self._pool, BrokerUnavailable(UNREACHABLE), at_once=PAGES_AT_ONCE, deadline=READ_DEADLINE
         )
         self._node = secrets.token_hex(6)
+        self._others: dict[str, float] = {}  # nodes, and the loop's time from which on they count as gone
+        self._board: RedisBoard | None = None  # until it is used
         self._seen = _SeenEntry(0, "")  # the newest one
         recent = Recent(history or COUNT, history_bytes or BYTES)
         self._known = KnownLog(self._log, recent, self._read_back)
@@ -145,6 +151,7 @@ class RedisBroker:
         self._tail_count = 1  # publications in the next read of the tail
         self._trouble = ""  # the reason why the log cannot be reached just now
         self._tail_task: asyncio.Task[NoReturn]
+        self._tasks: asyncio.TaskGroup | None = None  # while the broker is open
         self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
         self.durability: Durability = "none"
         self.subscribers_here = self.subscribers_elsewhere = 0
@@ -167,12 +174,20 @@ class RedisBroker:
                 raise
             except FAILURES as error:
                 raise BrokerUnavailable(f"broker: the Redis server cannot be used: {_reason(error)}") from None
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            self._tail_task = tasks.create_task(self._run_tail())
-            for task in (self._tail_task, *map(tasks.create_task, (self._publishing.run(), self._reading.run()))):
-                stack.callback(task.cancel)
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._stack = stack.pop_all()
+        self._tail_task = self._start(self._run_tail())
+        self._start(self._publishing.run())
+        self._start(self._reading.run())
+        self._start_board()
         return self
+
+    def _start(self, work: Coroutine[Any, Any, NoReturn]) -> asyncio.Task[NoReturn]:
+        """Run what runs as long as the broker is open."""
+        assert self._tasks is not None
+        task = self._tasks.create_task(work)
+        self._stack.callback(task.cancel)
+        return task
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -182,14 +197,17 @@ class RedisBroker:
                 self._tail_task.cancel()
                 await asyncio.wait([self._tail_task])  # else its refresh would add this node again
                 with suppress(BrokerError):
-                    await self._reading.call("HDEL", self._nodes, self._node)
+                    await self._reading.call("HDEL", self._nodes, self._node, f"board:{self._node}")
         finally:
+            self._tasks = None
             await close_stack(self._stack, kind, error, trace)
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
         """Load the script and read the log's state on a new connection, whose server may be another one than before."""
         await connection.on_connect()
         await execute(connection, "SCRIPT", "LOAD", SCRIPT)
+        if self._board is not None:
+            await self._board.load(connection)
         sent, command = self._script("refresh", self._nodes, "", 0, 0)
         self._apply(sent, await execute(connection, *command))
 
@@ -232,6 +250,24 @@ class RedisBroker:
 
     async def oldest(self) -> Position:
         return self._known.top._replace(offset=self._known.held_from)
+
+    # The board
+
+    @property
+    def board(self) -> RedisBoard:
+        if self._board is None:
+            self._board = RedisBoard(self._prefix, self._pool, self._node, self._nodes_elsewhere, self._clock)
+            self._start_board()
+        return self._board
+
+    def _start_board(self) -> None:
+        if self._board is not None and self._tasks is not None:
+            self._start(self._board.run())
+            self._start(self._board.listen())
+
+    def _nodes_elsewhere(self) -> Collection[str]:
+        now = asyncio.get_running_loop().time()
+        return {name for name, gone in self._others.items() if gone > now}
 
     # Publishing
 
@@ -347,11 +383,17 @@ class RedisBroker:
 
     async def _refresh(self, connection: AbstractConnection, *, chain_broken: bool = False) -> None:
         """Read the state of the log, and write how many subscribers this node has."""
-        sent, command = self._script("refresh", self._nodes, self._node, self.subscribers_here, int(chain_broken))
+        hears = self._board is not None and self._board.has_listened
+        here = self._node, self.subscribers_here, int(chain_broken), int(hears)
+        sent, command = self._script("refresh", self._nodes, *here)
         answer = await execute(connection, *command)
         self.subscribers_elsewhere = answer[3]
         self._apply(sent, answer)
-        self._refresh_due = asyncio.get_running_loop().time() + (REFRESH_SOON if answer[4] else REFRESH)
+        now, names, ages = asyncio.get_running_loop().time(), answer[6][::2], answer[6][1::2]
+        self._others = {
+            name.decode(errors="replace"): now + ABSENT - age for name, age in zip(names, ages, strict=True)
+        }
+        self._refresh_due = now + (REFRESH_SOON if answer[4] else REFRESH)
         self._mean_size = max(1, answer[5] // max(1, self._known.top.offset - self._known.oldest))
 
     async def _read_tail(self, connection: AbstractConnection, seconds: float) -> None:

@@ -218,28 +218,36 @@ function operations.publish()
 end
 
 -- Trims, and takes over the caller's limits. 13 the caller's node or "", 14 its subscribers, 15 "1" if it has met a
--- broken chain. Returns {.., the subscribers of all other nodes, 1 if there may be more to remove, bytes of the log}.
+-- broken chain, 16 "1" if it hears what is sent over the board. Returns {.., the subscribers of all other nodes, 1 if
+-- there may be more to remove, bytes of the log, {node, seconds since it wrote its number, node, seconds, ...}}: of the
+-- other nodes those that hear the board, or have subscribers; a program that only publishes does neither.
 function operations.refresh()
   check_entry_seen(ARGV[15] == '1')
   local changed, adopted = set_limits(), adopt()
   local more = trim_for_reader() or adopted
   if changed then pcall(save_limits) end
-  local others = 0
+  local others, heard = 0, {}
   if ARGV[13] ~= '' then
     local seconds = redis.call('TIME')[1]
-    local said = redis.pcall('HSET', KEYS[3], ARGV[13], ARGV[14] .. ' ' .. seconds)
+    local fields = {ARGV[13], ARGV[14] .. ' ' .. seconds}
+    -- A field of its own: a node of version 0.1 removes one whose value has another form.
+    if ARGV[16] == '1' then fields[3], fields[4] = 'board:' .. ARGV[13], '0 ' .. seconds end
+    local said = redis.pcall('HSET', KEYS[3], unpack(fields))
     if type(said) == 'table' and not string.find(said.err, '^OOM') then return said end
     local nodes = redis.call('HGETALL', KEYS[3])
     for index = 1, #nodes, 2 do
       local count, written = string.match(nodes[index + 1], '^(%d+) (%d+)$')
-      if not count or math.abs(seconds - written) > ABSENT then
+      local name, hears = string.gsub(nodes[index], '^board:', '')
+      local age = count and math.abs(seconds - written)
+      if not count or age > ABSENT then
         redis.call('HDEL', KEYS[3], nodes[index])
-      elseif nodes[index] ~= ARGV[13] then
+      elseif name ~= ARGV[13] then
         others = others + count
+        if hears == 1 or tonumber(count) > 0 then heard[#heard + 1], heard[#heard + 2] = name, age end
       end
     end
   end
-  return {epoch, oldest, top, others, more and 1 or 0, bytes}
+  return {epoch, oldest, top, others, more and 1 or 0, bytes, heard}
 end
 
 -- Reads behind 13 epoch and 14 offset, up to 15 offset, about 16 entries or 17 bytes. Returns {.., the offset behind
