@@ -14,7 +14,7 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up. Modules of one floor do not import one another. A new module has to be placed here.
 FLOORS = (
-    ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors"),
+    ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors", "address"),
     ("events", "topics", "content_type", "loop_thread"),
     ("payload",),
     ("publication",),
