@@ -15,7 +15,7 @@ PACKAGE = Path(sse_app.__file__).parent
 # From the ground up. Modules of one floor do not import one another. A new module has to be placed here.
 FLOORS = (
     ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors", "address"),
-    ("events", "topics", "content_type", "loop_thread"),
+    ("events", "topics", "content_type", "loop_thread", "limits"),
     ("payload",),
     ("publication",),
     ("grants", "brokers.limits", "brokers.board"),
