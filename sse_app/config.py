@@ -14,7 +14,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
-from sse_app import descriptors
+from sse_app import address, descriptors
 from sse_app.errors import ConfigError
 from sse_app.quantities import duration, size, truth, whole
 
@@ -41,6 +41,12 @@ class Setting:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _header_of_proxies(text: str) -> str:
+    if text.lower() not in address.HEADERS:
+        raise ValueError(text)
+    return text.lower()
 
 
 def _setting(
@@ -97,6 +103,13 @@ class Config:
     cors_headers: tuple[str, ...] = _list(
         "Headers that those pages may send, beside the hub's own and those of tracing.",
         "header names separated by commas, or * for any",
+    )
+    trusted_proxies: tuple[str, ...] = _list(
+        "Proxies before the server, who are believed when they say which address a request came from.",
+        "networks such as 10.0.0.0/8 separated by commas, unix for who connects by a Unix socket",
+    )
+    forwarded_header: str | None = _setting(
+        None, "Header in which those proxies say so.", _header_of_proxies, " or ".join(address.HEADERS)
     )
     publish_key: str | None = _text(
         None,
@@ -165,11 +178,30 @@ class Config:
                 raise ConfigError("cors_headers holds names of headers such as X-Request-ID, or *.")
         if self.cors_headers and not self.cors_origins:
             raise ConfigError("cors_headers is for pages of other origins, and cors_origins names none.")
+        self._check_proxies()
         for host in self.allowed_hosts:
             if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host) and not _is_ipv6_in_brackets(host):
                 raise ConfigError(
                     "allowed_hosts holds names without a port: example.com, *.example.com, [2001:db8::1] or *."
                 )
+
+    def _check_proxies(self) -> None:
+        if self.trusted_proxies and not self.forwarded_header:
+            raise ConfigError("trusted_proxies needs a forwarded_header, in which they say where a request came from.")
+        if self.forwarded_header and not self.trusted_proxies:
+            raise ConfigError("forwarded_header needs trusted_proxies: anyone may send that header.")
+        try:
+            address.Proxies.parse(self.trusted_proxies, self.forwarded_header)
+        except ValueError:
+            raise ConfigError(
+                "trusted_proxies holds networks such as 10.0.0.0/8 and 2001:db8::/32, addresses, and unix; no network of"
+                " all addresses, since then clients would choose theirs."
+            ) from None
+
+    @property
+    def proxies(self) -> address.Proxies:
+        """The proxies that are trusted, and their header."""
+        return address.Proxies.parse(self.trusted_proxies, self.forwarded_header)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -243,6 +275,8 @@ class HubOptions(LogOptions, total=False):
     allowed_hosts: Sequence[str]
     cors_origins: Sequence[str]
     cors_headers: Sequence[str]
+    trusted_proxies: Sequence[str]
+    forwarded_header: str | None
 
 
 def check_names(whose: str, given: Collection[str], known: Collection[str]) -> None:

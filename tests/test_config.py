@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sse_app.address import Proxies
 from sse_app.config import ENV_PREFIX, Config, is_loopback
 from sse_app.errors import ConfigError
 
@@ -20,6 +21,8 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "allowed_hosts": ((), "a.example, *.b.example", ("a.example", "*.b.example")),
     "cors_origins": ((), "https://a.example,http://localhost:3000", ("https://a.example", "http://localhost:3000")),
     "cors_headers": ((), "X-Request-ID, newrelic", ("X-Request-ID", "newrelic")),
+    "trusted_proxies": ((), "10.0.0.0/8, unix", ("10.0.0.0/8", "unix")),
+    "forwarded_header": (None, "X-Forwarded-For", "x-forwarded-for"),
     "publish_key": (None, KEY, KEY),
     "allow_open_publish": (False, "yes", True),
     "heartbeat": (15.0, "500ms", 0.5),
@@ -41,7 +44,9 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "access_log": (False, "on", True),
 }
 NEEDED: dict[str, dict[str, Any]] = {
-    "cors_headers": {"cors_origins": ("*",)}
+    "cors_headers": {"cors_origins": ("*",)},
+    "trusted_proxies": {"forwarded_header": "forwarded"},
+    "forwarded_header": {"trusted_proxies": ("unix",)},
 }  # settings that another one needs beside it
 NUMBERS = [name for name, setting in Config.settings().items() if setting.low != -math.inf]
 NAMES = pytest.mark.parametrize("name", SETTINGS)
@@ -157,6 +162,8 @@ BAD = [
     ("allowed_hosts", "::1"), ("allowed_hosts", "[::::]"), ("allowed_hosts", "[127.0.0.1]"),
     ("allowed_hosts", "[fe80::1%eth0]"),
     ("allowed_hosts", "*.*"), ("host", ""), ("host", ","), ("host", "0.0.0.0"), ("host", "example.com"), ("host", "::"),
+    ("trusted_proxies", "10.0.0.0/8"), ("forwarded_header", "forwarded"), ("forwarded_header", "x-real-ip"),
+    ("forwarded_header", ""), ("forwarded_header", "x-forwarded-for,forwarded"),
     ("publish_key", ""), ("publish_key", "short"), ("publish_key", "x" * 257), ("publish_key", "ключ" * 8),
     ("publish_key", "a key\nwith a line break"),
 ]  # fmt: skip
@@ -206,6 +213,20 @@ def test_the_shortest_time_to_come_back_is_no_longer_than_the_longest() -> None:
 def test_headers_of_pages_need_pages_that_may_ask() -> None:
     assert "cors_origins" in refusal({"cors_headers": "X-Request-ID"})
     assert Config(cors_origins=("https://a.example",), cors_headers=("*",)).cors_headers == ("*",)
+
+
+@pytest.mark.parametrize(
+    "networks", ["10.0.0.1/8", "0.0.0.0/0", "10.0.0.0/8,::/0", "*", "proxy.example", "10.0.0.0/8 192.0.2.1", "Unix"]
+)
+def test_proxies_that_are_no_networks_or_everyone_are_refused(networks: str) -> None:
+    text = refusal({"trusted_proxies": networks, "forwarded_header": "forwarded"})
+    assert text.startswith("trusted_proxies holds networks such as ")
+
+
+def test_the_proxies_are_trusted_with_their_header() -> None:
+    proxies = Config(trusted_proxies=("10.0.0.0/8", "192.0.2.1", "unix"), forwarded_header="Forwarded").proxies
+    assert proxies == Proxies.parse(("10.0.0.0/8", "192.0.2.1", "unix"), "forwarded")
+    assert not Config().proxies
 
 
 def test_several_workers_need_a_log_that_they_can_share() -> None:
