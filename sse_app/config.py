@@ -194,8 +194,8 @@ class Config:
             address.Proxies.parse(self.trusted_proxies, self.forwarded_header)
         except ValueError:
             raise ConfigError(
-                "trusted_proxies holds networks such as 10.0.0.0/8 and 2001:db8::/32, addresses, and unix; no network of"
-                " all addresses, since then clients would choose theirs."
+                "trusted_proxies holds networks such as 10.0.0.0/8 and 2001:db8::/32, addresses, and unix; not the"
+                " network of all addresses, since then clients would choose theirs."
             ) from None
 
     @property
