@@ -14,7 +14,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
-from sse_app import address, descriptors
+from sse_app import address, descriptors, limits
 from sse_app.errors import ConfigError
 from sse_app.quantities import duration, size, truth, whole
 
@@ -73,6 +73,10 @@ def _text(default: str | None, meaning: str, expects: str, *, secret: bool = Fal
     return _setting(default, meaning, str, expects, secret=secret)
 
 
+def _rate(default: str, meaning: str) -> Any:
+    return _setting(limits.Rate.parse(default), meaning, limits.Rate.parse, limits.EXPECTED)
+
+
 def _list(meaning: str, expects: str, *default: str) -> Any:
     return _setting(default, meaning, _names, expects)
 
@@ -111,6 +115,7 @@ class Config:
     forwarded_header: str | None = _setting(
         None, "Header in which those proxies say so.", _header_of_proxies, " or ".join(address.HEADERS)
     )
+    failed_credentials: limits.Rate = _rate("30/m", "Credentials from one address that may fail.")  # noqa: RUF009  # a field()
     publish_key: str | None = _text(
         None,
         "Secret that publishers send as `Authorization: Bearer ...`.",
@@ -277,6 +282,7 @@ class HubOptions(LogOptions, total=False):
     cors_headers: Sequence[str]
     trusted_proxies: Sequence[str]
     forwarded_header: str | None
+    failed_credentials: str
 
 
 def check_names(whose: str, given: Collection[str], known: Collection[str]) -> None:
@@ -314,7 +320,7 @@ def _check(name: str, setting: Setting, value: Any, default: Any) -> None:
         in_range = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
         in_range = in_range and (bool(value) or not default)
     else:
-        in_range = not wrong_type and isinstance(value, bool if isinstance(default, bool) else str) and value != ""
+        in_range = isinstance(value, str if default is None else type(default)) and value != ""
     if not in_range:
         raise ConfigError(f"{name} is {setting.range}.")
 

@@ -8,6 +8,7 @@ import pytest
 from sse_app.address import Proxies
 from sse_app.config import ENV_PREFIX, Config, is_loopback
 from sse_app.errors import ConfigError
+from sse_app.limits import Rate
 
 KEY = "s3cret-0123456789"
 
@@ -23,6 +24,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "cors_headers": ((), "X-Request-ID, newrelic", ("X-Request-ID", "newrelic")),
     "trusted_proxies": ((), "10.0.0.0/8, unix", ("10.0.0.0/8", "unix")),
     "forwarded_header": (None, "X-Forwarded-For", "x-forwarded-for"),
+    "failed_credentials": (Rate.parse("30/m"), "10/s:50", Rate.parse("10/s:50")),
     "publish_key": (None, KEY, KEY),
     "allow_open_publish": (False, "yes", True),
     "heartbeat": (15.0, "500ms", 0.5),
@@ -136,7 +138,7 @@ def test_a_keyword_of_another_type_is_refused(value: Any) -> None:
     [{"allow_open_publish": 1}, {"access_log": "perhaps"}, {"host": 127}, {"host": ""}, {"host": ()}, {"host": ("",)},
      {"cors_origins": {"*": 1}}, {"allowed_hosts": (1,)}, {"allowed_hosts": [b"x"]}, {"heartbeat": b"15s"},
      {"heartbeat": timedelta(seconds=15)}, {"heartbeat": True}, {"body_max": 0.5}, {"history_bytes": 2048.5},
-     {"publish_key": 1}],
+     {"publish_key": 1}, {"failed_credentials": 30}, {"failed_credentials": None}],
     ids=repr,
 )  # fmt: skip
 def test_a_keyword_is_not_guessed_at(wrong: dict[str, Any]) -> None:
@@ -164,6 +166,7 @@ BAD = [
     ("allowed_hosts", "*.*"), ("host", ""), ("host", ","), ("host", "0.0.0.0"), ("host", "example.com"), ("host", "::"),
     ("trusted_proxies", "10.0.0.0/8"), ("forwarded_header", "forwarded"), ("forwarded_header", "x-real-ip"),
     ("forwarded_header", ""), ("forwarded_header", "x-forwarded-for,forwarded"),
+    ("failed_credentials", "30"), ("failed_credentials", ""), ("failed_credentials", "0/m"),
     ("publish_key", ""), ("publish_key", "short"), ("publish_key", "x" * 257), ("publish_key", "ключ" * 8),
     ("publish_key", "a key\nwith a line break"),
 ]  # fmt: skip
