@@ -3,6 +3,7 @@
 A problem's text is fixed and never repeats what was sent.
 """
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
@@ -77,6 +78,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
 # The header fields that an error has, and those below it in the tree.
 HEADERS_OF: Mapping[type[errors.SSEAppError], Mapping[str, str]] = {
     errors.Unavailable: {"Retry-After": str(RETRY_AFTER)},
+    errors.TooManyRequests: {"Retry-After": str(RETRY_AFTER)},  # that of a problem is as long as its error says
     errors.Unauthorized: {"WWW-Authenticate": "Bearer"},  # RFC 6750, 3: without an error code when there was no token
     errors.InvalidToken: {"WWW-Authenticate": 'Bearer error="invalid_token"'},
     errors.InvalidTicket: {"WWW-Authenticate": 'Bearer error="invalid_token"'},
@@ -120,7 +122,10 @@ OF_STARLETTE = (NOT_FOUND, METHOD_NOT_ALLOWED, INTERNAL_ERROR)
 def problem(error: Exception) -> Response:
     """Return an error of ours as an answer."""
     status, code = answer_of(type(error))
-    return _response(Problem(status, code, str(error)), headers_of(type(error)))
+    headers = headers_of(type(error))
+    if isinstance(error, errors.TooManyRequests):
+        headers = {**headers, "Retry-After": str(math.ceil(error.wait))}
+    return _response(Problem(status, code, str(error)), headers)
 
 
 def answer_of(kind: type[Exception]) -> tuple[int, str]:

@@ -70,6 +70,12 @@ def test_an_error_of_somebody_elses_has_its_parents_row() -> None:
     assert b'"code":"unavailable"' in answer.body
 
 
+@pytest.mark.parametrize(("wait", "told"), [(0.002, "1"), (1.0, "1"), (19.2, "20"), (3600.0, "3600")])
+def test_after_too_many_requests_the_next_may_come_when_told(wait: float, told: str) -> None:
+    answer = problem(errors.TooManyRequests("Too many.", wait))
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, told)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
