@@ -282,7 +282,7 @@ class HubOptions(LogOptions, total=False):
     cors_headers: Sequence[str]
     trusted_proxies: Sequence[str]
     forwarded_header: str | None
-    failed_credentials: str
+    failed_credentials: limits.Rate | str
 
 
 def check_names(whose: str, given: Collection[str], known: Collection[str]) -> None:

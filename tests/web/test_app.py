@@ -15,6 +15,7 @@ from sse_app import Config, Hub, create_app, errors
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import HubOptions, LogOptions, PublisherOptions
 from sse_app.lifetime import NO_LIFESPAN
+from sse_app.limits import Rate
 from sse_app.testing import StreamingASGITransport, events
 from sse_app.web.app import static_directory
 from sse_app.web.guard import Guard
@@ -34,6 +35,7 @@ TAKEN: dict[Any, Any] = {
     int | None: int | str | None,
     bool: bool,
     str | None: str | None,
+    Rate: Rate | str,
     tuple[str, ...]: Sequence[str],
 }
 
