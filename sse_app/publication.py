@@ -97,12 +97,21 @@ def check_publish_key(given: str | None) -> str | None:
     """Return the publishers' secret as it is sent: without the white space around it in a file or a variable, None when
     there is none. Raises ConfigError, whose text does not repeat the secret.
     """
-    key = given.strip() if isinstance(given, str) else given
-    if not key:
+    return _secret("publish_key", given)
+
+
+def check_token(given: str | None) -> str | None:
+    """Return a token as ``check_publish_key`` returns a key."""
+    return _secret("token", given)
+
+
+def _secret(name: str, given: str | None) -> str | None:
+    secret = given.strip() if isinstance(given, str) else given
+    if not secret:
         return None
-    if not (isinstance(key, str) and _SECRET.fullmatch(key)):
-        raise ConfigError("publish_key is visible ASCII characters, without white space between them.")
-    return key
+    if not (isinstance(secret, str) and _SECRET.fullmatch(secret)):
+        raise ConfigError(f"{name} is visible ASCII characters, without white space between them.")
+    return secret
 
 
 def check_client(name: str) -> str:
