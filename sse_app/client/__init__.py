@@ -19,12 +19,15 @@ from weakref import WeakSet
 import anyio
 
 from sse_app.backoff import Backoff
-from sse_app.client.answers import BACKOFF, fields, not_a_hub, reason, refused, retry_after
+from sse_app.client.answers import BACKOFF, UNAUTHORIZED, fields, not_a_hub, reason, refused, retry_after
+from sse_app.client.credentials import Authorization, Credentials, Permit
+from sse_app.client.credentials import TokenFunction as TokenFunction
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.client.stream import State as State
 from sse_app.client.stream import Stream as Stream
 from sse_app.errors import (
     Closed,
+    ConfigError,
     Gap,
     InvalidClient,
     InvalidSince,
@@ -59,7 +62,9 @@ FATES = ("It was not sent.", "It was not published.", "It may have been publishe
 
 
 class ClientOptions(TypedDict, total=False):
-    """The keywords of ``Client`` and ``SyncClient``."""
+    """The keywords of ``Client`` and ``SyncClient``, beside ``token``: that one may be a coroutine function in
+    ``Client`` alone.
+    """
 
     name: str | None
     publish_key: str | None
@@ -82,14 +87,18 @@ class Client:
 
     url: its user and password, if any, are sent as Basic authentication and shown nowhere.
     name: the client's name to the hub, for ``to`` and ``exclude``, kept over reconnects; a random one by default.
-    publish_key: the secret that the hub asks publishers for; white space around it, as of a file's last line, is cut.
+    token: what the hub asks its clients for, sent with every request: a token or key, or a function that returns one
+        and is called before each connection and publication, as ``token(refresh=False)``. It is called once more with
+        ``refresh=True`` when the hub does not take what it returned, or no longer. A coroutine function is awaited, any
+        other one called in a thread. White space around a token, as of a file's last line, is cut.
+    publish_key: the secret that the hub asks publishers for, sent with publications alone.
     heartbeat: seconds between two heartbeats of the hub; by default what its welcome says. A stream without a byte for
         three heartbeats counts as lost, and is resumed.
     http: an AsyncClient of httpx2 or httpx to use instead of an own one, for TLS, proxies, other headers. The caller
         closes it.
 
     A client belongs to the event loop where it is first used. Leaving the ``async with``, or ``aclose``, ends its
-    streams. Raises InvalidURL, and ConfigError for a key that cannot be sent or proxies that cannot be used.
+    streams. Raises InvalidURL, and ConfigError for a token or key that cannot be sent or proxies that cannot be used.
     """
 
     def __init__(
@@ -97,17 +106,16 @@ class Client:
         url: str,
         *,
         name: str | None = None,
+        token: str | TokenFunction | None = None,
         publish_key: str | None = None,
         heartbeat: float | None = None,
         http: "AsyncClient | None" = None,
     ) -> None:
         self._http = Http(http)
-        self.url, self._headers = self._http.address(url)
+        self.url, basic = self._http.address(url)
         self.name = name or f"c-{secrets.token_hex(6)}"
         self._heartbeat = heartbeat
-        self._publisher = _bearer(publish_key) or self._headers
-        if self._headers and self._publisher is not self._headers:
-            raise InvalidURL("A user in the URL and a publish key cannot go together: a request has one Authorization.")
+        self._credentials, self._publisher = _credentials(basic, Credentials(token), publish_key)
         self._streams: WeakSet[Stream] = WeakSet()
         self._closed = False
 
@@ -163,7 +171,7 @@ class Client:
         stream = Stream(
             self._http,
             self._http.target(f"{self.url}/events", tuple(parameters)),
-            self._headers,
+            Permit(self._credentials),
             last_event_id=_position(last_event_id),
             heartbeat=self._heartbeat,
             retry_for=math.inf if retry_for is None else retry_for,
@@ -195,7 +203,7 @@ class Client:
             attempt.
 
         Raises BadInput and Refused, after which nothing is published, and Unreachable, whose text says whether it may
-        have been.
+        have been. What a token function raises comes out as it is.
         """
         self._check_open()
         key = secrets.token_hex(16) if idempotency_key is None else check_idempotency_key(idempotency_key)
@@ -204,31 +212,43 @@ class Client:
         request = self._http.request(
             "POST",
             target,
-            # Unnamed: an error reporter shows the names of a frame, and the publish key is in these.
-            {"Content-Type": media_type, "Idempotency-Key": key, **self._publisher},
+            {"Content-Type": media_type, "Idempotency-Key": key},
             timeout=TIMEOUT,
             content=content,
         )
+        return await self._acknowledged(request, key, retry_for)
+
+    async def _acknowledged(self, request: Any, key: str, retry_for: float) -> Receipt:
+        """Send a publication until it is acknowledged or refused, or the time is over."""
+        permit, backoff = Permit(self._publisher), Backoff(*BACKOFF)
         failure: Exception = TimeoutError("no answer came")
-        fate, over, backoff = 0, anyio.current_time() + retry_for, Backoff(*BACKOFF)
+        fate, over, is_sent = 0, anyio.current_time() + retry_for, False
         with anyio.move_on_after(retry_for or TIMEOUT) as allowed:
             while True:
-                wait = backoff.next()
+                is_sent = False
+                if not await permit.authorize(request):
+                    raise failure
+                wait, is_sent = backoff.next(), True
                 try:
                     response = await self._http.attempt(request, allowed.deadline - anyio.current_time())
                     return _receipt(response)
                 except self._http.transient as error:
                     failure = error
                 except Refused as error:
+                    failure = error
+                    if error.status == UNAUTHORIZED and permit.renew(refused=True):
+                        continue
                     if error.status not in RETRIED:
                         raise
-                    failure, wait = error, max(wait, retry_after(response.headers))
+                    wait = max(wait, retry_after(response.headers))
                 fate = max(fate, self._fate(failure))
                 if anyio.current_time() + wait > over:
                     break
                 await anyio.sleep(wait)
-        if allowed.cancelled_caught:
+        if allowed.cancelled_caught and is_sent:
             fate = len(FATES) - 1
+        elif allowed.cancelled_caught:
+            failure = TimeoutError("the token function did not return")
         why = f"Not acknowledged within {retry_for:g} s: {reason(failure)}."
         raise Unreachable(f"{why} {FATES[fate]}", key) from failure
 
@@ -236,12 +256,20 @@ class Client:
         """Return the hub's statistics, with the fields of ``docs/http-api.md``. Raises Refused, Unreachable."""
         self._check_open()
         target = self._http.target(f"{self.url}/stats", ())
-        request = self._http.request("GET", target, self._headers, timeout=TIMEOUT)
+        request, permit = self._http.request("GET", target, {}, timeout=TIMEOUT), Permit(self._credentials)
+        await permit.authorize(request)
+        response = await self._answered(request)
+        if response.status_code == UNAUTHORIZED and permit.renew(refused=True) and await permit.authorize(request):
+            response = await self._answered(request)
+        return _answer(response)
+
+    async def _answered(self, request: Any) -> "Response":
+        """Return the answer to a request that is sent once. Raises Unreachable when there is none."""
         try:
-            response = await self._http.send(request)
+            response: Response = await self._http.send(request)
         except self._http.transient as error:
             raise Unreachable(f"No answer: {reason(error)}.") from error
-        return _answer(response)
+        return response
 
     def _fate(self, failure: Exception) -> int:
         """Return what is known after an attempt that failed, as an index of FATES."""
@@ -255,9 +283,15 @@ class Client:
             raise Closed("This client is closed: make another one.")
 
 
-def _bearer(publish_key: str | None) -> dict[str, str]:
-    key = check_publish_key(publish_key)
-    return {"Authorization": f"Bearer {key}"} if key else {}
+def _credentials(basic: Authorization, token: Credentials, publish_key: str | None) -> tuple[Credentials, Credentials]:
+    """Return the credentials of a client, and those with which it publishes."""
+    key = Credentials(check_publish_key(publish_key))
+    if basic and (token or key):
+        raise InvalidURL("A user in the URL and a token or key cannot go together: a request has one Authorization.")
+    if token and key:
+        raise ConfigError("token and publish_key cannot go together: the token is for publishing too.")
+    own = Credentials(basic) if basic else token
+    return own, key or own
 
 
 def _position(last_event_id: str) -> str:

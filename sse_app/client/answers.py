@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BACKOFF = (0.5, 30.0)  # seconds after the first failure, and at most; a server may ask for more
 WAIT_MIN = 0.1  # seconds: no server may have its clients ask without a pause
 WAIT_MAX = 3600.0  # seconds: no server may put its clients to sleep for ever
+UNAUTHORIZED = 401  # the credential is missing, wrong, or no longer good: another token may be
 BODY_MAX = 65_536  # bytes of an error's body that are read
 
 

@@ -5,7 +5,6 @@ frames of the library hold the request with its keys, so that its errors are rai
 """
 
 import sys
-from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
 from types import ModuleType
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import anyio
 import anyio.lowlevel
 
+from sse_app.client.credentials import Authorization
 from sse_app.errors import BadInput, ClientError, Closed, ConfigError, InvalidURL, TooLarge
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ PORTS = range(1, 65_536)
 
 
 class Address(NamedTuple):
-    """The URL of a hub without a trailing slash, fit to be shown, and the header with its user and password."""
+    """The URL of a hub without a trailing slash, fit to be shown, and its user and password as an authorization."""
 
     url: str
-    headers: Mapping[str, str]
+    authorization: Authorization
 
 
 class Http:
@@ -57,18 +57,17 @@ class Http:
         self._loop: object = None
 
     def address(self, text: str) -> Address:
-        """Return the address that ``text`` names. Its user and password become a header (RFC 7617)."""
+        """Return the address that ``text`` names. Its user and password become an authorization."""
         try:
             url = self.library.URL(text)
             usable = url.port is None or url.port in PORTS
-            credentials = f"{url.username}:{url.password}".encode()
+            basic = Authorization.basic(url.username, url.password) if url.userinfo else Authorization()
         except (self.library.InvalidURL, UnicodeError):
             usable = False
         if not usable:
             raise InvalidURL("This is no URL: its host, its port or a character in it is not allowed.")
         if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
             raise InvalidURL("The URL of a hub begins with http:// or https:// and has a host, and no ? or #.")
-        basic = {"Authorization": f"Basic {b64encode(credentials).decode()}"} if url.userinfo else {}
         return Address(str(url.copy_with(userinfo=b"")).rstrip("/"), basic)
 
     def target(self, url: str, parameters: tuple[tuple[str, str], ...]) -> Any:

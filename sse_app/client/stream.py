@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from sse_app.backoff import Backoff
-from sse_app.client.answers import BACKOFF, WAIT_MAX, WAIT_MIN, beginning, fields, reason, refused, retry_after
+from sse_app.client.answers import (
+    BACKOFF,
+    UNAUTHORIZED,
+    WAIT_MAX,
+    WAIT_MIN,
+    beginning,
+    fields,
+    reason,
+    refused,
+    retry_after,
+)
+from sse_app.client.credentials import Permit
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.errors import Gap, Refused, Unreachable
 from sse_app.events import MEDIA_TYPE, Event, EventDecoder, Notice
@@ -26,6 +37,9 @@ RETRY = (2.0, 5.0)  # seconds until the next attempt, at random between, until a
 HEARTBEATS = 3  # without any of so many in a row a connection is lost
 NOTICES = frozenset(Notice)
 RETRIED = (408, 425, 429)  # beside 5xx: another attempt may succeed, and costs a listener nothing
+# Reasons of a bye. After one of these the hub takes no more of the token, and after the first a newer one does.
+EXPIRED = "expired"
+OUTDATED = (EXPIRED, "revoked")
 
 
 class State(StrEnum):
@@ -34,7 +48,8 @@ class State(StrEnum):
     CONNECTING -> OPEN: the first event has come, the hub's welcome
     CONNECTING -> WAITING: the attempt has failed
     OPEN -> WAITING: the connection was lost
-    OPEN -> CONNECTING: a wait for an event was cancelled, and its connection with it
+    OPEN -> CONNECTING: a wait for an event was cancelled, and its connection with it; or the token has expired, and
+        its function is asked for a newer one
     WAITING -> CONNECTING: it is time for the next attempt
     """
 
@@ -47,8 +62,9 @@ class State(StrEnum):
 class Stream:
     """The publications for one listener, over as many connections as it takes. ``Client.listen`` makes it.
 
-    Iterate over it, in one task at a time. After a ``Gap``, an ``Unreachable`` or a cancelled wait iterating can be
-    continued, and nothing is lost: the next connection resumes behind the last event that was returned.
+    Iterate over it, in one task at a time. After a ``Gap``, an ``Unreachable``, an error of the token function or a
+    cancelled wait iterating can be continued, and nothing is lost: the next connection resumes behind the last event
+    that was returned.
 
     state: one of ``State``.
     waiting_until: the Unix time of the next attempt while the state is WAITING, else None.
@@ -56,13 +72,14 @@ class Stream:
         between. Store it with the effects of the event; ``listen(last_event_id=...)`` resumes behind it.
     welcome: the fields of the hub's newest welcome (``docs/http-api.md``); {} before the first.
     error: the reason why there is no connection, or was none before this one. None when the server ended it as planned.
+    bye: the reason that the hub gave for ending the last connection (``docs/http-api.md``), "" when it gave none.
     """
 
     def __init__(
         self,
         http: Http,
         target: Any,
-        headers: Mapping[str, str],
+        permit: Permit,
         *,
         last_event_id: str,
         heartbeat: float | None,
@@ -75,13 +92,9 @@ class Stream:
         self.last_event_id = last_event_id
         self.welcome: dict[str, Any] = {}
         self.error: Exception | None = None
-        self._http, self._target = http, target
-        self._headers = {
-            **headers,
-            "Accept": MEDIA_TYPE,
-            "Accept-Encoding": "identity",
-            "Cache-Control": "no-store",
-        }
+        self.bye = ""
+        self._http, self._target, self._permit = http, target, permit
+        self._headers = {"Accept": MEDIA_TYPE, "Accept-Encoding": "identity", "Cache-Control": "no-store"}
         self._timeout = http.library.Timeout(TIMEOUT, read=None, pool=None)
         self._heartbeat = heartbeat  # seconds; None: what the hub's welcome says
         self._retry_for, self._on_gap, self._on_state = retry_for, on_gap, on_state
@@ -90,9 +103,11 @@ class Stream:
         self._decoder = EventDecoder()
         self._decoded: deque[Event] = deque()
         self._closed = anyio.Event()
+        self._authorizing = anyio.CancelScope()  # of the token function's call
         self._retry = random.uniform(*RETRY)
         self._backoff = Backoff(*BACKOFF)
         self._next_attempt = 0.0  # when it is due, by anyio's clock
+        self._renewed = -math.inf  # when a token that had expired was last renewed at once, by anyio's clock
         self._give_up = math.inf  # the time to raise Unreachable, by anyio's clock; infinite with a connection
         self._silence = HEARTBEATS * (heartbeat or HEARTBEAT)  # seconds without a byte until a connection is lost
 
@@ -100,7 +115,10 @@ class Stream:
         return self
 
     async def __anext__(self) -> Event:
-        """Return the next publication. Raises Gap (unless ``on_gap`` takes it), Refused, Unreachable."""
+        """Return the next publication.
+
+        Raises Gap (unless ``on_gap`` takes it), Refused, Unreachable, and what the token function raises.
+        """
         while self.state is not State.CLOSED:
             if self._decoded:
                 event = self._decoded.popleft()
@@ -128,20 +146,31 @@ class Stream:
         """End the stream; iterating over it ends too."""
         self._enter(State.CLOSED)
         self._closed.set()
+        self._authorizing.cancel()
         await self._close_response()
 
     async def _on_event(self, event: Event) -> None:
         """Move the position, and follow what the hub itself says."""
         self.last_event_id = event.id or self.last_event_id
+        if event.type == Notice.BYE:
+            self._on_bye(fields(event.data))
+            return
         if event.type == Notice.WELCOME:
             self.welcome = fields(event.data)
             self._silence = HEARTBEATS * (self._heartbeat or _heartbeat(self.welcome))
         if self.state is not State.OPEN:
             self._backoff.reset()
+            self._permit.begin_anew()
             self._give_up = math.inf
             self._enter(State.OPEN)
         if event.type == Notice.GAP:
             await self._on_gap_notice(_gap(event))
+
+    def _on_bye(self, notice: dict[str, Any]) -> None:
+        """Note why the hub ends this connection. A hub that is full says so to whom it lets come back later, too."""
+        self.bye = str(notice.get("reason", ""))
+        if self.bye in OUTDATED:
+            self._permit.renew(refused=False)
 
     async def _on_gap_notice(self, gap: Gap) -> None:
         if self._on_gap is None:
@@ -174,6 +203,9 @@ class Stream:
         # Browsers send the position in UTF-8 (WHATWG 9.2.3).
         position = {"Last-Event-ID": self.last_event_id.encode()} if self.last_event_id else {}
         request = self._http.request("GET", self._target, {**self._headers, **position}, timeout=self._timeout)
+        await self._authorize(request)
+        if self._closed.is_set():
+            return
         try:
             self._response = await self._http.open(request, self._silence)
             await self._on_response(self._response)
@@ -183,12 +215,35 @@ class Stream:
             await self._on_cancelled()
             raise
 
+    async def _authorize(self, request: Any) -> None:
+        """Give a request its header, until the stream is closed.
+
+        What the token function raises is raised here, and counts as an attempt to connect that failed. Close for good
+        when it has no other token than that which was refused.
+        """
+        is_authorized = True
+        try:
+            with anyio.CancelScope() as self._authorizing:
+                is_authorized = await self._permit.authorize(request)
+        except Exception as error:
+            self._give_up = math.inf
+            self._plan(error)
+            raise
+        if not is_authorized and self.error is not None:
+            await self.aclose()
+            raise self.error
+
     async def _on_response(self, response: "Response") -> None:
         status, media_type = response.status_code, response.headers.get("content-type", "").partition(";")[0].strip()
         if status == 200 and media_type.lower() == MEDIA_TYPE:
-            self._decoder, self._body = EventDecoder(), response.aiter_bytes()
+            self._decoder, self._body, self.bye = EventDecoder(), response.aiter_bytes(), ""
         elif status >= 500 or status in RETRIED:
             await self._on_disconnect(refused(response, await beginning(response)), retry_after(response.headers))
+        elif status == UNAUTHORIZED and self._permit.may_renew:
+            refusal = refused(response, await beginning(response))
+            self._permit.renew(refused=True)
+            await self._close_response()
+            self._reconnect_at_once(refusal)
         else:
             await self._on_refusal(response)
 
@@ -206,12 +261,26 @@ class Stream:
             raise self.error
 
     async def _on_disconnect(self, error: Exception | None, at_least: float = 0.0) -> None:
-        """Plan the next attempt, no sooner than the server asked for."""
+        """Go on at once with a newer token, or else when the server said, in ``at_least`` seconds or more."""
         await self._close_response()
-        if self.state is State.CLOSED:
-            return
         if self._decoder.retry is not None:
             self._retry = min(max(self._decoder.retry / 1000, WAIT_MIN), WAIT_MAX)
+        self._permit.begin_anew()
+        if self.bye == EXPIRED and self._permit.is_outdated and anyio.current_time() >= self._renewed + self._retry:
+            self._renewed = anyio.current_time()
+            self._reconnect_at_once(error)
+        else:
+            self._plan(error, at_least)
+
+    def _reconnect_at_once(self, error: Exception | None) -> None:
+        if self.state is not State.CLOSED:
+            self._next_attempt, self.error = anyio.current_time(), error
+            self._enter(State.CONNECTING)
+
+    def _plan(self, error: Exception | None, at_least: float = 0.0) -> None:
+        """Plan the next attempt. Raises Unreachable when that is too late."""
+        if self.state is State.CLOSED:
+            return
         first_failure = not self._backoff.failures
         longer = self._backoff.next(self._retry)
         wait = max(self._retry, at_least, 0.0 if first_failure else longer)

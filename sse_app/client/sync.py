@@ -14,6 +14,7 @@ from typing import Any, Final, Self, Unpack
 import anyio
 
 from sse_app.client import RETRY_FOR, Client, ClientOptions, ListenOptions, State, Stream
+from sse_app.client.credentials import PlainTokenFunction, check_plain
 from sse_app.errors import Closed, Gap
 from sse_app.events import Event
 from sse_app.loop_thread import Call, LoopThread, Running
@@ -21,15 +22,18 @@ from sse_app.publication import PublishOptions, Receipt
 
 
 class SyncClient:
-    """A ``Client`` in a thread of its own, with the same arguments.
+    """A ``Client`` in a thread of its own, with the same arguments; a token function is a plain one.
 
     It connects when it is used, also in a forked child, and may be shared by threads. ``close`` ends it, as do the end
     of its ``with`` and of the interpreter. Nothing else may use a given ``http``, nor this client before a fork.
     """
 
-    def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
+    def __init__(
+        self, url: str, *, token: str | PlainTokenFunction | None = None, **options: Unpack[ClientOptions]
+    ) -> None:
+        check_plain(token)
         reopens = options.get("http") is None
-        self._thread = LoopThread("SyncClient", partial(Client, url, **options), reopens=reopens)
+        self._thread = LoopThread("SyncClient", partial(Client, url, token=token, **options), reopens=reopens)
 
     def __repr__(self) -> str:
         return f"<SyncClient {self.name} of {self._thread.resource.url}>"
@@ -192,3 +196,7 @@ class SyncStream:
     @property
     def error(self) -> Exception | None:
         return self._stream.error
+
+    @property
+    def bye(self) -> str:
+        return self._stream.bye

@@ -18,7 +18,10 @@ def keywords(function: Callable[..., Any]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("function", "options", "beside"),
-    [(Client, ClientOptions.__annotations__, set()), (Client.listen, ListenOptions.__annotations__, {"on_gap"})],
+    [
+        (Client, ClientOptions.__annotations__, {"token"}),
+        (Client.listen, ListenOptions.__annotations__, {"on_gap"}),
+    ],
     ids=["Client", "listen"],
 )
 def test_the_keywords_of_a_client_are_those_of_its_options(
