@@ -13,8 +13,9 @@ from hashlib import sha256
 from typing import Literal, Self
 
 from sse_app.errors import InsufficientScope
+from sse_app.narrowing import NothingInCommon, narrow
 from sse_app.publication import Audience, check_client, check_idempotency_key, check_user
-from sse_app.topics import NothingInCommon, TopicFilter, narrow
+from sse_app.topics import TopicFilter
 
 UNSCOPED = ("open", "publish_key")  # sources whose callers are one publisher, as they were before there were grants
 

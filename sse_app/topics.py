@@ -13,24 +13,21 @@ pattern matches a topic, and its text follows from the topic: of the shape "two 
 and one for each shape that the set has, however many patterns it has.
 """
 
-from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
-from itertools import chain, compress, repeat
-from operator import or_
+from itertools import chain, repeat
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from sse_app.characters import REFUSED, acceptable
 from sse_app.errors import InvalidTopic, TooManyTopics
+from sse_app.patterns import REST, fits, pattern_of, shape_of
 from sse_app.steps import Budget
 
 TOPIC_MAX = 2_048  # characters
 SEGMENTS_MAX = 32
 TOPICS_PER_PUBLICATION = 16
 TOPICS_PER_FILTER = 100
-NARROWED_KEPT = 4_096  # results of narrow
 CHARACTERS_PER_UNIT = 512  # of a pattern that is made and looked up in a unit of work (steps.py)
 VALUES_PER_UNIT = 32  # values of a pattern that are added to a result in a unit of work
 
@@ -57,37 +54,6 @@ def _segments(text: str) -> list[str]:
             f"A topic has 1 to {TOPIC_MAX:,} characters in at most {SEGMENTS_MAX} segments separated by /; {REFUSED}."
         )
     return segments
-
-
-# The shape of a pattern, as bytes since there may be one for every pattern of every subscriber: the number of segments
-# before a final `**`, with _REST added if there is one, then the place of each `*`. Empty for a plain topic.
-_REST = 128
-
-
-def _shape(pattern: str) -> bytes:
-    if "*" not in pattern:
-        return b""
-    segments = pattern.split("/")
-    rest = segments[-1] == "**"
-    if rest:
-        segments.pop()
-    places = [place for place, segment in enumerate(segments) if segment == "*"]
-    return bytes((len(segments) + rest * _REST, *places)) if rest or places else b""
-
-
-def _pattern(shape: bytes, segments: list[str]) -> str:
-    """Return the pattern of a shape that matches these segments, of which there are enough for it."""
-    fitted = segments[: shape[0] & ~_REST]
-    for place in shape[1:]:
-        fitted[place] = "*"
-    if shape[0] & _REST:
-        fitted.append("**")
-    return "/".join(fitted)
-
-
-def _fits(first: int, count: int) -> bool:
-    """Return True when a pattern of a shape that begins with this byte matches topics of ``count`` segments."""
-    return first == count or _REST <= first <= count + _REST
 
 
 class Bounds(NamedTuple):
@@ -161,7 +127,7 @@ class TopicFilter:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patterns", tuple(sorted(set(self.patterns))))
-        shapes = dict.fromkeys(filter(None, map(_shape, self.patterns)))
+        shapes = dict.fromkeys(filter(None, map(shape_of, self.patterns)))
         object.__setattr__(self, "_shapes", tuple(shapes))
         object.__setattr__(self, "_hash", hash(self.patterns))
 
@@ -198,13 +164,13 @@ class TopicFilter:
             return Bounds((), ("",))
         topics, prefixes = list[str](), set[str]()
         for pattern in self.patterns:
-            shape = _shape(pattern)
+            shape = shape_of(pattern)
             if not shape:
                 topics.append(pattern)
                 continue
             segments = pattern.split("/")[: shape[1] if len(shape) > 1 else -1]
             prefixes.add("".join(f"{segment}/" for segment in segments))
-            if shape == bytes((_REST + len(segments),)):
+            if shape == bytes((REST + len(segments),)):
                 topics.append("/".join(segments))  # `orders/**` matches `orders` too
         return Bounds(tuple(topics), tuple(_outermost(prefixes)))
 
@@ -222,7 +188,7 @@ class TopicFilter:
         if self._shapes:
             segments = topic.split("/")
             for shape in self._shapes:
-                if _fits(shape[0], len(segments)) and self._has(_pattern(shape, segments)):
+                if fits(shape[0], len(segments)) and self._has(pattern_of(shape, segments)):
                     return True
         return False
 
@@ -238,155 +204,6 @@ def _outermost(prefixes: Iterable[str]) -> Iterator[str]:
         if last is None or not prefix.startswith(last):
             last = prefix
             yield prefix
-
-
-# What is both asked for and granted
-
-
-class NothingInCommon(ValueError):
-    """Some of the patterns asked for have no topic in common with what is granted: those in ``patterns``."""
-
-    def __init__(self, patterns: tuple[str, ...]) -> None:
-        super().__init__("Some topic filters have no topic in common with what is granted.")
-        self.patterns = patterns
-
-
-def meet(one: str, other: str) -> str | None:
-    """Return the pattern that matches what both match, None when no topic matches both."""
-    long, short = one.split("/"), other.split("/")
-    long_rest, short_rest = long[-1] == "**", short[-1] == "**"
-    del long[len(long) - long_rest :], short[len(short) - short_rest :]
-    if len(long) < len(short):
-        long, short, long_rest, short_rest = short, long, short_rest, long_rest
-    if len(long) > len(short) and not short_rest:
-        return None
-    for place, segment in enumerate(short):
-        if long[place] == "*":
-            long[place] = segment
-        elif segment not in ("*", long[place]):
-            return None
-    if long_rest and short_rest:
-        long.append("**")
-    return "/".join(long) or None
-
-
-def narrow(asked: TopicFilter, granted: TopicFilter) -> TopicFilter:
-    """Return the filter of what is both asked for and granted. To ask for nothing is to ask for all that is granted.
-
-    No pattern of it covers another, unless everything is granted: then it is what was asked for. Raises NothingInCommon
-    when a pattern that was asked for has no topic in common with the grant, and TooManyTopics when more than 100
-    patterns result, counted before those that others cover are dropped.
-    """
-    narrowed = _narrow(asked, granted)
-    if narrowed.outside:
-        raise NothingInCommon(narrowed.outside)
-    if narrowed.found is None:
-        raise TooManyTopics(
-            f"What is asked for and what is granted have more than {TOPICS_PER_FILTER} topic filters in common; ask for"
-            " fewer, or for ** to have all that is granted."
-        )
-    return narrowed.found
-
-
-class _Narrowed(NamedTuple):
-    found: TopicFilter | None  # None: too many
-    outside: tuple[str, ...] = ()
-
-
-@lru_cache(NARROWED_KEPT)
-def _narrow(asked: TopicFilter, granted: TopicFilter) -> _Narrowed:
-    if granted.unrestricted:
-        return _Narrowed(asked)
-    if not asked.patterns:
-        return _Narrowed(_canonical(granted.patterns))
-    codes, table = _Codes(), _Table(granted.patterns)
-    allowed = [(codes.encode(pattern), pattern) for pattern in granted.patterns]
-    results: dict[int, str | None] = dict(allowed)  # most often two patterns have one of them in common
-    common, outside = set[str](), list[str]()
-    for pattern in asked.patterns:
-        code = codes.encode(pattern)
-        results.setdefault(code, pattern)
-        meeting = {code | other: name for other, name in compress(allowed, table.agreeing(pattern))}
-        for both, other in meeting.items():
-            if both not in results:
-                results[both] = meet(pattern, other)
-        found = set(filter(None, map(results.get, meeting)))
-        if not found:
-            outside.append(pattern)
-        common |= found
-        if len(common) > TOPICS_PER_FILTER:
-            return _Narrowed(None)
-    return _Narrowed(_canonical(common) if not outside else None, tuple(outside))
-
-
-def _demands(pattern: str) -> list[str | None]:
-    """Return what a pattern demands of a topic at each place: a segment, ``*`` for any, None for the topic's end."""
-    *segments, last = pattern.split("/")
-    return [*segments] if last == "**" else [*segments, last, None]
-
-
-class _Codes:
-    """Encodes patterns as numbers. For two patterns that have a topic in common, the bitwise or of their codes is the
-    code of the pattern that matches what both match. So that pattern is written out only once for many pairs.
-    """
-
-    def __init__(self) -> None:
-        self._segments: dict[str, int] = {}
-
-    def encode(self, pattern: str) -> int:
-        """Return the code, of 16 bits for each place: 1 for the end of the topic, 2 for any segment, 2 plus 4 times a
-        number for a certain segment, of which two filters have at most 6,400.
-        """
-        return int.from_bytes(array("H", map(self._encode_demand, _demands(pattern))).tobytes(), "little")
-
-    def _encode_demand(self, demand: str | None) -> int:
-        if demand is None:
-            return 1
-        return 2 if demand == "*" else 2 | self._segments.setdefault(demand, len(self._segments) + 1) << 2
-
-
-class _Table:
-    """Patterns side by side: for each place of a topic, the sets of patterns that demand the same segment there.
-
-    A set of patterns is an int, bit n for the pattern at place n. So one pattern is compared with all others at once,
-    place by place.
-    """
-
-    def __init__(self, patterns: Collection[str]) -> None:
-        self._all = (1 << len(patterns)) - 1
-        self._columns: list[dict[str | None, int]] = []  # by place, then by what is demanded
-        for number, demands in enumerate(map(_demands, patterns)):
-            self._columns += ({} for _ in range(len(demands) - len(self._columns)))
-            for column, demand in zip(self._columns, demands, strict=False):
-                column[demand] = column.get(demand, 0) | 1 << number
-        self._free = [self._all & ~reduce(or_, column.values(), 0) for column in self._columns]
-
-    def agreeing(self, pattern: str) -> Iterator[bool]:
-        """Yield True for each of the patterns that has a topic in common with this one, False for the others."""
-        found = self._all
-        for demand, column, free in zip(_demands(pattern), self._columns, self._free, strict=False):
-            if demand == "*":
-                found &= ~column.get(None, 0)
-            elif demand is None:
-                found &= column.get(None, 0) | free
-            else:
-                found &= column.get(demand, 0) | column.get("*", 0) | free
-        return (digit == "1" for digit in reversed(f"{found:b}"))
-
-    def covered(self, pattern: str) -> bool:
-        """Return True when another one matches all that this one of the patterns matches."""
-        demands, found = _demands(pattern), self._all
-        for demand, column, free in zip(demands, self._columns, self._free, strict=False):
-            found &= column.get(demand, 0) | (0 if demand is None else column.get("*", 0)) | free
-        if len(demands) < len(self._columns) and demands[-1:] != [None]:
-            found &= self._free[len(demands)]  # it ends with `**`, so that from there on nothing may be demanded
-        return found.bit_count() > 1
-
-
-def _canonical(patterns: Collection[str]) -> TopicFilter:
-    """Return the filter of these patterns without those that others cover."""
-    table = _Table(patterns)
-    return TopicFilter(tuple(pattern for pattern in patterns if not table.covered(pattern)))
 
 
 # Subscribers by topic
@@ -439,7 +256,7 @@ class TopicIndex(Generic[T]):
                 self._count(pattern, -1)
 
     def _count(self, pattern: str, change: int) -> None:
-        shape = _shape(pattern)
+        shape = shape_of(pattern)
         if not shape:
             return
         shapes = self._shapes.setdefault(shape[0], {})
@@ -481,5 +298,5 @@ class TopicIndex(Generic[T]):
         if not self._shapes:
             return iter((topic,))
         segments = topic.split("/")
-        shapes = [shapes for first, shapes in self._shapes.items() if _fits(first, len(segments))]
-        return chain((topic,), map(_pattern, list(chain.from_iterable(shapes)), repeat(segments)))
+        shapes = [shapes for first, shapes in self._shapes.items() if fits(first, len(segments))]
+        return chain((topic,), map(pattern_of, list(chain.from_iterable(shapes)), repeat(segments)))

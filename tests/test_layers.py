@@ -14,9 +14,9 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up. Modules of one floor do not import one another. A new module has to be placed here.
 FLOORS = (
-    ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors", "address"),
+    ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors", "address", "patterns"),
     ("events", "topics", "content_type", "loop_thread", "limits"),
-    ("payload",),
+    ("payload", "narrowing"),
     ("publication",),
     ("grants", "brokers.limits", "brokers.board"),
     ("config", "metrics", "notices", "brokers"),
