@@ -10,10 +10,11 @@ import types
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from itertools import chain, compress
 
+from sse_app.batch import Batch
 from sse_app.dialects import Dialect
 from sse_app.publication import Draft, Position, Publication
 from sse_app.steps import Budget, slices
-from sse_app.subscriber import Batch, Subscriber, offer_all
+from sse_app.subscriber import Subscriber, offer_all
 from sse_app.topics import TopicFilter, TopicIndex
 
 SLICE = 1_000  # subscribers that are offered a batch between two turns of the loop: some 6 ms

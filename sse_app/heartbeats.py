@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from sse_app.batch import Batch
 from sse_app.brokers import Broker
 from sse_app.delivery import Delivery, in_steps
 from sse_app.dialects import Dialect
 from sse_app.metrics import Totals
 from sse_app.steps import outside_tasks
-from sse_app.subscriber import Batch, Subscriber
+from sse_app.subscriber import Subscriber
 
 SLOTS = 15  # of the heartbeats: each subscriber is in one, and the slots take turns, so that the writes are spread
 CURSOR_STEP = 64  # publications at least between two searches for cursors that fall behind

@@ -6,18 +6,19 @@ the writers must equal).
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from enum import Enum, StrEnum
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from sse_app.backoff import Backoff
+from sse_app.batch import Batch, Writer
 from sse_app.brokers import Broker
 from sse_app.dialects import NATIVE, Dialect, write
 from sse_app.errors import BrokerError
 from sse_app.grants import OPEN, Grant
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason
-from sse_app.publication import Audience, Position, Publication
+from sse_app.publication import Audience, Position
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -29,60 +30,9 @@ class CloseReason(StrEnum):
     ERROR = "error"  # our mistake, logged
 
 
-class Batch:
-    """Consecutive publications as they go to subscribers, joined once and shared.
-
-    Everything from offset ``first`` to ``top`` of the log ``epoch`` that is for the subscriber is in it; a cursor has
-    no publications, and bytes that are in no log have 0 and 0. ``data`` are the frames, ``chunk`` the same framed for
-    HTTP/1.1. ``count`` is how many publications that are, ``gaps`` how many gaps in place of lost ones.
-    """
-
-    __slots__ = ("chunk", "count", "data", "epoch", "first", "gaps", "publications", "top")
-
-    def __init__(
-        self,
-        data: bytes,
-        first: int = 0,
-        top: int = 0,
-        publications: Sequence[Publication] = (),
-        *,
-        count: int = 0,
-        gaps: int = 0,
-        epoch: str = "",
-    ) -> None:
-        self.data = data
-        self.chunk = b"%x\r\n%b\r\n" % (len(data), data)
-        self.first, self.top = first, top
-        self.epoch = publications[0].position.epoch if publications else epoch
-        self.publications = publications
-        self.count, self.gaps = count, gaps
-
-    @classmethod
-    def join(cls, publications: Sequence[Publication], dialect: Dialect = NATIVE) -> "Batch":
-        """Return the batch of these publications, of which there is at least one."""
-        blocks, events, gaps = write(publications, dialect)
-        first, top = publications[0].position.offset, publications[-1].position.offset
-        return cls(b"".join(blocks), first, top, publications, count=events, gaps=gaps)
-
-
 RETRY = (0.4, 1.0)  # seconds: the first and the longest pause between attempts to read a log that cannot be read
 
 WAKE = Batch(b"")  # ends the wait of a reader, so that it sees its subscriber's new state
-
-
-class Writer(Protocol):
-    """The connection that a subscriber's bytes go to. Nothing here waits or raises.
-
-    Once ``write`` has returned False, the writer calls ``Subscriber.resume`` when its socket takes more.
-    """
-
-    def write(self, batch: Batch) -> bool:
-        """Write a batch, and return True when more can be taken at once."""
-        ...
-
-    def end(self) -> None:
-        """End the response as its protocol does, after what was written."""
-        ...
 
 
 class Mode(Enum):

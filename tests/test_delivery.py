@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_app import delivery as module
+from sse_app.batch import Batch
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.delivery import PIECE_BYTES, ClientIndex, Delivery, pieces
 from sse_app.dialects import NATIVE, Native
 from sse_app.events import Event
 from sse_app.metrics import Totals
 from sse_app.publication import Draft, Position, Publication
-from sse_app.subscriber import Batch, Subscriber
+from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 from tests.support.work import steps_of
 

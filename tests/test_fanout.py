@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_app import delivery
+from sse_app.batch import Batch
 from sse_app.delivery import SLICE
 from sse_app.events import EventDecoder
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft, Position
-from sse_app.subscriber import Batch, CloseReason, Subscriber
+from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.testing import run_virtual
 from tests.support.nodes import node_on
 from tests.support.paths import fixed_broker

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from sse_app import notices
+from sse_app.batch import Batch
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.delivery import Delivery
 from sse_app.dialects import NATIVE, Native
@@ -14,7 +15,7 @@ from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
 from sse_app.metrics import Totals
 from sse_app.node import Node
 from sse_app.publication import Draft, Position
-from sse_app.subscriber import Batch, Subscriber
+from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 from tests.support.nodes import cursor_of, data_of, node_on, replay, subscribed
 from tests.support.peers import Socket, available, datas, log_of, received

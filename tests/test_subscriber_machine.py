@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sse_app import notices
+from sse_app.batch import Batch
 from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable
 from sse_app.events import Event, EventDecoder
 from sse_app.metrics import Totals
 from sse_app.publication import Audience, Draft, Position, Publication
-from sse_app.subscriber import Batch, CloseReason, Mode, Subscriber
+from sse_app.subscriber import CloseReason, Mode, Subscriber
 from sse_app.testing import VirtualTimeLoop
 from sse_app.topics import TopicFilter
 from tests.support.peers import MOMENT, TroubledBroker, turns

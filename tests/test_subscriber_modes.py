@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
+from sse_app.batch import Batch
 from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.events import Event
 from sse_app.publication import Draft, Position
-from sse_app.subscriber import Batch, CloseReason
+from sse_app.subscriber import CloseReason
 from sse_app.topics import TopicFilter
 from tests.support.peers import MOMENT, Socket, TroubledBroker, datas, turns
 from tests.test_subscriber import GREETING, Stream

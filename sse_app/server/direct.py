@@ -9,10 +9,11 @@ import asyncio
 
 from starlette.types import Message
 
+from sse_app.batch import Batch
 from sse_app.events import MEDIA_TYPE
 from sse_app.node import Node
 from sse_app.server.uvicorn_internals import HttpToolsProtocol, RequestResponseCycle, ServerState
-from sse_app.subscriber import Batch, CloseReason, Subscriber
+from sse_app.subscriber import CloseReason, Subscriber
 
 FAREWELL = 1.0  # seconds for what a closed connection has to flush; over TLS asyncio allows its peer 30 s to answer
 LAST_CHUNK = b"0\r\n\r\n"

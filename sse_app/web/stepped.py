@@ -7,7 +7,8 @@ from typing import Any
 
 from starlette.types import Send
 
-from sse_app.subscriber import Batch, Subscriber
+from sse_app.batch import Batch
+from sse_app.subscriber import Subscriber
 
 
 async def goes_by_steps(send: Send) -> bool:

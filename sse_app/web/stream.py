@@ -19,11 +19,12 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_app import notices
+from sse_app.batch import Writer
 from sse_app.errors import AuthorizeFailed, BrokerError, Draining, KeysUnavailable, Overloaded, SSEAppError
 from sse_app.events import MEDIA_TYPE
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
-from sse_app.subscriber import CloseReason, Subscriber, Writer
+from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.web.door import Door
 from sse_app.web.problems import problem
 from sse_app.web.stepped import SteppedWriter, goes_by_steps

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sse_app.batch import Batch
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.joining import StreamRequest
 from sse_app.publication import Draft
-from sse_app.subscriber import Batch
 from tests.support.nodes import node_on
 from tests.support.peers import turns
 

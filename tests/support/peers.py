@@ -12,12 +12,12 @@ from typing import Any, Protocol, Self
 
 import pytest
 
+from sse_app.batch import Batch
 from sse_app.brokers import Page, Tail, memory
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable
 from sse_app.events import Event, EventDecoder
 from sse_app.publication import Audience, Draft, Position, Publication
-from sse_app.subscriber import Batch
 from sse_app.topics import TopicFilter
 
 PATIENCE = 20  # seconds; nothing takes long unless it hangs
