@@ -53,6 +53,8 @@ class Writer(Protocol):
         """Write a batch, and return True when more can be taken at once."""
         ...
 
-    def end(self) -> None:
-        """End the response as its protocol does, after what was written."""
+    def end(self, farewell: bytes = b"") -> None:
+        """End the response as its protocol does, after what was written and these last bytes. A socket that is full
+        takes them when it can.
+        """
         ...

@@ -28,6 +28,12 @@ class CloseReason(StrEnum):
     GONE = "gone"  # the client went, or its connection
     DRAIN = "drain"  # the hub is being stopped
     ERROR = "error"  # our mistake, logged
+    EXPIRED = "expired"  # its grant ended, or is to be looked at again
+    REVOKED = "revoked"  # its grant was taken back
+    CHANGED = "changed"  # its grant covers less now: the client comes back for the rest
+    KICKED = "kicked"  # an administrator ended it
+    REPLACED = "replaced"  # a newer stream took its place
+    CONTESTED = "contested"  # more than one party uses what it was opened with
 
 
 RETRY = (0.4, 1.0)  # seconds: the first and the longest pause between attempts to read a log that cannot be read
@@ -43,20 +49,25 @@ class Mode(Enum):
     ======= ======= ===================================================================================
     WAITING queued  READY: the queue is written, and the socket takes more
                     BEHIND: the queue ran over, or the stream has to go on from the log
+                    ENDING: the stream is to end at once, and has no writer
                     ENDED: the stream is over
     READY   written WAITING: the socket is full, or something else has to be written first
                     BEHIND: the stream has to go on from the log
                     ENDED: the stream is over
     BEHIND  dropped READING: the log is asked where it ends, and read up to there
                     WAITING: the log cannot be read, and the stream is to end
+                    ENDING: the stream is to end at once, and has no writer
                     ENDED: the stream is over
     READING queued  WAITING: the log was read to that end, or it cannot be read and the stream is to end
                     OVERRUN: the queue ran over
                     BEHIND: that end is not known or not of this log, or the stream has to go on from the log
+                    ENDING: the stream is to end at once, and has no writer
                     ENDED: the stream is over
     OVERRUN dropped BEHIND: the log was read to that end, or for the reasons of READING
                     WAITING: the log cannot be read, and the stream is to end
+                    ENDING: the stream is to end at once, and has no writer
                     ENDED: the stream is over
+    ENDING  dropped ENDED: the last bytes were read, or there is a writer that takes them
     ENDED   dropped
     ======= ======= ===================================================================================
 
@@ -71,11 +82,13 @@ class Mode(Enum):
     BEHIND = "behind"
     READING = "reading"
     OVERRUN = "overrun"
+    ENDING = "ending"
     ENDED = "ended"
 
 
-WAITING, READY, BEHIND, READING, OVERRUN, ENDED = Mode  # Python 3.11 takes 0.1 us to find a member of an enum
+WAITING, READY, BEHIND, READING, OVERRUN, ENDING, ENDED = Mode  # Python 3.11 takes 0.1 us to find a member of an enum
 FROM_LOG = (BEHIND, READING, OVERRUN)
+OVER = (ENDING, ENDED)  # nothing more is taken, read or written but the last bytes
 
 
 class Subscriber:
@@ -138,7 +151,8 @@ class Subscriber:
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""
         self._epoch, self._offset = position
-        self._greeting = greeting
+        if self._mode not in OVER:
+            self._greeting = greeting
         if behind and self._mode is WAITING:  # else its queue ran over already, or it has ended
             self._enter(BEHIND)
 
@@ -148,9 +162,9 @@ class Subscriber:
         self._ready_in = self._epoch if mode is READY else None
         if mode is not READING and mode is not OVERRUN:
             self._until = None
-        if mode is BEHIND or mode is OVERRUN or mode is ENDED:
+        if mode is BEHIND or mode is OVERRUN or mode in OVER:
             self._take_all()  # what was queued is in the log, and may be of one that has begun anew
-        if self._lagging and (mode is WAITING or mode is ENDED):
+        if self._lagging and (mode is WAITING or mode in OVER):
             self._lagging = False
             self._totals.lagging -= 1
 
@@ -162,7 +176,7 @@ class Subscriber:
 
     def _queue_up(self, batch: Batch) -> None:
         """Keep a batch until it is read or written. A queue that is full is dropped: the log has all of it."""
-        if self._mode is ENDED:
+        if self._mode in OVER:
             return
         if self._count >= self._queue_size or self._bytes >= self._queue_bytes:
             self._overflow()
@@ -187,7 +201,7 @@ class Subscriber:
 
     def fall_behind(self) -> None:
         """Go on from the log itself, because what was offered does not follow what was read."""
-        if self._mode not in (BEHIND, ENDED):
+        if self._mode is not BEHIND and self._mode not in OVER:
             self._go_to_log(BEHIND)
 
     def _go_to_log(self, mode: Mode) -> None:
@@ -222,6 +236,19 @@ class Subscriber:
             else:
                 self._wake()
 
+    def end(self, reason: CloseReason, farewell: bytes = b"") -> None:
+        """End the stream at once: what waits for it is dropped, and these last bytes follow what was written. Bytes
+        that a full socket has not taken yet are not taken back.
+        """
+        if self._mode in OVER:
+            return
+        self.closing, self._farewell, self._greeting = reason, farewell, b""
+        if self._writer is not None:
+            self._finish(self._writer)
+        else:
+            self._enter(ENDING)
+            self._wake()
+
     def cut(self) -> None:
         """End a written stream at once, because the hub has ended: its client resumes and gets what it lacks. One
         without a writer ends with what waits in its queue.
@@ -247,9 +274,7 @@ class Subscriber:
 
     def _finish(self, writer: Writer) -> None:
         self._end()
-        if self._farewell:
-            writer.write(Batch(self._farewell))
-        writer.end()
+        writer.end(self._farewell)
 
     # Writing
 

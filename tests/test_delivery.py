@@ -34,7 +34,7 @@ class Sink:
         self.seen.append(batch)
         return True
 
-    def end(self) -> None:
+    def end(self, farewell: bytes = b"") -> None:
         pass
 
     @property

@@ -37,7 +37,7 @@ class Sink:
         self.on_write(batch)
         return True
 
-    def end(self) -> None:
+    def end(self, farewell: bytes = b"") -> None:
         pass
 
     @property

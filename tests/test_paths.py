@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sse_app import notices
 from sse_app.events import EventDecoder
 from sse_app.node import Node
 from sse_app.publication import Draft
-from sse_app.subscriber import FROM_LOG
+from sse_app.subscriber import FROM_LOG, CloseReason
 from tests.support.nodes import node_on
 from tests.support.paths import (
     PATHS,
@@ -112,12 +113,19 @@ async def beat(node: Node) -> None:
     await turns(3)
 
 
+async def end(node: Node) -> None:
+    await until(lambda: not any(reader._count for reader in node._delivery), "nothing waits that an end would drop")
+    for subscriber in node._delivery:
+        subscriber.end(CloseReason.REVOKED, notices.bye("revoked", 3_000))
+
+
 def numbers(first: int, last: int) -> list[str]:
     return [str(number) for number in range(first, last + 1)]
 
 
 STORIES = {
     "nothing at all": Story(["welcome", "bye"]),
+    "an end at once": Story(["welcome", "a", "bye"], live=after_each_other(publish("a"), end, publish("b"))),
     "live": Story(["welcome", "a", "b", "bye"], live=publish("a", "b")),
     "a history that is not asked for": Story(["welcome", "new", "bye"], publish("old"), publish("new")),
     "a resume": Story(["welcome", *numbers(3, 9), "new", "bye"], publish(*numbers(1, 9)), publish("new"), cursor="e-2"),

@@ -30,16 +30,18 @@ from sse_app.topics import TopicFilter
 from tests.support.peers import MOMENT, TroubledBroker, turns
 
 ARROWS = {
-    Mode.WAITING: {Mode.READY, Mode.BEHIND, Mode.ENDED},
+    Mode.WAITING: {Mode.READY, Mode.BEHIND, Mode.ENDING, Mode.ENDED},
     Mode.READY: {Mode.WAITING, Mode.BEHIND, Mode.ENDED},
-    Mode.BEHIND: {Mode.READING, Mode.WAITING, Mode.ENDED},
-    Mode.READING: {Mode.WAITING, Mode.OVERRUN, Mode.BEHIND, Mode.ENDED},
-    Mode.OVERRUN: {Mode.BEHIND, Mode.WAITING, Mode.ENDED},
+    Mode.BEHIND: {Mode.READING, Mode.WAITING, Mode.ENDING, Mode.ENDED},
+    Mode.READING: {Mode.WAITING, Mode.OVERRUN, Mode.BEHIND, Mode.ENDING, Mode.ENDED},
+    Mode.OVERRUN: {Mode.BEHIND, Mode.WAITING, Mode.ENDING, Mode.ENDED},
+    Mode.ENDING: {Mode.ENDED},
     Mode.ENDED: set[Mode](),
 }
 
 GREETING = b"event: welcome\ndata: hello\n\n"
 BYE = notices.bye("drain", 3_000)
+REVOKED = notices.bye("revoked", 3_000)
 ME = Audience(("me",))
 
 
@@ -116,8 +118,10 @@ class Connection:
             action()
         return self.room > 0
 
-    def end(self) -> None:
+    def end(self, farewell: bytes = b"") -> None:
         assert not self.ended, "ended twice"
+        assert not self._client.released, "written after the release"
+        self._client.output += farewell
         self.ended = True
 
 
@@ -148,7 +152,7 @@ class SubscriberMachine(RuleBasedStateMachine):
         self.received, self.size, self.cursor = 0, 0, Position("", 0)
         self.connection: Connection | None = None
         self.reading: asyncio.Task[bytes] | None = None
-        self.released = self.ended = False
+        self.released = self.ended = self.revoked = False
         self.offered_at_close: Position | None = None
         self.in_loop(self._begin(queue, before, meanwhile, behind))
         self.begun = True
@@ -253,18 +257,23 @@ class SubscriberMachine(RuleBasedStateMachine):
         self.in_loop(self._call(self.subscriber.fall_behind))
 
     @precondition(lambda self: self.begun and len(self.subscriber.taken) > 12)  # late, since they end the story
-    @rule(how=st.sampled_from(["close", "close without the log", "cut", "release"]))
+    @rule(how=st.sampled_from(["close", "close without the log", "end", "cut", "release"]))
     def end(self, how: str) -> None:
         if how == "close without the log":
             self.log.down = True
             self.fall_behind()
-        actions = {"cut": self.subscriber.cut, "release": self._release}
+        actions = {"end": self._revoke, "cut": self.subscriber.cut, "release": self._release}
         self.in_loop(self._call(actions.get(how, self._close)))
 
     def _close(self) -> None:
         if self.offered_at_close is None:
             self.offered_at_close = self.delivered
         self.subscriber.close(CloseReason.DRAIN, BYE)
+
+    def _revoke(self) -> None:
+        self._take_output()  # what was written before is not taken back
+        self.revoked = True
+        self.subscriber.end(CloseReason.REVOKED, REVOKED)
 
     def _release(self) -> None:
         self.subscriber.release()
@@ -316,13 +325,14 @@ class SubscriberMachine(RuleBasedStateMachine):
         self.subscriber.attach(self.connection)
 
     @precondition(lambda self: self.begun and self.connection is not None)
-    @rule(action=st.sampled_from(["resume", "attach", "release", "close", "cut"]))
+    @rule(action=st.sampled_from(["resume", "attach", "release", "close", "end", "cut"]))
     def something_happens_within_the_next_write(self, action: str) -> None:
         if action not in ("resume", "attach") and len(self.subscriber.taken) <= 12:
             return
         actions: dict[str, Callable[[], None]] = {
             "release": self._release,
             "close": self._close,
+            "end": self._revoke,
             "cut": self.subscriber.cut,
             "resume": self.subscriber.resume,
             "attach": lambda: self._attach(2),
@@ -335,16 +345,19 @@ class SubscriberMachine(RuleBasedStateMachine):
 
     @invariant()
     def client_gets_everything_once_and_in_order_or_is_told(self) -> None:
-        if not self.begun:
-            return
-        if self.reading is not None and self.reading.done():
-            if not self.reading.cancelled():
-                self.output += self.reading.result()
-            self.reading = None
+        if self.begun:
+            if self.reading is not None and self.reading.done():
+                if not self.reading.cancelled():
+                    self.output += self.reading.result()
+                self.reading = None
+            self._take_output()
+
+    def _take_output(self) -> None:
         data, self.output = bytes(self.output), bytearray()
         self.size += len(data)
         for event in self.decoder.feed(data):
             assert not self.ended, "something comes after the end"
+            assert not self.revoked or event.type == "bye", "something comes after an end at once"
             if event.type == "gap":
                 self._on_gap(event)
             elif event.type == "bye":
@@ -395,6 +408,8 @@ class SubscriberMachine(RuleBasedStateMachine):
 
     def _on_bye(self) -> None:
         self.ended = True
+        if self.revoked:
+            return
         assert self.offered_at_close is not None
         if not self.log.failed and self.offered_at_close.epoch == self.cursor.epoch:
             assert not self._missing(self.offered_at_close), "closed before what was offered"
@@ -415,9 +430,11 @@ class SubscriberMachine(RuleBasedStateMachine):
             assert not any([subscriber._count, subscriber._greeting, subscriber.closing, subscriber._writable])
         if mode not in (Mode.READING, Mode.OVERRUN):
             assert subscriber._until is None
-        if mode in (Mode.BEHIND, Mode.OVERRUN, Mode.ENDED):
+        if mode in (Mode.BEHIND, Mode.OVERRUN, Mode.ENDING, Mode.ENDED):
             assert (subscriber._count, subscriber._bytes) == (0, 0)
-        if mode is Mode.ENDED:
+        if mode is Mode.ENDING:
+            assert not subscriber._greeting
+        if mode in (Mode.ENDING, Mode.ENDED):
             assert subscriber._writer is None
             assert not subscriber._lagging
 

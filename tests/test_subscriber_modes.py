@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from sse_app import notices
 from sse_app.batch import Batch
 from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
@@ -144,6 +145,85 @@ async def test_what_waits_of_a_log_that_began_anew_is_not_written_behind_the_new
     found += await stream.read()
     assert datas(found) == ["new"]
     assert stream.subscriber.position == await broker.top()
+    await stream.end()
+
+
+# --- an end at once ---
+
+BYE = notices.bye("revoked", 3_000)
+
+
+@both_ways
+@holding
+async def test_a_page_that_comes_after_an_end_at_once_is_not_sent(method: str, room: int | None) -> None:
+    stream, broker, reading = await begin_behind(method, room)
+    stream.subscriber.end(CloseReason.REVOKED, BYE)
+    broker.held.set()
+    if reading is not None:
+        assert await reading == BYE
+    await asyncio.sleep(MOMENT)
+    assert [event.type for event in await stream.read()] == (["welcome", "bye"] if room else [])
+    assert stream.totals.delivered == 0
+    await stream.end()
+
+
+@pytest.mark.parametrize("room", [None, 1, 2, 1_000], ids=["read", "full", "nearly full", "free"])
+async def test_an_end_at_once_drops_what_waits_and_takes_nothing_more(room: int | None) -> None:
+    stream = Stream(MemoryBroker(), room)
+    await stream.begin()
+    await stream.stalled(*"abc")
+    stream.subscriber.end(CloseReason.REVOKED, BYE)
+    await stream.stalled(*"defghijk")
+    stream.subscriber.beat()
+    stream.subscriber.fall_behind()
+    written = {1: ["welcome"], 2: ["welcome", "message"], 1_000: ["welcome", *["message"] * 3]}
+    assert [event.type for event in await stream.read()] == [*written.get(room or 0, []), "bye"]
+    assert stream.totals.delivered == len(written.get(room or 0, ["welcome"])) - 1
+    if stream.socket is not None:
+        assert stream.socket.ended
+        stream.subscriber.resume()  # the full socket takes more, too late
+    assert await stream.read() == []
+    assert stream.subscriber.closing is CloseReason.REVOKED
+    await stream.end()
+
+
+async def test_a_stream_that_ends_before_it_begins_gets_only_the_last_bytes() -> None:
+    """It is registered, and looks up where the log ends, when it is told to end."""
+    for room in (None, 1):
+        stream = Stream(MemoryBroker(), room)
+        await stream.publish("a")
+        stream.subscriber.end(CloseReason.REVOKED, BYE)
+        await stream.begin(Position("other", 0))
+        assert [event.type for event in await stream.read()] == ["bye"]
+        await stream.end()
+
+
+async def test_a_reader_that_was_just_given_something_gets_only_the_last_bytes() -> None:
+    stream = Stream(MemoryBroker(), None)
+    await stream.begin()
+    await stream.subscriber.read()
+    reading = asyncio.create_task(stream.subscriber.read())
+    await asyncio.sleep(MOMENT)
+    await stream.publish("a")  # the reader is awake, and has not gone on yet
+    stream.subscriber.end(CloseReason.REVOKED, BYE)
+    assert await reading == BYE
+    assert await stream.subscriber.read() == b""
+    assert stream.totals.delivered == 0
+
+
+@both_ways
+async def test_an_end_at_once_drops_what_a_close_would_have_flushed(room: int | None) -> None:
+    stream = Stream(MemoryBroker(), room and 1)
+    await stream.begin()
+    await stream.stalled(*"abc")
+    stream.subscriber.close(CloseReason.DRAIN, notices.bye("drain", 3_000))
+    stream.subscriber.end(CloseReason.REVOKED, BYE)
+    stream.subscriber.end(CloseReason.EXPIRED, notices.bye("expired", 3_000))
+    found = await stream.read()
+    assert found[-1].type == "bye"
+    assert '"revoked"' in found[-1].data
+    assert datas(found) == []
+    assert stream.subscriber.closing is CloseReason.REVOKED
     await stream.end()
 
 

@@ -16,6 +16,7 @@ from sse_app.server.uvicorn_internals import HttpToolsProtocol, RequestResponseC
 from sse_app.subscriber import CloseReason, Subscriber
 
 FAREWELL = 1.0  # seconds for what a closed connection has to flush; over TLS asyncio allows its peer 30 s to answer
+ENDING = 30.0  # seconds that a client may take to read the rest of a stream that has ended
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -110,10 +111,14 @@ class DirectStream(asyncio.Protocol):
         self.transport.write(batch.chunk if self._chunked else batch.data)
         return not self._paused
 
-    def end(self) -> None:
+    def end(self, farewell: bytes = b"") -> None:
+        if farewell:
+            self.write(Batch(farewell))
         if self._chunked:
             self.transport.write(LAST_CHUNK)
         self.transport.close()
+        if self.transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(ENDING, self.transport.abort)
 
     def shutdown(self) -> None:
         """Begin the drain, and abort the connection after it. Called by a uvicorn server that stops. Our ``Server`` has

@@ -43,14 +43,15 @@ class SteppedWriter:
 
     When the socket takes the bytes, ``send`` returns in that step. Else it stays suspended, and a task runs the rest of
     it: one task for each full socket, none for the others. ``ending`` is the timeout around the wait of the stream's
-    request for its client's disconnect; ``end`` expires it, once at most.
+    request for its client's disconnect; ``end`` expires it, once at most. Then the request sends the ``farewell``.
     """
 
-    __slots__ = ("_rest", "_send", "_subscriber", "ending")
+    __slots__ = ("_rest", "_send", "_subscriber", "ending", "farewell")
 
     def __init__(self, subscriber: Subscriber, send: Send) -> None:
         self._subscriber, self._send = subscriber, send
         self.ending: asyncio.Timeout | None = None
+        self.farewell = b""
         self._rest: asyncio.Task[bool] | None = None  # of the last send that had to wait
 
     def write(self, batch: Batch) -> bool:
@@ -77,9 +78,10 @@ class SteppedWriter:
         if self._rest is not None:
             await asyncio.wait([self._rest])
 
-    def end(self) -> None:
+    def end(self, farewell: bytes = b"") -> None:
         ending, self.ending = self.ending, None
         if ending is not None:
+            self.farewell = farewell
             ending.reschedule(0)
 
     def stop(self) -> None:

@@ -141,7 +141,7 @@ async def _write(
                 pass
     except TimeoutError:  # the hub has ended it
         await writer.finished()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": writer.farewell, "more_body": False})
     finally:
         writer.stop()
     return True

@@ -18,13 +18,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from sse_app import notices
 from sse_app.events import EventDecoder
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Draft
+from sse_app.server import direct
 from sse_app.server.direct import DirectStream, Outlet
 from sse_app.server.protocol import Protocol
-from sse_app.subscriber import Subscriber
+from sse_app.subscriber import CloseReason, Subscriber
 from tests.chaos.client import HOST, Connection
 from tests.support.nodes import node_on
 from tests.support.paths import (
@@ -419,6 +421,34 @@ async def test_a_catch_up_waits_for_the_socket_page_by_page(node: Node) -> None:
     assert most <= HIGH_WATER + 2 * 256 * 1024 + SEND_BUFFER
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["free", "full"])
+async def test_an_end_at_once_is_the_last_that_a_client_gets(node: Node, full: bool) -> None:
+    async with faked(node, room=1 if full else 1_000) as (transport, _):
+        await publish(node, "1", "2")
+        before = [] if full else ["1", "2"]
+        only(node).end(CloseReason.REVOKED, notices.bye("revoked", 3_000))
+        await publish(node, "3")
+        assert transport.closed
+    events = EventDecoder().feed(transport.sent)
+    assert [event.data for event in events if event.type == "message"] == before
+    assert events[-1].type == "bye"
+    assert node.totals.closed == {"revoked": 1}
+
+
+async def test_a_reader_that_stalls_does_not_keep_a_stream_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer acknowledges nothing that it does not read, and the hub does not leave that to TCP alone."""
+    monkeypatch.setattr(direct, "ENDING", 0.01)
+    async with node_on(fixed_broker(), heartbeat=ENDLESS, queue_bytes=1_000_000) as node:
+        async with served(streams_of(node)) as server, reading(server.port) as reader:
+            await reader.until(b"event: welcome")
+            subscriber = only(node)
+            while not subscriber._count:
+                await publish(node, BIG)
+            subscriber.end(CloseReason.REVOKED, notices.bye("revoked", 3_000))
+            await until(lambda: not server.state.connections)
+        assert (node.totals.subscribers, node.totals.closed) == (0, {"revoked": 1})
+
+
 class FakeTransport(asyncio.Transport):
     """A transport that takes ``room`` writes, then calls ``pause_writing`` in the middle of one, as asyncio does."""
 
@@ -440,6 +470,9 @@ class FakeTransport(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0 if self.room > 0 else 1
 
     def make_room(self, room: int) -> None:
         assert self.protocol is not None

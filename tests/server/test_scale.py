@@ -32,7 +32,7 @@ class Nowhere:
         self.count += batch.count
         return True
 
-    def end(self) -> None:
+    def end(self, farewell: bytes = b"") -> None:
         pass
 
 

@@ -165,8 +165,9 @@ class Socket:
         self.room -= 1
         return self.room > 0
 
-    def end(self) -> None:
+    def end(self, farewell: bytes = b"") -> None:
         assert not self.ended, "ended twice"
+        self.sent += farewell
         self.ended = True
 
     def take(self) -> bytes:

@@ -56,7 +56,7 @@ class Peer:
 
     @property
     def complete(self) -> bool:
-        return self.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+        return self.sent[-1]["type"] == "http.response.body" and not self.sent[-1]["more_body"]
 
 
 async def turns_none() -> None:
@@ -259,6 +259,7 @@ async def test_a_peer_that_goes_while_its_bye_waits_ends_its_stream_and_not_the_
         peer.before = until_it_goes
         for subscriber in node._delivery:
             subscriber.close("drain", b"data: bye\n\n")  # type: ignore[arg-type]
+        await until(lambda: peer.sending == 1)
         await turns(when)
         went.set_exception(OSError())
         peer.before = turns_none
