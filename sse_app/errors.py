@@ -215,7 +215,7 @@ class Unauthorized(BadInput):
 
 
 class InvalidToken(Unauthorized):
-    """A credential that does not count. ``reason`` says why; it is for the log and the counters, never for an answer."""
+    """A credential that does not count. ``reason`` says why, for the log and the counters, never for an answer."""
 
     def __init__(self, text: str, reason: str = "invalid") -> None:
         super().__init__(text)

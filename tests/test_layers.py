@@ -14,7 +14,18 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up. Modules of one floor do not import one another. A new module has to be placed here.
 FLOORS = (
-    ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors", "address", "patterns"),
+    (
+        "errors",
+        "characters",
+        "quantities",
+        "backoff",
+        "stack",
+        "steps",
+        "listening",
+        "descriptors",
+        "address",
+        "patterns",
+    ),
     ("events", "topics", "content_type", "loop_thread", "limits"),
     ("payload", "narrowing"),
     ("publication",),
