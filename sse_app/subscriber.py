@@ -92,16 +92,17 @@ OVER = (ENDING, ENDED)  # nothing more is taken, read or written but the last by
 
 
 class Subscriber:
-    """One open stream, which ``Node.join`` makes. Its bytes are read with ``read``, or written to an attached Writer.
+    """One open stream, which ``Node.join`` makes for who has this ``grant``. Its bytes are read with ``read``, or
+    written to an attached Writer.
 
     ``queue_size`` publications or ``queue_bytes`` bytes may wait; more drops the queue, and the reader goes on from the
     log. So a slow reader costs no more than that, and loses nothing that the log still holds.
     """
 
     __slots__ = (
-        "_broker", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_mode", "_offset", "_queue",
-        "_queue_bytes", "_queue_size", "_ready_in", "_totals", "_until", "_writable", "_writer", "client", "closing",
-        "dialect", "filter", "grant", "spawn", "turn",
+        "_audience", "_broker", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_mode", "_offset",
+        "_queue", "_queue_bytes", "_queue_size", "_ready_in", "_totals", "_until", "_writable", "_writer", "client",
+        "closing", "dialect", "ends_at", "filter", "grant", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -118,9 +119,11 @@ class Subscriber:
         grant: Grant = OPEN,
     ) -> None:
         self.filter = topic_filter
-        self.grant = grant
         self.dialect = dialect
         self.client = client
+        self.grant = grant
+        self._audience = None if grant is OPEN else grant.audience(client)
+        self.ends_at: int | None = None  # the second of Unix time in which its grant ends it; kept by Expiry
         self.closing: CloseReason | None = None  # why the stream is to end, once it is to end
         self.turn = 0  # the slot of the hub's heartbeats that the subscriber is in
         self._broker = broker
@@ -146,7 +149,7 @@ class Subscriber:
 
     @property
     def audience(self) -> Audience:
-        return self.grant.audience(self.client)
+        return self._audience or Audience((self.client,))
 
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""
