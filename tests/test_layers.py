@@ -49,7 +49,7 @@ FLOORS = (
     ("batch", "admission", "lifetime"),
     ("subscriber",),
     ("delivery",),
-    ("joining", "heartbeats", "draining", "receipts"),
+    ("joining", "heartbeats", "draining", "receipts", "expiry"),
     ("node", "web", "web.prefix", "server.uvicorn_internals"),
     ("web.problems", "web.callers", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
