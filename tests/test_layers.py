@@ -40,6 +40,7 @@ FLOORS = (
     ("brokers.redis",),
     ("brokers.nats.url", "brokers.nats.entries", "brokers.nats.internals"),
     ("brokers.nats.connection", "brokers.nats.feed", "brokers.nats.nodes"),
+    ("brokers.nats.consumers",),
     ("brokers.nats.log",),
     ("brokers.nats",),
     ("brokers.sqlite.log",),
@@ -77,6 +78,7 @@ FLOORS = (
 COMMANDS = {name for floor in FLOORS for name in floor if name.split(".")[0] == "commands"}
 ROOTS = ("", "__main__")  # the public names, which are loaded when used, and ``python3 -m sse_app``
 STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # payload knows msgspec
+NATS = ("connection", "consumers", "feed", "internals", "log", "nodes")
 KNOWS = {
     "starlette": {
         "hub",
@@ -93,7 +95,7 @@ KNOWS = {
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.board", "brokers.redis.connection"},
-    "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in ("connection", "feed", "internals", "log", "nodes"))},
+    "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in NATS)},
     "prometheus_client": {"metrics", "web.endpoints.operations"},  # the endpoints for the media type alone
 }
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

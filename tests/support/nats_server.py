@@ -71,7 +71,7 @@ def impatient_nats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Brokers do ten times a second what they do once a second, and wait longer for answers, as of a busy machine.
     tests/chaos tests them with their real times.
     """
-    for name, seconds in (("REFRESH", 0.1), ("SILENCE", 0.5), ("BACKOFF", (0.02, 0.1)), ("log.HEARTBEAT", 0.1)):
+    for name, seconds in (("REFRESH", 0.1), ("SILENCE", 0.5), ("BACKOFF", (0.02, 0.1)), ("consumers.HEARTBEAT", 0.1)):
         monkeypatch.setattr(f"sse_app.brokers.nats.{name}", seconds)
     for name in ("COMMAND", "log.ANSWER", "connection.CONNECT"):
         monkeypatch.setattr(f"sse_app.brokers.nats.{name}", PATIENCE)

@@ -2,26 +2,24 @@
 
 import asyncio
 import hashlib
-import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from sse_app.brokers.known import UNBOUNDED
 from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES
 from sse_app.brokers.nats.connection import FAILURES, reason
+from sse_app.brokers.nats.consumers import Consumers
 from sse_app.brokers.nats.entries import Message
-from sse_app.brokers.nats.feed import Feed, is_message, message_of, status_of
+from sse_app.brokers.nats.feed import Feed, message_of
 from sse_app.brokers.nats.url import Address
 from sse_app.errors import BrokerUnavailable, LogFull, OutcomeUnknown, TooLarge
 from sse_app.publication import Durability, Position
@@ -31,10 +29,7 @@ logger = logging.getLogger("sse_app")
 COMMAND = 1.5  # seconds for publishing: a publisher is answered within 2 s
 ANSWER = 2.5  # seconds for all other answers; a server that takes longer counts as gone
 SETTLE = 1.0  # seconds after an election or a deletion until a server answers with its final state
-HEARTBEAT = 1.0  # seconds between two heartbeats of a feed without messages
-IDLE = 10.0  # seconds after which the server deletes a consumer that nobody reads from
 PENDING_BYTES = 8 * 1024 * 1024  # that wait for the socket; with more, publishing is refused
-PENDING_MESSAGES = 65_536  # of a feed that wait for this process; with more, nats-py drops some and the feed breaks
 HEADER_BYTES = 1024  # of a message beside its data, at most
 SLACK = 1_000  # publications that the stream holds beyond the limit, so that feeds get all of a burst
 KEYS_MAX = 100_000  # idempotency keys that are remembered at once
@@ -93,6 +88,7 @@ class Log:
         self._client, self._limits, self._on_break = client, limits, on_break
         self._js = client.jetstream(timeout=ANSWER)
         self._stream, self._keys = f"SSE_LOG_{address.name}", f"SSE_KEYS_{address.name}"
+        self._consumers = Consumers(client, self._js, self._stream, ANSWER)
         self._subjects = f"sse-app.{address.name}"
         self._replicas = address.replicas
         self._subject = self._epoch = ""  # under which publications are accepted now, and their epoch
@@ -293,10 +289,11 @@ class Log:
     async def fetch(self, after: int, until: int, count: int) -> list[Message]:
         """Return the next messages in ``(after, until]``, ``count`` at most, fewer if they are large; none if all are
         gone."""
-        async with self._consumer(opt_start_seq=after + 1) as consumer:
-            found, too_large = await self._pull(consumer, batch=min(count, until - after), max_bytes=PAGE_BYTES)
-            if too_large and not found:
-                found, _ = await self._pull(consumer, batch=1)
+        async with self._consumers.consumer(start=after + 1) as consumer:
+            raw, too_large = await self._consumers.pull(consumer, min(count, until - after), max_bytes=PAGE_BYTES)
+            if too_large and not raw:
+                raw, _ = await self._consumers.pull(consumer, 1)
+        found = list(map(message_of, raw))
         if not found and await self.time_of(until) is not None:
             raise nats.errors.Error("a server of the cluster that was asked does not have the newest yet")
         return [message for message in found if message.offset <= until]
@@ -314,80 +311,13 @@ class Log:
         """Return the offset before the first message at or after this Unix time."""
         # A microsecond earlier, since times of messages were rounded from nanoseconds to microseconds, up or down.
         moment = datetime.fromtimestamp(min(max(time, 1.0), END_OF_TIME), UTC) - timedelta(microseconds=1)
-        async with self._consumer(opt_start_time=moment) as consumer:
+        async with self._consumers.consumer(start=moment) as consumer:
             assert consumer.delivered is not None
             return consumer.delivered.stream_seq
 
-    @asynccontextmanager
-    async def feed(self, after: int, take: Callable[[Message], None]) -> AsyncIterator[Feed]:
+    def feed(self, after: int, take: Callable[[Message], None]) -> AbstractAsyncContextManager[Feed]:
         """Deliver all messages behind an offset: first those that there are, then each as it is stored."""
-        feed = Feed(self._client, take, self._on_break)
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox, cb=feed.on_message, pending_msgs_limit=PENDING_MESSAGES)
-        try:
-            async with self._consumer(opt_start_seq=after + 1, deliver_subject=inbox):
-                yield feed
-        finally:
-            await _unsubscribe(subscription)
-
-    @asynccontextmanager
-    async def _consumer(
-        self,
-        opt_start_seq: int | None = None,
-        opt_start_time: datetime | None = None,
-        deliver_subject: str | None = None,
-    ) -> AsyncIterator[api.ConsumerInfo]:
-        config = api.ConsumerConfig(
-            name=secrets.token_hex(8),  # we name it, so that it can be deleted even if the answer is lost
-            deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE if opt_start_seq else api.DeliverPolicy.BY_START_TIME,
-            opt_start_seq=opt_start_seq,
-            opt_start_time=opt_start_time,
-            deliver_subject=deliver_subject,
-            flow_control=True if deliver_subject else None,
-            idle_heartbeat=HEARTBEAT if deliver_subject else None,
-            ack_policy=api.AckPolicy.NONE,
-            max_deliver=1,
-            inactive_threshold=IDLE,
-            num_replicas=1,
-            mem_storage=True,
-        )
-        try:
-            yield await self._js.add_consumer(self._stream, config)
-        finally:
-            with suppress(*FAILURES):
-                await self._client.publish(f"{api.DEFAULT_PREFIX}.CONSUMER.DELETE.{self._stream}.{config.name}")
-
-    async def _pull(self, consumer: api.ConsumerInfo, batch: int, **bounds: int) -> tuple[list[Message], bool]:
-        """Return the messages that the server has now, and True if a bound kept it from sending the next one."""
-        found: list[Message] = []
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        async def take(message: Msg) -> None:
-            if is_message(message):
-                found.append(message_of(message))
-            if not ended.done() and (len(found) == batch or not is_message(message)):
-                ended.set_result(status_of(message))
-
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox, cb=take)
-        try:
-            subject = f"{api.DEFAULT_PREFIX}.CONSUMER.MSG.NEXT.{self._stream}.{consumer.name}"
-            request = {"batch": batch, "no_wait": True, **bounds}
-            await self._client.publish(subject, json.dumps(request).encode(), inbox)
-            async with asyncio.timeout(ANSWER):
-                status = await ended
-        finally:
-            await _unsubscribe(subscription)
-        if len(found) == batch or status.startswith(("404", "408")):
-            return found, False
-        if status.startswith("409 Message Size"):
-            return found, True
-        raise nats.errors.Error(f"the server did not read its log: {status}")
-
-
-async def _unsubscribe(subscription: Subscription) -> None:
-    with suppress(*FAILURES):
-        await subscription.unsubscribe()
+        return self._consumers.feed(after, take, self._on_break)
 
 
 def _stored_size(subject: str, headers: dict[str, str], data: bytes) -> int:

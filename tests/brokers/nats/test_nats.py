@@ -23,6 +23,7 @@ from nats.js import JetStreamContext, api
 
 from sse_app.brokers import open_broker
 from sse_app.brokers.nats import REFRESH, NatsBroker, feed, log
+from sse_app.brokers.nats.consumers import Consumers
 from sse_app.brokers.nats.entries import Message, envelope, publication_of
 from sse_app.brokers.nats.log import ANSWER
 from sse_app.brokers.nats.url import Address, parse
@@ -858,12 +859,12 @@ async def test_a_replica_that_lags_behind_is_asked_again_and_is_no_gap(
 ) -> None:
     """The consumer of a page may be with any server of a cluster."""
 
-    async def nothing(*_: Any, **__: Any) -> tuple[list[Message], bool]:
+    async def nothing(*_: Any, **__: Any) -> tuple[list[Msg], bool]:
         return [], False
 
     await publish(broker, *"abc")
     with monkeypatch.context() as patch:
-        patch.setattr(log.Log, "_pull", nothing)
+        patch.setattr(Consumers, "pull", nothing)
         with pytest.raises(BrokerUnavailable):
             await replayed(broker)
     assert texts(await replayed(broker)) == ["a", "b", "c"]
@@ -890,7 +891,7 @@ async def test_a_feed_that_dies_is_made_anew(
 async def test_a_feed_that_overflows_goes_on_where_it_broke(
     url: str, js: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "PENDING_MESSAGES", 100)
+    monkeypatch.setattr("sse_app.brokers.nats.consumers.PENDING_MESSAGES", 100)
     overflowed = asyncio.Event()
 
     async def note(error: Exception) -> None:
@@ -1030,7 +1031,8 @@ async def test_it_can_be_closed_at_any_moment_of_its_life(own_server: NatsServer
 async def test_nothing_is_left_when_it_is_closed(
     url: str, js: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "IDLE", 10 * PATIENCE)  # after that the server would forget its consumers by itself
+    # After that the server would forget its consumers by itself.
+    monkeypatch.setattr("sse_app.brokers.nats.consumers.IDLE", 10 * PATIENCE)
     tasks = asyncio.all_tasks()
     for key in "kl":
         async with opened(url) as broker:
