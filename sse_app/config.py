@@ -19,6 +19,7 @@ from sse_app.errors import ConfigError
 from sse_app.quantities import duration, size, truth, whole
 
 ENV_PREFIX = "SSE_APP_"
+SECRET_MIN = 32  # bytes of a secret for tokens: as many as the shortest hash has (RFC 7518, 3.2)
 LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")  # RFC 6761, 6.3
 
 
@@ -122,6 +123,33 @@ class Config:
         "16 to 256 visible ASCII characters",
         secret=True,
     )
+    auth_file: str | None = _text(
+        None, "File with keys and issuers of tokens; read again when it changes.", "a path of a TOML file"
+    )
+    token_keys: str | None = _text(
+        None, "Public keys that tokens are checked with.", "PEM, or a path of PEM or a JWKS, or an https URL of a JWKS"
+    )
+    token_secret: str | None = _text(
+        None, "Secret that tokens are signed with, in place of keys.", "at least 32 bytes", secret=True
+    )
+    token_issuer: str | None = _text(None, "Who signs them, their `iss`; needed with keys.", "a text")
+    token_audience: str | None = _text(
+        None, "This hub as they name it, in their `aud`; needed with keys.", "a text, often the URL of the hub"
+    )
+    token_algorithms: tuple[str, ...] = _list(
+        "Algorithms that they may be signed with; without any those that fit the keys.",
+        "names such as ES256 separated by commas",
+    )
+    token_claims: tuple[str, ...] = _list(
+        "Claims that say what they grant; the first that is there counts.",
+        "names separated by commas: sse, scope, mercure",
+        "sse",
+        "scope",
+    )
+    token_max_age: float = _seconds(30 * 86400.0, "They expire within so long.", 1, 10 * 365 * 86400)
+    jwks_stale: float = _seconds(
+        86400.0, "Keys of a URL count so long after the last that could be fetched.", 60, 365 * 86400
+    )
     allow_open_publish: bool = _setting(
         False, "Listen beyond loopback though anyone may publish.", truth, "true or false"
     )
@@ -173,6 +201,7 @@ class Config:
             raise ConfigError(
                 "host beyond loopback needs a publish_key, or allow_open_publish to let anyone who reaches it publish."
             )
+        self._check_tokens()
         for origin in self.cors_origins:
             if origin != "*" and not _is_origin(origin):
                 raise ConfigError(
@@ -207,6 +236,15 @@ class Config:
     def proxies(self) -> address.Proxies:
         """The proxies that are trusted, and their header."""
         return address.Proxies.parse(self.trusted_proxies, self.forwarded_header)
+
+    def _check_tokens(self) -> None:
+        if self.token_keys is not None and self.token_secret is not None:
+            raise ConfigError("token_secret is for tokens signed with it, and token_keys for others; give one of them.")
+        for name in ("token_issuer", "token_audience", "token_algorithms"):
+            if getattr(self, name) and self.token_keys is None and self.token_secret is None:
+                raise ConfigError(f"{name} is of tokens, and there is neither token_keys nor token_secret.")
+        if self.token_secret is not None and len(self.token_secret.encode()) < SECRET_MIN:
+            raise ConfigError(f"token_secret is at least {SECRET_MIN} bytes (try: openssl rand -hex 32).")
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -277,6 +315,15 @@ class HubOptions(LogOptions, total=False):
     body_max: int | str
     head_deadline: float | str
     publish_key: str | None
+    auth_file: str | None
+    token_keys: str | None
+    token_secret: str | None
+    token_issuer: str | None
+    token_audience: str | None
+    token_algorithms: Sequence[str]
+    token_claims: Sequence[str]
+    token_max_age: float | str
+    jwks_stale: float | str
     allowed_hosts: Sequence[str]
     cors_origins: Sequence[str]
     cors_headers: Sequence[str]

@@ -11,6 +11,7 @@ from sse_app.errors import ConfigError
 from sse_app.limits import Rate
 
 KEY = "s3cret-0123456789"
+SECRET = "s3cret-0123456789-0123456789-0123456789"
 
 # Every setting: its default (DESIGN §8), and a text with the value that it stands for.
 SETTINGS: dict[str, tuple[Any, str, Any]] = {
@@ -26,6 +27,15 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "forwarded_header": (None, "X-Forwarded-For", "x-forwarded-for"),
     "failed_credentials": (Rate.parse("30/m"), "10/s:50", Rate.parse("10/s:50")),
     "publish_key": (None, KEY, KEY),
+    "auth_file": (None, "hub.toml", "hub.toml"),
+    "token_keys": (None, "https://a.example/jwks.json", "https://a.example/jwks.json"),
+    "token_secret": (None, SECRET, SECRET),
+    "token_issuer": (None, "https://a.example/", "https://a.example/"),
+    "token_audience": (None, "hub", "hub"),
+    "token_algorithms": ((), "HS256, HS384", ("HS256", "HS384")),
+    "token_claims": (("sse", "scope"), "mercure", ("mercure",)),
+    "token_max_age": (30 * 86_400.0, "1h", 3600.0),
+    "jwks_stale": (86_400.0, "2d", 172_800.0),
     "allow_open_publish": (False, "yes", True),
     "heartbeat": (15.0, "500ms", 0.5),
     "history": (10_000, "7", 7),
@@ -45,11 +55,12 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "idempotency_window": (300.0, "1h", 3600.0),
     "access_log": (False, "on", True),
 }
-NEEDED: dict[str, dict[str, Any]] = {
+NEEDED: dict[str, dict[str, Any]] = {  # settings that another one needs beside it
     "cors_headers": {"cors_origins": ("*",)},
     "trusted_proxies": {"forwarded_header": "forwarded"},
     "forwarded_header": {"trusted_proxies": ("unix",)},
-}  # settings that another one needs beside it
+    **dict.fromkeys(("token_issuer", "token_audience", "token_algorithms"), {"token_secret": SECRET}),
+}
 NUMBERS = [name for name, setting in Config.settings().items() if setting.low != -math.inf]
 NAMES = pytest.mark.parametrize("name", SETTINGS)
 
@@ -169,6 +180,9 @@ BAD = [
     ("failed_credentials", "30"), ("failed_credentials", ""), ("failed_credentials", "0/m"),
     ("publish_key", ""), ("publish_key", "short"), ("publish_key", "x" * 257), ("publish_key", "ключ" * 8),
     ("publish_key", "a key\nwith a line break"),
+    ("auth_file", ""), ("token_keys", ""), ("token_secret", ""), ("token_secret", "x" * 31), ("token_issuer", "a"),
+    ("token_audience", "a"), ("token_algorithms", "HS256"), ("token_claims", ","),
+    ("token_max_age", "0"), ("jwks_stale", "59s"),
 ]  # fmt: skip
 
 
@@ -283,6 +297,11 @@ def test_any_address_of_ipv6_is_any_address_at_all(host: str) -> None:
 # Secrets
 
 
+def test_tokens_are_signed_with_a_secret_or_checked_with_keys() -> None:
+    assert "give one" in refusal({"token_keys": "keys.pem", "token_secret": SECRET})
+    assert SECRET not in refusal({"token_keys": "keys.pem", "token_secret": SECRET})
+
+
 @pytest.mark.parametrize("key", ["s3cret", "s3cret" * 50, "s3cret-ключ-0123456789", "s3cret\n0123456789abc"])
 def test_a_secret_stands_in_no_refusal(key: str) -> None:
     assert "s3cret" not in refusal({"publish_key": key})
@@ -295,9 +314,11 @@ def test_a_secret_stands_in_no_refusal_of_another_setting(name: str, text: str) 
 
 
 def test_a_secret_stands_in_no_picture_of_the_settings() -> None:
-    config = Config(publish_key=KEY, broker=f"redis://:{KEY}@localhost")
+    config = Config(publish_key=KEY, broker=f"redis://:{KEY}@localhost", token_secret=SECRET)
     assert KEY not in f"{config} {config!r}"
-    assert [name for name, setting in Config.settings().items() if setting.secret] == ["broker", "publish_key"]
+    assert SECRET not in f"{config} {config!r}"
+    secrets = [name for name, setting in Config.settings().items() if setting.secret]
+    assert secrets == ["broker", "publish_key", "token_secret"]
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:
