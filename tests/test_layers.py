@@ -14,23 +14,14 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up. Modules of one floor do not import one another. A new module has to be placed here.
 FLOORS = (
-    (
-        "errors",
-        "characters",
-        "quantities",
-        "backoff",
-        "stack",
-        "steps",
-        "listening",
-        "descriptors",
-        "address",
-        "patterns",
-    ),
-    ("events", "topics", "content_type", "loop_thread", "limits"),
-    ("payload", "narrowing"),
+    ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors", "patterns"),
+    ("events", "topics", "content_type", "loop_thread", "address"),
+    ("payload", "narrowing", "limits"),
     ("publication",),
     ("grants", "brokers.limits", "brokers.board"),
     ("config", "metrics", "notices", "brokers"),
+    ("auth", "auth.withdrawal", "auth.claims"),
+    ("auth.keys",),
     ("brokers.tail", "brokers.offsets", "brokers.formats", "brokers.memory_board", "brokers.messages"),
     ("brokers.recent",),
     ("brokers.known", "brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
