@@ -20,8 +20,8 @@ FLOORS = (
     ("publication",),
     ("grants", "brokers.limits", "brokers.board"),
     ("config", "metrics", "notices", "brokers"),
-    ("auth", "auth.withdrawal", "auth.claims"),
-    ("auth.keys",),
+    ("auth", "auth.withdrawal", "auth.claims", "auth.algorithms"),
+    ("auth.keys", "auth.signatures"),
     ("brokers.tail", "brokers.offsets", "brokers.formats", "brokers.memory_board", "brokers.messages"),
     ("brokers.recent",),
     ("brokers.known", "brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
@@ -87,6 +87,8 @@ KNOWS = {
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.board", "brokers.redis.connection"},
     "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in NATS)},
+    "jwt": {"auth.signatures"},
+    "cryptography": {"auth.signatures"},
     "prometheus_client": {"metrics", "web.endpoints.operations"},  # the endpoints for the media type alone
 }
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
