@@ -59,7 +59,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # settings that another one needs beside 
     "cors_headers": {"cors_origins": ("*",)},
     "trusted_proxies": {"forwarded_header": "forwarded"},
     "forwarded_header": {"trusted_proxies": ("unix",)},
-    **dict.fromkeys(("token_issuer", "token_audience", "token_algorithms"), {"token_secret": SECRET}),
+    **{name: {"token_secret": SECRET} for name in ("token_issuer", "token_audience", "token_algorithms")},
 }
 NUMBERS = [name for name, setting in Config.settings().items() if setting.low != -math.inf]
 NAMES = pytest.mark.parametrize("name", SETTINGS)
