@@ -102,7 +102,7 @@ class CountedDict(dict[int, set[Subscriber]]):
 
     look_ups = 0
 
-    def pop(self, key: int, default: object = None) -> set[Subscriber]:  # type: ignore[override]
+    def pop(self, key: int, default: object = None) -> set[Subscriber]:
         self.look_ups += 1
         return super().pop(key, set())
 
