@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv6Address, ip_address
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 from urllib.parse import urlsplit
 
 from sse_app import address, descriptors, limits
 from sse_app.errors import ConfigError
+from sse_app.grants import Reconnect
 from sse_app.quantities import duration, size, truth, whole
 
 ENV_PREFIX = "SSE_APP_"
@@ -78,6 +79,17 @@ def _rate(default: str, meaning: str) -> Any:
     return _setting(limits.Rate.parse(default), meaning, limits.Rate.parse, limits.EXPECTED)
 
 
+def _one_of(names: Sequence[str], meaning: str) -> Any:
+    """A setting that is one of these names, the first by default."""
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(text)
+        return text
+
+    return _setting(names[0], meaning, read, f"{', '.join(names[:-1])} or {names[-1]}")
+
+
 def _list(meaning: str, expects: str, *default: str) -> Any:
     return _setting(default, meaning, _names, expects)
 
@@ -115,6 +127,9 @@ class Config:
     )
     forwarded_header: str | None = _setting(
         None, "Header in which those proxies say so.", _header_of_proxies, " or ".join(address.HEADERS)
+    )
+    ticket_reconnect: Reconnect = _one_of(  # noqa: RUF009  # a field()
+        get_args(Reconnect), "Who may come back with a ticket: the browser it is bound to, nobody, or its bearer."
     )
     failed_credentials: limits.Rate = _rate("30/m", "Credentials from one address that may fail.")  # noqa: RUF009  # a field()
     publish_key: str | None = _text(
@@ -329,6 +344,7 @@ class HubOptions(LogOptions, total=False):
     cors_headers: Sequence[str]
     trusted_proxies: Sequence[str]
     forwarded_header: str | None
+    ticket_reconnect: Reconnect
     failed_credentials: limits.Rate | str
 
 

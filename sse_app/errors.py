@@ -223,7 +223,11 @@ class InvalidToken(Unauthorized):
 
 
 class InvalidTicket(Unauthorized):
-    pass
+    """A ticket that does not count. ``contested`` is its hash when more than one party used it, which ends it."""
+
+    def __init__(self, text: str, contested: str | None = None) -> None:
+        super().__init__(text)
+        self.contested = contested
 
 
 class TooManyRequests(BadInput):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from sse_app.errors import InsufficientScope
 from sse_app.narrowing import NothingInCommon, narrow
@@ -19,7 +19,17 @@ from sse_app.topics import TopicFilter
 
 UNSCOPED = ("open", "publish_key")  # sources whose callers are one publisher, as they were before there were grants
 
+Reconnect = Literal["bound", "never", "bearer"]  # what a ticket that was used opens again (tickets.py)
+
 Stats = Literal["none", "own", "all"]
+STATS: tuple[Stats, ...] = ("none", "own", "all")  # each shows more than the one before
+
+
+class Lease(NamedTuple):
+    """The ticket that a stream was opened with: its hash, and how many streams it had opened by then."""
+
+    name: str
+    generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +47,7 @@ class Grant:
 
     ``source`` is where it came from: the name of a key, an issuer, ``authorize``, ``ticket``, ``anonymous``. ``token``
     and ``session`` are the ids of a token and of its session, ``issued`` is when it was made (Unix time), ``key`` the
-    id of the key that signed it: all by which it can be revoked.
+    id of the key that signed it: all by which it can be revoked. ``lease`` is the ticket of a stream.
     """
 
     publish: TopicFilter | None = None
@@ -53,6 +63,7 @@ class Grant:
     session: str | None = None
     issued: float | None = None
     key: str | None = None
+    lease: Lease | None = None
 
     @classmethod
     def of(
@@ -175,6 +186,54 @@ class Grant:
         if self.user is None:
             return Audience(vouched, client)
         return Audience((*vouched, f"@{self.user}", f"{client}@{self.user}"), client)
+
+    def ticket(
+        self,
+        *,
+        now: float,
+        lifetime: float,
+        user: str | None = None,
+        topics: Iterable[str] | None = None,
+        client: str | None = None,
+        stats: Stats | None = None,
+    ) -> Self:
+        """Return the grant of a ticket that this caller asks for, which ends after ``lifetime`` seconds or earlier: no
+        more than it has, for itself, or with ``mint`` for any ``user``. Raises InsufficientScope, InvalidTopic,
+        InvalidClient, TooManyTopics.
+        """
+        ticket = replace(
+            self,
+            publish=None,
+            mint=False,
+            admin=False,
+            subscribe=self._covering(TopicFilter() if topics is None else TopicFilter.parse(topics)),
+            stats=self.stats if stats is None else self._covered_stats(stats),
+            client=self.client if client is None else self._covered_client(client),
+        )
+        if user is not None and user != self.user:
+            if not self.mint:
+                raise InsufficientScope("This credential makes tickets for its own user only.")
+            ticket = replace(ticket, user=user, source="ticket", token=None, session=None, key=None, issued=now)
+        return ticket.within(now + lifetime)
+
+    def _covering(self, asked: TopicFilter) -> TopicFilter:
+        """Return what is asked for, all of which is granted; everything granted for nothing."""
+        found = self.narrow(asked)
+        if asked.patterns and found.patterns != narrow(asked, asked).patterns:
+            raise InsufficientScope("A ticket grants no topics that its maker may not subscribe to.")
+        return found
+
+    def _covered_stats(self, asked: Stats) -> Stats:
+        if STATS.index(asked) > STATS.index(self.stats):
+            raise InsufficientScope("A ticket grants no statistics that its maker may not see.")
+        return asked
+
+    def _covered_client(self, asked: str) -> str:
+        """Return a client name, or the beginning of one, which this caller may vouch for."""
+        allowed = "*" if self.client is None and self.mint else self.client or ""
+        if asked != allowed and not (allowed.endswith("*") and asked.startswith(allowed[:-1])):
+            raise InsufficientScope("A ticket is for a client name that its maker may take, or for a part of those.")
+        return asked
 
     def within(self, ends: float) -> Self:
         """Return this grant, which expires at this Unix time or earlier."""

@@ -6,6 +6,7 @@ app.mount("/hub", hub.app)
 await hub.publish({"number": 42}, topic="orders/42")
 """
 
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -27,9 +28,11 @@ from sse_app.errors import ConfigError, SSEAppError
 from sse_app.events import Event, EventDecoder
 from sse_app.grants import OPEN, Grant
 from sse_app.joining import StreamRequest, parse_cursor
+from sse_app.limits import Failures
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, PublishOptions, Receipt
 from sse_app.subscriber import Subscriber
+from sse_app.tickets import LIFETIME, LIFETIME_MAX, TTL, TTL_MAX, Ticket
 from sse_app.web.app import build_app
 from sse_app.web.callers import Authorize, Callers, Credentials
 from sse_app.web.door import Door, drain_after, signs_of_a_stop
@@ -134,6 +137,7 @@ class Hub:
             retry=(config.retry_min, config.retry_max),
             max_subscribers=config.max_subscribers,
             drain=config.drain,
+            ticket_reconnect=config.ticket_reconnect,
         )
 
     # Life
@@ -230,6 +234,18 @@ class Hub:
         async with self.node.subscribe(request) as subscriber:
             yield Subscription(subscriber, parse_cursor(after))
 
+    async def ticket(self, grant: Grant, *, ttl: float = TTL) -> Ticket:
+        """Return a ticket for one client's stream: an ``EventSource`` opens it with ``/events?ticket=...`` within
+        ``ttl`` seconds (1 to 300), and comes back with it until the grant expires (within a day; an hour from now when
+        it does not say). Raises InsufficientScope for a grant that does not subscribe, TooManyRequests, Unavailable.
+        """
+        if not 1 <= ttl <= TTL_MAX:
+            raise ValueError(f"ttl is a number of seconds from 1 to {TTL_MAX:.0f}.")
+        lifetime = LIFETIME if grant.expires is None else LIFETIME_MAX
+        granted = grant.ticket(now=time.time(), lifetime=lifetime)
+        assert granted.expires is not None
+        return Ticket(await self.node.leases.mint(granted, ttl), ttl, granted.expires)
+
     # Looking in
 
     @property
@@ -274,7 +290,9 @@ class Hub:
 
     def _build_app(self, lifespan: Lifespan[Any] | None = None, everyone: Grant = OPEN) -> Starlette:
         credentials = Credentials(publish_key=self.config.publish_key, authorize=self._authorize, everyone=everyone)
-        callers = Callers(credentials, self.node.totals)
+        proxies = self.config.proxies
+        failures = Failures(self.config.failed_credentials, proxies=bool(proxies))
+        callers = Callers(credentials, self.node.totals, proxies=proxies, failures=failures)
         app = build_app(self.node, self.config, self._door, callers, hosts=self._hosts, lifespan=lifespan)
         app.state.hub = self
         return app

@@ -28,6 +28,7 @@ class Totals:
     closed: Counter[str] = field(default_factory=Counter)  # by CloseReason
     gaps: Counter[str] = field(default_factory=Counter)  # by gap reason
     auth: Counter[str] = field(default_factory=Counter)  # requests of a hub that takes credentials, by outcome
+    tickets: Counter[str] = field(default_factory=Counter)  # by what became of them
 
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(Totals)))
@@ -63,6 +64,7 @@ class _HubCollector(Collector):
         yield _by("reason", "sse_app_closed", "Streams ended, by reason.", totals.closed.items())
         yield _by("reason", "sse_app_gaps", "Gaps told to subscribers, by reason.", totals.gaps.items())
         yield _by("outcome", "sse_app_auth", "Requests by what became of their credential.", totals.auth.items())
+        yield _by("outcome", "sse_app_tickets", "Tickets, by what became of them.", totals.tickets.items())
         yield GaugeMetricFamily("sse_app_subscribers", "Open streams.", totals.subscribers)
         yield GaugeMetricFamily("sse_app_lagging", "Subscribers that read from the log to catch up.", totals.lagging)
         for name, value in self._gauges.items():

@@ -18,9 +18,11 @@ from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
 from sse_app.draining import Drain
 from sse_app.errors import BrokerError
-from sse_app.grants import OPEN, Grant
+from sse_app.exchange import Exchange
+from sse_app.grants import OPEN, Grant, Reconnect
 from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
 from sse_app.joining import Joining, StreamRequest
+from sse_app.leases import Leases
 from sse_app.lifetime import Lifetime
 from sse_app.metrics import Totals
 from sse_app.publication import Audience, Draft, Publication, Receipt
@@ -46,7 +48,8 @@ class Node:
 
     ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
     ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
-    ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take.
+    ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take;
+    ``ticket_reconnect`` says who may come back with a ticket (``Tickets``).
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Node:
         retry: tuple[float, float],
         max_subscribers: int,
         drain: float,
+        ticket_reconnect: Reconnect,
     ) -> None:
         self.broker = broker
         self.life = Lifetime()
@@ -74,6 +78,10 @@ class Node:
         self._cursors = Cursors(broker, self._delivery)
         self._heartbeats = Heartbeats(self.totals, self._cursors)
         self._admission = Admission(self.totals, max_subscribers, lambda: self._drain.note_progress())
+        self._exchange = Exchange(broker.board)
+        self.leases = Leases(
+            broker.board, self._exchange, self.totals, self.end, shortest=retry[0], reconnect=ticket_reconnect
+        )
         self._drain = Drain(broker, self._delivery, self.totals, self._admission, self.retry)
         self._drain_begun = False
         self._spawner = self.spawn  # one bound method for all subscribers
@@ -95,6 +103,7 @@ class Node:
             stack.callback(self._cancel_tasks)
             self.spawn(self._follow(tail))
             self.spawn(self._keep_alive())
+            self.spawn(self._exchange.run())
             self._stack = stack.pop_all()
         self._admission.start()
         self._drain.reset()
@@ -216,6 +225,7 @@ class Node:
         )
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
+        self.leases.add(subscriber)
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:
@@ -230,10 +240,17 @@ class Node:
         """End what ``join`` began, since its stream has ended; ``reason`` counts unless the node itself ended it."""
         self._delivery.remove(subscriber)
         self._heartbeats.remove(subscriber)
+        self.leases.remove(subscriber)
         self._count_subscribers(-1)
         self.totals.closed[subscriber.closing or reason] += 1
         subscriber.release()
         self._drain.note_progress()
+
+    def end(self, subscriber: Subscriber, reason: CloseReason, retry: int | None = None) -> None:
+        """End a stream at once: it gets a ``bye`` with this reason and reconnection time (ms; else a random one), and
+        nothing of what waits for it.
+        """
+        subscriber.end(reason, subscriber.dialect.bye(reason, self.retry() if retry is None else retry))
 
     def _count_subscribers(self, change: int) -> None:
         self.totals.subscribers += change

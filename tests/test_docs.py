@@ -36,7 +36,7 @@ import playwright
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from sse_app import Config, EventDecoder, Hub, errors, events, grants, notices, publication, topics
+from sse_app import Config, EventDecoder, Hub, errors, events, grants, notices, publication, tickets, topics
 from sse_app.bench import Load
 from sse_app.cli import commands
 from sse_app.client import Client
@@ -756,7 +756,18 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
     )
     gap = notices.gap(notices.GapReason.EPOCH, None, start=position, oldest=position, top=position)
     sent = [json.loads(event.data) for event in EventDecoder().feed(welcome + gap)]
-    assert named == {*stats, "versions", *sent[0], *sent[1], "id", "subscribers", "durable", *grants.OPEN.describe()}
+    assert named == {
+        *stats,
+        "versions",
+        *sent[0],
+        *sent[1],
+        "id",
+        "subscribers",
+        "durable",
+        *grants.OPEN.describe(),
+        *tickets.Ticket._fields,
+        "url",
+    }
 
 
 def test_parameters_are_those_of_the_endpoints() -> None:

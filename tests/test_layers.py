@@ -38,16 +38,18 @@ FLOORS = (
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
     ("brokers.sqlite",),
     ("dialects", "publisher"),
-    ("batch", "admission", "lifetime"),
+    ("batch", "admission", "lifetime", "exchange", "tickets"),
     ("subscriber",),
     ("delivery",),
     ("joining", "heartbeats", "draining", "receipts", "expiry"),
+    ("leases",),
     ("node", "web", "web.prefix", "server.uvicorn_internals"),
     ("web.problems", "web.callers", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
     ("web.door",),
     ("web.stream",),
-    ("web.endpoints", "web.endpoints.json_answer", "web.endpoints.parameters"),
+    ("web.endpoints", "web.endpoints.body", "web.endpoints.json_answer", "web.endpoints.parameters"),
+    ("web.endpoints.tickets",),
     ("web.endpoints.events", "web.endpoints.broadcast", "web.endpoints.operations"),
     ("web.endpoints.pages",),
     ("web.app", "server.direct", "server.logs"),
@@ -76,7 +78,7 @@ KNOWS = {
         *(f"web.{name}" for name in ("stream", "stepped", "callers", "guard", "prefix", "problems", "cors", "app")),
         *(
             f"web.endpoints.{name}"
-            for name in ("broadcast", "events", "json_answer", "operations", "pages", "parameters")
+            for name in ("body", "broadcast", "events", "json_answer", "operations", "pages", "parameters", "tickets")
         ),
         *("server.direct", "server.server", "pytest_plugin", "bench.naive"),
         *(f"testing.{name}" for name in ("call", "lifespan", "recording", "server", "transport")),

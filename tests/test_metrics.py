@@ -26,6 +26,7 @@ def test_the_names_and_types_are_stable() -> None:
         "sse_app_closed": "counter",
         "sse_app_gaps": "counter",
         "sse_app_auth": "counter",
+        "sse_app_tickets": "counter",
         "sse_app_lagging": "gauge",
         "sse_app_subscribers": "gauge",
         "sse_app_log_top_offset": "gauge",

@@ -10,6 +10,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Protocol, Self, Unpack, cast
 
+from sse_app.brokers.board import Board
 from sse_app.brokers.limits import BrokerSettings, matches_per_step
 from sse_app.errors import ConfigError
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
@@ -67,6 +68,7 @@ class Broker(Protocol):
     """
 
     durability: Durability
+    board: Board  # what the nodes tell one another beside the log; open as long as the broker is
     subscribers_here: int  # the hub keeps it up to date
     subscribers_elsewhere: int  # on the other nodes, by what they announced some seconds ago
 

@@ -19,6 +19,7 @@ from sse_app.web.endpoints.broadcast import Broadcast
 from sse_app.web.endpoints.events import Events
 from sse_app.web.endpoints.operations import HEALTH, Operations
 from sse_app.web.endpoints.pages import Pages
+from sse_app.web.endpoints.tickets import TicketOffice
 from sse_app.web.guard import Guard
 from sse_app.web.prefix import route_path, with_prefix
 from sse_app.web.problems import HANDLERS, problem
@@ -71,11 +72,12 @@ def build_app(
     ``callers`` finds what a request may do; ``hosts`` are the host names that requests may ask for, None when that is
     the concern of an app around this one.
     """
-    events = Events(node, door, callers)
+    office = TicketOffice(node, callers, body_deadline=config.head_deadline)
+    events = Events(node, door, callers, office)
     app = _App(
         events,
         _middleware(config, hosts),
-        routes=_routes(node, config, events, callers),
+        routes=_routes(node, config, events, callers, office),
         exception_handlers=dict(HANDLERS),
         lifespan=lifespan,
     )
@@ -90,7 +92,7 @@ def _middleware(config: Config, hosts: Sequence[str] | None) -> list[Middleware]
     return [guard, Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem)]
 
 
-def _routes(node: Node, config: Config, events: Events, callers: Callers) -> list[BaseRoute]:
+def _routes(node: Node, config: Config, events: Events, callers: Callers, office: TicketOffice) -> list[BaseRoute]:
     static = static_directory()
     operations, pages = Operations(node, callers), Pages(static)
     broadcast = Broadcast(node, callers, body_max=config.body_max, body_deadline=config.head_deadline)
@@ -98,6 +100,7 @@ def _routes(node: Node, config: Config, events: Events, callers: Callers) -> lis
         Route("/", pages.console),
         Route("/events", events, methods=["GET"]),
         Route("/broadcast", broadcast.broadcast, methods=["POST"]),
+        Route("/tickets", office.mint, methods=["POST"]),
         Route("/stats", operations.stats),
         Route("/metrics", operations.metrics),
         Route("/grant", operations.grant),

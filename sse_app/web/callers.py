@@ -21,8 +21,10 @@ from typing import Protocol
 from anyio import to_thread
 from starlette.requests import Request
 
+from sse_app.address import Proxies
 from sse_app.errors import AuthorizeFailed, InsufficientScope, InvalidToken, Overloaded, SSEAppError, Unauthorized
 from sse_app.grants import OPEN, Grant
+from sse_app.limits import Failures
 from sse_app.metrics import Totals
 from sse_app.topics import TopicFilter
 
@@ -73,14 +75,17 @@ class Credentials:
 
 
 class Callers:
-    """Finds the grants of requests. ``everyone`` is the grant of all of them on an open hub, else None."""
+    """Finds the grants of requests. ``everyone`` is the grant of all of them on an open hub, else None. ``proxies`` are
+    those that say where a request came from, and ``failures`` the limit on credentials that do not count.
+    """
 
-    def __init__(self, credentials: Credentials, totals: Totals) -> None:
+    def __init__(self, credentials: Credentials, totals: Totals, *, proxies: Proxies, failures: Failures) -> None:
         self._credentials, self._outcomes = credentials, totals.auth
+        self._proxies, self._failures = proxies, failures
         self._publish_key = None if credentials.publish_key is None else credentials.publish_key.encode()
         self._closed = credentials.closed
         self.everyone = None if self._closed or self._publish_key is not None else credentials.everyone
-        self._authorizing, self._logged, self._failures = 0, float("-inf"), 0
+        self._authorizing, self._logged, self._outages = 0, float("-inf"), 0
 
     async def find(self, request: Request) -> Grant:
         """Return the grant of a request. Raises Unauthorized for none, InvalidToken for a credential that does not
@@ -96,6 +101,23 @@ class Callers:
         self._outcomes["anonymous" if grant is self._credentials.anonymous else "ok"] += 1
         return grant
 
+    def address(self, request: Request) -> str:
+        """Return the address of the client of a request."""
+        return self._proxies.client_address(request.client.host if request.client else None, request.scope["headers"])
+
+    @contextmanager
+    def attempt(self, request: Request) -> Iterator[None]:
+        """Count the credential that is verified in this block when it does not count. Raises TooManyRequests for an
+        address with too many of those.
+        """
+        address = self.address(request)
+        self._failures.check(address)
+        try:
+            yield
+        except Unauthorized:
+            self._failures.count(address)
+            raise
+
     @contextmanager
     def scope_counted(self) -> Iterator[None]:
         """Count the request of a caller whose grant turns out not to be enough."""
@@ -106,7 +128,7 @@ class Callers:
             raise
 
     def _find_by_publish_key(self, request: Request) -> Grant:
-        given = _bearer(request)
+        given = bearer(request)
         if given is not None and self._is_publish_key(given):
             return OPEN
         if request.method in ("GET", "HEAD"):
@@ -115,29 +137,34 @@ class Callers:
 
     async def _find(self, request: Request) -> Grant:
         credentials = self._credentials
-        given = _bearer(request)
+        given = bearer(request)
         if given is not None and (credentials.keys or credentials.tokens or self._is_publish_key(given)):
-            return await self._verify(given)
+            return await self._verify(request, given)
         for name in credentials.cookies:
             if cookie := request.cookies.get(name):
-                return replace(await self._verify(cookie), admin=False)
+                return replace(await self._verify(request, cookie), admin=False)
         grant = await self._authorize(request) if credentials.authorize else None
         grant = grant or credentials.anonymous
         if grant is None:
             raise Unauthorized("This needs a credential: send `Authorization: Bearer <token or key>`.")
         return grant
 
-    async def _verify(self, given: str) -> Grant:
-        """Return the grant of a token or key. Raises InvalidToken."""
-        keys, tokens = self._credentials.keys, self._credentials.tokens
-        if given.count(".") == 2 and tokens is not None:
-            return tokens.kept(given) or await tokens.verify(given)
+    async def _verify(self, request: Request, given: str) -> Grant:
+        """Return the grant of a token or key. Raises InvalidToken, TooManyRequests, Unavailable."""
+        tokens = self._credentials.tokens
+        is_token = tokens is not None and given.count(".") == 2
+        found = tokens.kept(given) if tokens is not None and is_token else self._find_key(given)
+        if found is not None:
+            return found
+        with self.attempt(request):
+            if tokens is not None and is_token:
+                return await tokens.verify(given)
+            raise InvalidToken("This credential does not count here: get a new one.")
+
+    def _find_key(self, given: str) -> Grant | None:
         if self._is_publish_key(given):
             return PUBLISHER
-        grant = None if keys is None else keys.find(given)
-        if grant is None or (grant.expires is not None and grant.expires <= time.time()):
-            raise InvalidToken("This credential does not count here: get a new one.")
-        return grant
+        return self._credentials.keys.find(given) if self._credentials.keys is not None else None
 
     def _is_publish_key(self, given: str) -> bool:
         return self._publish_key is not None and hmac.compare_digest(given.encode(), self._publish_key)
@@ -171,14 +198,14 @@ class Callers:
         return await found if inspect.isawaitable(found) else found
 
     def _log_failure(self, error: Exception) -> None:
-        self._failures += 1
+        self._outages += 1
         now = time.monotonic()
         if now - self._logged >= LOG_INTERVAL:
-            logger.error("authorize failed, %d times since the last line", self._failures, exc_info=error)
-            self._logged, self._failures = now, 0
+            logger.error("authorize failed, %d times since the last line", self._outages, exc_info=error)
+            self._logged, self._outages = now, 0
 
 
-def _bearer(request: Request) -> str | None:
+def bearer(request: Request) -> str | None:
     """Return the credential of the Authorization header, None without one. Other schemes are a proxy's business."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else None

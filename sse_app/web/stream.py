@@ -9,7 +9,7 @@ It is written in one of two ways, with the same bytes. Tests compare both with s
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -58,7 +58,7 @@ class EventStream(EventSourceResponse):
 
     HEAD gets the headers and leaves no subscriber. A hub that is full, draining or cut off from its log answers an
     EventSource with an empty stream and a time to come back, since an HTTP error would end it for good; others get the
-    error. ``door`` is told of the servers that streams come through.
+    error. ``door`` is told of the servers that streams come through; ``headers`` are sent beside those of every stream.
     """
 
     def __init__(
@@ -67,11 +67,12 @@ class EventStream(EventSourceResponse):
         request: StreamRequest,
         *,
         door: Door | None = None,
+        headers: Mapping[str, str] = {},
     ) -> None:
         self._node, self._request, self._door = node, request, door
         super().__init__(
             _nothing(),
-            headers=HEADERS,
+            headers={**HEADERS, **headers},
             media_type=CONTENT_TYPE,
             ping=0,  # the hub owns all heartbeats
         )

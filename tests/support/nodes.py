@@ -28,6 +28,7 @@ def node_on(broker: Broker, **settings: Any) -> Node:
         "retry": (Config.retry_min, Config.retry_max),
         "max_subscribers": 100_000,
         "drain": Config.drain,
+        "ticket_reconnect": Config.ticket_reconnect,
     }
     return Node(broker, **(defaults | settings))
 

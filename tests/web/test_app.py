@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sse_app import Config, Hub, create_app, errors
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import HubOptions, LogOptions, PublisherOptions
+from sse_app.grants import Reconnect
 from sse_app.lifetime import NO_LIFESPAN
 from sse_app.limits import Rate
 from sse_app.testing import StreamingASGITransport, events
@@ -36,6 +37,7 @@ TAKEN: dict[Any, Any] = {
     bool: bool,
     str | None: str | None,
     Rate: Rate | str,
+    Reconnect: Reconnect,
     tuple[str, ...]: Sequence[str],
 }
 

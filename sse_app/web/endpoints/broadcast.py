@@ -1,18 +1,18 @@
 """``POST /broadcast``: publish the body."""
 
 import asyncio
-import re
 from functools import partial
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from sse_app.content_type import is_json
-from sse_app.errors import EmptyBody, InvalidBody, InvalidEvent, InvalidUTF8, TooSlow, UnsupportedEncoding
+from sse_app.errors import EmptyBody, InvalidEvent, InvalidUTF8, UnsupportedEncoding
 from sse_app.node import Node
 from sse_app.payload import check_json, too_large
 from sse_app.publication import Draft
 from sse_app.web.callers import Callers
+from sse_app.web.endpoints.body import read_body
 from sse_app.web.endpoints.json_answer import json_answer
 from sse_app.web.endpoints.parameters import Parameters, only, parse, refuse_unknown
 
@@ -38,7 +38,7 @@ class Broadcast:
             with self._callers.scope_counted():
                 grant.check_publish(tuple(given.get("topic", ())))
             key = grant.scope_key(request.headers.get("idempotency-key"))
-            body = await self._body(request)
+            body = await read_body(request, self._body_max, self._body_deadline, too_large(self._body_max))
             compose = partial(_compose, body, must_be_json, given, event, key)
             if len(body) > LARGE:
                 draft = await asyncio.to_thread(lambda: compose().encoded())
@@ -46,25 +46,6 @@ class Broadcast:
                 draft = compose()
             receipt = await self._node.publish(draft)
         return json_answer({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
-
-    async def _body(self, request: Request) -> bytes:
-        declared = request.headers.get("content-length", "0")
-        if not re.fullmatch("[0-9]{1,18}", declared):
-            raise InvalidBody("Content-Length is not a number of bytes.")
-        if int(declared) > self._body_max:
-            raise too_large(self._body_max)
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._body_deadline):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > self._body_max:
-                        raise too_large(self._body_max)
-        except TimeoutError:
-            raise TooSlow("The body did not arrive in time (head_deadline).") from None
-        except ClientDisconnect:
-            raise InvalidBody("The connection ended before the body did.") from None
-        return bytes(body)
 
 
 def _is_declared_json(request: Request) -> bool:

@@ -6,17 +6,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sse_app.errors import InvalidClient, InvalidSince, SSEAppError
-from sse_app.grants import Grant
+from sse_app.errors import InvalidClient, InvalidSince, InvalidTicket, SSEAppError
+from sse_app.grants import OPEN, Grant
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
-from sse_app.web.callers import Callers
+from sse_app.web.callers import Callers, bearer
 from sse_app.web.door import Door
 from sse_app.web.endpoints.parameters import count, cursor, moment, only, parse, refuse_near_misses
+from sse_app.web.endpoints.tickets import TicketOffice
 from sse_app.web.problems import method_not_allowed
 from sse_app.web.stream import EventStream, refusal
 
-EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "client")
+EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "client", "ticket")
 
 
 class Events:
@@ -24,8 +25,8 @@ class Events:
     itself: an HTTP error would end an EventSource for good, where a passing trouble should make it reconnect.
     """
 
-    def __init__(self, node: Node, door: Door, callers: Callers) -> None:
-        self._node, self._door, self._callers = node, door, callers
+    def __init__(self, node: Node, door: Door, callers: Callers, office: TicketOffice) -> None:
+        self._node, self._door, self._callers, self._office = node, door, callers, office
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The response is bound to no name here, so that an open stream does not keep it in memory.
@@ -35,10 +36,21 @@ class Events:
         if request.method not in ("GET", "HEAD"):
             return method_not_allowed({"Allow": "GET, HEAD"})
         try:
+            if b"ticket=" in request.scope["query_string"]:
+                return await self._stream_by_ticket(request)
             grant = self._callers.everyone or await self._callers.find(request)
             return EventStream(self._node, stream_request(request, grant), door=self._door)
         except SSEAppError as error:
             return refusal(error, request.scope, self._node.retry())
+
+    async def _stream_by_ticket(self, request: Request) -> Response:
+        """Return the stream of a request with a ticket, unless a header, which is the stronger, says who asks."""
+        ticket = only(parse(request), "ticket", InvalidTicket)
+        if ticket is None or bearer(request) is not None:
+            return EventStream(self._node, stream_request(request, await self._callers.find(request)), door=self._door)
+        stream_request(request, OPEN)  # a request that is not as described uses nothing up
+        grant, headers = await self._office.use(request, ticket)
+        return EventStream(self._node, stream_request(request, grant), door=self._door, headers=headers)
 
 
 def stream_request(request: Request, grant: Grant, topics: Iterable[str] | None = None) -> StreamRequest:

@@ -4,6 +4,7 @@ import msgspec
 from starlette.responses import Response
 
 
-def json_answer(data: object) -> Response:
+def json_answer(data: object, status: int = 200) -> Response:
     """Return an answer that no cache keeps."""
-    return Response(msgspec.json.encode(data), media_type="application/json", headers={"Cache-Control": "no-store"})
+    body, headers = msgspec.json.encode(data), {"Cache-Control": "no-store"}
+    return Response(body, status, media_type="application/json", headers=headers)

@@ -1,0 +1,258 @@
+"""``POST /tickets``, and streams that a ticket opens."""
+
+import json
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+
+from sse_app import Hub
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.errors import BrokerUnavailable, InsufficientScope
+from sse_app.grants import Grant
+from sse_app.leases import STREAMS_MAX
+from tests.support.endpoints import payload
+from tests.support.web import Web, code_of, web
+
+ANN = {"X-User": "ann"}
+SSE = {"Accept": "text/event-stream"}
+FOREIGN = {"User-Agent": "another browser"}
+
+
+def who(request: Request) -> Grant | None:
+    name = request.headers.get("x-user")
+    if name == "server":
+        return Grant.of(subscribe=["**"], publish=["**"], mint=True)
+    return Grant.of(user=name, subscribe=["news/*"], expires_in=600) if name else None
+
+
+async def mint(opened: Web, headers: dict[str, str] = ANN, **body: Any) -> httpx.Response:
+    return await opened.client.post("/tickets", content=json.dumps(body) if body else b"", headers=headers)
+
+
+async def ticket_url(opened: Web, **body: Any) -> str:
+    url = (await mint(opened, **body)).json()["url"]
+    assert isinstance(url, str)
+    return url
+
+
+async def test_a_ticket_opens_a_stream_with_the_grant_of_who_made_it() -> None:
+    async with web(authorize=who) as opened:
+        answer = await mint(opened, topics=["news/1"], ttl=60)
+        made = answer.json()
+        assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
+        assert made["url"] == f"/events?ticket={made['ticket']}"
+        assert made["ttl"] == 60
+        async with opened.client.stream("GET", made["url"]) as response:
+            assert response.status_code == 200
+            cookie = response.headers["set-cookie"]
+            assert cookie.startswith("sse_lease=")
+            assert cookie.endswith("; Path=/events; Max-Age=86400; HttpOnly; SameSite=Strict")
+        async with opened.stream(await ticket_url(opened)) as stream:
+            welcome = payload(await anext(stream))
+            assert (welcome["user"], welcome["topics"]) == ("ann", ["news/*"])
+            assert 590 <= welcome["expires_in"] <= 600
+        assert opened.hub.node.totals.tickets == {"minted": 2, "used": 2}
+
+
+async def test_its_browser_comes_back_twenty_times_and_loses_nothing() -> None:
+    async with web(authorize=who) as opened:
+        url, last, seen = await ticket_url(opened), "", list[str]()
+        for number in range(20):
+            async with opened.stream(url, headers={"Last-Event-ID": last} if last else {}) as stream:
+                await anext(stream)
+                await opened.hub.publish(str(number), topic="news/1")
+                event = await anext(stream)
+                seen.append(event.data)
+                last = event.id or ""
+            await opened.hub.publish(f"{number} meanwhile", topic="news/1")
+            async with opened.stream(url, headers={"Last-Event-ID": last}) as stream:
+                await anext(stream)
+                event = await anext(stream)
+                seen.append(event.data)
+                last = event.id or ""
+        assert seen == [text for number in range(20) for text in (str(number), f"{number} meanwhile")]
+        assert opened.hub.node.totals.tickets == {"minted": 1, "used": 1, "resumed": 39}
+
+
+async def test_a_copied_url_is_a_401_and_the_rightful_stream_goes_on() -> None:
+    async with web(authorize=who) as opened:
+        url = await ticket_url(opened)
+        async with opened.stream(url) as stream:
+            await anext(stream)
+            opened.client.cookies.clear()
+            answer = await opened.client.get(url, headers=FOREIGN | SSE)
+            assert code_of(answer) == (401, "invalid_ticket")
+            assert answer.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+            await opened.hub.publish("still here", topic="news/1")
+            assert (await anext(stream)).data == "still here"
+
+
+async def test_all_that_is_no_ticket_gets_one_answer() -> None:
+    async with web(authorize=who) as opened:
+        url = await ticket_url(opened)
+        async with opened.stream(url) as stream:
+            await anext(stream)
+            opened.client.cookies.clear()
+            bodies = set()
+            for asked in (
+                url,
+                f"/events?ticket={'x' * 22}",
+                "/events?ticket=",
+                "/events?ticket=%00",
+                f"{url}&ticket=x",
+            ):
+                answer = await opened.client.get(asked, headers=FOREIGN)
+                assert answer.status_code == 401
+                bodies.add(answer.text)
+    assert len(bodies) == 2  # one more for the parameter that is given twice
+
+
+async def test_without_a_cookie_the_older_stream_is_replaced() -> None:
+    async with web(authorize=who) as opened:
+        url = await ticket_url(opened)
+        async with opened.stream(url) as old:
+            await anext(old)
+            opened.client.cookies.clear()
+            async with opened.stream(url) as new:
+                await anext(new)
+                bye = await anext(old)
+                assert (bye.type, payload(bye)["reason"]) == ("bye", "replaced")
+                with pytest.raises(StopAsyncIteration):
+                    await anext(old)
+                await opened.hub.publish("for the new one", topic="news/1")
+                assert (await anext(new)).data == "for the new one"
+
+
+async def test_a_page_that_is_open_in_more_tabs_than_a_ticket_is_for_loses_the_oldest() -> None:
+    async with web(authorize=who) as opened, AsyncExitStack() as stack:
+        url = await ticket_url(opened)
+        tabs = [await stack.enter_async_context(opened.stream(url)) for _ in range(STREAMS_MAX + 1)]
+        await anext(tabs[0])
+        assert payload(await anext(tabs[0]))["reason"] == "replaced"
+        assert len(opened.hub) == STREAMS_MAX
+
+
+async def test_head_and_a_request_that_is_not_as_described_use_nothing_up() -> None:
+    async with web(authorize=who) as opened:
+        url = await ticket_url(opened)
+        assert (await opened.client.head(url)).status_code == 200
+        assert code_of(await opened.client.get(f"{url}&last=x")) == (400, "invalid_since")
+        opened.client.cookies.clear()
+        async with opened.stream(url, headers=FOREIGN) as stream:
+            assert payload(await anext(stream))["user"] == "ann"
+
+
+async def test_a_header_is_stronger_than_a_ticket() -> None:
+    async with web(publish_key="k" * 32) as opened:
+        ticket = await opened.hub.ticket(Grant.of(user="ann", subscribe=["news/*"]))
+        url = f"/events?ticket={ticket.ticket}"
+        async with opened.stream(url, headers={"Authorization": f"Bearer {'k' * 32}"}) as stream:
+            assert payload(await anext(stream))["topics"] == []
+        async with opened.stream(url) as stream:
+            assert payload(await anext(stream))["user"] == "ann"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[]",
+        "x",
+        '{"ttl": 0}',
+        '{"ttl": 301}',
+        '{"ttl": true}',
+        '{"ttl": "30"}',
+        '{"expires_in": 90000}',
+        '{"topics": []}',
+        '{"topics": "news/1"}',
+        '{"publish": ["**"]}',
+        '{"admin": true}',
+        '{"mint": true}',
+        '{"stats": "some"}',
+        "{" + '"topics":["x"],' * 2_000 + '"ttl":1}',
+        "[" * 10_000,
+    ],
+)
+async def test_a_request_for_a_ticket_that_is_not_as_described_is_a_400(body: str) -> None:
+    async with web(authorize=who) as opened:
+        answer = await opened.client.post("/tickets", content=body, headers=ANN)
+        assert code_of(answer) == (400, "invalid_ticket_request")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"topics": ["secret"]}, 403, "insufficient_scope"),
+        ({"topics": ["**"]}, 403, "insufficient_scope"),
+        ({"user": "bob"}, 403, "insufficient_scope"),
+        ({"stats": "all"}, 403, "insufficient_scope"),
+        ({"client": "till-3"}, 403, "insufficient_scope"),
+        ({"topics": ["a/**/b"]}, 400, "invalid_topic"),
+    ],
+)
+async def test_nobody_gets_a_ticket_for_more_than_it_has(body: dict[str, Any], status: int, code: str) -> None:
+    async with web(authorize=who) as opened:
+        assert code_of(await mint(opened, **body)) == (status, code)
+        assert opened.hub.node.totals.tickets == {}
+
+
+async def test_a_server_makes_tickets_for_its_users() -> None:
+    async with web(authorize=who) as opened:
+        server = {"X-User": "server"}
+        made = await mint(opened, server, user="bob", topics=["users/bob"], client="till-3", expires_in=60)
+        assert code_of(await mint(opened, {"X-User": "nobody"} | {"X-User": ""})) == (401, "unauthorized")
+        async with opened.stream(made.json()["url"]) as stream:
+            welcome = payload(await anext(stream))
+            assert (welcome["user"], welcome["client"], welcome["topics"]) == ("bob", "till-3", ["users/bob"])
+            await opened.hub.publish("for the till", to="till-3", topic="users/bob")
+            assert (await anext(stream)).data == "for the till"
+        assert code_of(await mint(opened, server, user="not a name")) == (400, "invalid_client")
+
+
+async def test_below_a_prefix_the_url_and_the_cookie_have_it() -> None:
+    hub = Hub(authorize=who)
+    async with web(hub, transport={"root_path": "/api/hub"}) as opened:
+        answer = await opened.client.post("/api/hub/tickets", headers=ANN)
+        url = answer.json()["url"]
+        assert url.startswith("/api/hub/events?ticket=")
+        async with opened.client.stream("GET", url) as response:
+            assert "; Path=/api/hub/events;" in response.headers["set-cookie"]
+
+
+async def test_over_tls_the_cookie_is_secure() -> None:
+    async with web(authorize=who) as opened:
+        url = await ticket_url(opened)
+        async with opened.client.stream("GET", f"https://localhost{url}") as response:
+            cookie = response.headers["set-cookie"]
+            assert cookie.startswith("__Secure-sse_lease=")
+            assert cookie.endswith("; Secure")
+
+
+async def test_a_board_that_is_away_uses_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = MemoryBroker()
+    async with web(Hub(broker, authorize=who)) as opened:
+        url = await ticket_url(opened)
+
+        async def away(*_: Any, **__: Any) -> Any:
+            raise BrokerUnavailable("The board is away; try again.")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(broker.board, "get", away)
+            answer = await opened.client.get(url, headers=SSE)
+            assert (answer.status_code, answer.text[:7]) == (200, "retry: ")
+            assert code_of(await opened.client.get(url)) == (503, "broker_unavailable")
+        async with opened.stream(url) as stream:
+            assert payload(await anext(stream))["user"] == "ann"
+
+
+async def test_in_python_a_ticket_is_made_of_a_grant() -> None:
+    async with web() as opened:
+        ticket = await opened.hub.ticket(Grant.of(user="ann", subscribe=["news/*"], publish=["**"], expires_in=60))
+        async with opened.stream(f"/events?ticket={ticket.ticket}") as stream:
+            assert payload(await anext(stream))["topics"] == ["news/*"]
+        with pytest.raises(InsufficientScope):
+            await opened.hub.ticket(Grant.of(publish=["**"]))
+        with pytest.raises(ValueError, match="1 to 300"):
+            await opened.hub.ticket(Grant.of(subscribe=["**"]), ttl=301)
