@@ -36,6 +36,8 @@ FLOORS = (
     ("brokers.nats",),
     ("brokers.sqlite.log",),
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
+    ("brokers.sqlite.board_file",),
+    ("brokers.sqlite.board",),
     ("brokers.sqlite",),
     ("dialects", "publisher"),
     ("batch", "admission", "lifetime", "exchange", "tickets"),

@@ -9,13 +9,16 @@ from random import Random
 import pytest
 
 from sse_app.brokers.board import MESSAGE_BYTES, MESSAGES, TTL, VALUE_BYTES, Board
+from sse_app.errors import BrokerError
 from tests.support.boards import board_of, boards_on, listening_to
 from tests.support.peers import PATIENCE, turns, until
 from tests.support.worlds import World
 
-BOARDS = ("memory", "linked", "redis")
-CLOCKED = ("memory", "linked", "redis")  # whose lifetimes are measured on the clocks of the world, not on a server's
+BOARDS = ("memory", "linked", "sqlite", "redis")
+# Whose lifetimes are measured on the clocks of the world, not on a server's.
+CLOCKED = ("memory", "linked", "sqlite", "redis")
 SHARED = tuple(name for name in BOARDS if name != "memory")  # by several nodes
+KEPT = tuple(name for name in SHARED if name != "linked")  # on more than the memory of a process
 LONG = 3_600.0  # seconds
 
 
@@ -27,6 +30,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 clocked = pytest.mark.parametrize("world", CLOCKED, indirect=True)
+kept = pytest.mark.parametrize("world", KEPT, indirect=True)
 shared = pytest.mark.parametrize("world", SHARED, indirect=True)
 
 
@@ -420,3 +424,32 @@ async def test_each_node_knows_the_others_by_name_until_they_leave(world: World)
                 await until(lambda board=board: {*board.nodes()} == names - {board.name}, clock=world.clock)  # type: ignore[misc]
         await until(lambda: list(one.nodes()) == [two.name], clock=world.clock)
         assert one.name not in one.nodes()
+
+
+# --- life ---
+
+
+@kept
+async def test_entries_outlive_the_nodes(world: World) -> None:
+    async with boards_on(world) as boards:
+        await boards[0].put("a.b", b"x", LONG)
+        await boards[1].put("a.c", b"y", LONG, durable=True)
+        await boards[2].put("b.d", b"z", LONG)
+    async with boards_on(world) as boards:
+        assert await boards[0].list("a") == {"a.b": b"x", "a.c": b"y"}
+        assert await boards[1].claim("b.d", b"new", LONG) == b"z"
+
+
+@kept
+async def test_a_board_that_is_not_open_answers_with_an_error_of_its_broker(world: World) -> None:
+    broker = world.open()
+    board = board_of(broker)
+    with pytest.raises(BrokerError):
+        await board.get("a.b")
+    async with broker:
+        await board.put("a.b", b"x", LONG)
+    for work in (board.get("a.b"), board.claim("a.b", b"", LONG), board.list("a"), board.send(b"x")):
+        with pytest.raises(BrokerError):
+            await work
+    async with broker:
+        assert await board.get("a.b") == b"x"

@@ -25,8 +25,9 @@ from urllib.parse import parse_qsl, unquote
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.limits import BrokerSettings, Limits
+from sse_app.brokers.sqlite.board import SQLiteBoard
 from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, State, connect
-from sse_app.brokers.sqlite.nodes import LOOPBACK, Node
+from sse_app.brokers.sqlite.nodes import LOOPBACK, TOLD, Node
 from sse_app.brokers.sqlite.opening import OpenOptions, open_file
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.brokers.sqlite.schema import SCHEMA_VERSION
@@ -45,6 +46,7 @@ READERS = 4  # threads, so that a read from a cold disk does not hold up all oth
 POLL = 0.05  # seconds between two reads of the watermark, in case the datagram of another process is lost
 REFRESH = 0.5  # seconds between two checks of the other processes and the file, and two tries after trouble
 TRIM = 1.0  # seconds at least between two trims that no publication makes
+WAKES = 100  # datagrams that are read in one turn of the loop
 BACKOFF = (0.2, 1.0)  # seconds after the first failure to read the log for the tail, and at most
 EVERYTHING = TopicFilter()
 END = Position("", 2**62)  # behind every publication
@@ -105,6 +107,7 @@ class SQLiteBroker:
         self._last_trim = float("-inf")  # the time of the last one, on the clock
         self._readers: queue.LifoQueue[Reader] = queue.LifoQueue(READERS)
         self._port = 0  # at which other processes wake this one; 0 as long as nobody reads the tail
+        self.board = SQLiteBoard(self._options.node, self._join, wall, recover=recover)
         self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
 
     # Life
@@ -114,6 +117,8 @@ class SQLiteBroker:
             stack.enter_context(self._entered)
             self._file = await asyncio.to_thread(open_file, self._options)
             stack.push_async_callback(asyncio.to_thread, self._file.close)
+            self.board.open(self._file)
+            stack.push_async_callback(self.board.close)
             state = self._file.state
             self._announced = self._known = state.position
             self._oldest = state.oldest
@@ -274,20 +279,24 @@ class SQLiteBroker:
     # Following what other processes append
 
     def tail(self) -> Tail:
-        if not self._port:
-            self._port = self._listen()
-            self._file.nodes.join(self._port)
-            mark = self._file.watermark.position()
-            if mark is not None and mark.epoch == self._known.epoch:
-                self._known = max(self._known, mark)
-            self._announced = self._known  # the first tail begins here
-            for work in (self._run_tail(), self._poll()):
-                self._stack.callback(self._tasks.create_task(work).cancel)
+        self._join()
         return QueuedTail(self._tails, self._announced)
 
+    def _join(self) -> None:
+        """Follow what the other processes append, and let them wake this one."""
+        if self._port:
+            return
+        self._port = self._listen()
+        self._file.nodes.join(self._port)
+        mark = self._file.watermark.position()
+        if mark is not None and mark.epoch == self._known.epoch:
+            self._known = max(self._known, mark)
+        self._announced = self._known  # the first tail begins here
+        for work in (self._run_tail(), self._poll()):
+            self._stack.callback(self._tasks.create_task(work).cancel)
+
     def _listen(self) -> int:
-        """Open a socket for the datagrams of processes that have appended, and return its port. Their content does not
-        matter."""
+        """Open a socket for the datagrams of other processes, and return its port."""
         loop, wake = asyncio.get_running_loop(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._stack.callback(wake.close)
         wake.setblocking(False)
@@ -295,9 +304,11 @@ class SQLiteBroker:
 
         def on_datagram() -> None:
             with suppress(OSError):
-                while wake.recv(1):
-                    pass
-            self._unread.set()
+                for _ in range(WAKES):
+                    if wake.recv(1) == TOLD:
+                        self.board.on_message()
+                    else:
+                        self._unread.set()
 
         loop.add_reader(wake, on_datagram)
         self._stack.callback(loop.remove_reader, wake)
@@ -345,7 +356,8 @@ class SQLiteBroker:
         mine = Node(self._port, self.subscribers_here)
         with suppress(OSError):  # without a free descriptor the number stays
             others = await self._in_thread(lambda: self._file.nodes.exchange(mine))
-            self.subscribers_elsewhere = sum(node.subscribers for node in others)
+            self.subscribers_elsewhere = sum(node.subscribers for node in others.values())
+            self.board.on_nodes(others.keys())
         try:
             await self._in_thread(self._file.check_there)
             if self._trouble is not None or await self._in_thread(self._is_migrated):

@@ -4,6 +4,7 @@ To share a log with a group, make the database first, as an empty file with the 
 files that SQLite and this module make beside it get the same ones.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from sse_app.errors import LogUnavailable
 
-MARK, NODES = "-top", "-nodes"
-FILES = ("", "-wal", "-shm", "-journal", MARK)  # by what stands behind the database's name
+MARK, NODES, BOARD = "-top", "-nodes", "-board"
+OF_SQLITE = "", "-wal", "-shm", "-journal"  # of one database
+FILES = (*OF_SQLITE, MARK, *(f"{BOARD}{suffix}" for suffix in OF_SQLITE))  # by what stands behind the database's name
 PRIVATE = 0o600
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -55,9 +57,25 @@ def open_beside(database: Path, path: Path) -> int:
     Raises OSError for a link: it may lead to a file of another user, which would be written to.
     """
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
+        return _make_beside(database, path)
     except FileExistsError:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
+def make_database_beside(database: Path, path: Path) -> None:
+    """Make another database beside the database, empty and with its permissions, if it is not there.
+
+    Raises OSError for a link. One that is there is not opened: to close it would unlock it for SQLite in this process.
+    """
+    try:
+        os.close(_make_beside(database, path))
+    except FileExistsError:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+
+
+def _make_beside(database: Path, path: Path) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
     if mode := _shared(database):
         os.fchmod(file, mode)
     return file

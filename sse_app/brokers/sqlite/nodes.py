@@ -18,6 +18,7 @@ from typing import NamedTuple
 from sse_app.brokers.sqlite.files import NODES, make_directory_beside, open_beside
 
 LOOPBACK = "127.0.0.1"
+APPENDED, TOLD = b"", b"m"  # the datagrams: the log has grown, the board has a message
 REFRESH = 0.5  # seconds between two reads of the directory
 
 
@@ -29,13 +30,13 @@ class Node(NamedTuple):
 class Nodes:
     """The file of this process, and those of the others.
 
-    All are small file operations. Any thread may call a method, but not two the same one at once. A file that cannot be
-    read, and a ``write`` or ``wake`` that fails, costs a moment too, never a publication.
+    All are small file operations. Any thread may call a method, but not two the same one at once, save ``wake``. A file
+    that cannot be read, and a ``write`` or ``wake`` that fails, costs a moment too, never a publication.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, name: str = "") -> None:
         self._database, self._directory = database, Path(f"{database}{NODES}")
-        self._name = secrets.token_hex(8)
+        self._name = name or secrets.token_hex(6)
         self._file: int | None = None
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
@@ -63,14 +64,17 @@ class Nodes:
             os.close(self._file)
             self._file = None
 
-    def exchange(self, own: Node) -> list[Node]:
-        """Write the numbers of this process, and return those of the others."""
+    def exchange(self, own: Node) -> dict[str, Node]:
+        """Write the numbers of this process, and return those of the others by their names."""
         self.write(own)
-        return self.others()
+        return self._living()
 
     def others(self) -> list[Node]:
         """Return the other processes that are alive, and remove the files of dead ones."""
-        return [node for path in self._paths() if (node := _alive(path)) is not None]
+        return list(self._living().values())
+
+    def _living(self) -> dict[str, Node]:
+        return {path.name: node for path in self._paths() if (node := _alive(path)) is not None}
 
     def _paths(self) -> list[Path]:
         try:
@@ -80,15 +84,15 @@ class Nodes:
             return []
         return [self._directory / name for name in names if not name.startswith(".") and name != self._name]
 
-    def wake(self) -> None:
-        """Tell the others that something was appended."""
+    def wake(self, datagram: bytes = APPENDED) -> None:
+        """Tell the others that something was appended, or put on the board."""
         if time.monotonic() - self._refreshed > REFRESH:
             self._refreshed = time.monotonic()
             with suppress(OSError):  # without a free descriptor the ports that are known are used
                 self._ports = [node.port for node in self.others()]
         for port in self._ports:
             with suppress(OSError):
-                self._socket.sendto(b"", (LOOPBACK, port))
+                self._socket.sendto(datagram, (LOOPBACK, port))
 
 
 def _alive(path: Path) -> Node | None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -43,6 +44,9 @@ class OpenOptions:
     recover: bool
     boot: str = field(default_factory=boot_id)
     create: bool = True
+    node: str = field(
+        default_factory=lambda: secrets.token_hex(6)
+    )  # the name of this process among those that share it
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,13 @@ def open_file(options: OpenOptions) -> LogFile:
             if options.create:
                 make_database(path)  # before the files beside it, so that an error names the database
             watermark = stack.enter_context(closing(WatermarkFile(path)))
-            nodes = stack.enter_context(closing(Nodes(path)))
+            nodes = stack.enter_context(closing(Nodes(path, options.node)))
             with watermark.locked(CHECK_PATIENCE):
                 file = _open_or_recover(options, watermark, nodes)
             stack.pop_all()
             return file
     except sqlite3.Error as error:
-        raise LogUnavailable(f"{path} cannot be opened: {error}. {_advice(error)}") from None
+        raise LogUnavailable(f"{path} cannot be opened: {error}. {advice(error)}") from None
     except BlockingIOError as error:
         raise LogUnavailable(f"{path} cannot be opened: {error.strerror}.") from None
     except OSError as error:
@@ -114,23 +118,23 @@ def _open_or_recover(options: OpenOptions, watermark: WatermarkFile, nodes: Node
     try:
         return _open(options, watermark, nodes)
     except sqlite3.DatabaseError as error:
-        if not (options.recover and _is_damage(error)):
+        if not (options.recover and is_damage(error)):
             raise
-        _set_aside(options.path)
+        set_aside(options.path, "log")
         return _open(options, watermark, nodes)
 
 
 def _open(options: OpenOptions, watermark: WatermarkFile, nodes: Nodes) -> LogFile:
     if options.create:
         make_database(options.path)  # a damaged one may have been set aside, here or by another process
-    log = _patiently(lambda: Log(options.path, options.sync, create=options.create))
+    log = patiently(lambda: Log(options.path, options.sync, create=options.create))
     try:
         if not nodes.others():  # else another process has it open, and has checked it
-            _patiently(log.check)
+            patiently(log.check)
         was = watermark.read()
         if was is not None and was.boot not in (options.boot, SYNCED):
             was = None  # the machine was started anew, and a crash may have cost it its last commits
-        state = _patiently(lambda: log.prepare(was, options.limits))
+        state = patiently(lambda: log.prepare(was, options.limits))
         ours = options.boot if options.sync == "normal" else SYNCED
         watermark.start_at(state.position, ours if was is None or was.boot == SYNCED else was.boot)
         return LogFile(options.path, log, state, watermark, nodes, os.stat(options.path).st_ino, ours)
@@ -139,7 +143,7 @@ def _open(options: OpenOptions, watermark: WatermarkFile, nodes: Nodes) -> LogFi
         raise
 
 
-def _patiently(work: Callable[[], T]) -> T:
+def patiently(work: Callable[[], T]) -> T:
     """Do it once no other process keeps the file locked."""
     end = time.monotonic() + PATIENCE
     while True:
@@ -156,11 +160,11 @@ def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: sqlite3.Error) -> bool:
     return _code(error) in DAMAGED
 
 
-def _set_aside(path: Path) -> None:
+def set_aside(path: Path, what: str) -> None:
     """Rename a damaged database and its WAL. Their new names begin like the old ones, so that people find them, and end
     alike, so that SQLite opens both as one database."""
     aside = f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}"
@@ -169,12 +173,13 @@ def _set_aside(path: Path) -> None:
             os.rename(f"{path}{suffix}", f"{aside}{suffix}")
     with suppress(FileNotFoundError):
         os.unlink(f"{path}-shm")
-    logger.warning("%s is damaged; it is now %s, and a new log begins", path, aside)
+    logger.warning("%s is damaged; it is now %s, and a new %s begins", path, aside, what)
 
 
-def _advice(error: sqlite3.Error) -> str:
-    if _is_damage(error):
-        return "Restore it from a backup, or start with --recover to set it aside and begin a new log."
+def advice(error: sqlite3.Error) -> str:
+    """Return what to do about it."""
+    if is_damage(error):
+        return "Restore it from a backup, or start with --recover to set it aside and begin a new one."
     if _code(error) == sqlite3.SQLITE_BUSY:
         return "Another process keeps it locked."
     return PLACE

@@ -83,7 +83,7 @@ async def test_junk_among_the_nodes_is_passed_over(broker: Broker, path: Path) -
         await refreshed(path)
         assert (await broker.publish(Draft(Event("x")))).offset == 1
     await refreshed(path)
-    assert [item.name for item in nodes(path).iterdir() if len(item.name) != 16] == ["directory"]
+    assert [item.name for item in nodes(path).iterdir() if len(item.name) != 12] == ["directory"]
 
 
 async def test_junk_in_place_of_the_watermark_is_written_over(broker: Broker, path: Path) -> None:

@@ -55,7 +55,7 @@ def test_others_are_known_with_their_subscribers_until_they_leave(nodes: Nodes, 
         other.join(8)
         assert nodes.others() == [Node(8, 0)], "also who only publishes knows them"
         nodes.join(9)
-        assert other.exchange(Node(8, 1_000_000)) == [Node(9, 0)]
+        assert list(other.exchange(Node(8, 1_000_000)).values()) == [Node(9, 0)]
         assert nodes.others() == [Node(8, 1_000_000)]
         other.write(Node(8, 5))
         assert nodes.others() == [Node(8, 5)]
