@@ -9,7 +9,7 @@ Ends are compared with the time of the wall clock, which all processes of a mach
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from sse_app.brokers.sqlite.files import BOARD, make_database_beside
 from sse_app.brokers.sqlite.log import connect
 from sse_app.brokers.sqlite.opening import CHECK_PATIENCE, LogFile, is_damage, patiently, set_aside
 from sse_app.brokers.sqlite.schema import is_empty, version_of
+from sse_app.brokers.sqlite.watermark import WatermarkFile
 from sse_app.errors import BrokerError, ConfigError, LogFull, LogUnavailable
 
 LOCK_PATIENCE = 2.0  # seconds to wait for other processes that write
@@ -70,16 +71,15 @@ def board_error(error: sqlite3.Error) -> BrokerError:
 
 
 def open_board(log: LogFile, wall: Callable[[], float], *, recover: bool) -> "BoardFile":
-    """Open the board beside a log, or make it. With ``recover`` a damaged one is set aside, and a new one begins.
+    """Open the board beside a log, or make it. With ``recover`` a damaged one is set aside, and a new one begins:
+    by one process at a time, which would else set aside the new ones of each other.
 
     Raises sqlite3.Error, OSError and BrokerError.
     """
-    try:
+    if not recover:
         return BoardFile(log, wall)
-    except sqlite3.DatabaseError as error:
-        if not (recover and is_damage(error)):
-            raise
-    with log.watermark.locked(CHECK_PATIENCE):  # else two processes would set aside one another's new board
+    # A descriptor of its own: the one of the log is unlocked by each publication of this process.
+    with closing(WatermarkFile(log.path)) as lock, lock.locked(CHECK_PATIENCE):
         try:
             return BoardFile(log, wall)
         except sqlite3.DatabaseError as error:
