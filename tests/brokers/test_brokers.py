@@ -735,3 +735,14 @@ async def test_a_broker_that_is_open_is_not_opened_again_until_it_was_closed(kep
             await publish(broker, text)
     async with broker:
         assert texts(await replayed(broker)) == ["a", "b"]
+
+
+async def test_a_broker_that_is_opened_again_follows_the_others_as_before(kept: World) -> None:
+    async with kept.open() as other:
+        broker = kept.open()
+        for text in "ab":
+            async with broker:
+                tail = broker.tail()
+                await publish(other, text)
+                assert texts(await take(tail, 1)) == [text]
+                await tail.aclose()

@@ -120,6 +120,7 @@ class SQLiteBroker:
             self.board.open(self._file)
             stack.push_async_callback(self.board.close)
             state = self._file.state
+            self._port = 0
             self._announced = self._known = state.position
             self._oldest = state.oldest
             self._threads = ThreadPoolExecutor(READERS, "sse-app log reader")
