@@ -46,7 +46,6 @@ READERS = 4  # threads, so that a read from a cold disk does not hold up all oth
 POLL = 0.05  # seconds between two reads of the watermark, in case the datagram of another process is lost
 REFRESH = 0.5  # seconds between two checks of the other processes and the file, and two tries after trouble
 TRIM = 1.0  # seconds at least between two trims that no publication makes
-WAKES = 100  # datagrams that are read in one turn of the loop
 BACKOFF = (0.2, 1.0)  # seconds after the first failure to read the log for the tail, and at most
 EVERYTHING = TopicFilter()
 END = Position("", 2**62)  # behind every publication
@@ -305,11 +304,10 @@ class SQLiteBroker:
 
         def on_datagram() -> None:
             with suppress(OSError):
-                for _ in range(WAKES):
-                    if wake.recv(1) == TOLD:
-                        self.board.on_message()
-                    else:
-                        self._unread.set()
+                if wake.recv(1) == TOLD:
+                    self.board.on_message()
+                else:
+                    self._unread.set()
 
         loop.add_reader(wake, on_datagram)
         self._stack.callback(loop.remove_reader, wake)
