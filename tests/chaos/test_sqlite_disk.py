@@ -133,6 +133,48 @@ async def test_the_log_is_on_the_disk_before_a_publication_is_acknowledged(
         assert not all(kept)
 
 
+KEEPS = """
+import asyncio, os, sys
+from pathlib import Path
+from sse_app.brokers.sqlite import SQLiteBroker
+
+async def main():
+    async with SQLiteBroker(Path(sys.argv[1])) as broker:
+        for durable in (True, False):
+            for number in range(int(sys.argv[2])):
+                os.write(1, b"asked")
+                await broker.board.put(f"a.{number}", b"x" * 300, 3600, durable=durable)
+                os.write(1, b"durable" if durable else b"kept")
+
+asyncio.run(main())
+"""
+
+
+def synced_before_kept(trace: Path, board: Path) -> Iterator[tuple[bool, bool]]:
+    """Yield for each entry if it was to be durable, and if a sync of the WAL came between the call and its return."""
+    synced = False
+    for call in calls_of(trace):
+        if call.name in ("fdatasync", "fsync"):
+            synced |= call.file == f"{board}-wal" and call.line.endswith("= 0")
+        elif '"asked"' in call.line:
+            synced = False
+        elif '"durable"' in call.line or '"kept"' in call.line:
+            yield '"durable"' in call.line, synced
+
+
+def test_a_durable_entry_of_the_board_is_on_the_disk_before_it_is_kept(
+    tmp_path: Path, path: Path, strace: tuple[str, ...]
+) -> None:
+    each = count(ci=60, full=2_000)
+    waits = (part for part in strace if part != "-D")  # strace ends last, when all of the trace is written
+    command = (*waits, sys.executable, "-c", KEEPS, str(path), str(each))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=10 * PATIENCE)
+    kept = list(synced_before_kept(tmp_path / "trace", Path(f"{path}-board")))
+    assert [durable for durable, _ in kept] == [True] * each + [False] * each
+    assert all(synced for durable, synced in kept if durable)
+    assert not all(synced for durable, synced in kept if not durable), "without the sync the test must fail"
+
+
 # --- full (G4) ---
 
 
