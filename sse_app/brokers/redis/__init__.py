@@ -200,6 +200,8 @@ class RedisBroker:
                     await self._reading.call("HDEL", self._nodes, self._node, f"board:{self._node}")
         finally:
             self._tasks = None
+            if self._board is not None:
+                self._board.is_open = False
             await close_stack(self._stack, kind, error, trace)
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
@@ -262,6 +264,7 @@ class RedisBroker:
 
     def _start_board(self) -> None:
         if self._board is not None and self._tasks is not None:
+            self._board.is_open = True
             self._start(self._board.run())
             self._start(self._board.listen())
 

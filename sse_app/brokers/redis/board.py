@@ -57,6 +57,7 @@ class RedisBoard:
         clock: Callable[[], float] | None,
     ) -> None:
         self.name, self.nodes = name, nodes
+        self.is_open = False  # as its broker is
         self.has_listened = False  # it was subscribed to the channel, and is again when it can be
         # In braces, so that a Redis Cluster keeps all of them in one slot.
         self._keys = tuple(f"{{{prefix}}}:board:{part}" for part in ("values", "ends", "names"))
@@ -118,6 +119,8 @@ class RedisBoard:
         return await self._command("EVALSHA", SCRIPT_SHA, 3, *self._keys, operation, clock, *arguments)
 
     async def _command(self, *arguments: Argument) -> Any:
+        if not self.is_open:
+            raise BrokerUnavailable(UNREACHABLE)
         try:
             return await self._queue.call(*arguments)
         except LogFull:
