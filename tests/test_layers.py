@@ -33,6 +33,7 @@ FLOORS = (
     ("brokers.nats.connection", "brokers.nats.feed", "brokers.nats.nodes"),
     ("brokers.nats.consumers",),
     ("brokers.nats.log",),
+    ("brokers.nats.board",),
     ("brokers.nats",),
     ("brokers.sqlite.log",),
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),
@@ -73,7 +74,7 @@ FLOORS = (
 COMMANDS = {name for floor in FLOORS for name in floor if name.split(".")[0] == "commands"}
 ROOTS = ("", "__main__")  # the public names, which are loaded when used, and ``python3 -m sse_app``
 STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # payload knows msgspec
-NATS = ("connection", "consumers", "feed", "internals", "log", "nodes")
+NATS = ("board", "connection", "consumers", "feed", "internals", "log", "nodes")
 KNOWS = {
     "starlette": {
         "hub",

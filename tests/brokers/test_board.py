@@ -14,9 +14,9 @@ from tests.support.boards import board_of, boards_on, listening_to
 from tests.support.peers import PATIENCE, turns, until
 from tests.support.worlds import World
 
-BOARDS = ("memory", "linked", "sqlite", "redis")
+BOARDS = ("memory", "linked", "sqlite", "redis", "nats")
 # Whose lifetimes are measured on the clocks of the world, not on a server's.
-CLOCKED = ("memory", "linked", "sqlite", "redis")
+CLOCKED = ()
 SHARED = tuple(name for name in BOARDS if name != "memory")  # by several nodes
 KEPT = tuple(name for name in SHARED if name != "linked")  # on more than the memory of a process
 LONG = 3_600.0  # seconds
@@ -376,11 +376,13 @@ async def test_the_messages_of_each_node_arrive_in_their_order(boards: list[Boar
 @shared
 async def test_a_reader_that_is_too_slow_loses_the_oldest(boards: list[Board]) -> None:
     one, two, _ = boards
-    async with listening_to(two, one) as inbox:
-        async with asyncio.timeout(PATIENCE):
+    last = b"%d" % (MESSAGES + 499)
+    async with listening_to(two, one) as inbox, listening_to(two, one) as quick:
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+            tasks.create_task(quick.take_until(last))  # then all have arrived at this node
             for number in range(MESSAGES + 500):
                 await one.send(b"%d" % number)
-        found = [int(message) for message in await inbox.take_until(b"%d" % (MESSAGES + 499))]
+        found = [int(message) for message in await inbox.take_until(last)]
         assert found == sorted(set(found)), "in order, and none twice"
         assert MESSAGES // 2 <= len(found) <= MESSAGES
         await one.send(b"and on")

@@ -5,11 +5,13 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from sse_app.brokers.nats.board import NatsBoard
 from tests.support.broker_process import HOST, BrokerProcess
 from tests.support.peers import PATIENCE
 from tests.support.worlds import World
@@ -73,10 +75,13 @@ def impatient_nats(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     for name, seconds in (("REFRESH", 0.1), ("SILENCE", 0.5), ("BACKOFF", (0.02, 0.1)), ("consumers.HEARTBEAT", 0.1)):
         monkeypatch.setattr(f"sse_app.brokers.nats.{name}", seconds)
-    for name in ("COMMAND", "log.ANSWER", "connection.CONNECT"):
+    for name in ("COMMAND", "board.DEADLINE", "log.ANSWER", "connection.CONNECT"):
         monkeypatch.setattr(f"sse_app.brokers.nats.{name}", PATIENCE)
 
 
 @pytest.fixture
-def nats_world(nats_server: NatsServer, impatient_nats: None) -> World:
-    return World(nats_server.url(), clocked=False)
+def nats_world(nats_server: NatsServer, impatient_nats: None, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The log is measured by the server; the board by the wall clock of its node, which is the world's."""
+    world = World(nats_server.url(), clocked=False)
+    monkeypatch.setattr("sse_app.brokers.nats.NatsBoard", partial(NatsBoard, wall=world.wall))
+    return world

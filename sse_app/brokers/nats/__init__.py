@@ -3,6 +3,7 @@
     publish -> js.publish, on the one connection -> the server's acknowledgement
     the stream -> an ordered consumer -> _on_message -> tails, also of what this node published
     replay, newest, last, since -> the messages that came lately, else a consumer for a page
+    board -> board.py, from its first use on
 
 One task makes the connection, and another one when it breaks. Once a second it reads the state of the stream: that is
 the ping, and shows whether the stream is still the same one.
@@ -24,6 +25,7 @@ from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.known import KnownLog
 from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, LimitSettings
+from sse_app.brokers.nats.board import NatsBoard
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
 from sse_app.brokers.nats.entries import Message, content, envelope, publication_of
 from sse_app.brokers.nats.feed import Feed
@@ -84,6 +86,9 @@ class NatsBroker:
         self._address = address
         self._limits = GivenLimits(history, history_bytes, history_age, idempotency_window)
         self._log: Log | None = None  # while it can be reached
+        self._client: Client | None = None  # the connection, meanwhile
+        self._board: NatsBoard | None = None  # until it is used
+        self._tasks: asyncio.TaskGroup | None = None  # while the broker is open
         self._feed_stack = AsyncExitStack()  # closes the feed
         self._feed: Feed | None = None
         self._wake = asyncio.Event()  # the task has something to do
@@ -108,9 +113,10 @@ class NatsBroker:
         self._stack.enter_context(self._entered)
         self._opened = asyncio.get_running_loop().create_future()
         self._stopping = False
-        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
-        self._stack.callback(tasks.create_task(self._stay_connected()).cancel)
+        self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        self._stack.callback(self._tasks.create_task(self._stay_connected()).cancel)
         self._stack.callback(self._stop)
+        self._start_board()
         try:
             await self._opened
         except BaseException:
@@ -126,7 +132,7 @@ class NatsBroker:
     def _stop(self) -> None:
         """End the loops of the task. It is cancelled as well, but on Python 3.11 wait_for, which nats-py uses, may
         swallow a cancellation."""
-        self._stopping = True
+        self._stopping, self._tasks = True, None
         self._wake.set()
 
     async def _stay_connected(self) -> None:
@@ -150,7 +156,7 @@ class NatsBroker:
             await log.begin_anew(self._known.top.epoch)
             await self._refresh(log)
         await self._nodes.subscribe(client)
-        self._log = log
+        self._log, self._client = log, client
         if self._trouble:
             logger.warning("the broker is back")
             self._trouble = ""
@@ -175,6 +181,8 @@ class NatsBroker:
                 while not self._stopping:
                     self._wake.clear()
                     log.check()
+                    if self._board is not None:
+                        await self._board.listen(client)
                     await self._nodes.announce(client, self.subscribers_here)
                     self.subscribers_elsewhere = self._nodes.subscribers()
                     await self._refresh(log)
@@ -183,9 +191,9 @@ class NatsBroker:
                         async with asyncio.timeout(REFRESH):
                             await self._wake.wait()
         finally:
-            self._log = self._feed = None
+            self._log = self._client = self._feed = None
             with suppress(*FAILURES):
-                await self._nodes.announce(client, 0)
+                await self._nodes.leave(client)
 
     # What this node knows
 
@@ -239,6 +247,20 @@ class NatsBroker:
 
     async def oldest(self) -> Position:
         return self._known.top._replace(offset=self._known.held_from)
+
+    # The board
+
+    @property
+    def board(self) -> NatsBoard:
+        if self._board is None:
+            self._board = NatsBoard(self._address, self._nodes, lambda: self._client)
+            self._start_board()
+        return self._board
+
+    def _start_board(self) -> None:
+        if self._board is not None and self._tasks is not None:
+            self._stack.callback(self._tasks.create_task(self._board.run()).cancel)
+            self._wake.set()
 
     # Publishing
 

@@ -50,7 +50,7 @@ UNKNOWN = (
 MESSAGE_TOO_LARGE = 10054
 NAME_IN_USE = 10058
 IN_PROCESS = 10158  # a message with the same id is being stored
-WRONG_LAST_SEQUENCE = 10071
+WRONG_LAST_SEQUENCE = {10071, 10164}
 NOT_STORED = 10077  # its text has the reason
 NO_ROOM = {10002, 10023, 10028, 10047}  # for the account, on the server, in memory, on the disk
 
@@ -271,7 +271,7 @@ class Log:
         try:
             await self._js.publish(self._key_subject(key), digest.encode(), ANSWER, self._keys, headers)
         except APIError as error:
-            if error.err_code != WRONG_LAST_SEQUENCE:
+            if error.err_code not in WRONG_LAST_SEQUENCE:
                 raise
             return False
         return True
