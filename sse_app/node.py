@@ -6,8 +6,10 @@ subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> r
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,6 +21,7 @@ from sse_app.dialects import NATIVE
 from sse_app.draining import Drain
 from sse_app.errors import BrokerError
 from sse_app.exchange import Exchange
+from sse_app.expiry import Expiry
 from sse_app.grants import OPEN, Grant, Reconnect
 from sse_app.heartbeats import SLOTS, Cursors, Heartbeats
 from sse_app.joining import Joining, StreamRequest
@@ -49,7 +52,8 @@ class Node:
     ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
     ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
     ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take;
-    ``ticket_reconnect`` says who may come back with a ticket (``Tickets``).
+    ``ticket_reconnect`` says who may come back with a ticket (``Tickets``). A stream ends after ``auth_max_age``
+    seconds, so that its client shows its credential again; None: only when its grant expires, by the ``wall`` clock.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class Node:
         max_subscribers: int,
         drain: float,
         ticket_reconnect: Reconnect,
+        auth_max_age: float | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.broker = broker
         self.life = Lifetime()
@@ -77,6 +83,7 @@ class Node:
         self._beat_interval = heartbeat / SLOTS
         self._cursors = Cursors(broker, self._delivery)
         self._heartbeats = Heartbeats(self.totals, self._cursors)
+        self._expiry = Expiry(partial(self.end, reason=CloseReason.EXPIRED), max_age=auth_max_age, wall=wall)
         self._admission = Admission(self.totals, max_subscribers, lambda: self._drain.note_progress())
         self._exchange = Exchange(broker.board)
         self.leases = Leases(
@@ -104,6 +111,7 @@ class Node:
             self.spawn(self._follow(tail))
             self.spawn(self._keep_alive())
             self.spawn(self._exchange.run())
+            self.spawn(self._expiry.run())
             self._stack = stack.pop_all()
         self._admission.start()
         self._drain.reset()
@@ -226,6 +234,7 @@ class Node:
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
         self.leases.add(subscriber)
+        self._expiry.add(subscriber)
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:
@@ -241,6 +250,7 @@ class Node:
         self._delivery.remove(subscriber)
         self._heartbeats.remove(subscriber)
         self.leases.remove(subscriber)
+        self._expiry.remove(subscriber)
         self._count_subscribers(-1)
         self.totals.closed[subscriber.closing or reason] += 1
         subscriber.release()

@@ -1,16 +1,25 @@
 """Expiry: streams whose grants end, by a wall clock that may jump."""
 
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.delivery import SLICE
+from sse_app.events import EventDecoder
 from sse_app.expiry import Expiry
 from sse_app.grants import Grant
 from sse_app.metrics import Totals
-from sse_app.subscriber import Subscriber
+from sse_app.node import Node
+from sse_app.publication import Draft, Position
+from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.topics import TopicFilter
-from tests.support.peers import Clock
+from tests.support.nodes import data_of, node_on, subscribed
+from tests.support.peers import PATIENCE, Clock, Socket, datas
 
 BEGIN = 1_700_000_000.0  # Unix time
 BROKER, TOTALS = MemoryBroker(), Totals()
@@ -147,3 +156,102 @@ def test_whatever_the_clock_does_each_stream_ends_once_in_the_first_look_after_i
             assert {one for one, expires in open_ones.items() if expires <= wheel.clock.now - 1} <= set(taken)
             assert all(open_ones.pop(one) <= wheel.clock.now for one in taken)
         assert len(wheel.expiry) == len(open_ones)
+
+
+# In a node, on virtual time
+
+
+def wall_of_loop() -> Callable[[], float]:
+    loop = asyncio.get_running_loop()
+    return lambda: BEGIN + loop.time()
+
+
+def expiring(seconds: float) -> Grant:
+    return Grant(subscribe=TopicFilter(), expires=wall_of_loop()() + seconds)
+
+
+async def publish_until(node: Node, end: float, pause: float) -> None:
+    """Publish the time at which it is, again and again."""
+    time = asyncio.get_running_loop().time
+    while time() < end:
+        await node.publish(Draft.compose(str(time())))
+        await asyncio.sleep(pause)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("room", [None, 1, 3, 1_000_000], ids=["read", "stalled", "slow", "written"])
+@pytest.mark.parametrize("pause", [3.0, 0.01], ids=["quiet", "busy"])
+async def test_a_stream_gets_a_bye_when_its_grant_expires_and_nothing_after_it(room: int | None, pause: float) -> None:
+    begun = asyncio.get_running_loop().time()
+    async with (
+        node_on(MemoryBroker(history=1_000), wall=wall_of_loop(), queue_size=20) as node,
+        subscribed(node, grant=expiring(5.5)) as subscriber,
+        asyncio.TaskGroup() as tasks,
+    ):
+        tasks.create_task(publish_until(node, begun + 10.0, pause))
+        if room is None:
+            body = b""
+            while data := await subscriber.read():
+                body += data
+        else:
+            socket = Socket(room)
+            subscriber.attach(socket)
+            while not socket.ended:
+                await asyncio.sleep(0.5)
+                if not socket.room:
+                    socket.room = room
+                    subscriber.resume()
+            body = socket.sent
+        assert 5.5 <= asyncio.get_running_loop().time() - begun <= 7.0
+        *events, bye = EventDecoder().feed(body)
+        assert (bye.type, data_of(bye)["reason"]) == ("bye", "expired")
+        assert 2_000 <= data_of(bye)["retry"] <= 5_000
+        assert all(float(text) < begun + 6.5 for text in datas(events))
+    assert node.totals.closed == {"expired": 1}
+    assert len(node._expiry) == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_grant_that_expires_in_the_middle_of_a_long_replay_ends_it() -> None:
+    async with node_on(MemoryBroker(), wall=wall_of_loop()) as node:
+        for number in range(5_000):
+            await node.publish(Draft.compose(str(number)))
+        async with subscribed(node, after=Position("other", 0), grant=expiring(2.0)) as subscriber:
+            body = b""
+            async with asyncio.timeout(PATIENCE):
+                while data := await subscriber.read():
+                    body += data
+                    await asyncio.sleep(0.25)  # twenty pages take five seconds
+        events = EventDecoder().feed(body)
+        assert data_of(events[-1])["reason"] == "expired"
+        assert 0 < len(datas(events)) < 5_000
+        assert datas(events) == [str(number) for number in range(len(datas(events)))]
+
+
+@pytest.mark.virtual_time
+async def test_streams_of_an_open_node_have_no_end_to_wait_for() -> None:
+    async with node_on(MemoryBroker(), wall=wall_of_loop()) as node, subscribed(node) as subscriber:
+        await asyncio.sleep(100_000)
+        assert (len(node._expiry), subscriber.ends_at, subscriber.closing) == (0, None, None)
+
+
+@pytest.mark.virtual_time
+async def test_a_node_that_wants_credentials_again_ends_every_stream_in_time() -> None:
+    async with node_on(MemoryBroker(), wall=wall_of_loop(), auth_max_age=60.0) as node:
+        async with subscribed(node, grant=Grant(subscribe=TopicFilter())) as subscriber:
+            await asyncio.sleep(59)
+            assert subscriber.closing is None
+            await asyncio.sleep(2)
+            assert subscriber.closing is CloseReason.EXPIRED
+            assert len(node._expiry) == 0
+        assert node.totals.closed == {"expired": 1}
+
+
+@pytest.mark.virtual_time
+async def test_streams_that_expire_together_all_end() -> None:
+    """As after a start at which everyone came back at once."""
+    async with node_on(MemoryBroker(), wall=wall_of_loop()) as node, AsyncExitStack() as stack:
+        grant = expiring(5.0)
+        streams = [await stack.enter_async_context(subscribed(node, grant=grant)) for _ in range(2 * SLICE + 1)]
+        await asyncio.sleep(7)
+        assert all(stream.closing is CloseReason.EXPIRED for stream in streams)
