@@ -19,7 +19,7 @@ FLOORS = (
     ("payload", "narrowing", "limits"),
     ("publication",),
     ("grants", "brokers.limits", "brokers.board"),
-    ("config", "metrics", "notices", "brokers"),
+    ("config", "metrics", "notices", "brokers", "revocations"),
     ("auth", "auth.withdrawal", "auth.claims", "auth.algorithms", "auth.waiting"),
     ("auth.keys", "auth.signatures", "auth.compact"),
     ("brokers.tail", "brokers.offsets", "brokers.formats", "brokers.memory_board", "brokers.messages"),
