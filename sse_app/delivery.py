@@ -86,10 +86,14 @@ class ClientIndex:
 
 
 class Delivery:
-    """The subscribers of a node, and who of them gets what. Everything up to ``position`` was offered."""
+    """The subscribers of a node, and who of them gets what. Everything up to ``position`` was offered, and everything
+    up to ``reached`` may be read from the log.
+
+    What is being offered may be read already: a stream that asks the log where it ends is offered all behind that.
+    """
 
     def __init__(self) -> None:
-        self.position = Position("", 0)
+        self.position = self.reached = Position("", 0)
         self._groups: dict[tuple[TopicFilter, Dialect], Group] = {}
         self._index: TopicIndex[Group] = TopicIndex()
         self._clients = ClientIndex()
@@ -114,6 +118,10 @@ class Delivery:
         """Return the equal filter of a group, or this one if there is none: a group's subscribers share one object."""
         group = self._groups.get((topic_filter, dialect))
         return topic_filter if group is None else group.filter
+
+    def named(self, names: Iterable[str]) -> Collection[Subscriber]:
+        """Return the subscribers that ``to`` may name so."""
+        return self._clients.find(names)
 
     def add(self, subscriber: Subscriber) -> None:
         key = subscriber.filter, subscriber.dialect

@@ -13,6 +13,7 @@ from sse_app.grants import OPEN, Grant
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason, Welcome
 from sse_app.publication import Position, Publication, check_client, names
+from sse_app.revocations import is_revocable
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 
@@ -109,6 +110,8 @@ class Joining:
             top = await self._broker.top(fresh=True)
             start = await self._start(subscriber, request, oldest, top)
         newest = await self._newest(subscriber, oldest)
+        if newest is not None and not self._may_be_told(newest, subscriber):
+            newest = None
         dialect = subscriber.dialect
         greeting = dialect.welcome(self._welcome(subscriber, request, start, newest, top))
         if start.gap:
@@ -160,6 +163,12 @@ class Joining:
             return newest
         found = await self._broker.newest(1, group.filter, subscriber.audience)
         return found[0] if found else None
+
+    def _may_be_told(self, newest: Publication, subscriber: Subscriber) -> bool:
+        """Return False when the grant may have been taken back before this was published."""
+        position, reached = newest.position, self._delivery.reached
+        is_reached = position.epoch == reached.epoch and position.offset <= reached.offset
+        return is_reached or not is_revocable(subscriber.grant)
 
     async def _look_up_newest(self, group: Group) -> None:
         """Find the newest publication of a group in the log, once for all subscribers that join it meanwhile."""

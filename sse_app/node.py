@@ -28,8 +28,11 @@ from sse_app.joining import Joining, StreamRequest
 from sse_app.leases import Leases
 from sse_app.lifetime import Lifetime
 from sse_app.metrics import Totals
-from sse_app.publication import Audience, Draft, Publication, Receipt
+from sse_app.publication import Audience, Draft, Position, Publication, Receipt
+from sse_app.reached import ReachedLog
 from sse_app.receipts import Receipts
+from sse_app.revocations import Revocation
+from sse_app.revoking import Revoking
 from sse_app.stack import NonReentrant, close_stack
 from sse_app.steps import outside_tasks
 from sse_app.subscriber import CloseReason, Subscriber
@@ -38,6 +41,7 @@ from sse_app.topics import TopicFilter
 T = TypeVar("T")
 
 RECENT = 100  # publications that /stats lists
+SOON = (200, 1_000)  # milliseconds: after the end of a stream whose client gets the rest of what it may see
 
 RUNNING = (
     "The hub is running already, and can be started again when it has stopped. Give its lifespan to one app only, "
@@ -83,6 +87,8 @@ class Node:
         self._beat_interval = heartbeat / SLOTS
         self._cursors = Cursors(broker, self._delivery)
         self._heartbeats = Heartbeats(self.totals, self._cursors)
+        self._log = ReachedLog(broker, self._delivery)
+        self._revoking = Revoking(broker, self._delivery, self.end, wall=wall)
         self._expiry = Expiry(partial(self.end, reason=CloseReason.EXPIRED), max_age=auth_max_age, wall=wall)
         self._admission = Admission(self.totals, max_subscribers, lambda: self._drain.note_progress())
         self._exchange = Exchange(broker.board)
@@ -104,7 +110,7 @@ class Node:
             stack.enter_context(self._non_reentrant)
             await stack.enter_async_context(self.broker)
             tail = await stack.enter_async_context(aclosing(self.broker.tail()))
-            self._delivery.position = tail.start
+            self._delivery.position = self._delivery.reached = tail.start
             self._tasks_end = False
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_tasks)
@@ -112,9 +118,11 @@ class Node:
             self.spawn(self._keep_alive())
             self.spawn(self._exchange.run())
             self.spawn(self._expiry.run())
+            self.spawn(self._revoking.run())
             self._stack = stack.pop_all()
         self._admission.start()
         self._drain.reset()
+        self._revoking.reset()
         self._drain_begun = False
         self.life.begin()
         return self
@@ -192,14 +200,20 @@ class Node:
     async def _read_again(self) -> None:
         """Let everyone read on from the log: the tail began another epoch, or left publications out."""
         top = await self.broker.top()
+        await self._revoking.read_again()  # behind the top: an entry on the board is older than its record in the log
+        self._delivery.reached = top
         self._delivery.forget_newest()
         await outside_tasks(in_steps(Subscriber.fall_behind, list(self._delivery)))
         self._delivery.position = top  # only now: a stream that is not behind yet would take a cursor to there for true
 
     def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
         """Offer a piece of what the log announced to all whom it is for, in steps."""
-        yield from self._delivery.deliver(publications)
-        self._delivery.position = publications[-1].position
+        end = publications[-1].position
+        shown = yield from self._revoking.apply(publications)
+        self._delivery.reached = end  # before it is offered: who asks now where the log ends may be passed over below
+        if shown:
+            yield from self._delivery.deliver(shown)
+        self._delivery.position = end
         self._drain.note_progress()
 
     # Subscribing
@@ -224,12 +238,12 @@ class Node:
         Raises InsufficientScope, TooManyTopics, Draining, Overloaded, Unavailable.
         """
         self.life.check_here()
-        grant = request.grant
+        grant = await self._revoking.check(request.grant)  # no other await follows until the stream is added
         client = grant.check_name(request.client)
         topic_filter = self._delivery.shared(grant.narrow(request.topic_filter), NATIVE)
         self._admission.check_subscriber()
         subscriber = Subscriber(
-            self.broker, self.totals, topic_filter, client, *self._queue_limits, self._spawner, grant=grant
+            self._log, self.totals, topic_filter, client, *self._queue_limits, self._spawner, grant=grant
         )
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
@@ -260,7 +274,32 @@ class Node:
         """End a stream at once: it gets a ``bye`` with this reason and reconnection time (ms; else a random one), and
         nothing of what waits for it.
         """
-        subscriber.end(reason, subscriber.dialect.bye(reason, self.retry() if retry is None else retry))
+        if retry is None:
+            retry = random.randint(*SOON) if reason is CloseReason.CHANGED else self.retry()
+        subscriber.end(reason, subscriber.dialect.bye(reason, retry))
+
+    # Taking grants back
+
+    async def check(self, grant: Grant) -> Grant:
+        """Return what is left of the grant of a request; the caller uses it before it awaits anything else.
+
+        Raises InvalidToken if it was taken back, InsufficientScope, and Unavailable when that cannot be told.
+        """
+        return await self._revoking.check(grant)
+
+    async def revoke(self, revocation: Revocation) -> tuple[Position, int]:
+        """Take grants back, on all nodes. Return the position of its record in the log, and how many streams ended
+        here.
+
+        No publication that is published from then on is sent to a stream whose grant this takes back. Raises
+        Unavailable when other nodes may not have heard of it: it is to be repeated.
+        """
+        self.life.check_here()
+        return await self._revoking.revoke(revocation)
+
+    async def end_all(self, covers: Callable[[Grant], bool], reason: CloseReason) -> int:
+        """End the streams of this node whose grants are covered. Return how many there were."""
+        return await self._revoking.end_all(covers, reason)
 
     def _count_subscribers(self, change: int) -> None:
         self.totals.subscribers += change
@@ -354,5 +393,6 @@ class Node:
             "draining": self.draining,
             "log_top_offset": self._delivery.position.offset,
             "subscribers_elsewhere": self.broker.subscribers_elsewhere,
-            "bad_envelopes": self.broker.bad_envelopes,
+            "bad_envelopes": self.broker.bad_envelopes + self._revoking.bad_records,
+            "revocations": len(self._revoking.revocations),
         }

@@ -8,11 +8,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from enum import Enum, StrEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from sse_app.backoff import Backoff
 from sse_app.batch import Batch, Writer
-from sse_app.brokers import Broker
+from sse_app.brokers import Page
 from sse_app.dialects import NATIVE, Dialect, write
 from sse_app.errors import BrokerError
 from sse_app.grants import OPEN, Grant
@@ -39,6 +39,18 @@ class CloseReason(StrEnum):
 RETRY = (0.4, 1.0)  # seconds: the first and the longest pause between attempts to read a log that cannot be read
 
 WAKE = Batch(b"")  # ends the wait of a reader, so that it sees its subscriber's new state
+
+
+class Log(Protocol):
+    """The log as a stream reads it. A method that gets no answer raises a BrokerError."""
+
+    async def top(self) -> Position:
+        """Return the position up to which it may be read now. All that is behind it will be offered."""
+        ...
+
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
+        """Return the next page of matching publications in ``(after, until]``, oldest first."""
+        ...
 
 
 class Mode(Enum):
@@ -100,14 +112,14 @@ class Subscriber:
     """
 
     __slots__ = (
-        "_audience", "_broker", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_mode", "_offset",
+        "_audience", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_log", "_mode", "_offset",
         "_queue", "_queue_bytes", "_queue_size", "_ready_in", "_totals", "_until", "_writable", "_writer", "client",
         "closing", "dialect", "ends_at", "filter", "grant", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
         self,
-        broker: Broker,
+        log: Log,
         totals: Totals,
         topic_filter: TopicFilter,
         client: str,
@@ -126,7 +138,7 @@ class Subscriber:
         self.ends_at: int | None = None  # the second of Unix time in which its grant ends it; kept by Expiry
         self.closing: CloseReason | None = None  # why the stream is to end, once it is to end
         self.turn = 0  # the slot of the hub's heartbeats that the subscriber is in
-        self._broker = broker
+        self._log = log
         self._totals = totals
         self._queue_size, self._queue_bytes = queue_size, queue_bytes
         self.spawn = spawn or _no_owner  # gives a task an owner
@@ -229,6 +241,11 @@ class Subscriber:
             self._queue_up(heartbeat)
 
     # Ending
+
+    @property
+    def is_over(self) -> bool:
+        """True when it takes, reads and writes nothing more but its last bytes."""
+        return self._mode in OVER
 
     def close(self, reason: CloseReason, farewell: bytes = b"") -> None:
         """End the stream after everything offered so far and these last bytes."""
@@ -390,9 +407,12 @@ class Subscriber:
         backoff = Backoff(*RETRY)
         while self._mode in FROM_LOG:
             try:
-                if self._until is not None:
-                    return await self._read_page(self._until)
-                await self._find_end()
+                if self._until is None:
+                    await self._find_end()
+                elif (data := await self._read_page(self._until)) is not None:
+                    return data
+                else:
+                    await asyncio.sleep(backoff.next())
             except BrokerError:
                 if self.closing:
                     self._give_up_log()
@@ -410,7 +430,7 @@ class Subscriber:
         """Ask the log where it ends. From before that on, the queue takes what is new."""
         self._enter(READING)
         try:
-            until = await self._broker.top()
+            until = await self._log.top()
         except BaseException:
             if self._mode in (READING, OVERRUN):
                 self._enter(BEHIND)
@@ -418,10 +438,16 @@ class Subscriber:
         if self._mode in (READING, OVERRUN):
             self._until = until
 
-    async def _read_page(self, until: Position) -> bytes:
-        page = await self._broker.replay(self.position, until, self.filter)
+    async def _read_page(self, until: Position) -> bytes | None:
+        """Return the next page up to there; None when that is the end of a log that has begun anew. The new one is not
+        read before its end is known: the node may have to end the stream first.
+        """
+        page = await self._log.replay(self.position, until, self.filter)
         if self._mode not in FROM_LOG:
             return b""  # nobody is to get the page any more: it does not count as delivered
+        if page.end.epoch != until.epoch:
+            self._ask_again()
+            return None
         parts = [] if page.start == self.position else [self._gap(page.start, until)]
         visible = [publication for publication in page.publications if publication.visible_to(self.audience)]
         blocks, events, gaps = write(visible, self.dialect)
@@ -432,10 +458,12 @@ class Subscriber:
             self._leave_log_at(until)
         return b"".join(parts)
 
-    def _leave_log_at(self, until: Position) -> None:
-        if self._epoch != until.epoch:  # the log began anew meanwhile: its end has to be asked for again
+    def _ask_again(self) -> None:
+        if self._mode is not BEHIND:
             self._enter(BEHIND)
-        elif self._offset >= until.offset:
+
+    def _leave_log_at(self, until: Position) -> None:
+        if self._offset >= until.offset:
             self._enter(WAITING if self._mode is READING else BEHIND)
 
     def _gap(self, start: Position, top: Position) -> bytes:

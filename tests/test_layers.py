@@ -44,7 +44,7 @@ FLOORS = (
     ("batch", "admission", "lifetime", "exchange", "tickets"),
     ("subscriber",),
     ("delivery",),
-    ("joining", "heartbeats", "draining", "receipts", "expiry"),
+    ("joining", "heartbeats", "draining", "receipts", "expiry", "reached", "revoking"),
     ("leases",),
     ("node", "web", "web.prefix", "server.uvicorn_internals"),
     ("web.problems", "web.callers", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
