@@ -3,6 +3,9 @@
 A page of another site can make a visitor's browser send requests to a hub. DNS rebinding, where the page's own name
 later resolves to 127.0.0.1, makes such requests look same-origin.
 
+To such requests browsers add the visitor's cookies, and the names and passwords of HTTP's own authentication. Where the
+hub takes a caller for whom they say, a request that changes something has to say more than others do.
+
 An upgrade with a body is refused, and so is CONNECT: uvicorn's own httptools protocol loses the bytes that follow such
 a head, or runs them as the next request (Kludex/uvicorn#2722). An app can only refuse. Our own server declines these
 upgrades before the app.
@@ -44,6 +47,7 @@ ONCE: Mapping[bytes, type[BadInput]] = {
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\])(:(?P<port>[0-9]{0,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _WHITE = b" \t"
+_SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing (RFC 9110, 9.2.1)
 _CONNECTION = (b"connection", b"proxy-connection")
 
 
@@ -51,6 +55,9 @@ class Guard:
     """ASGI middleware. ``hosts`` are the names this server answers to (``*.example.com`` for all below), None or
     ``*`` for any; ``origins`` are the foreign origins whose pages may ask, ``*`` for any. ``refuse`` makes an error a
     response. ``any_host`` are paths whose answers reveal nothing, so that every Host may ask for them.
+
+    ``ambient``: the hub takes credentials that browsers add by themselves. Then a request with one that changes
+    something has to come from a page of this server; with ``credentials``, also from one of ``origins`` that is named.
 
     In the requests that it passes on, header values have no white space around them, and no header of ONCE is repeated.
     """
@@ -63,11 +70,14 @@ class Guard:
         origins: Collection[str],
         refuse: Callable[[BadInput], ASGIApp],
         any_host: Collection[str] = (),
+        ambient: bool = False,
+        credentials: bool = False,
     ) -> None:
         self._app, self._refuse = app, refuse
         self._hosts = None if hosts is None or "*" in hosts else frozenset(map(_canonical, hosts))
         self._origins = frozenset(origins)
         self._any_host = frozenset(any_host)
+        self._ambient, self._credentials = ambient, credentials
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         app = self._app
@@ -92,6 +102,24 @@ class Guard:
             foreign = not self._may_ask(origin.decode("latin-1"), host, headers.get(b"sec-fetch-site"))
         if foreign:
             raise BadOrigin("This page's origin may not use this hub; its operator can allow it with cors_origins.")
+        if self._ambient and scope["method"] not in _SAFE and not self._may_be_as_the_visitor(scope, headers, host):
+            raise BadOrigin(
+                "With a cookie only pages of this hub, and of origins that may send credentials (cors_origins,"
+                " cors_credentials), change something here. Other callers send `Authorization: Bearer ...`."
+            )
+
+    def _may_be_as_the_visitor(self, scope: Scope, headers: Mapping[bytes, bytes], host: str) -> bool:
+        """Return True unless a foreign page may have made a visitor's browser send this, with a credential of his."""
+        sent, origin, site = headers.get(b"authorization"), headers.get(b"origin"), headers.get(b"sec-fetch-site")
+        if sent is None:
+            if not any(name == b"cookie" for name, _ in scope["headers"]):
+                return True
+        elif sent[:7].lower() == b"bearer " or (origin is None and site is None):
+            return True  # no browser adds a Bearer; those that add others send an Origin with every POST
+        if origin is None:
+            return site in (b"same-origin", b"none")
+        named = origin.decode("latin-1")
+        return (self._credentials and named in self._origins) or _same_origin(named, host, site)
 
     def _may_ask(self, origin: str, host: str, site: bytes | None) -> bool:
         return "*" in self._origins or origin in self._origins or _same_origin(origin, host, site)

@@ -164,6 +164,20 @@ async def test_the_health_of_a_hub_may_be_asked_by_any_host(path: str, host: str
         assert code_of(refused) == (400, "bad_host")
 
 
+@pytest.mark.parametrize("type", ["text/plain", "application/x-www-form-urlencoded", "application/json"])
+@pytest.mark.parametrize("page", [{}, {"Origin": "https://app.example"}])
+async def test_where_cookies_count_a_page_publishes_nothing_with_those_of_its_visitor(
+    page: dict[str, str], type: str
+) -> None:
+    async with web(cors_origins=("*",)) as hub_web:
+        guard = Guard(hub_web.hub.app, hosts=None, origins=("*",), refuse=problem, ambient=True)
+        headers = {"Host": "localhost", "Content-Type": type, "Cookie": "session=1", **page}
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        answer = await call(guard, "POST", "/broadcast", raw)
+        assert code_of(answer) == (403, "bad_origin")
+        assert hub_web.hub.node.totals.published == 0
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/events", "/stats", "/metrics", "/openapi.json", "/healthz/", "/x/healthz", "//healthz"]
 )
@@ -243,6 +257,83 @@ async def test_an_origin_that_looks_like_an_allowed_one_is_refused(origin: str) 
 @pytest.mark.parametrize("origin", ["https://any.example", "null"])
 async def test_with_a_star_any_origin_is_let_in(origin: str) -> None:
     assert await ask([OWN, ("Origin", origin), ("Sec-Fetch-Site", "cross-site")], ("*",)) == 200
+
+
+# Credentials that a browser adds by itself
+
+COOKIE, BASIC = ("Cookie", "session=1"), ("Authorization", "Basic dTpw")
+BEARER = ("Authorization", "bearer k3y")
+FOREIGN, SAME = ("Origin", ALLOWED[0]), ("Origin", "http://localhost:8000")
+UNSAFE = pytest.mark.parametrize("method", ["POST", "DELETE", "PUT", "PATCH", "BREW"])
+
+
+async def ask_as(
+    method: str,
+    *headers: tuple[str, str],
+    origins: tuple[str, ...] = (),
+    ambient: bool = True,
+    credentials: bool = False,
+) -> int:
+    app = PlainTextResponse("let in")
+    guard = Guard(app, hosts=HOSTS, origins=origins, refuse=problem, ambient=ambient, credentials=credentials)
+    answer = await call(guard, method, headers=[(name.lower().encode(), value.encode()) for name, value in headers])
+    assert answer.status_code == 200 or code_of(answer) == (403, "bad_origin")
+    return answer.status_code
+
+
+@UNSAFE
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ([], 200),
+        ([COOKIE], 403),
+        ([COOKIE, BEARER], 200),
+        ([COOKIE, BASIC], 200),  # a tool's: a browser says where a POST comes from
+        ([BASIC], 200),
+        ([COOKIE, SAME], 200),
+        ([COOKIE, SAME, ("Sec-Fetch-Site", "same-origin")], 200),
+        ([COOKIE, ("Sec-Fetch-Site", "same-origin")], 200),
+        ([COOKIE, ("Sec-Fetch-Site", "none")], 200),
+        ([COOKIE, ("Sec-Fetch-Site", "same-site")], 403),
+        ([COOKIE, ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate")], 403),
+        ([COOKIE, ("Sec-Fetch-Site", "")], 403),
+        ([COOKIE, FOREIGN], 403),
+        ([COOKIE, ("Origin", "null")], 403),
+        ([COOKIE, SAME, ("Sec-Fetch-Site", "same-site")], 403),
+    ],
+)
+async def test_with_a_cookie_alone_only_the_own_page_changes_something(
+    method: str, fields: list[tuple[str, str]], status: int
+) -> None:
+    assert await ask_as(method, OWN, *fields) == status
+
+
+@UNSAFE
+@pytest.mark.parametrize("own", [COOKIE, BASIC])
+@pytest.mark.parametrize("origins", [ALLOWED, ("*",)])
+async def test_a_page_that_may_ask_may_not_ask_as_its_visitor(
+    method: str, own: tuple[str, str], origins: tuple[str, ...]
+) -> None:
+    """A form, and a fetch of mode no-cors, send cookies without any permission."""
+    assert await ask_as(method, OWN, own, FOREIGN, origins=origins) == 403
+    assert await ask_as(method, OWN, own, FOREIGN, origins=origins, ambient=False) == 200
+    assert await ask_as(method, OWN, FOREIGN, origins=origins) == 200
+    assert await ask_as(method, OWN, COOKIE, BEARER, FOREIGN, origins=origins) == 200
+
+
+@UNSAFE
+async def test_unless_its_origin_may_send_credentials(method: str) -> None:
+    assert await ask_as(method, OWN, COOKIE, FOREIGN, origins=ALLOWED, credentials=True) == 200
+    assert (
+        await ask_as(method, OWN, COOKIE, ("Origin", "https://evil.example"), origins=ALLOWED, credentials=True) == 403
+    )
+    assert await ask_as(method, OWN, COOKIE, origins=ALLOWED, credentials=True) == 403
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize("fields", [[COOKIE], [COOKIE, SAME], [COOKIE, FOREIGN], [COOKIE, ("Sec-Fetch-Site", "none")]])
+async def test_what_changes_nothing_needs_no_more_than_ever(method: str, fields: list[tuple[str, str]]) -> None:
+    assert await ask_as(method, OWN, *fields, origins=ALLOWED) == 200
 
 
 # Headers
