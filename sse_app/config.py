@@ -121,6 +121,7 @@ class Config:
         "Headers that those pages may send, beside the hub's own and those of tracing.",
         "header names separated by commas, or * for any",
     )
+    cors_credentials: bool = _setting(False, "Those pages may send cookies.", truth, "true or false")
     trusted_proxies: tuple[str, ...] = _list(
         "Proxies before the server, who are believed when they say which address a request came from.",
         "networks such as 10.0.0.0/8 separated by commas, unix for who connects by a Unix socket",
@@ -227,6 +228,12 @@ class Config:
                 raise ConfigError("cors_headers holds names of headers such as X-Request-ID, or *.")
         if self.cors_headers and not self.cors_origins:
             raise ConfigError("cors_headers is for pages of other origins, and cors_origins names none.")
+        if self.cors_credentials and not self.cors_origins:
+            raise ConfigError("cors_credentials is for pages of other origins, and cors_origins names none.")
+        if self.cors_credentials and "*" in self.cors_origins:
+            raise ConfigError(
+                "cors_credentials lets pages act as their visitors: name them in cors_origins, without *, which is any."
+            )
         self._check_proxies()
         for host in self.allowed_hosts:
             if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host) and not _is_ipv6_in_brackets(host):
@@ -342,6 +349,7 @@ class HubOptions(LogOptions, total=False):
     allowed_hosts: Sequence[str]
     cors_origins: Sequence[str]
     cors_headers: Sequence[str]
+    cors_credentials: bool
     trusted_proxies: Sequence[str]
     forwarded_header: str | None
     ticket_reconnect: Reconnect

@@ -23,6 +23,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "allowed_hosts": ((), "a.example, *.b.example", ("a.example", "*.b.example")),
     "cors_origins": ((), "https://a.example,http://localhost:3000", ("https://a.example", "http://localhost:3000")),
     "cors_headers": ((), "X-Request-ID, newrelic", ("X-Request-ID", "newrelic")),
+    "cors_credentials": (False, "yes", True),
     "trusted_proxies": ((), "10.0.0.0/8, unix", ("10.0.0.0/8", "unix")),
     "forwarded_header": (None, "X-Forwarded-For", "x-forwarded-for"),
     "ticket_reconnect": ("bound", "never", "never"),
@@ -58,6 +59,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
 }
 NEEDED: dict[str, dict[str, Any]] = {  # settings that another one needs beside it
     "cors_headers": {"cors_origins": ("*",)},
+    "cors_credentials": {"cors_origins": ("https://a.example",)},
     "trusted_proxies": {"forwarded_header": "forwarded"},
     "forwarded_header": {"trusted_proxies": ("unix",)},
     **{name: {"token_secret": SECRET} for name in ("token_issuer", "token_audience", "token_algorithms")},
@@ -246,6 +248,12 @@ def test_the_proxies_are_trusted_with_their_header() -> None:
     proxies = Config(trusted_proxies=("10.0.0.0/8", "192.0.2.1", "unix"), forwarded_header="Forwarded").proxies
     assert proxies == Proxies.parse(("10.0.0.0/8", "192.0.2.1", "unix"), "forwarded")
     assert not Config().proxies
+
+
+@pytest.mark.parametrize("origins", ["*", "https://a.example,*"])
+def test_not_any_page_may_act_as_its_visitor(origins: str) -> None:
+    assert refusal({"cors_origins": origins, "cors_credentials": True}).startswith("cors_credentials ")
+    assert refusal({"cors_credentials": True}).startswith("cors_credentials ")
 
 
 def test_several_workers_need_a_log_that_they_can_share() -> None:

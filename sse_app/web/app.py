@@ -86,10 +86,12 @@ def build_app(
 
 
 def _middleware(config: Config, hosts: Sequence[str] | None) -> list[Middleware]:
-    guard = Middleware(Guard, hosts=hosts, origins=config.cors_origins, refuse=problem, any_host=HEALTH)
-    if not config.cors_origins:
+    origins, credentials = config.cors_origins, config.cors_credentials
+    guard = Middleware(Guard, hosts=hosts, origins=origins, refuse=problem, any_host=HEALTH, credentials=credentials)
+    if not origins:
         return [guard]
-    return [guard, Middleware(Cors, origins=config.cors_origins, headers=config.cors_headers, refuse=problem)]
+    cors = Middleware(Cors, origins=origins, headers=config.cors_headers, refuse=problem, credentials=credentials)
+    return [guard, cors]
 
 
 def _routes(node: Node, config: Config, events: Events, callers: Callers, office: TicketOffice) -> list[BaseRoute]:

@@ -192,7 +192,7 @@ async def test_a_page_may_send_what_libraries_add_and_what_is_allowed(
         ((), "x-secret-name", "POST"),
         ((), "content-type,x-secret-name", "GET"),
         (("X-Request-ID",), "x-secret-name", "POST"),
-        ((), None, "DELETE"),
+        ((), None, "PATCH"),
         (("*",), "x-secret-name", "PUT"),
     ],
 )
@@ -207,7 +207,7 @@ async def test_a_refused_preflight_is_a_problem_that_repeats_nothing(
     assert "secret" not in f"{answer.headers}{answer.text}"
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
 async def test_a_page_may_ask_by_every_method_that_there_is(method: str) -> None:
     async with web(cors_origins=(PAGE,)) as hub_web:
         answer = await hub_web.client.options("/stats", headers=asking("authorization", method))
@@ -258,6 +258,40 @@ async def test_with_a_star_any_page_may_ask_but_without_its_cookies() -> None:
         answer = await hub_web.client.get("/stats", headers={"Origin": PAGE, "Cookie": "session=1"})
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "access-control-allow-credentials" not in answer.headers
+
+
+async def test_pages_of_named_origins_may_send_cookies_where_they_are_allowed_to() -> None:
+    async with web(cors_origins=(PAGE, "https://other.example"), cors_credentials=True) as hub_web:
+        for method, path, headers in (
+            ("GET", "/stats", {}),
+            ("GET", "/nothing", {}),
+            ("POST", "/broadcast", {"Cookie": "session=1"}),
+            ("OPTIONS", "/broadcast", asking("authorization", "DELETE")),
+            ("OPTIONS", "/broadcast", asking("x-secret", "PATCH")),
+        ):
+            answer = await hub_web.client.request(method, path, headers={"Origin": PAGE, **headers})
+            assert answer.headers["access-control-allow-origin"] == PAGE
+            assert answer.headers.get_list("access-control-allow-credentials") == ["true"]
+            assert answer.headers["vary"].split(", ").count("Origin") == 1
+        async with hub_web.client.stream("GET", "/events", headers={"Origin": PAGE}) as response:
+            assert response.headers["access-control-allow-credentials"] == "true"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example.evil", "https://evilapp.example", "http://app.example", "https://app.example:1", "null",
+     "http://localhost", None],
+)  # fmt: skip
+async def test_nobody_else_is_told_that_they_may(origin: str | None) -> None:
+    async with web(cors_origins=(PAGE,), cors_credentials=True) as hub_web:
+        headers = {} if origin is None else {"Origin": origin}
+        for method, path in (("OPTIONS", "/broadcast"), ("GET", "/stats"), ("GET", "/nothing")):
+            answer = await hub_web.client.request(
+                method, path, headers={**headers, "Access-Control-Request-Method": "POST"}
+            )
+            assert "access-control-allow-origin" not in answer.headers
+            assert "access-control-allow-credentials" not in answer.headers
+            assert "Origin" in answer.headers["vary"]
 
 
 async def test_without_allowed_origins_there_is_no_cors_at_all() -> None:
