@@ -165,7 +165,7 @@ class Draft:
     exclude: frozenset[str] = frozenset()
     idempotency_key: str | None = None
     is_json: bool = False
-    _encoded: bytes | None = field(default=None, repr=False, compare=False)
+    _encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)  # no part of a copy
 
     def __post_init__(self) -> None:
         if self.idempotency_key is not None:
@@ -209,7 +209,9 @@ class Draft:
 
     def encoded(self) -> Self:
         """Return this draft with its event encoded already, for a large one that is made in a thread."""
-        return replace(self, _encoded=self.encode())
+        draft = replace(self)
+        object.__setattr__(draft, "_encoded", self.encode())
+        return draft
 
 
 @dataclass(frozen=True, slots=True)

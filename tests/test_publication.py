@@ -1,5 +1,7 @@
 """Positions as ids on the wire, client names, and who a publication is for."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,6 +132,13 @@ def test_a_draft_with_a_key_that_cannot_be_sent_cannot_be_made(key: str) -> None
 def test_a_draft_is_encoded_without_an_id() -> None:
     assert Draft(Event("a\nb", "tick", "e-7", 3)).encode() == b"event: tick\ndata: a\ndata: b\n\n"
     assert Draft(Event("a", retry=3)).encode() == Draft(Event("a", id="e-7")).encode() == b"data: a\n\n"
+
+
+def test_a_draft_that_was_encoded_before_is_changed_with_what_is_sent() -> None:
+    draft = Draft(Event("a", "tick"), ("t",)).encoded()
+    assert draft.encode() is draft.encode() == b"event: tick\ndata: a\n\n"
+    assert replace(draft, event=Event("b")).encode() == b"data: b\n\n"
+    assert draft == Draft(Event("a", "tick"), ("t",))
 
 
 # --- publications ---
