@@ -56,8 +56,9 @@ class Node:
     ``queue_size`` publications and ``queue_bytes`` bytes may wait for a subscriber; ``heartbeat`` is in seconds;
     ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
     ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take;
-    ``ticket_reconnect`` says who may come back with a ticket (``Tickets``). A stream ends after ``auth_max_age``
-    seconds, so that its client shows its credential again; None: only when its grant expires, by the ``wall`` clock.
+    ``ticket_reconnect`` says who may come back with a ticket (``Tickets``). With ``require_topic`` it takes no
+    publication without a topic. A stream ends after ``auth_max_age`` seconds, so that its client shows its credential
+    again; None: only when its grant expires, by the ``wall`` clock.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Node:
         max_subscribers: int,
         drain: float,
         ticket_reconnect: Reconnect,
+        require_topic: bool = False,
         auth_max_age: float | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -79,6 +81,7 @@ class Node:
         self.totals = Totals()
         self.siblings = Totals()  # of the other workers of this server, a second old
         self.drain_window = drain
+        self._require_topic = require_topic
         self._queue_limits = (queue_size, queue_bytes)
         self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
         self._receipts = Receipts()
@@ -160,12 +163,15 @@ class Node:
     # Publishing
 
     async def publish(self, draft: Draft) -> Receipt:
-        """Publish a draft. Returns when the log has it. Raises Unavailable, KeyReused; then nobody sees it.
+        """Publish a draft. Returns when the log has it. Raises TopicRequired, KeyReused, Unavailable; then nobody sees
+        it.
 
         With the ``idempotency_key`` of an earlier publication that is the same, within the idempotency window, nothing
         is published, and the answer is the same.
         """
         self.life.check_here()
+        if self._require_topic:
+            draft.check_topic()
         key, before = draft.idempotency_key, self._delivery.position
         position = await self.broker.publish(draft)
         is_new = key is None or self._receipts.begin(key, position)

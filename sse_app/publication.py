@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Self, TypedDict
 
 from sse_app.characters import REFUSED, acceptable
-from sse_app.errors import BadInput, ConfigError, InvalidClient, InvalidIdempotencyKey, InvalidTopic
+from sse_app.errors import BadInput, ConfigError, InvalidClient, InvalidIdempotencyKey, InvalidTopic, TopicRequired
 from sse_app.events import Event, EventDecoder, check_type, encode
 from sse_app.payload import encode_data
 from sse_app.topics import TopicFilter, check_topics
@@ -197,6 +197,13 @@ class Draft:
             idempotency_key,
             not isinstance(data, str) if is_json is None else is_json,
         )
+
+    def check_topic(self) -> None:
+        """Raises TopicRequired unless it has a topic."""
+        if not self.topics:
+            raise TopicRequired(
+                "This hub takes no publication without a topic, which would be for everyone (require_topic): give one."
+            )
 
     def encode(self) -> bytes:
         """Return the event as it is stored and sent, without an id. Raises InvalidEvent."""
