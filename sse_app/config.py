@@ -166,6 +166,9 @@ class Config:
     jwks_stale: float = _seconds(
         86400.0, "Keys of a URL count so long after the last that could be fetched.", 60, 365 * 86400
     )
+    require_topic: bool = _setting(
+        False, "Refuse a publication without a topic, which is for everyone.", truth, "true or false"
+    )
     allow_open_publish: bool = _setting(
         False, "Listen beyond loopback though anyone may publish.", truth, "true or false"
     )
@@ -321,6 +324,7 @@ class PublisherOptions(LogOptions, total=False):
     """The settings of a publisher without a hub, as keywords."""
 
     body_max: int | str
+    require_topic: bool
 
 
 class HubOptions(LogOptions, total=False):
@@ -337,6 +341,7 @@ class HubOptions(LogOptions, total=False):
     body_max: int | str
     head_deadline: float | str
     publish_key: str | None
+    require_topic: bool
     auth_file: str | None
     token_keys: str | None
     token_secret: str | None

@@ -138,6 +138,7 @@ class Hub:
             max_subscribers=config.max_subscribers,
             drain=config.drain,
             ticket_reconnect=config.ticket_reconnect,
+            require_topic=config.require_topic,
         )
 
     # Life

@@ -16,15 +16,15 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from sse_app.brokers import open_broker
-from sse_app.config import Config, PublisherOptions, check_names
+from sse_app.config import Config, LogOptions, PublisherOptions, check_names
 from sse_app.errors import ConfigError
 from sse_app.loop_thread import LoopThread
 from sse_app.publication import Draft, PublishOptions, Receipt
 
 
 class AsyncPublisher:
-    """Publishes to the log at a broker URL. ``settings`` are those of the log, and ``body_max``; give the same as to
-    the hub.
+    """Publishes to the log at a broker URL. ``settings`` are those of the log, ``body_max`` and ``require_topic``; give
+    the same as to the hub.
 
     A log file that does not exist is an error, since no hub delivers from a new file in the wrong directory. ``create``
     makes it, for publishing before the first start of the hub.
@@ -38,11 +38,11 @@ class AsyncPublisher:
         config = Config(**{"broker": url, **settings})  # type: ignore[arg-type]  # it reads texts as well
         if config.broker.lower().startswith("memory:"):
             raise ConfigError("memory:// lives in the hub's own process; publish with its hub.publish() or over HTTP.")
-        of_log = {name: getattr(config, name) for name in settings if name != "body_max"}
+        of_log = {name: getattr(config, name) for name in settings if name in LogOptions.__annotations__}
         if config.broker.lower().startswith("sqlite:"):
             of_log["create"] = create
         self._broker = open_broker(config.broker, **of_log)
-        self._body_max = config.body_max
+        self._body_max, self._require_topic = config.body_max, config.require_topic
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = False
 
@@ -63,7 +63,10 @@ class AsyncPublisher:
         Raises BadInput, BrokerError, and RuntimeError outside its ``async with`` or in another event loop.
         """
         self._check_open()
-        position = await self._broker.publish(Draft.compose(data, body_max=self._body_max, **options))
+        draft = Draft.compose(data, body_max=self._body_max, **options)
+        if self._require_topic:
+            draft.check_topic()
+        position = await self._broker.publish(draft)
         return Receipt(position, None, self._broker.durability)
 
     def _check_open(self) -> None:

@@ -38,6 +38,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "token_claims": (("sse", "scope"), "mercure", ("mercure",)),
     "token_max_age": (30 * 86_400.0, "1h", 3600.0),
     "jwks_stale": (86_400.0, "2d", 172_800.0),
+    "require_topic": (False, "true", True),
     "allow_open_publish": (False, "yes", True),
     "heartbeat": (15.0, "500ms", 0.5),
     "history": (10_000, "7", 7),

@@ -22,6 +22,7 @@ from sse_app.errors import (
     LogUnavailable,
     ReservedEvent,
     TooManyTopics,
+    TopicRequired,
 )
 from sse_app.events import Event, EventDecoder
 from sse_app.hub import Hub, Subscription
@@ -75,6 +76,13 @@ async def test_what_is_not_right_is_refused_and_in_no_log(
         with pytest.raises(error):
             await publisher.publish(**{"data": "x", **given})
         assert (await publisher.publish("fine")).position.offset == 1
+
+
+async def test_where_every_publication_has_a_topic_one_without_is_in_no_log(sqlite_world: World) -> None:
+    async with AsyncPublisher(sqlite_world.url, create=True, require_topic=True) as publisher:
+        with pytest.raises(TopicRequired, match="require_topic"):
+            await publisher.publish("x")
+        assert (await publisher.publish("x", topic="t")).position.offset == 1
 
 
 # --- URLs ---

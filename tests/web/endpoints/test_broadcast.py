@@ -18,6 +18,7 @@ from starlette.types import Message
 
 from sse_app import Event, Hub
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.errors import TopicRequired
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, encode
 from sse_app.payload import check_json
 from sse_app.testing import run_virtual
@@ -483,6 +484,20 @@ async def test_a_draining_hub_takes_no_publication(hub_web: Web) -> None:
     assert code_of(answer) == (503, "draining")
     assert int(answer.headers["retry-after"]) > 0
     assert hub_web.hub.node.totals.published == 0
+
+
+# --- without a topic ---
+
+
+async def test_where_every_publication_has_a_topic_one_without_is_refused_at_every_door() -> None:
+    async with web(require_topic=True) as hub_web:
+        for params in ({}, {"to": "a"}, {"exclude": "a"}):
+            assert code_of(await hub_web.post("x", **params)) == (400, "topic_required")
+        with pytest.raises(TopicRequired, match="require_topic"):
+            await hub_web.hub.publish("x")
+        assert hub_web.hub.node.totals.published == 0
+        assert (await hub_web.post("x", topic="t")).status_code == 200
+        assert (await hub_web.hub.publish("x", topic="t")).position.offset == 2
 
 
 # --- large bodies ---
