@@ -10,9 +10,17 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple, Self, TypedDict
 
 from sse_app.characters import REFUSED, acceptable
-from sse_app.errors import BadInput, ConfigError, InvalidClient, InvalidIdempotencyKey, InvalidTopic, TopicRequired
+from sse_app.errors import (
+    BadInput,
+    ConfigError,
+    InvalidClient,
+    InvalidData,
+    InvalidIdempotencyKey,
+    InvalidTopic,
+    TopicRequired,
+)
 from sse_app.events import Event, EventDecoder, check_type, encode
-from sse_app.payload import encode_data
+from sse_app.payload import check_json, encode_data
 from sse_app.topics import TopicFilter, check_topics
 
 _POSITION = re.compile(r"([0-9a-z]{1,32})-(0|[1-9][0-9]{0,17})")
@@ -196,6 +204,29 @@ class Draft:
             check_recipients(names("exclude", exclude, InvalidClient)),
             idempotency_key,
             not isinstance(data, str) if is_json is None else is_json,
+        )
+
+    def with_data(self, data: object) -> Self:
+        """Return this draft with other data, which is sent as it is when it is a str, else as JSON. Raises InvalidData,
+        TooDeep.
+        """
+        return replace(self, event=replace(self.event, data=encode_data(data)), is_json=not isinstance(data, str))
+
+    def checked(self, body_max: int | None = None) -> Self:
+        """Return this draft, of which anything may have been replaced, checked as ``compose`` does. Raises BadInput."""
+        if not isinstance(self.event.data, str):
+            raise InvalidData("The data of an event is a str; with_data() encodes other objects.")
+        if self.is_json:
+            check_json(self.event.data.encode())
+        return self.compose(
+            self.event.data,
+            body_max=body_max,
+            is_json=self.is_json,
+            topic=self.topics or None,
+            event=self.event.type,
+            to=self.to or None,
+            exclude=self.exclude,
+            idempotency_key=self.idempotency_key,
         )
 
     def check_topic(self) -> None:

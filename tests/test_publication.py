@@ -1,12 +1,23 @@
 """Positions as ids on the wire, client names, and who a publication is for."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app.errors import InvalidClient, InvalidIdempotencyKey
+from sse_app.errors import (
+    BadInput,
+    InvalidClient,
+    InvalidData,
+    InvalidIdempotencyKey,
+    InvalidJSON,
+    InvalidTopic,
+    ReservedEvent,
+    TooDeep,
+    TooLarge,
+)
 from sse_app.events import Event, encode
 from sse_app.publication import Audience, Draft, Position, Publication, check_client, check_recipients
 from sse_app.topics import TopicFilter
@@ -139,6 +150,41 @@ def test_a_draft_that_was_encoded_before_is_changed_with_what_is_sent() -> None:
     assert draft.encode() is draft.encode() == b"event: tick\ndata: a\n\n"
     assert replace(draft, event=Event("b")).encode() == b"data: b\n\n"
     assert draft == Draft(Event("a", "tick"), ("t",))
+
+
+def test_other_data_of_a_draft_is_encoded_as_that_of_a_publication() -> None:
+    draft = Draft.compose("a", topic="t", event="tick", to="ann", idempotency_key="k")
+    assert draft.with_data({"n": 1}) == replace(draft, event=Event('{"n":1}', "tick"), is_json=True)
+    assert draft.with_data({"n": 1}).with_data("b") == replace(draft, event=Event("b", "tick"))
+    with pytest.raises(InvalidData):
+        draft.with_data(b"a")
+
+
+def test_a_draft_of_which_something_was_replaced_is_checked_as_one_that_is_composed() -> None:
+    draft = Draft.compose({"n": 1}, topic=["t", "u"], event="tick", to="ann", exclude="bob", idempotency_key="k")
+    assert draft.checked() == draft
+    assert replace(draft, event=Event("{}", id="dropped", retry=3), topics=("v", "v"), to=frozenset()).checked() == (
+        Draft.compose("{}", is_json=True, topic="v", exclude="bob", idempotency_key="k")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"event": Event("{}", "welcome")}, ReservedEvent),
+        ({"event": Event("{")}, InvalidJSON),
+        ({"event": Event("[" * 65 + "]" * 65)}, TooDeep),
+        ({"event": Event('"' + "x" * 99 + '"')}, TooLarge),
+        ({"event": Event({})}, InvalidData),  # type: ignore[arg-type]
+        ({"topics": ("*",)}, InvalidTopic),
+        ({"to": frozenset(["/"])}, InvalidClient),
+        ({"exclude": frozenset(["two words"])}, InvalidClient),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_composed_passes_no_check(changed: dict[str, Any], error: type[BadInput]) -> None:
+    with pytest.raises(error):
+        replace(Draft.compose({}), **changed).checked(body_max=100)
 
 
 # --- publications ---
