@@ -40,7 +40,7 @@ FLOORS = (
     ("brokers.sqlite.board_file",),
     ("brokers.sqlite.board",),
     ("brokers.sqlite",),
-    ("dialects", "publisher"),
+    ("dialects", "publisher", "vetting"),
     ("batch", "admission", "lifetime", "exchange", "tickets"),
     ("subscriber",),
     ("delivery",),
