@@ -33,6 +33,7 @@ from sse_app.node import Node
 from sse_app.publication import Draft, Position, PublishOptions, Receipt
 from sse_app.subscriber import Subscriber
 from sse_app.tickets import LIFETIME, LIFETIME_MAX, TTL, TTL_MAX, Ticket
+from sse_app.vetting import BeforePublish, Vetting
 from sse_app.web.app import build_app
 from sse_app.web.callers import Authorize, Callers, Credentials
 from sse_app.web.door import Door, drain_after, signs_of_a_stop
@@ -111,6 +112,9 @@ class Hub:
     does not know. It is a coroutine function, or a function that is called in a thread. With it, nobody subscribes or
     publishes unasked.
 
+    ``before_publish`` has the last word on what is published here, by ``publish`` as over HTTP: an async function of a
+    Draft and the Grant of its publisher, which returns the Draft to publish, or raises Vetoed.
+
     ``node`` is what this process does for the hub: servers that are to drain it work with that.
     """
 
@@ -120,6 +124,7 @@ class Hub:
         *,
         config: Config | None = None,
         authorize: Authorize | None = None,
+        before_publish: BeforePublish | None = None,
         **settings: Unpack[HubOptions],
     ) -> None:
         own_hosts = config is not None or bool(settings.get("allowed_hosts"))
@@ -139,6 +144,7 @@ class Hub:
             drain=config.drain,
             ticket_reconnect=config.ticket_reconnect,
             require_topic=config.require_topic,
+            vetting=_vetting(before_publish, config),
         )
 
     # Life
@@ -197,7 +203,8 @@ class Hub:
         ``data`` goes out as it is when it is a str, else as JSON (``sse_app.payload``). ``to`` and ``exclude`` name
         clients; an empty list of topics, or of clients in ``to``, is refused, since it is not everyone. With the same
         ``idempotency_key`` and publication again within the idempotency window nothing is published, and the answer is
-        the same. Returns when the log has it. Raises BadInput, Unavailable; then nobody sees it.
+        the same. Returns when the log has it. Raises BadInput, Unavailable, and RuntimeError when ``before_publish``
+        fails; then nobody sees it.
         """
         self.node.life.check_here()
         return await self.node.publish(Draft.compose(data, body_max=self.config.body_max, **options))
@@ -317,6 +324,14 @@ def broker_of(config: Config) -> Broker:
     if config.recover:
         settings["recover"] = True  # given only when set, since only SQLite accepts it
     return open_broker(config.broker, **settings)
+
+
+def _vetting(before_publish: BeforePublish | None, config: Config) -> Vetting | None:
+    if before_publish is None:
+        return None
+    if not callable(before_publish):
+        raise ConfigError("before_publish is an async function of a Draft and a Grant, which returns a Draft.")
+    return Vetting(before_publish, body_max=config.body_max)
 
 
 def _config(broker: str | Broker | None, settings: HubOptions) -> Config:

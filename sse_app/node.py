@@ -37,6 +37,7 @@ from sse_app.stack import NonReentrant, close_stack
 from sse_app.steps import outside_tasks
 from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.topics import TopicFilter
+from sse_app.vetting import Vetting
 
 T = TypeVar("T")
 
@@ -57,8 +58,8 @@ class Node:
     ``retry`` are the seconds between which a client's reconnection time is random, so that not all come back at once;
     ``max_subscribers`` streams at most are open at a time; ``drain`` is how many seconds a planned stop may take;
     ``ticket_reconnect`` says who may come back with a ticket (``Tickets``). With ``require_topic`` it takes no
-    publication without a topic. A stream ends after ``auth_max_age`` seconds, so that its client shows its credential
-    again; None: only when its grant expires, by the ``wall`` clock.
+    publication without a topic; ``vetting`` has the app's word on each. A stream ends after ``auth_max_age`` seconds,
+    so that its client shows its credential again; None: only when its grant expires, by the ``wall`` clock.
     """
 
     def __init__(
@@ -75,13 +76,14 @@ class Node:
         require_topic: bool = False,
         auth_max_age: float | None = None,
         wall: Callable[[], float] = time.time,
+        vetting: Vetting | None = None,
     ) -> None:
         self.broker = broker
         self.life = Lifetime()
         self.totals = Totals()
         self.siblings = Totals()  # of the other workers of this server, a second old
         self.drain_window = drain
-        self._require_topic = require_topic
+        self._require_topic, self._vetting = require_topic, vetting
         self._queue_limits = (queue_size, queue_bytes)
         self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
         self._receipts = Receipts()
@@ -162,14 +164,17 @@ class Node:
 
     # Publishing
 
-    async def publish(self, draft: Draft) -> Receipt:
-        """Publish a draft. Returns when the log has it. Raises TopicRequired, KeyReused, Unavailable; then nobody sees
-        it.
+    async def publish(self, draft: Draft, grant: Grant = OPEN) -> Receipt:
+        """Publish a draft of a caller with this grant. Returns when the log has it. Raises Vetoed, TopicRequired,
+        KeyReused, Unavailable, and RuntimeError when the app's before_publish fails; then nobody sees it.
 
         With the ``idempotency_key`` of an earlier publication that is the same, within the idempotency window, nothing
         is published, and the answer is the same.
         """
         self.life.check_here()
+        if self._vetting is not None:
+            draft = await self._vetting.ask(draft, grant)
+            self.life.check_started()  # it may have stopped meanwhile
         if self._require_topic:
             draft.check_topic()
         key, before = draft.idempotency_key, self._delivery.position

@@ -44,7 +44,7 @@ class Broadcast:
                 draft = await asyncio.to_thread(lambda: compose().encoded())
             else:
                 draft = compose()
-            receipt = await self._node.publish(draft)
+            receipt = await self._node.publish(draft, grant)
         return json_answer({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
 
 
