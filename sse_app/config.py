@@ -221,6 +221,15 @@ class Config:
                 "host beyond loopback needs a publish_key, or allow_open_publish to let anyone who reaches it publish."
             )
         self._check_tokens()
+        self._check_cors()
+        self._check_proxies()
+        for host in self.allowed_hosts:
+            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host) and not _is_ipv6_in_brackets(host):
+                raise ConfigError(
+                    "allowed_hosts holds names without a port: example.com, *.example.com, [2001:db8::1] or *."
+                )
+
+    def _check_cors(self) -> None:
         for origin in self.cors_origins:
             if origin != "*" and not _is_origin(origin):
                 raise ConfigError(
@@ -237,12 +246,6 @@ class Config:
             raise ConfigError(
                 "cors_credentials lets pages act as their visitors: name them in cors_origins, without *, which is any."
             )
-        self._check_proxies()
-        for host in self.allowed_hosts:
-            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host) and not _is_ipv6_in_brackets(host):
-                raise ConfigError(
-                    "allowed_hosts holds names without a port: example.com, *.example.com, [2001:db8::1] or *."
-                )
 
     def _check_proxies(self) -> None:
         if self.trusted_proxies and not self.forwarded_header:
