@@ -24,7 +24,7 @@ FLOORS = (
     ("auth.keys", "auth.signatures", "auth.compact"),
     ("auth.issuer",),
     ("auth.jwks",),
-    ("auth.issuers", "auth.tokens"),
+    ("auth.issuers", "auth.tokens", "auth.auth_file"),
     ("brokers.tail", "brokers.offsets", "brokers.formats", "brokers.memory_board", "brokers.messages"),
     ("brokers.recent",),
     ("brokers.known", "brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
