@@ -24,7 +24,7 @@ _NOBODY = hashlib.sha256(b"").digest()  # compared with where there is no such n
 class Key:
     """A key as the hub knows it: the SHA-256 of its text, and what it grants."""
 
-    hash: bytes = field(repr=False)
+    digest: bytes = field(repr=False)
     grant: Grant
 
 
@@ -44,13 +44,13 @@ class Keys:
             return None
         key = self._keys.get(form["name"])
         given = hashlib.sha256(secret.encode()).digest()
-        equal = hmac.compare_digest(given, _NOBODY if key is None else key.hash)
+        equal = hmac.compare_digest(given, _NOBODY if key is None else key.digest)
         return key.grant if equal and key is not None else None
 
     def replace(self, keys: Mapping[str, Key]) -> list[Withdrawal]:
         """Take these keys from now on. Returns which of the former are gone, and which grant something else now."""
         before, self._keys = self._keys, dict(keys)
-        gone = {name for name, key in before.items() if name not in keys or keys[name].hash != key.hash}
+        gone = {name for name, key in before.items() if name not in keys or keys[name].digest != key.digest}
         changed = {name for name, key in before.items() if name not in gone and keys[name].grant != key.grant}
         found = (Withdrawal(sources=frozenset(gone)), Withdrawal(sources=frozenset(changed), changed=True))
         return list(filter(None, found))

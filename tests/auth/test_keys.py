@@ -59,8 +59,8 @@ def test_the_hash_of_nothing_is_the_key_of_nobody(till: str) -> None:
 
 def test_a_key_stands_in_no_picture(till: str) -> None:
     key = key_of(till, TILL)
-    assert key.hash.hex() not in repr(key)
-    assert repr(key.hash) not in repr(key)
+    assert key.digest.hex() not in repr(key)
+    assert repr(key.digest) not in repr(key)
 
 
 def test_replaced_keys_count_at_once_and_those_that_are_gone_are_told() -> None:
