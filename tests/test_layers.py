@@ -25,6 +25,7 @@ FLOORS = (
     ("auth.issuer",),
     ("auth.jwks",),
     ("auth.issuers", "auth.tokens", "auth.auth_file"),
+    ("auth.credentials",),
     ("brokers.tail", "brokers.offsets", "brokers.formats", "brokers.memory_board", "brokers.messages"),
     ("brokers.recent",),
     ("brokers.known", "brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
