@@ -18,7 +18,7 @@ from sse_app.config import Config
 from sse_app.errors import ConfigError, InvalidToken, KeysUnavailable
 from sse_app.testing import VirtualTimeLoop
 from tests.auth.test_jwks import give, served
-from tests.support.tokens import AUDIENCE, ISSUER, SECRET, claims, jwks, pair, sign
+from tests.support.tokens import AUDIENCE, ISSUER, KINDS, SECRET, claims, jwks, pair, sign
 
 RSA, EC, HMAC = pair("rsa"), pair("p-256"), pair("secret")
 URL_SETTINGS: dict[str, Any] = {"token_issuer": ISSUER, "token_audience": AUDIENCE}
@@ -314,6 +314,21 @@ async def test_keys_of_a_url_are_fetched_while_it_runs_and_dropped_with_their_is
             assert told[-1] == Withdrawal(sources=frozenset({"main"}))
             with pytest.raises(InvalidToken):
                 await credentials.tokens.verify(token)
+
+
+async def test_every_algorithm_of_public_keys_at_a_url_counts_and_none_of_a_secret() -> None:
+    document = jwks(*(pair(kind).jwk(kind) for kind in KINDS)).encode()
+    with served(lambda handler: give(handler, document)) as url:
+        credentials = Credentials(Config(token_keys=url, **URL_SETTINGS))
+        async with running(credentials):
+            for kind in KINDS:
+                for algorithm in pair(kind).algorithms:
+                    token = sign(claims(), pair(kind), algorithm, {"kid": kind})
+                    if kind != "secret":
+                        assert (await credentials.tokens.verify(token)).key == kind
+                        continue
+                    with pytest.raises(InvalidToken):
+                        await credentials.tokens.verify(token)
 
 
 async def test_it_can_run_again_in_another_loop() -> None:
