@@ -86,14 +86,14 @@ class Tokens:
         if grant is not None:
             return grant
         try:
-            parsed = parse(token)
-            issuer = self._issuer(parsed)
-            if issuer.keys.stale or not issuer.keys.find(parsed.kid):
-                async with self._waiting.place():
-                    await issuer.keys.refresh()
             async with self._waiting.place():
                 await self._turns.take()
-            return self.kept(token) or self._verify_now(token, parsed)  # another request may have brought it meanwhile
+                parsed = parse(token)
+                keys = self._issuer(parsed).keys
+                if keys.stale or not keys.find(parsed.kid):
+                    await keys.refresh()
+                    await self._turns.take()
+                return self.kept(token) or self._verify_now(token, parsed)  # another request may have brought it
         except NotValid as error:
             raise InvalidToken(INVALID, error.reason) from None
 

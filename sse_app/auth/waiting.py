@@ -1,7 +1,7 @@
-"""Credentials whose check takes time: how many may wait for theirs, and how many signatures a turn of the loop checks.
+"""Credentials whose check takes time: how many may wait for theirs, and how many tokens a turn of the loop checks.
 
-A signature takes 0.05 to 1 ms of CPU, and OpenSSL keeps the interpreter's lock, so a thread would not help. Checked a
-few in a turn, thousands of new tokens at once leave the loop to all others in between.
+A token takes 0.1 to 1 ms of CPU, of which a thread would spare the loop little. Checked a few in a turn, thousands of
+new tokens at once leave the loop to all others in between.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from sse_app.errors import Overloaded
 
 WAITING_MAX = 200
 PATIENCE = 5.0  # seconds that a caller waits
-SIGNATURES_PER_TURN = 8  # each of 0.1 ms for RSA, of 1 ms for P-521
+TOKENS_PER_TURN = 8  # each of 0.1 ms with RSA, of 1 ms with P-521
 
 
 class Waiting:
@@ -41,7 +41,7 @@ class Waiting:
 class Turns:
     """Turns of the event loop, each with room for so many pieces of work."""
 
-    def __init__(self, per_turn: int = SIGNATURES_PER_TURN) -> None:
+    def __init__(self, per_turn: int = TOKENS_PER_TURN) -> None:
         self._per_turn = self._left = per_turn
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None  # that is to call _begin_turn
