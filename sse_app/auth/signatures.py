@@ -24,8 +24,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from sse_app.auth.algorithms import ALGORITHMS
 from sse_app.config import SECRET_MIN
 
-PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey | Ed448PublicKey
-
 RSA_MIN = 2_048  # bits (RFC 7518, 3.3)
 KEYS_MAX = 100  # in a set
 SAME_ID_MAX = 8  # keys of one id, or without one: a token is checked with each of them

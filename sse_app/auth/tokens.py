@@ -58,6 +58,7 @@ class Tokens:
         self._waiting, self._turns = waiting or Waiting(), Turns()
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._issuers: Mapping[str, Issuer] = {}
+        self._by_iss: Mapping[str | None, Issuer] = {}
         self.replace(issuers)
 
     @property
@@ -140,8 +141,8 @@ class Tokens:
         if expires - now < LEFT_MIN:
             raise NotValid("expired")
         for name in ("nbf", "iat"):
-            time = _number(claims, name)
-            if time is not None and time - now > AHEAD:
+            begins = _number(claims, name)
+            if begins is not None and begins - now > AHEAD:
                 raise NotValid("not yet valid")
 
     def _verify_now(self, token: str, parsed: CompactToken) -> Grant:

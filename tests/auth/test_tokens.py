@@ -12,6 +12,7 @@ import pytest
 from sse_app.auth import tokens as module
 from sse_app.auth.algorithms import ALGORITHMS
 from sse_app.auth.claims import SOURCES
+from sse_app.auth.compact import parse
 from sse_app.auth.issuer import Issuer, IssuerSettings, KeySource
 from sse_app.auth.issuers import open_issuer
 from sse_app.auth.tokens import INVALID, KEPT_MAX, Tokens
@@ -524,7 +525,6 @@ async def test_an_issuer_that_was_replaced_meanwhile_does_not_count(set_of_keys:
 async def test_a_storm_of_new_tokens_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most 8 tokens are looked at between two turns of another task, however many come; the others not at all."""
     parsed = 0
-    parse = module.parse
 
     def counted(token: str) -> Any:
         nonlocal parsed
