@@ -7,14 +7,16 @@ from itertools import compress
 from typing import NamedTuple
 
 from sse_app.errors import TooManyTopics
-from sse_app.patterns import Table, demands_of, meet
+from sse_app.patterns import Table, demands_of, meet, uncovered
 from sse_app.topics import TOPICS_PER_FILTER, TopicFilter
 
 NARROWED_KEPT = 4_096  # results of narrow
 
 
 class NothingInCommon(ValueError):
-    """Some of the patterns asked for have no topic in common with what is granted: those in ``patterns``."""
+    """Some of the patterns asked for have no topic in common with what is granted: those in ``patterns``, which are
+    none when nothing was asked for and all that is granted is denied.
+    """
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         super().__init__("Some topic filters have no topic in common with what is granted.")
@@ -22,14 +24,16 @@ class NothingInCommon(ValueError):
 
 
 def narrow(asked: TopicFilter, granted: TopicFilter) -> TopicFilter:
-    """Return the filter of what is both asked for and granted. To ask for nothing is to ask for all that is granted.
+    """Return the filter of what is both asked for and granted, without what the grant denies, and with broadcasts when
+    both have them. To ask for nothing, or for ``**`` alone, is to ask for all that is granted.
 
-    No pattern of it covers another, unless everything is granted: then it is what was asked for. Raises NothingInCommon
-    when a pattern that was asked for has no topic in common with the grant, and TooManyTopics when more than 100
-    patterns result, counted before those that others cover are dropped.
+    No pattern of it covers another, unless every topic is granted: then they are those that were asked for. Raises
+    NothingInCommon when a pattern that was asked for has no topic in common with the grant, or when nothing is left of
+    all that is granted; and TooManyTopics when more than 100 patterns result, counted before those that others cover
+    are dropped.
     """
     narrowed = _narrow(asked, granted)
-    if narrowed.outside:
+    if narrowed.outside is not None:
         raise NothingInCommon(narrowed.outside)
     if narrowed.found is None:
         raise TooManyTopics(
@@ -40,34 +44,60 @@ def narrow(asked: TopicFilter, granted: TopicFilter) -> TopicFilter:
 
 
 class _Narrowed(NamedTuple):
-    found: TopicFilter | None  # None: too many
-    outside: tuple[str, ...] = ()
+    found: TopicFilter | None  # None: too many, unless some are outside
+    outside: tuple[str, ...] | None = None
 
 
 @lru_cache(NARROWED_KEPT)
 def _narrow(asked: TopicFilter, granted: TopicFilter) -> _Narrowed:
     if granted.unrestricted:
         return _Narrowed(asked)
-    if not asked.patterns:
-        return _Narrowed(_canonical(granted.patterns))
-    codes, table = _Codes(), Table(granted.patterns)
-    allowed = [(codes.encode(pattern), pattern) for pattern in granted.patterns]
+    broadcasts = asked.broadcasts and granted.broadcasts
+    denied = {*asked.denied, *granted.denied}
+    if asked.patterns in ((), ("**",)):
+        common = set(granted.patterns or ("**",))
+        if not broadcasts and common == _covered(common, denied):
+            return _Narrowed(None, asked.patterns)
+        return _Narrowed(TopicFilter(tuple(uncovered(common)), broadcasts, tuple(denied)))
+    meetings = _meet_all(asked.patterns, granted.patterns)
+    if meetings is None:
+        return _Narrowed(None)
+    common = set[str]().union(*meetings.values())
+    lost = _covered(common, denied)
+    if outside := tuple(pattern for pattern, found in meetings.items() if found <= lost):
+        return _Narrowed(None, outside)
+    left = common - lost
+    return _Narrowed(TopicFilter(tuple(uncovered(left) if granted.patterns else left), broadcasts, tuple(denied)))
+
+
+def _covered(patterns: Collection[str], denied: Collection[str]) -> set[str]:
+    """Return those of these patterns that are wholly denied."""
+    table = Table(denied)
+    return {pattern for pattern in patterns if table.covers(pattern)}
+
+
+def _meet_all(asked: Collection[str], granted: Collection[str]) -> dict[str, set[str]] | None:
+    """Return what each pattern that is asked for has in common with those that are granted (none: with every topic), as
+    patterns. None when these are more than 100.
+    """
+    if not granted:
+        return {pattern: {pattern} for pattern in asked}
+    codes, table = _Codes(), Table(granted)
+    allowed = [(codes.encode(pattern), pattern) for pattern in granted]
     results: dict[int, str | None] = dict(allowed)  # most often two patterns have one of them in common
-    common, outside = set[str](), list[str]()
-    for pattern in asked.patterns:
+    common, meetings = set[str](), dict[str, set[str]]()
+    for pattern in asked:
         code = codes.encode(pattern)
         results.setdefault(code, pattern)
         meeting = {code | other: name for other, name in compress(allowed, table.agreeing(pattern))}
         for both, other in meeting.items():
             if both not in results:
                 results[both] = meet(pattern, other)
-        found = set(filter(None, map(results.get, meeting)))
-        if not found:
-            outside.append(pattern)
-        common |= found
+        meetings[pattern] = set(filter(None, map(results.get, meeting)))
+        common |= meetings[pattern]
         if len(common) > TOPICS_PER_FILTER:
-            return _Narrowed(None)
-    return _Narrowed(_canonical(common) if not outside else None, tuple(outside))
+            return None
+    return meetings
 
 
 class _Codes:
@@ -88,9 +118,3 @@ class _Codes:
         if demand is None:
             return 1
         return 2 if demand == "*" else 2 | self._segments.setdefault(demand, len(self._segments) + 1) << 2
-
-
-def _canonical(patterns: Collection[str]) -> TopicFilter:
-    """Return the filter of these patterns without those that others cover."""
-    table = Table(patterns)
-    return TopicFilter(tuple(pattern for pattern in patterns if not table.covered(pattern)))

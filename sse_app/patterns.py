@@ -79,6 +79,13 @@ class Table:
 
     def agreeing(self, pattern: str) -> Iterator[bool]:
         """Yield True for each of the patterns that has a topic in common with this one, False for the others."""
+        return (digit == "1" for digit in reversed(f"{self._agreeing(pattern):b}"))
+
+    def meets(self, pattern: str) -> bool:
+        """Return True when one of the patterns has a topic in common with this one."""
+        return self._agreeing(pattern) > 0
+
+    def _agreeing(self, pattern: str) -> int:
         found = self._all
         for demand, column, free in zip(demands_of(pattern), self._columns, self._free, strict=False):
             if demand == "*":
@@ -87,13 +94,27 @@ class Table:
                 found &= column.get(None, 0) | free
             else:
                 found &= column.get(demand, 0) | column.get("*", 0) | free
-        return (digit == "1" for digit in reversed(f"{found:b}"))
+        return found
+
+    def covers(self, pattern: str) -> bool:
+        """Return True when one of the patterns matches all that this one matches."""
+        return self._covering(pattern) > 0
 
     def covered(self, pattern: str) -> bool:
         """Return True when another one matches all that this one of the patterns matches."""
+        return self._covering(pattern) > 1
+
+    def _covering(self, pattern: str) -> int:
+        """Return how many of the patterns match all that this one matches."""
         demands, found = demands_of(pattern), self._all
         for demand, column, free in zip(demands, self._columns, self._free, strict=False):
             found &= column.get(demand, 0) | (0 if demand is None else column.get("*", 0)) | free
         if len(demands) < len(self._columns) and demands[-1:] != [None]:
             found &= self._free[len(demands)]  # it ends with `**`, so that from there on nothing may be demanded
-        return found.bit_count() > 1
+        return found.bit_count()
+
+
+def uncovered(patterns: Collection[str]) -> list[str]:
+    """Return those of different patterns that no other one covers, in their order."""
+    table = Table(patterns)
+    return [pattern for pattern in patterns if not table.covered(pattern)]

@@ -21,13 +21,14 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from sse_app.characters import REFUSED, acceptable
 from sse_app.errors import InvalidTopic, TooManyTopics
-from sse_app.patterns import REST, fits, pattern_of, shape_of
+from sse_app.patterns import REST, Table, fits, pattern_of, shape_of
 from sse_app.steps import Budget
 
 TOPIC_MAX = 2_048  # characters
 SEGMENTS_MAX = 32
 TOPICS_PER_PUBLICATION = 16
 TOPICS_PER_FILTER = 100
+DENIED_PER_FILTER = 100
 CHARACTERS_PER_UNIT = 512  # of a pattern that is made and looked up in a unit of work (steps.py)
 VALUES_PER_UNIT = 32  # values of a pattern that are added to a result in a unit of work
 
@@ -79,8 +80,12 @@ class Filter(Hashable, Protocol):
         """True when every publication matches."""
 
     @property
+    def broadcasts(self) -> bool:
+        """True when publications without a topic match."""
+
+    @property
     def plain(self) -> tuple[str, ...] | None:
-        """Its topics, sorted, when it has nothing but topics; None with wildcards, and when it is unrestricted."""
+        """The topics that it matches, sorted, when no wildcard is needed to name them; else None."""
 
     @property
     def bounds(self) -> Bounds:
@@ -92,10 +97,10 @@ class Filter(Hashable, Protocol):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Its patterns as the subscriber gave them, sorted; none for everything. For people, not for matching."""
+        """Its patterns as the subscriber gave them, sorted; none for all topics. For people, not for matching."""
 
     def matches(self, topics: tuple[str, ...]) -> bool:
-        """Return True when a publication on these topics is for it; one without topics is for everyone."""
+        """Return True when it matches a publication on these topics: any of them, or without a topic its broadcasts."""
 
     def matched(self, topics: Iterable[str]) -> tuple[str, ...]:
         """Return those of a publication's topics that it matches, in their order."""
@@ -104,14 +109,19 @@ class Filter(Hashable, Protocol):
 @dataclass(frozen=True, slots=True)
 class TopicFilter:
     """The topics that match any of these ``patterns`` and none of ``denied``; all topics when there are no patterns.
-    Patterns are sorted, each once, so that filters of the same patterns compare equal. Only this module looks into
-    them. ``broadcasts`` are the publications without a topic.
+    ``broadcasts``: publications without a topic match too. A publication on several topics matches when one of them
+    does.
+
+    Patterns are sorted, each once, so that filters of the same patterns compare equal. With denied patterns, those of
+    either kind that change nothing are left out, and in a filter that does not match everything ``**`` is written as no
+    pattern. Only this module and ``narrowing.py`` look into them. Raises TooManyTopics for more than 100 denied ones.
     """
 
     patterns: tuple[str, ...] = ()
     broadcasts: bool = True
     denied: tuple[str, ...] = ()
     _shapes: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
+    _denying: "TopicFilter | None" = field(init=False, repr=False, compare=False)  # the filter of what is denied
     _hash: int = field(init=False, repr=False, compare=False)  # a filter is looked up several times as its group's key
 
     @classmethod
@@ -126,41 +136,54 @@ class TopicFilter:
         return cls(tuple(unique))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patterns", tuple(sorted(set(self.patterns))))
-        shapes = dict.fromkeys(filter(None, map(shape_of, self.patterns)))
-        object.__setattr__(self, "_shapes", tuple(shapes))
-        object.__setattr__(self, "_hash", hash(self.patterns))
+        patterns, denied = tuple(sorted(set(self.patterns))), self.denied
+        if denied or not self.broadcasts:
+            patterns = () if "**" in patterns else patterns
+            patterns, denied = _settled(patterns, denied)
+        object.__setattr__(self, "patterns", patterns)
+        object.__setattr__(self, "denied", denied)
+        object.__setattr__(self, "_denying", TopicFilter(denied) if denied else None)
+        object.__setattr__(self, "_shapes", tuple(dict.fromkeys(filter(None, map(shape_of, patterns)))))
+        object.__setattr__(self, "_hash", hash((patterns, self.broadcasts, denied)))
 
     def __hash__(self) -> int:
         return self._hash
 
-    def __reduce__(self) -> tuple[type["TopicFilter"], tuple[tuple[str, ...]]]:
-        return TopicFilter, (self.patterns,)  # made anew: another process hashes the same text otherwise
+    def __reduce__(self) -> tuple[type["TopicFilter"], tuple[tuple[str, ...], bool, tuple[str, ...]]]:
+        # Made anew: another process hashes the same text otherwise.
+        return TopicFilter, (self.patterns, self.broadcasts, self.denied)
 
     @property
     def unrestricted(self) -> bool:
         """True when every publication matches."""
+        return self.broadcasts and not self.denied and self.any_topic
+
+    @property
+    def any_topic(self) -> bool:
+        """True when every topic matches that is not denied."""
         return not self.patterns or self._has("**")
 
     @property
     def plain(self) -> tuple[str, ...] | None:
-        """Its topics, sorted, when it has nothing but topics; None with wildcards, and when it is unrestricted."""
-        return None if self._shapes or not self.patterns else self.patterns
+        """The topics that it matches, sorted, when no wildcard is needed to name them; else None."""
+        if self._shapes or not self.patterns:
+            return None
+        return self.patterns if self._denying is None else self.matched(self.patterns)
 
     @property
     def cost(self) -> int:
         """The number of look-ups that a match takes at most."""
-        return 1 + len(self._shapes)
+        return 1 + len(self._shapes) + (self._denying.cost if self._denying else 0)
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Its patterns as the subscriber gave them, sorted; none for everything. For people, not for matching."""
+        """Its patterns as the subscriber gave them, sorted; none for all topics. For people, not for matching."""
         return self.patterns
 
     @property
     def bounds(self) -> Bounds:
         """Bounds of the topics that it matches."""
-        if self.unrestricted:
+        if self.any_topic:
             return Bounds((), ("",))
         topics, prefixes = list[str](), set[str]()
         for pattern in self.patterns:
@@ -175,15 +198,19 @@ class TopicFilter:
         return Bounds(tuple(topics), tuple(_outermost(prefixes)))
 
     def matches(self, topics: tuple[str, ...]) -> bool:
-        """Return True when a publication on these topics is for it; one without topics is for everyone."""
-        return not topics or not self.patterns or any(map(self._matches, topics))
+        """Return True when it matches a publication on these topics: any of them, or without a topic its broadcasts."""
+        if not topics:
+            return self.broadcasts
+        return any(map(self._matches, topics)) if self.patterns or self.denied else True
 
     def matched(self, topics: Iterable[str]) -> tuple[str, ...]:
         """Return those of a publication's topics that it matches, in their order."""
-        return tuple(filter(self._matches, topics) if self.patterns else topics)
+        return tuple(filter(self._matches, topics) if self.patterns or self.denied else topics)
 
     def _matches(self, topic: str) -> bool:
-        if self._has(topic):
+        if self._denying is not None and self._denying._matches(topic):
+            return False
+        if not self.patterns or self._has(topic):
             return True
         if self._shapes:
             segments = topic.split("/")
@@ -196,6 +223,23 @@ class TopicFilter:
         # A set would be faster by 0.1 us, and take 8 KiB for a hundred patterns in every subscriber.
         place = bisect_left(self.patterns, pattern)
         return place < len(self.patterns) and self.patterns[place] == pattern
+
+
+def _settled(patterns: tuple[str, ...], denied: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the patterns without those that are wholly denied, and the denied ones that are of consequence.
+
+    Where all are denied they stay, since no patterns would be all topics.
+    """
+    unique = sorted(set(denied))
+    if len(unique) > DENIED_PER_FILTER:
+        raise TooManyTopics(f"At most {DENIED_PER_FILTER} topic filters can be denied at a time.")
+    denying = Table(unique)
+    unique = [pattern for pattern in unique if not denying.covered(pattern)]
+    if not patterns:
+        return (), tuple(unique)
+    kept = tuple(pattern for pattern in patterns if not denying.covers(pattern)) or patterns
+    remaining = Table(kept)
+    return kept, tuple(pattern for pattern in unique if remaining.meets(pattern))
 
 
 def _outermost(prefixes: Iterable[str]) -> Iterator[str]:
@@ -212,25 +256,54 @@ def _outermost(prefixes: Iterable[str]) -> Iterator[str]:
 class TopicIndex(Generic[T]):
     """Finds the values whose filter matches a topic, at a cost that does not depend on how many others there are.
 
-    Values with an unrestricted filter are in a set. All other patterns are the keys of one dict, in which a topic and
-    its pattern of each shape are looked up: at most as many as there are shapes for its number of segments.
+    Values whose filter matches any topic are in a set. All other patterns are the keys of one dict, in which a topic
+    and its pattern of each shape are looked up: at most as many as there are shapes for its number of segments. Values
+    whose filter denies topics are in an index of their own, where those that are found are compared one by one.
     """
 
     def __init__(self) -> None:
-        self._every: dict[T, None] = {}
-        self._unrestricted: set[T] = set()
+        self._with_broadcasts: dict[T, None] = {}
+        self._without_broadcasts: dict[T, None] = {}
+        self._any_topic: set[T] = set()
         # By pattern. A pattern with one value, as most are, has a tuple, which the patterns of that value share: a set
         # would take 216 bytes a pattern.
         self._values: dict[str, tuple[T] | set[T]] = {}
         self._shapes: dict[int, dict[bytes, int]] = {}  # by the first byte of a shape: how many patterns have it
 
+        self._denying: _Denying[T] | None = None  # while there are such filters
+
     def __iter__(self) -> Iterator[T]:
-        return iter(self._every)
+        return chain(self._with_broadcasts, self._without_broadcasts)
+
+    @property
+    def values(self) -> Collection[T]:
+        """All values. Not to be kept or changed, since it may be a collection of the index itself."""
+        return list(self) if self._without_broadcasts else self._with_broadcasts
 
     def add(self, topic_filter: TopicFilter, value: T) -> None:
-        self._every[value] = None
-        if topic_filter.unrestricted:
-            self._unrestricted.add(value)
+        everyone = self._with_broadcasts if topic_filter.broadcasts else self._without_broadcasts
+        everyone[value] = None
+        if not topic_filter.denied:
+            self.add_patterns(topic_filter, value)
+            return
+        if self._denying is None:
+            self._denying = _Denying()
+        self._denying.add(topic_filter, value)
+
+    def remove(self, topic_filter: TopicFilter, value: T) -> None:
+        everyone = self._with_broadcasts if topic_filter.broadcasts else self._without_broadcasts
+        del everyone[value]
+        if not topic_filter.denied:
+            self.remove_patterns(topic_filter, value)
+        elif self._denying is not None:
+            self._denying.remove(topic_filter, value)
+            if not self._denying:
+                self._denying = None
+
+    def add_patterns(self, topic_filter: TopicFilter, value: T) -> None:
+        """Add a value for the topics that its filter has before any are denied, and for no broadcasts."""
+        if topic_filter.any_topic:
+            self._any_topic.add(value)
             return
         alone = (value,)
         for pattern in topic_filter.patterns:
@@ -242,10 +315,10 @@ class TopicIndex(Generic[T]):
             else:
                 self._values[pattern] = {*values, value}
 
-    def remove(self, topic_filter: TopicFilter, value: T) -> None:
-        del self._every[value]
-        self._unrestricted.discard(value)
-        if topic_filter.unrestricted:
+    def remove_patterns(self, topic_filter: TopicFilter, value: T) -> None:
+        """Remove a value that was added for these topics."""
+        if topic_filter.any_topic:
+            self._any_topic.discard(value)
             return
         for pattern in topic_filter.patterns:
             values = self._values[pattern]
@@ -273,14 +346,29 @@ class TopicIndex(Generic[T]):
         spent, and the index may change before it goes on: values that are added or removed meanwhile may be found or
         not. The result is not to be kept or changed, since it may be a collection of the index itself.
         """
+        if self._denying is None:
+            return self._match(topics, budget)
+        return self._match_undenied(topics, budget, self._denying)
+
+    def _match_undenied(
+        self, topics: tuple[str, ...], budget: Budget, denying: "_Denying[T]"
+    ) -> Generator[None, None, Collection[T]]:
         if not topics:
-            return self._every
+            return self._with_broadcasts
+        found = yield from denying.match(topics, budget)
+        found.update((yield from self._match(topics, budget)))
+        return found
+
+    def _match(self, topics: tuple[str, ...], budget: Budget) -> Generator[None, None, Collection[T]]:
+        if not topics:
+            return self._with_broadcasts
         if len(topics) == 1 and not self._shapes:
             values = self._values.get(topics[0])
             if values is None:
-                return self._unrestricted
-            return values if not self._unrestricted else self._unrestricted.union(values)
-        found, every = set(self._unrestricted), len(self._every)
+                return self._any_topic
+            return values if not self._any_topic else self._any_topic.union(values)
+        found = set(self._any_topic)
+        every = len(self._with_broadcasts) + len(self._without_broadcasts)
         for pattern in chain.from_iterable(map(self._possible, topics)):
             work = 1 + len(pattern) // CHARACTERS_PER_UNIT
             if values := self._values.get(pattern):
@@ -300,3 +388,35 @@ class TopicIndex(Generic[T]):
         segments = topic.split("/")
         shapes = [shapes for first, shapes in self._shapes.items() if fits(first, len(segments))]
         return chain((topic,), map(pattern_of, list(chain.from_iterable(shapes)), repeat(segments)))
+
+
+class _Denying(Generic[T]):
+    """The values of an index whose filters deny topics."""
+
+    def __init__(self) -> None:
+        self._filters: dict[T, TopicFilter] = {}
+        self._index: TopicIndex[T] = TopicIndex()
+
+    def __len__(self) -> int:
+        return len(self._filters)
+
+    def add(self, topic_filter: TopicFilter, value: T) -> None:
+        self._filters[value] = topic_filter
+        self._index.add_patterns(topic_filter, value)
+
+    def remove(self, topic_filter: TopicFilter, value: T) -> None:
+        del self._filters[value]
+        self._index.remove_patterns(topic_filter, value)
+
+    def match(self, topics: tuple[str, ...], budget: Budget) -> Generator[None, None, set[T]]:
+        """Find the values whose filter matches a publication on these topics, of which there are some."""
+        found = set[T]()
+        for value in list((yield from self._index.match(topics, budget))):
+            topic_filter = self._filters.get(value)  # None: the value was removed between two steps
+            if topic_filter is None:
+                continue
+            if topic_filter.matches(topics):
+                found.add(value)
+            if budget.spend(topic_filter.cost * len(topics)):
+                yield
+        return found

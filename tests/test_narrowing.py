@@ -31,7 +31,11 @@ PATTERNS.remove("")
 
 def seen(*patterns: str) -> set[str]:
     filter = TopicFilter(tuple(sorted(patterns)))
-    return {topic for topic in TOPICS if filter.matches((topic,))}
+    return seen_by(filter)
+
+
+def seen_by(filter: TopicFilter) -> set[str]:
+    return set(filter.matched(TOPICS))
 
 
 def test_what_two_patterns_have_in_common_is_a_pattern_or_nothing() -> None:
@@ -53,6 +57,7 @@ def test_a_pattern_covers_another_if_nothing_but_it_is_in_common() -> None:
 
 
 some_patterns = st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=6)
+few_patterns = st.lists(st.sampled_from(PATTERNS), max_size=3)
 
 
 @given(some_patterns, some_patterns)
@@ -69,6 +74,72 @@ def test_narrowed_is_what_is_asked_for_and_granted(asked: list[str], granted: li
     assert seen(*narrowed.shown) == seen(*asked) & allowed
     if "**" not in granted:
         assert not any(map(Table(narrowed.shown).covered, narrowed.shown))
+
+
+@given(some_patterns | st.just([]), st.booleans(), some_patterns | st.just([]), st.booleans(), few_patterns)
+@settings(max_examples=20 * settings().max_examples)
+def test_narrowed_is_never_what_is_denied_and_broadcasts_are_for_who_asks_and_may(
+    asked: list[str], asks_broadcasts: bool, granted: list[str], may_broadcasts: bool, denied: list[str]
+) -> None:
+    wanted = seen(*asked) & seen(*granted) - (seen(*denied) if denied else set())
+    filter = TopicFilter(tuple(asked), asks_broadcasts)
+    grant = TopicFilter(tuple(granted), may_broadcasts, tuple(denied))
+    narrowed, outside = narrowed_or_outside(filter, grant)
+    if narrowed is None:
+        assert set(outside) <= set(asked)
+        assert not any(seen(pattern) & wanted for pattern in outside)
+        assert outside or not (wanted or (asks_broadcasts and may_broadcasts))
+        return
+    assert seen_by(narrowed) == wanted
+    assert narrowed.broadcasts == narrowed.matches(()) == (asks_broadcasts and may_broadcasts)
+    assert seen_by(narrow(filter, narrowed)) == wanted
+
+
+def narrowed_or_outside(asked: TopicFilter, granted: TopicFilter) -> tuple[TopicFilter | None, tuple[str, ...]]:
+    try:
+        return narrow(asked, granted), ()
+    except NothingInCommon as refused:
+        return None, refused.patterns
+
+
+@pytest.mark.parametrize("asked", [[], ["**"]])
+def test_to_ask_for_everything_is_to_ask_for_all_that_is_granted(asked: list[str]) -> None:
+    filter = TopicFilter.parse(asked)
+    for granted in (
+        TopicFilter(("a/*", "b"), False),
+        TopicFilter((), False),
+        TopicFilter((), True, ("a/*",)),
+        TopicFilter(("a/*", "b"), True, ("a/1",)),
+    ):
+        assert narrow(filter, granted) == granted
+    assert narrow(filter, TopicFilter()) == filter
+
+
+@pytest.mark.parametrize("asked", [[], ["**"], ["a"]])
+def test_nothing_is_left_of_what_is_denied_as_a_whole(asked: list[str]) -> None:
+    with pytest.raises(NothingInCommon) as refused:
+        narrow(TopicFilter.parse(asked), TopicFilter(("a", "a/*"), False, ("a/**",)))
+    assert refused.value.patterns == tuple(asked)
+
+
+@pytest.mark.parametrize("asked", [[], ["**"]])
+def test_broadcasts_are_left_when_every_topic_is_denied(asked: list[str]) -> None:
+    narrowed = narrow(TopicFilter.parse(asked), TopicFilter(("a", "a/*"), True, ("a/**",)))
+    assert narrowed.matches(())
+    assert not seen_by(narrowed)
+
+
+def test_a_pattern_of_which_all_is_denied_is_outside() -> None:
+    granted = TopicFilter((), True, ("a/**", "b/1"))
+    with pytest.raises(NothingInCommon) as refused:
+        narrow(TopicFilter.parse(["a/1", "a/*/x", "b/1", "b/*", "c"]), granted)
+    assert refused.value.patterns == ("a/*/x", "a/1", "b/1")
+    assert narrow(TopicFilter.parse(["b/*", "c"]), granted) == TopicFilter(("b/*", "c"), True, ("b/1",))
+
+
+def test_what_is_asked_for_of_every_topic_is_shown_as_it_was_asked_for() -> None:
+    asked = TopicFilter.parse(["a", "a/*", "a/**"])
+    assert narrow(asked, TopicFilter((), False)).shown == asked.shown
 
 
 @pytest.mark.parametrize(
@@ -142,6 +213,18 @@ def test_what_many_pairs_have_in_common_is_written_out_once(meets: list[str | No
     narrowed = narrow(asked, granted)
     assert len(narrowed.shown) <= TOPICS_PER_FILTER
     assert len(meets) <= TOPICS_PER_FILTER
+
+
+def test_narrowing_to_many_denied_patterns_is_cheap() -> None:
+    random = Random(12)
+
+    def patterns(count: int, wild: str) -> tuple[str, ...]:
+        return tuple({"/".join(random.choice(("a", "b", "c", wild)) for _ in range(31)) for _ in range(count)})
+
+    asked = TopicFilter.parse(patterns(100, "a"))
+    denied = patterns(100, "*")
+    module._narrow.cache_clear()
+    assert work(lambda: narrow(asked, TopicFilter((), True, denied))) < 100_000, "each pair by segments: 300,000"
 
 
 @pytest.mark.parametrize("rest", ["", "/**"])

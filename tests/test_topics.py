@@ -5,7 +5,7 @@ import tracemalloc
 from collections.abc import Collection
 from itertools import product
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -38,7 +38,9 @@ patterns = st.builds(
     st.lists(words | st.just("*"), max_size=4),
     st.sampled_from([[], ["**"]]),
 ).filter(bool)
-filters = st.lists(patterns, max_size=4).map(TopicFilter.parse)
+some_patterns = st.lists(patterns, max_size=4).map(tuple)
+few_patterns = st.lists(patterns, max_size=2).map(tuple)
+filters = st.builds(TopicFilter, some_patterns) | st.builds(TopicFilter, some_patterns, st.booleans(), few_patterns)
 publications = st.lists(topics, max_size=3, unique=True).map(tuple)
 
 
@@ -49,6 +51,15 @@ def reference(pattern: list[str], topic: list[str]) -> bool:
     if not pattern or not topic:
         return pattern == topic
     return pattern[0] in ("*", topic[0]) and reference(pattern[1:], topic[1:])
+
+
+def allows(patterns: Collection[str], denied: Collection[str], topic: str) -> bool:
+    """Match a topic as the definition of a filter says it."""
+
+    def any_of(several: Collection[str]) -> bool:
+        return any(reference(pattern.split("/"), topic.split("/")) for pattern in several)
+
+    return (not patterns or any_of(patterns)) and not any_of(denied)
 
 
 # --- rules ---
@@ -118,10 +129,10 @@ def test_equal_filters_are_equal_however_they_were_given() -> None:
 
 
 def test_a_filter_is_made_anew_where_it_is_unpickled() -> None:
-    filter = TopicFilter.parse(["b/*", "a"])
-    copy = pickle.loads(pickle.dumps(filter))
-    assert (copy, hash(copy), copy.cost) == (filter, hash(filter), filter.cost)
-    assert b"_hash" not in pickle.dumps(filter), "in another process the same text has another"
+    for filter in (TopicFilter.parse(["b/*", "a"]), TopicFilter(("a/*",), False, ("a/x", "a/*/y"))):
+        copy = pickle.loads(pickle.dumps(filter))
+        assert (copy, hash(copy), copy.cost) == (filter, hash(filter), filter.cost)
+        assert b"_hash" not in pickle.dumps(filter), "in another process the same text has another"
 
 
 def test_there_are_at_most_16_topics_and_100_filters() -> None:
@@ -180,6 +191,75 @@ def test_any_topic_may_match_any_pattern() -> None:
 @given(patterns, topics)
 def test_matching_is_that_of_the_definition(pattern: str, topic: str) -> None:
     assert TopicFilter.parse([pattern]).matches((topic,)) == reference(pattern.split("/"), topic.split("/"))
+
+
+@given(some_patterns, st.booleans(), st.lists(patterns, max_size=3).map(tuple), publications)
+@settings(max_examples=5 * settings().max_examples)
+def test_a_publication_is_seen_if_one_of_its_topics_is_and_a_broadcast_by_who_gets_those(
+    given_patterns: tuple[str, ...], broadcasts: bool, denied: tuple[str, ...], on: tuple[str, ...]
+) -> None:
+    filter = TopicFilter(given_patterns, broadcasts, denied)
+    seen = tuple(topic for topic in on if allows(given_patterns, denied, topic))
+    assert filter.matched(on) == seen
+    assert filter.matches(on) == (bool(seen) if on else broadcasts)
+    if filter.unrestricted:
+        assert seen == on
+        assert broadcasts
+    if filter.plain is not None:
+        assert set(seen) <= set(filter.plain)
+        assert filter.plain == filter.matched(filter.plain) == tuple(sorted(filter.plain))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((("a/*",), True, ("b", "a", "a/b/**/")), (("a/*",),)),
+        ((("a/*", "a/*/c"), False, ("a/b", "a/b")), (("a/*", "a/*/c"), False, ("a/b",))),
+        ((("a/*",), True, ("a/b/**", "a/b")), (("a/*",), True, ("a/b/**",))),
+        ((("a", "a/b", "c"), True, ("a/**",)), (("c",),)),
+        ((("**", "a"), False), ((), False)),
+        ((("**",), True, ("a",)), ((), True, ("a",))),
+        (((), False, ("a/*", "**")), ((), False, ("**",))),
+    ],
+    ids=["overlaps nothing", "twice", "covered", "wholly denied", "everything", "but broadcasts", "all denied"],
+)
+def test_filters_that_mean_the_same_are_equal(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
+    assert TopicFilter(*one) == TopicFilter(*other)
+    assert hash(TopicFilter(*one)) == hash(TopicFilter(*other))
+
+
+def test_filters_differ_by_broadcasts_and_by_what_is_denied() -> None:
+    different = [
+        TopicFilter(),
+        TopicFilter((), False),
+        TopicFilter((), True, ("a",)),
+        TopicFilter((), False, ("a",)),
+        TopicFilter((), True, ("b",)),
+        TopicFilter(("a",)),
+        TopicFilter(("a",), False),
+    ]
+    assert len(set(different)) == len(different)
+    assert [filter.unrestricted for filter in different] == [True] + [False] * 6
+    assert [filter.plain for filter in different] == [None] * 5 + [("a",)] * 2
+
+
+def test_a_filter_of_which_all_is_denied_matches_no_topic() -> None:
+    filter = TopicFilter(("a", "a/b"), True, ("a/**",))
+    assert filter.plain == ()
+    assert not any(map(filter.matches, [("a",), ("a/b",), ("c",), ("a", "a/b", "c")]))
+    assert filter.matches(())
+
+
+def test_at_most_a_hundred_patterns_are_denied() -> None:
+    denied = tuple(f"t/{number}" for number in range(101))
+    assert TopicFilter((), True, denied[1:]).denied == tuple(sorted(denied[1:]))
+    with pytest.raises(TooManyTopics, match="100"):
+        TopicFilter((), True, denied)
+
+
+def test_what_is_denied_adds_to_the_cost_of_a_match() -> None:
+    assert TopicFilter(("a/*", "b")).cost == 2
+    assert TopicFilter(("a/*", "b"), True, ("a/1", "*/2", "*/3/**", "a/2")).cost == 2 + 3
 
 
 def test_a_thousand_wildcards_are_no_pattern() -> None:  # K6
@@ -261,7 +341,43 @@ def test_an_index_that_was_emptied_holds_no_part_of_the_tree() -> None:
         index.remove(filter, number)
     index.add(TopicFilter.parse(["**"]), 50)
     index.remove(TopicFilter.parse(["**"]), 50)
-    assert not any((index._values, index._shapes, index._unrestricted))
+    assert not any((index._values, index._shapes, index._any_topic))
+
+
+def test_an_index_holds_what_denies_topics_apart_while_there_is_such_a_filter() -> None:
+    index, denying = TopicIndex[str](), TopicFilter((), True, ("a/*",))
+    index.add(TopicFilter(), "open")
+    index.add(denying, "denying")
+    index.add(TopicFilter(("a/*", "b"), False, ("a/x",)), "topics only")
+    assert set(match(index, ("a/b",))) == {"open", "topics only"}
+    assert set(match(index, ("a/x",))) == {"open"}
+    assert set(match(index, ("a/x", "b"))) == {"open", "denying", "topics only"}
+    assert set(match(index, ())) == {"open", "denying"}
+    assert set(index.values) == {"open", "denying", "topics only"}
+    index.remove(TopicFilter(("a/*", "b"), False, ("a/x",)), "topics only")
+    index.remove(denying, "denying")
+    assert index._denying is None
+    assert set(index.values) == set(match(index, ("a/x",))) == {"open"}
+
+
+def test_those_whose_filters_deny_topics_are_compared_in_steps() -> None:
+    index = TopicIndex[int]()
+    for number in range(1_000):
+        index.add(TopicFilter((), True, (f"own/{number}", "*/x")), number)
+    index.add(TopicFilter(("other",)), -1)
+    found, costs = steps_of(index.match(("own/7",), Budget(100)))
+    assert set(found) == set(range(1_000)) - {7}
+    assert len(costs) > 1_000 * 3 / 100 * 0.9
+    assert max(costs) < 100 * 20
+
+
+def test_a_value_without_broadcasts_costs_a_broadcast_nothing() -> None:
+    index = TopicIndex[int]()
+    for number in range(1_000):
+        index.add(TopicFilter((), False), number)
+    index.add(TopicFilter(("a",)), -1)
+    assert work(lambda: list(match(index, ()))) < 20
+    assert list(match(index, ())) == [-1]
 
 
 def letters(random: Random, segment: str) -> str:
