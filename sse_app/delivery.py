@@ -54,24 +54,56 @@ class ClientIndex:
     """Finds subscribers by the names that ``to`` and ``exclude`` may have for them."""
 
     def __init__(self) -> None:
+        self._vouched = _Names()  # by all names of an audience
+        self._claimed = _Names()  # by a client's name for which nobody vouches, so that only `exclude` counts it
+
+    def add(self, subscriber: Subscriber) -> None:
+        names, client = subscriber.audience
+        for name in names:
+            self._vouched.add(name, subscriber)
+        if client is not None and client not in names:
+            self._claimed.add(client, subscriber)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        names, client = subscriber.audience
+        for name in names:
+            self._vouched.remove(name, subscriber)
+        if client is not None and client not in names:
+            self._claimed.remove(client, subscriber)
+
+    def find_named(self, names: Collection[str]) -> set[Subscriber]:
+        """Return the subscribers that ``to`` reaches by any of these names."""
+        return self._vouched.find(names)
+
+    def find_excluded(self, names: Collection[str]) -> set[Subscriber]:
+        """Return the subscribers that ``exclude`` means by any of these names."""
+        found = self._vouched.find(names)
+        return found | self._claimed.find(names) if names and self._claimed else found
+
+
+class _Names:
+    """Subscribers by name."""
+
+    def __init__(self) -> None:
         # A name that only one subscriber has, as most do, leads to it directly: a set would take 216 bytes a name.
         self._found: dict[str, Subscriber | set[Subscriber]] = {}
 
-    def add(self, subscriber: Subscriber) -> None:
-        for name in subscriber.audience.names:
-            found = self._found.setdefault(name, subscriber)
-            if isinstance(found, set):
-                found.add(subscriber)
-            elif found is not subscriber:
-                self._found[name] = {found, subscriber}
+    def __len__(self) -> int:
+        return len(self._found)
 
-    def remove(self, subscriber: Subscriber) -> None:
-        for name in subscriber.audience.names:
-            found = self._found[name]
-            if isinstance(found, set) and len(found) > 1:
-                found.remove(subscriber)
-            else:
-                del self._found[name]
+    def add(self, name: str, subscriber: Subscriber) -> None:
+        found = self._found.setdefault(name, subscriber)
+        if isinstance(found, set):
+            found.add(subscriber)
+        elif found is not subscriber:
+            self._found[name] = {found, subscriber}
+
+    def remove(self, name: str, subscriber: Subscriber) -> None:
+        found = self._found[name]
+        if isinstance(found, set) and len(found) > 1:
+            found.remove(subscriber)
+        else:
+            del self._found[name]
 
     def find(self, names: Iterable[str]) -> set[Subscriber]:
         """Return the subscribers with any of these names."""
@@ -114,6 +146,14 @@ class Delivery:
         """Return the group of a subscriber, None when it has left and was the last of it."""
         return self._groups.get((subscriber.filter, subscriber.dialect))
 
+    def find_clients(self, name: str) -> set[Subscriber]:
+        """Return the streams of the client with this name, whether or not anybody vouches for it."""
+        return self._clients.find_excluded((name,))
+
+    def find_user(self, user: str) -> set[Subscriber]:
+        """Return the streams of this user."""
+        return self._clients.find_named((f"@{user}",))
+
     def shared(self, topic_filter: TopicFilter, dialect: Dialect) -> TopicFilter:
         """Return the equal filter of a group, or this one if there is none: a group's subscribers share one object."""
         group = self._groups.get((topic_filter, dialect))
@@ -149,8 +189,8 @@ class Delivery:
     def count(self, draft: Draft) -> Generator[None, None, int]:
         """Return how many subscribers a draft is for."""
         budget = Budget(SLICE * OFFER)
-        excluded = self._clients.find(draft.exclude)
-        named = self._clients.find(draft.to) - excluded
+        excluded = self._clients.find_excluded(draft.exclude)
+        named = self._clients.find_named(draft.to) - excluded
         groups = yield from self._index.match(draft.topics, budget)
         if draft.to:
             return sum(map(len, (yield from self._in_groups(groups, named, budget)).values()))
@@ -223,8 +263,8 @@ class Delivery:
         for place, publication in enumerate(piece.publications):
             if not (publication.to or publication.exclude):
                 continue
-            bit, excluded = 1 << place, self._clients.find(publication.exclude)
-            for part in slices(excluded | self._clients.find(publication.to), SLICE):
+            bit, excluded = 1 << place, self._clients.find_excluded(publication.exclude)
+            for part in slices(excluded | self._clients.find_named(publication.to), SLICE):
                 for subscriber, group in zip(part, map(self._find_group, part), strict=True):
                     if group is not None:  # else the subscriber was removed between two steps
                         common, sets = matching.get(group, 0), named.setdefault(group, {})

@@ -279,6 +279,12 @@ class Audience(NamedTuple):
     names: tuple[str, ...] = ()
     client: str | None = None
 
+    def sees(self, to: frozenset[str], exclude: frozenset[str]) -> bool:
+        """Return True when a publication to these, and without those, is for these readers."""
+        if self.client in exclude or not exclude.isdisjoint(self.names):
+            return False
+        return not to or not to.isdisjoint(self.names)
+
 
 class Publication(NamedTuple):  # made for each entry that is read: a frozen dataclass would take 1 us more
     """An event with its topics and its position.
@@ -308,15 +314,11 @@ class Publication(NamedTuple):  # made for each entry that is read: a frozen dat
 
     def visible_to(self, audience: Audience | None) -> bool:
         """Return True when these readers may see it; None for an audience that sees everything."""
-        if audience is None:
-            return True
-        names, client = audience
-        excluded = client in self.exclude or not self.exclude.isdisjoint(names)
-        return not excluded and (not self.to or not self.to.isdisjoint(names))
+        return audience is None or not (self.to or self.exclude) or audience.sees(self.to, self.exclude)
 
     def reaches(self, topic_filter: TopicFilter, audience: Audience | None) -> bool:
-        """Return True when it matches, and these readers may see it."""
-        return self.visible_to(audience) and topic_filter.matches(self.topics)
+        """Return True when it matches, and these readers may see it. A lost one is told to everyone."""
+        return self.visible_to(audience) and (topic_filter.matches(self.topics) or self.lost)
 
     def summary(self, topic_filter: TopicFilter | None = None) -> dict[str, object]:
         """Return the publication without its data, as JSON types; with a filter, only those topics that it matches."""

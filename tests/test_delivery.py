@@ -290,10 +290,11 @@ def test_the_index_of_clients_holds_exactly_who_is_there(steps: list[tuple[bool,
         else:
             index.remove(here.pop(ord(name) % len(here)))
     for names in ("", "x", "yz", "xyz", "w"):
-        assert index.find(names) == {item for item in here if item.client in names}
+        assert index.find_named(names) == index.find_excluded(names) == {item for item in here if item.client in names}
     for subscriber in here:
         index.remove(subscriber)
-    assert index._found == {}
+    assert not index._vouched
+    assert not index._claimed
 
 
 # The newest of a group

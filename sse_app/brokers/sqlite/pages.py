@@ -121,8 +121,7 @@ class Reader:
             f" WHERE offset {where} AND (\"to\" <> '' OR exclude <> '')"
         )
         for offset, to, exclude in rows:
-            kept_from, meant_for = frozenset(exclude.split("\n")), frozenset(to.split("\n"))
-            if not kept_from.isdisjoint(audience.names) or (to and meant_for.isdisjoint(audience.names)):
+            if not audience.sees(frozenset(split(to)), frozenset(split(exclude))):
                 yield offset
 
     def _matching(
