@@ -242,12 +242,10 @@ class Delivery:
 
     def _match(self, piece: "_Piece") -> Generator[None, None, dict[Group, int]]:
         """Return for each group the set of publications that match."""
-        sets: dict[tuple[str, ...], int] = {}
-        for place, publication in enumerate(piece.publications):
-            sets[publication.topics] = sets.get(publication.topics, 0) | 1 << place
         matching: dict[Group, int] = {}
-        for topics, chosen in sets.items():
-            groups, first = (yield from self._index.match(topics, piece.budget)), not matching
+        for topics, chosen in piece.sets_by_topics():
+            groups = self._index.values if topics is None else (yield from self._index.match(topics, piece.budget))
+            first = not matching
             for part in slices(list(groups), SLICE):
                 if first:
                     matching.update(dict.fromkeys(part, chosen))
@@ -285,6 +283,19 @@ class _Piece:
         self.lost = _set_of(item.lost for item in publications)
         self.budget = Budget(SLICE * OFFER)
         self._frames: dict[Dialect, list[bytes]] = {}
+
+    def sets_by_topics(self) -> Iterator[tuple[tuple[str, ...] | None, int]]:
+        """Yield the topics of publications, with the set of those that are on them; None for lost ones, which every
+        filter matches.
+        """
+        sets: dict[tuple[str, ...], int] = {}
+        for place, publication in enumerate(self.publications):
+            sets[publication.topics] = sets.get(publication.topics, 0) | 1 << place
+        if self.lost:
+            yield None, self.lost
+            if not sets[()] & ~self.lost:
+                del sets[()]
+        yield from sets.items()
 
     def groups_by_set(self, matching: dict[Group, int]) -> Generator[None, None, dict[_Choice, list[Group]]]:
         """Return the groups by the set that they get and their dialect, and set the newest publication of each."""

@@ -16,7 +16,7 @@ from sse_app.brokers import Page, Tail
 from sse_app.brokers.board import Board
 from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES, PAGE_COUNT, Limits, LogSettings, matches_per_step
 from sse_app.brokers.memory_board import MemoryBoard
-from sse_app.brokers.offsets import TopicOffsets, footprint
+from sse_app.brokers.offsets import BROADCAST, TopicOffsets, footprint
 from sse_app.brokers.tail import QueuedTail
 from sse_app.errors import KeyReused, LogFull
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
@@ -291,4 +291,4 @@ class MemoryBroker:
 
 
 def _is_on(topics: set[str], publication: Publication) -> bool:
-    return not publication.topics or not topics.isdisjoint(publication.topics)
+    return not topics.isdisjoint(publication.topics or BROADCAST)

@@ -24,7 +24,7 @@ SEARCHES = 512  # filters whose topics are kept
 SEARCHED_TOPICS = 200_000  # and topics of all of them, some 10 MB
 NEW_TOPICS = 4_096  # topics that a search which is kept is brought up to date with; after more it begins anew
 
-BROADCAST = ("",)  # the topics of a publication that has none: every filter matches it
+BROADCAST = ("",)  # in the place of the topics of a publication that has none
 
 
 def footprint(publication: Publication) -> int:
@@ -92,7 +92,7 @@ class _Search:
 
     def __init__(self, topic_filter: Filter, known: int) -> None:
         bounds = topic_filter.bounds
-        self.topics = set(topic_filter.matched(bounds.topics))
+        self.topics = {*topic_filter.matched(bounds.topics), *(BROADCAST if topic_filter.broadcasts else ())}
         self.prefixes = list(reversed(bounds.prefixes))  # still to be searched, the next one last
         self.start = ""  # the text from which the search of the next prefix goes on
         self.known = known  # number of the new topics that were there at the beginning, or were tried since
@@ -153,12 +153,12 @@ class TopicOffsets:
                     self._sorted.remove(topic)
 
     def topics(self, topic_filter: Filter, look_ups: int) -> tuple[str, ...] | set[str] | None:
-        """Return the topics that a filter matches, some of which may have been removed.
+        """Return the topics that a filter matches, some of which may have been removed. "" stands for no topic.
 
         None if the search takes more than ``look_ups`` (``Filter.cost`` for each topic): the next call goes on with it.
         """
-        if topic_filter.plain is not None:
-            return topic_filter.plain
+        if (plain := topic_filter.plain) is not None:
+            return (*BROADCAST, *plain) if topic_filter.broadcasts else plain
         search = self._searches.pop(topic_filter, None)
         if search:
             self._searched -= len(search.topics)
@@ -199,7 +199,7 @@ class TopicOffsets:
             self._searched -= len(self._searches.pop(next(iter(self._searches))).topics)
 
     def newest(self, topics: Iterable[str], until: int, count: int) -> Sequence[int]:
-        """Return the newest ``count`` offsets up to ``until`` on these topics or without a topic, newest first."""
+        """Return the newest ``count`` offsets up to ``until`` on these topics, newest first."""
         runs = []
         for offsets in self._lists_of(topics):
             end = bisect_right(offsets, until)
@@ -207,7 +207,7 @@ class TopicOffsets:
         return _distinct(merge(*runs, reverse=True), count)
 
     def oldest(self, topics: Iterable[str], after: int, count: int) -> Sequence[int]:
-        """Return the oldest ``count`` offsets behind ``after`` on these topics or without a topic, in order."""
+        """Return the oldest ``count`` offsets behind ``after`` on these topics, in order."""
         runs = []
         for offsets in self._lists_of(topics):
             start = bisect_right(offsets, after)
@@ -215,8 +215,6 @@ class TopicOffsets:
         return _distinct(merge(*runs), count)
 
     def _lists_of(self, topics: Iterable[str]) -> Iterator[list[int]]:
-        if offsets := self._offsets.get(""):
-            yield offsets
         for topic in topics:
             if offsets := self._offsets.get(topic):
                 yield offsets

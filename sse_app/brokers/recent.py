@@ -96,8 +96,8 @@ class Recent:
         if topics is None or len(topics) > FILTER_TOPICS_MAX:
             return top
         complete_from = max(self.top + 1 - len(self._held), self._complete_from)
-        newest = (self._offsets.newest_on(topic, top, complete_from, self._known_from) for topic in ("", *topics))
-        return min(top, max(newest))
+        newest = (self._offsets.newest_on(topic, top, complete_from, self._known_from) for topic in topics)
+        return min(top, max(newest, default=self._known_from))
 
     def add_below(self, after: int, until: int, publications: Sequence[Publication]) -> None:
         """Note the topics of what the log holds in ``(after, until]``, if that adjoins the offsets that are known.

@@ -132,11 +132,11 @@ class Reader:
             every = range(last, first - 1, -1)[:count] if newest else range(first, last + 1)[:count]
             return _Found(every, every[-1] if every else last)
         if topic_filter.plain is not None:
-            return self._by_topic(topic_filter.plain, first, last, count, newest)
+            return self._by_topic(topic_filter, topic_filter.plain, first, last, count, newest)
         near = self._scan(topic_filter, first, last, count, newest)
         if len(near.offsets) == count or near.reached == (first if newest else last):
             return near
-        return self._by_topic(self._topics(topic_filter, last), first, last, count, newest)
+        return self._by_topic(topic_filter, self._topics(topic_filter, last), first, last, count, newest)
 
     def _scan(self, topic_filter: TopicFilter, first: int, last: int, count: int, newest: bool) -> _Found:
         """Search the next SCAN publications one by one: enough for a filter that matches many of them."""
@@ -181,9 +181,11 @@ class Reader:
         )
         return (topic for (topic,) in rows if topic)  # "" stands for publications without a topic
 
-    def _by_topic(self, topics: Sequence[str], first: int, last: int, count: int, newest: bool) -> _Found:
-        """Search publications on these topics, and those without a topic, by the index."""
-        every = ("", *topics)
+    def _by_topic(
+        self, topic_filter: TopicFilter, topics: Sequence[str], first: int, last: int, count: int, newest: bool
+    ) -> _Found:
+        """Search publications on these topics, and those without a topic if they match too, by the index."""
+        every = ("", *topics) if topic_filter.broadcasts else topics
         found: set[int] = set()
         for start in range(0, len(every), TOPICS_AT_ONCE):
             found.update(self._on_topics(every[start : start + TOPICS_AT_ONCE], first, last, count, newest))
