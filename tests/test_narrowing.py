@@ -13,8 +13,8 @@ from sse_app.errors import TooManyTopics
 from sse_app.narrowing import NothingInCommon, narrow
 from sse_app.patterns import Table, meet
 from sse_app.topics import TOPICS_PER_FILTER, TopicFilter
+from tests.support.visibility import fits
 from tests.support.work import work
-from tests.test_topics import reference
 
 SEGMENTS = ["a", "b", ""]
 TOPICS = ["/".join(segments) for size in (1, 2, 3, 4) for segments in product(SEGMENTS, repeat=size)]
@@ -41,7 +41,7 @@ def seen_by(filter: TopicFilter) -> set[str]:
 def test_what_two_patterns_have_in_common_is_a_pattern_or_nothing() -> None:
     each = {pattern: seen(pattern) for pattern in PATTERNS}
     assert {
-        reference(pattern.split("/"), topic.split("/")) == (topic in each[pattern])
+        fits(pattern.split("/"), topic.split("/")) == (topic in each[pattern])
         for pattern in PATTERNS
         for topic in TOPICS
     } == {True}

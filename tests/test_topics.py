@@ -23,6 +23,7 @@ from sse_app.topics import (
     TopicIndex,
     check_topics,
 )
+from tests.support.visibility import fits, fits_any
 from tests.support.work import steps_of, work
 from tests.test_characters import REFUSED, UNUSUAL
 
@@ -44,22 +45,9 @@ filters = st.builds(TopicFilter, some_patterns) | st.builds(TopicFilter, some_pa
 publications = st.lists(topics, max_size=3, unique=True).map(tuple)
 
 
-def reference(pattern: list[str], topic: list[str]) -> bool:
-    """Match a pattern, one segment after the other, as the module's docstring says it."""
-    if pattern == ["**"]:
-        return True
-    if not pattern or not topic:
-        return pattern == topic
-    return pattern[0] in ("*", topic[0]) and reference(pattern[1:], topic[1:])
-
-
 def allows(patterns: Collection[str], denied: Collection[str], topic: str) -> bool:
     """Match a topic as the definition of a filter says it."""
-
-    def any_of(several: Collection[str]) -> bool:
-        return any(reference(pattern.split("/"), topic.split("/")) for pattern in several)
-
-    return (not patterns or any_of(patterns)) and not any_of(denied)
+    return (not patterns or fits_any(patterns, topic)) and not fits_any(denied, topic)
 
 
 # --- rules ---
@@ -190,7 +178,7 @@ def test_any_topic_may_match_any_pattern() -> None:
 
 @given(patterns, topics)
 def test_matching_is_that_of_the_definition(pattern: str, topic: str) -> None:
-    assert TopicFilter.parse([pattern]).matches((topic,)) == reference(pattern.split("/"), topic.split("/"))
+    assert TopicFilter.parse([pattern]).matches((topic,)) == fits(pattern.split("/"), topic.split("/"))
 
 
 @given(some_patterns, st.booleans(), st.lists(patterns, max_size=3).map(tuple), publications)

@@ -56,11 +56,15 @@ async def publish(broker: Broker, *texts: str, topic: str = "", **named: Any) ->
 
 async def replayed(broker: Broker, after: Position | None = None, *topics: str) -> list[Publication]:
     """Everything after a position (default: all that is held), page by page."""
+    return await replayed_by(broker, after, TopicFilter.parse(topics))
+
+
+async def replayed_by(broker: Broker, after: Position | None, topic_filter: TopicFilter) -> list[Publication]:
     until = await broker.top()
     position, found = after or await broker.oldest(), list[Publication]()
     async with asyncio.timeout(PATIENCE):
         while position != until:
-            page = await broker.replay(position, until, TopicFilter.parse(topics))
+            page = await broker.replay(position, until, topic_filter)
             assert page.end > position, "a page must lead on"
             assert all(page.start < item.position <= page.end for item in page.publications)
             found += page.publications
