@@ -2,7 +2,8 @@
 
 Clients know only what browsers know: the events that their decoder dispatched, and its last event ID. Whatever
 happens, ids rise, no event arrives twice, and each publication for a client that did not arrive lies in the range of a
-``gap`` that the client got. ``--hypothesis-profile=thorough`` runs 2,000 times 50 steps.
+``gap`` that the client got. A client has a grant, and gets nothing outside of it: no publication, and of no topic the
+name. ``--hypothesis-profile=thorough`` runs 2,000 times 50 steps.
 
 The log is in memory, on a distant machine and new after each restart; or in a SQLite file, which outlives its server,
 however the server ends, and may be set back to an older copy: then, and only then, the log's epoch is a new one.
@@ -28,29 +29,24 @@ from sse_app.brokers import Broker
 from sse_app.events import Event, EventDecoder
 from sse_app.node import Node
 from sse_app.notices import HEARTBEAT
-from sse_app.publication import Audience, Draft, Position, Publication
+from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import Subscriber
-from sse_app.topics import TopicFilter
 from tests.support.nodes import node_on, subscribed
 from tests.support.peers import MOMENT, Clock, DistantBroker, Socket, turns
 from tests.support.threadless import ThreadlessLoop, ThreadlessSQLiteBroker
+from tests.support.visibility import Reader, recipients, topics
+from tests.support.visibility import readers as all_readers
 
 T = TypeVar("T")
-
-NAMES = ("ann", "bob", "cid")
-TOPICS = ("a", "a/x", "a/y", "b")
-PATTERNS = (*TOPICS, "a/*", "a/**", "*", "**")
 
 PATIENCE = 100.0  # virtual seconds; nothing here takes long unless it hangs
 CLIENTS = 6  # at most, so that each gets many steps
 
-names = st.sampled_from(NAMES)
+readers = all_readers.filter(lambda reader: reader.filter is not None)  # the others are refused: test_narrowing.py
+
 rooms = st.integers(0, 3)  # writes until the socket is full; 0: read with ``read``
 lengths = st.integers(0, 700)  # bytes that still arrive of a broken connection
 meanwhiles = st.lists(st.integers(0, 4), max_size=6)  # turns of the loop before each publication
-some_names = st.frozensets(names, max_size=2)
-topics = st.lists(st.sampled_from(TOPICS), max_size=2, unique=True).map(tuple)
-filters = st.lists(st.sampled_from(PATTERNS), max_size=2, unique=True).map(TopicFilter.parse)
 
 
 @dataclass
@@ -69,14 +65,13 @@ class Connection:
 class Client:
     """A browser tab: its request, the position that it keeps, and the publications that it must have got by then."""
 
-    name: str
-    filter: TopicFilter
+    reader: Reader
     cursor: Position | None = None  # its last event ID; up to it the tab has got every publication, or a gap
     connection: Connection | None = None
     seen: set[Position] = field(default_factory=set)
 
     def wants(self, publication: Publication) -> bool:
-        return publication.reaches(self.filter, Audience((self.name,)))
+        return self.reader.sees(publication)
 
 
 class Driver:
@@ -276,7 +271,7 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
 
     # Publishers
 
-    @rule(topics=topics, to=some_names, exclude=some_names, count=st.integers(1, 5), at_once=st.booleans())
+    @rule(topics=topics, to=recipients, exclude=recipients, count=st.integers(1, 5), at_once=st.booleans())
     def publish(
         self, topics: tuple[str, ...], to: frozenset[str], exclude: frozenset[str], count: int, at_once: bool
     ) -> None:
@@ -297,11 +292,9 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
     # Clients
 
     @precondition(lambda self: len(self.everyone) < CLIENTS)
-    @rule(target=clients, name=names, filter=filters, room=rooms, meanwhile=meanwhiles, topics=topics)
-    def connect(
-        self, name: str, filter: TopicFilter, room: int, meanwhile: list[int], topics: tuple[str, ...]
-    ) -> Client:
-        client = Client(name, filter)
+    @rule(target=clients, reader=readers, room=rooms, meanwhile=meanwhiles, topics=topics)
+    def connect(self, reader: Reader, room: int, meanwhile: list[int], topics: tuple[str, ...]) -> Client:
+        client = Client(reader)
         self.everyone.append(client)
         self._amid_publishing(self._connect(client, room), meanwhile, topics)
         return client
@@ -326,23 +319,39 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
         return result
 
     @precondition(lambda self: len(self.everyone) < CLIENTS)
-    @rule(target=clients, name=names, filter=filters, last=st.integers(1, 5), room=rooms)
-    def connect_with_last(self, name: str, filter: TopicFilter, last: int, room: int) -> Client:
-        client = Client(name, filter)
+    @rule(target=clients, reader=readers, last=st.integers(1, 5), room=rooms)
+    def connect_with_last(self, reader: Reader, last: int, room: int) -> Client:
+        client = Client(reader)
+        wanted = [item for item in self._held() if client.wants(item)][-last:]
+        self._connect_for(client, wanted, room, last=last)
+        return client
+
+    @precondition(lambda self: len(self.everyone) < CLIENTS)
+    @rule(target=clients, reader=readers, count=st.integers(1, 5), room=rooms)
+    def connect_with_since(self, reader: Reader, count: int, room: int) -> Client:
+        client, held = Client(reader), self._held()
+        since = held[-count:][0].time if held else 0.0
+        wanted = [item for item in held if item.time >= since and client.wants(item)]
+        self._connect_for(client, wanted, room, since=since)
+        return client
+
+    def _held(self) -> list[Publication]:
+        oldest = self.driver.run(self.driver.broker.oldest())
+        return [item for item in self.driver.published if item.position > oldest]
+
+    def _connect_for(self, client: Client, wanted: list[Publication], room: int, **start: Any) -> None:
+        """Connect, and check that all of the past that is wanted arrives."""
         self.everyone.append(client)
-        held = [item for item in self.driver.published if item.position > self.driver.run(self.driver.broker.oldest())]
-        wanted = [item for item in held if client.wants(item)][-last:]
-        self.driver.run(self._connect(client, room, last=last))
+        self.driver.run(self._connect(client, room, **start))
         self.read(client)
         if client.connection and client.connection.welcomed:
             self.catch_up(client)
             assert {item.position for item in wanted} <= client.seen
-        return client
 
-    async def _connect(self, client: Client, room: int, last: int | None = None) -> None:
-        cursor = None if client.cursor is None else str(client.cursor)
+    async def _connect(self, client: Client, room: int, **start: Any) -> None:
+        reader, cursor = client.reader, None if client.cursor is None else str(client.cursor)
         subscription = subscribed(
-            self.driver.node, *client.filter.patterns, after=cursor, last=last, client=client.name
+            self.driver.node, *reader.asked, after=cursor, client=reader.client, grant=reader.grant, **start
         )
         subscriber = await subscription.__aenter__()
         client.connection = Connection(subscription, subscriber, Socket(room) if room else None)
@@ -474,6 +483,12 @@ class ExactlyOnceOrTold(RuleBasedStateMachine):
         assert id is not None
         assert client.cursor in (None, id), "a resume begins where the client was"
         client.cursor = id
+        if last := json.loads(event.data)["last"]:
+            position = Position.parse(last["id"].encode())
+            assert position is not None
+            (newest,) = [item for item in self.driver.log[position.epoch] if item.position == position]
+            assert client.wants(newest), "its welcome names what is not for it"
+            assert tuple(last["topics"]) == client.reader.topics(newest.topics)
 
     def _gap(self, client: Client, event: Event) -> None:
         notice = json.loads(event.data)

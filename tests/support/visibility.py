@@ -97,7 +97,7 @@ asked = _few(PATTERNS, 2)
 topics = _few(TOPICS, 3)
 recipients = st.frozensets(st.sampled_from(RECIPIENTS), max_size=2)
 clients = st.sampled_from(CLIENTS)
-readers = st.builds(Reader, clients, asked) | st.builds(
+restricted = st.builds(
     Reader,
     clients,
     asked,
@@ -107,3 +107,4 @@ readers = st.builds(Reader, clients, asked) | st.builds(
     st.sampled_from([None, *USERS]),
     st.booleans(),
 )
+readers = st.builds(Reader, clients, asked) | restricted
