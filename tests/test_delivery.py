@@ -18,6 +18,8 @@ from sse_app.metrics import Totals
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
+from tests.support import visibility
+from tests.support.visibility import Reader
 from tests.support.work import steps_of
 
 START = Position("e", 0)
@@ -49,12 +51,21 @@ def subscriber_of(*topics: str, client: str = "c", dialect: Native = NATIVE) -> 
 def join(
     delivery: Delivery, *topics: str, client: str = "c", dialect: Native = NATIVE, start: Position = START
 ) -> tuple[Subscriber, Sink]:
-    subscriber = subscriber_of(*topics, client=client, dialect=dialect)
+    return joined(delivery, subscriber_of(*topics, client=client, dialect=dialect), start)
+
+
+def joined(delivery: Delivery, subscriber: Subscriber, start: Position = START) -> tuple[Subscriber, Sink]:
     delivery.add(subscriber)
     subscriber.begin(start, b"", behind=False)
     sink = Sink()
     subscriber.attach(sink)
     return subscriber, sink
+
+
+def join_reader(delivery: Delivery, reader: Reader) -> tuple[Subscriber, Sink]:
+    topic_filter = reader.filter
+    assert topic_filter is not None
+    return joined(delivery, Subscriber(BROKER, TOTALS, topic_filter, reader.client, 100, 100_000, grant=reader.grant))
 
 
 def publication(offset: int, *topics: str, to: str = "", exclude: str = "", lost: bool = False) -> Publication:
@@ -144,6 +155,42 @@ def test_a_draft_counts_those_who_would_get_it(
         draft = Draft(Event("x"), tuple(topics.split()), frozenset(to), frozenset(exclude))
         deliver(delivery, one := publication(1, *topics.split(), to=to, exclude=exclude))
         assert steps_of(count(delivery, draft))[0] == sum(one.reaches(item.filter, item.audience) for item, _ in joined)
+
+
+items = st.builds(
+    lambda topics, to, exclude: Publication(START, "message", topics, b"data: x\n\n", 0.0, to, exclude),
+    visibility.topics,
+    visibility.recipients,
+    visibility.recipients,
+) | st.just(publication(0, lost=True))
+
+
+@given(
+    st.lists(visibility.readers.filter(lambda reader: reader.filter is not None), max_size=8),
+    st.lists(items, min_size=1, max_size=6),
+)
+def test_each_reader_gets_exactly_what_lists_of_topics_and_names_say(
+    readers: list[Reader], published: list[Publication]
+) -> None:
+    delivery = Delivery()
+    sinks = [join_reader(delivery, reader)[1] for reader in readers]
+    piece = [item._replace(position=Position("e", offset)) for offset, item in enumerate(published, 1)]
+    deliver(delivery, *piece)
+    for reader, sink in zip(readers, sinks, strict=True):
+        assert sink.offsets == [item.position.offset for item in piece if item.lost or reader.sees(item)]
+    for item in piece:
+        if not item.lost:
+            draft = Draft(Event("x"), item.topics, item.to, item.exclude)
+            assert steps_of(count(delivery, draft))[0] == sum(reader.sees(item) for reader in readers)
+
+
+def test_a_lost_publication_is_told_to_every_stream_whatever_its_filter() -> None:
+    delivery = Delivery()
+    readers = [Reader(), Reader(broadcasts=False), Reader(asked=("a",), broadcasts=False), Reader(denied=("**",))]
+    sinks = [join_reader(delivery, reader)[1] for reader in readers]
+    deliver(delivery, publication(1), publication(2, lost=True))
+    assert [sink.offsets for sink in sinks] == [[1, 2], [2], [2], [1, 2]]
+    assert all(b"event: gap" in sink.seen[-1].data for sink in sinks)
 
 
 # In how few batches
@@ -277,7 +324,40 @@ def test_many_names_make_a_piece_smaller() -> None:
     assert 4 * 1_000 * module.NAME_BYTES < PIECE_BYTES
 
 
-# Clients by name
+# Clients and users by name
+
+
+def test_only_exclude_finds_a_client_by_a_name_for_which_nobody_vouches() -> None:
+    delivery = Delivery()
+    till, till_sink = join_reader(delivery, Reader("till-3"))
+    stranger, sink = join_reader(delivery, Reader("till-3", user="eve", vouched=False))
+    to, exclude = (frozenset(names) for names in (["till-3", "@eve"], ["till-3"]))
+    everybody, to_till, but_till = publication(1), publication(2)._replace(to=frozenset(["till-3"])), publication(3)
+    but_till = but_till._replace(exclude=exclude)
+    deliver(delivery, everybody, to_till, but_till, publication(4)._replace(to=to))
+    assert (till_sink.offsets, sink.offsets) == ([1, 2, 4], [1, 4])
+    assert delivery.find_clients("till-3") == {till, stranger}
+    assert (delivery.find_user("eve"), delivery.find_user("till-3")) == ({stranger}, set())
+
+
+@given(st.lists(st.tuples(st.booleans(), visibility.readers), max_size=30))
+def test_names_lead_exactly_to_who_is_there(steps: list[tuple[bool, Reader]]) -> None:
+    index, here = ClientIndex(), dict[Subscriber, Reader]()
+    for joins, reader in steps:
+        if joins or not here:
+            subscriber = Subscriber(BROKER, TOTALS, TopicFilter(), reader.client, 1, 1, grant=reader.grant)
+            here[subscriber] = reader
+            index.add(subscriber)
+        else:
+            index.remove(subscriber := next(iter(here)))
+            del here[subscriber]
+    for name in visibility.RECIPIENTS:
+        assert index.find_named([name]) == {one for one, reader in here.items() if reader.is_named({name})}
+        assert index.find_excluded([name]) == {one for one, reader in here.items() if reader.is_excluded({name})}
+    for subscriber in here:
+        index.remove(subscriber)
+    assert not index._vouched
+    assert not index._claimed
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("xyz")), max_size=30))

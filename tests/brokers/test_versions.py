@@ -22,7 +22,7 @@ from sse_app.events import Event
 from sse_app.hub import Hub
 from sse_app.publication import Audience, Draft, Position
 from sse_app.topics import TopicFilter
-from tests.brokers.test_brokers import EVERYTHING, KEPT, publish, replayed, take
+from tests.brokers.test_brokers import EVERYTHING, KEPT, publish, replayed, replayed_by, take
 from tests.support.peers import read_events
 from tests.support.worlds import World
 
@@ -115,6 +115,25 @@ async def test_what_is_not_understood_is_told_live_and_on_a_resume(world: World,
             assert split(await replayed(broker, behind, *topics)) == (later, strange[1:])
     async with world.open() as fresh:
         assert split(await replayed(fresh, None, *topics)) == (expected, strange)
+
+
+@pytest.mark.parametrize("broadcasts", [True, False])
+@pytest.mark.parametrize(("patterns", "denied"), [((), ()), ((), ("**",)), (("u",), ()), (("*",), ("t",))])
+async def test_what_is_not_understood_is_told_whatever_a_filter_leaves_out(
+    world: World, patterns: tuple[str, ...], denied: tuple[str, ...], broadcasts: bool
+) -> None:
+    topic_filter = TopicFilter(patterns, broadcasts, denied)
+    async with world.open() as writer, world.open() as node:
+        tail = node.tail()
+        await publish(writer, "to all")
+        ours, strange = await mixed(writer)
+        await take(tail, 1 + len(ours) + len(strange))
+        expected = [ours[0]._replace(offset=1)] * broadcasts + ours * topic_filter.matches(("t",))
+        for broker in (node, writer):
+            await broker.top(fresh=True)
+            assert split(await replayed_by(broker, None, topic_filter)) == (expected, strange)
+            newest = [item.position for item in await broker.newest(1_000, topic_filter, None)]
+            assert newest == expected
 
 
 async def test_the_newest_are_those_that_can_be_shown(world: World) -> None:

@@ -78,13 +78,19 @@ class Reader:
             and not fits_any(self.denied, topic)
         )
 
-    def sees(self, item: Publication) -> bool:
+    @property
+    def _names(self) -> list[str]:
         names = [self.client] if self.vouched else []
-        if self.user:
-            names += [f"@{self.user}", f"{self.client}@{self.user}"]
-        if any(name in item.exclude for name in (*names, self.client)):
-            return False
-        if item.to and not any(name in item.to for name in names):
+        return names + ([f"@{self.user}", f"{self.client}@{self.user}"] if self.user else [])
+
+    def is_named(self, to: Collection[str]) -> bool:
+        return any(name in to for name in self._names)
+
+    def is_excluded(self, exclude: Collection[str]) -> bool:
+        return any(name in exclude for name in (*self._names, self.client))
+
+    def sees(self, item: Publication) -> bool:
+        if self.is_excluded(item.exclude) or (item.to and not self.is_named(item.to)):
             return False
         return bool(self.topics(item.topics)) if item.topics else self.broadcasts
 

@@ -177,7 +177,8 @@ TOPICS = ("a", "a/x", "a/y", "b")
 topics = st.lists(st.sampled_from(TOPICS), max_size=2, unique=True).map(tuple)
 names = st.frozensets(st.sampled_from(["me", "you"]), max_size=2)
 publications = st.tuples(topics, names, names, st.integers(0, 3))  # and how many seconds later the next one comes
-filters = st.lists(st.sampled_from([*TOPICS, "a/*", "a/**", "*", "c"]), max_size=3, unique=True).map(TopicFilter.parse)
+patterns = st.lists(st.sampled_from([*TOPICS, "a/*", "a/**", "*", "c"]), max_size=3, unique=True).map(tuple)
+filters = st.builds(TopicFilter, patterns) | st.builds(TopicFilter, patterns, st.booleans(), patterns)
 reads = st.tuples(filters, st.integers(0, 12), st.sampled_from(["me", "you", "other"]), st.integers(-1, 40))
 
 
