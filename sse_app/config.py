@@ -297,7 +297,7 @@ class Config:
         """
         values: dict[str, Any] = {}
         unknown = {name for name in environment if name.startswith(ENV_PREFIX)} - {
-            ENV_PREFIX + name.upper() for name in (*cls.settings(), "url", "no_bootstrap")
+            ENV_PREFIX + name.upper() for name in (*cls.settings(), "url", "token", "no_bootstrap")
         }
         if unknown:
             raise ConfigError(f"{min(unknown)} is not a setting; `sse-app serve --help` lists them.")
