@@ -103,7 +103,7 @@ class Stream:
         self._decoder = EventDecoder()
         self._decoded: deque[Event] = deque()
         self._closed = anyio.Event()
-        self._authorizing = anyio.CancelScope()  # of the token function's call
+        self._authorizing: anyio.CancelScope | None = None  # the token function's newest call
         self._retry = random.uniform(*RETRY)
         self._backoff = Backoff(*BACKOFF)
         self._next_attempt = 0.0  # when it is due, by anyio's clock
@@ -146,7 +146,8 @@ class Stream:
         """End the stream; iterating over it ends too."""
         self._enter(State.CLOSED)
         self._closed.set()
-        self._authorizing.cancel()
+        if self._authorizing is not None:
+            self._authorizing.cancel()
         await self._close_response()
 
     async def _on_event(self, event: Event) -> None:
@@ -223,7 +224,8 @@ class Stream:
         """
         is_authorized = True
         try:
-            with anyio.CancelScope() as self._authorizing:
+            with anyio.CancelScope() as scope:
+                self._authorizing = scope
                 is_authorized = await self._permit.authorize(request)
         except Exception as error:
             self._give_up = math.inf
