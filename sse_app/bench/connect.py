@@ -129,7 +129,7 @@ class Streams:
 
     async def _connect_some(self) -> None:
         loop, target, load = asyncio.get_running_loop(), self._target, self._load
-        request = target.subscribe()
+        request = target.subscribe(load.token)
         for number in self._numbers:
             opened: asyncio.Future[None] = loop.create_future()
             connection = Connection(self._tally, request, load.reads(number), opened)

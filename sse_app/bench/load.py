@@ -33,7 +33,8 @@ class Load:
     slow: the share of subscribers that do not read in `slow`; their deliveries are not counted
     settle: seconds between the last connect and reading the server's memory
     patience: seconds without any delivery after which what is missing counts as lost
-    publish_key: sent as bearer token with every POST
+    token: sent as bearer token with every request
+    publish_key: sent as bearer token with every POST, where there is no token
 
     Raises `BenchRefused` for values out of range.
     """
@@ -49,6 +50,7 @@ class Load:
     slow: float = 0.1
     settle: float = 0.5
     patience: float = 5.0
+    token: str | None = field(default=None, repr=False)
     publish_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -111,7 +111,7 @@ class Publishers:
             async with asyncio.timeout(load.patience):
                 if not poster.usable:
                     poster = await self._poster()
-                status = await poster.post(self._target.publish(data, load.publish_key))
+                status = await poster.post(self._target.publish(data, load.token or load.publish_key))
             if not 200 <= status < 300:
                 tally.fail(number, f"POST answered {status}")
         except OSError as error:

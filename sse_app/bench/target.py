@@ -22,16 +22,20 @@ class Target(NamedTuple):
     host: str
     path: str
 
-    def subscribe(self) -> bytes:
+    def subscribe(self, token: str | None) -> bytes:
         """Return the request that opens a stream."""
-        head = f"GET {self.path}/events HTTP/1.1\r\nHost: {self.host}\r\n"
+        head = f"GET {self.path}/events HTTP/1.1\r\nHost: {self.host}\r\n{_bearer(token)}"
         return f"{head}Accept: text/event-stream\r\nCache-Control: no-store\r\n\r\n".encode()
 
     def publish(self, data: str, key: str | None) -> bytes:
         """Return the request that publishes `data`."""
-        bearer = f"Authorization: Bearer {key}\r\n" if key else ""
-        head = f"POST {self.path}/broadcast HTTP/1.1\r\nHost: {self.host}\r\n{bearer}Content-Type: application/json\r\n"
+        head = f"POST {self.path}/broadcast HTTP/1.1\r\nHost: {self.host}\r\n{_bearer(key)}"
+        head = f"{head}Content-Type: application/json\r\n"
         return f"{head}Content-Length: {len(data)}\r\n\r\n{data}".encode()
+
+
+def _bearer(secret: str | None) -> str:
+    return f"Authorization: Bearer {secret}\r\n" if secret else ""
 
 
 def resolve(url: str) -> Target:
