@@ -30,6 +30,7 @@ CHECKS: Mapping[str, Check] = {
 async def examine(
     url: str,
     *,
+    token: str | None = None,
     publish_key: str | None = None,
     origin: str | None = None,
     idle: float = 0,
@@ -37,7 +38,8 @@ async def examine(
 ) -> list[Finding]:
     """Examine the way to the hub at ``url``. Return one finding for each of ``CHECKS``, in their order.
 
-    publish_key: the secret that the hub asks publishers for
+    token: what the hub asks its clients for, sent with every request to it
+    publish_key: the secret that the hub asks publishers for, sent with publications alone
     origin: of a page that is to read the stream
     idle: seconds for which a stream is watched in silence; 0 leaves that out
     progress: called with the name of each check before it is done
@@ -45,7 +47,7 @@ async def examine(
     Raises DoctorRefused for a URL or an origin that is none, and DoctorFailed when nothing answers there. Takes some
     seconds more than ``idle``, and about a minute where everything is held back.
     """
-    visit = Visit(url, publish_key=publish_key, origin=origin, idle=idle)
+    visit = Visit(url, token=token, publish_key=publish_key, origin=origin, idle=idle)
     findings: list[Finding] = []
     async with visit, visit.stream(visit.silent_topic) as visit.first:
         for name, check in CHECKS.items():

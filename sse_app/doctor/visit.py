@@ -38,17 +38,26 @@ class Visit:
 
     first: Stream
 
-    def __init__(self, url: str, *, publish_key: str | None = None, origin: str | None = None, idle: float = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        publish_key: str | None = None,
+        origin: str | None = None,
+        idle: float = 0,
+    ) -> None:
         self.url = base_url(url)
         self.origin = None if origin is None else checked_origin(origin)
         self.idle = idle
-        token = secrets.token_hex(8)
-        self.client, self.topic = f"doctor-{token}", f"sse-app/doctor/{token}"
+        own = secrets.token_hex(8)
+        self.client, self.topic = f"doctor-{own}", f"sse-app/doctor/{own}"
         self.silent_topic = f"{self.topic}/silent"
         self.blocked = False
         self.cuts: list[Stream] = []
         self.epochs: set[str] = set()  # of the logs that answered so far
-        self._bearer = {"Authorization": f"Bearer {publish_key}"} if publish_key else {}
+        self._bearer = _bearer(token)
+        self._publisher = _bearer(token or publish_key)
         try:
             self._http = httpx.AsyncClient(
                 base_url=f"{self.url}/", timeout=REQUEST_SECONDS, headers={"User-Agent": "sse-app-doctor"}
@@ -102,7 +111,7 @@ class Visit:
         endless = httpx.Timeout(REQUEST_SECONDS, read=None)
         try:
             async with self._http.stream(
-                "GET", "events", params=query, headers={**own, **headers}, timeout=endless
+                "GET", "events", params=query, headers={**own, **self._bearer, **headers}, timeout=endless
             ) as response:
                 await stream.read(response)
             stream.end("")
@@ -129,7 +138,7 @@ class Visit:
     async def post(self, data: str, topic: str = "") -> httpx.Response:
         """Publish to ourselves alone. Raises httpx.HTTPError."""
         query = {"topic": topic or self.topic, "to": self.client}
-        headers = {"Content-Type": "text/plain; charset=utf-8", **self._bearer}
+        headers = {"Content-Type": "text/plain; charset=utf-8", **self._publisher}
         return await self._http.post("broadcast", params=query, content=data.encode(), headers=headers)
 
     async def publish(self, data: str, topic: str = "") -> Published:
@@ -139,7 +148,7 @@ class Visit:
         except httpx.HTTPError as error:
             raise NotChecked(f"publishing failed: {reason(error)}") from None
         if answer.status_code == 401:
-            raise NotChecked("publishing needs the right publish key (--publish-key, SSE_APP_PUBLISH_KEY)")
+            raise NotChecked("publishing needs the right key (--token-file, SSE_APP_TOKEN, or --publish-key)")
         try:
             said = answer.raise_for_status().json()
             published = Published(str(said["id"]), int(said["subscribers"]))
@@ -158,14 +167,14 @@ class Visit:
     async def get(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
         """Return the answer to a GET. Raises NotChecked when there is none."""
         try:
-            return await self._http.get(path, headers=headers)
+            return await self._http.get(path, headers={**self._bearer, **headers})
         except httpx.HTTPError as error:
             raise NotChecked(f"/{path} was not answered: {reason(error)}") from None
 
     async def get_json(self, path: str) -> Mapping[str, Any]:
-        """Return the JSON object at a path of the hub. Raises NotChecked when there is none."""
+        """Return the JSON object at a path of the hub, or at a URL nearby. Raises NotChecked when there is none."""
         try:
-            answer = await self._http.get(path)
+            answer = await self._http.get(path, headers={} if "://" in path else self._bearer)
             said = answer.json() if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError):
             said = None
@@ -176,6 +185,10 @@ class Visit:
     def _note_epoch(self, event_id: str) -> None:
         if position := Position.parse(event_id.encode()):
             self.epochs.add(position.epoch)
+
+
+def _bearer(secret: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"} if secret else {}
 
 
 def base_url(text: str) -> httpx.URL:

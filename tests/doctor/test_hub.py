@@ -100,6 +100,22 @@ async def test_without_the_publish_key_the_checks_that_need_it_are_left_out() ->
     assert {with_it[check].verdict for check in left_out} == {Verdict.OK}
 
 
+async def test_a_hub_that_asks_for_a_token_gets_it_with_every_request() -> None:
+    refused: set[str] = set()
+
+    async def refuse(scope: Scope, message: Message, on: Pass) -> None:
+        if (b"authorization", f"Bearer {KEY}".encode()) not in scope["headers"]:
+            refused.add(scope["path"])
+        await on(message)
+
+    with live(behind(refuse, paths=".*")) as server:
+        with_it = by_check(await examine(server.url, token=KEY, origin=server.url))
+        assert refused == set()
+        await examine(server.url)
+    assert refused == {"/events", "/broadcast", "/stats"}
+    assert {finding.verdict for check, finding in with_it.items() if check != "idle"} <= {Verdict.OK, Verdict.WARNING}
+
+
 async def test_a_page_of_an_origin_that_the_hub_does_not_know() -> None:
     with live_hub(cors_origins=("https://other.example",)) as hub:
         finding = await checked("cors", hub.url, origin=ORIGIN)
