@@ -20,10 +20,10 @@ from sse_app.commands import (
     exits,
     open_closed_streams,
     output_written,
-    publish_key_option,
 )
 from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
+from sse_app.commands.credentials import Token, credential_options, token_text
 from sse_app.commands.listen import listen
 from sse_app.commands.publish import publish
 from sse_app.commands.stats import stats
@@ -125,7 +125,7 @@ def serve(**flags: Flag) -> None:
 )
 @click.option("--payload", type=Whole(), help="Bytes of data in an event. Default: 100, for slow 2,000.")
 @click.option("--slow", type=Number(), default=0.1, show_default=True, help="Share that does not read, for slow.")
-@publish_key_option
+@credential_options(publish_key=True)
 @click.option("--json", "as_json", is_flag=True, help="Print all runs, the medians and the ratios as JSON.")
 @click.argument("flags", nargs=-1, metavar="[-- FLAGS OF SERVE]")
 def bench(
@@ -135,6 +135,7 @@ def bench(
     repeat: int,
     as_json: bool,
     flags: tuple[str, ...],
+    token: Token,
     **load: Unpack[_LoadOptions],
 ) -> None:
     """Load a hub: connecting, deliveries per second, latency, memory; lost and doubled, which must be 0."""
@@ -148,7 +149,9 @@ def bench(
     with exits():
         if url and flags:
             raise BenchRefused("flags of serve go without a URL.")
-        loads = [Load(cast("Workload", name), **load) for name in workload.split(",")]  # Load checks the name
+        loads = [
+            Load(cast("Workload", name), token=token_text(token), **load) for name in workload.split(",")
+        ]  # Load checks the name
     # SIGTERM raises SystemExit, so that the server that was started is stopped.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -191,12 +194,12 @@ def _print_tables(reports: "Sequence[Report]") -> None:
 
 
 @commands.command()
-@publish_key_option
+@credential_options(publish_key=True)
 @click.option("--origin", help="Of a page that is to read the stream: https://app.example")
 @click.option("--idle", type=Number(0, 3600), default=0, help="Watch a silent stream for so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.argument("url")
-def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, as_json: bool) -> None:
+def doctor(url: str, token: Token, publish_key: str | None, origin: str | None, idle: float, as_json: bool) -> None:
     """Examine the way to a hub through its public URL: what proxies do to streams, and the settings to change.
 
     Ends with 0 when there is no problem, 1 when there are some, 2 for wrong usage, 4 when nothing answers.
@@ -206,7 +209,8 @@ def doctor(url: str, publish_key: str | None, origin: str | None, idle: float, a
     from sse_app.doctor import examine, report
 
     with exits(), Console(stderr=True).status("") as status:
-        findings = asyncio.run(examine(url, publish_key=publish_key, origin=origin, idle=idle, progress=status.update))
+        asked = {"token": token_text(token), "publish_key": publish_key, "origin": origin}
+        findings = asyncio.run(examine(url, **asked, idle=idle, progress=status.update))
     document = report.document(findings)
     if as_json:
         click.echo(json.dumps(document))

@@ -66,7 +66,7 @@ FLOORS = (
     ("server.sockets",),
     ("server.server",),
     ("server.workers",),
-    ("commands", "commands.posting"),
+    ("commands", "commands.posting", "commands.credentials"),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("cli",),
     ("testing.clock", "testing.libraries", "testing.published", "testing.server", "testing.tasks"),

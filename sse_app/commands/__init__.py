@@ -25,7 +25,6 @@ from sse_app.errors import (
     SSEAppError,
     Unreachable,
 )
-from sse_app.publication import check_publish_key
 from sse_app.quantities import number, whole
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -85,22 +84,6 @@ url_option = click.option(
     default=DEFAULT_URL,
     show_default=True,
     help="Where the hub is; with the path, if it is mounted below one.",
-)
-
-
-def _publish_key(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
-    try:
-        return check_publish_key(given)
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-publish_key_option = click.option(
-    "--publish-key",
-    envvar="SSE_APP_PUBLISH_KEY",
-    show_envvar=True,
-    callback=_publish_key,
-    help="The secret that the hub asks publishers for.",
 )
 
 

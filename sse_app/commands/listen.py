@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from sse_app.commands import Exit, Number, Whole, printable, run, until_stdout_closes, url_option
+from sse_app.commands.credentials import Token, credential_options
 from sse_app.errors import Gap
 from sse_app.events import Event, Notice, encode
 
@@ -21,6 +22,7 @@ Show = Callable[[Event], None]
 @click.command()
 @click.argument("topics", nargs=-1, metavar="[TOPIC]...")
 @url_option
+@credential_options(publish_key=False)
 @click.option("--last", type=Whole(0), metavar="N", help="First the newest N that match.")
 @click.option("--since", metavar="TIME", help="First what was published since a time, or so long ago: 15m, 2h, 1d.")
 @click.option("--last-event-id", default="", metavar="ID", help="Go on behind this one.")
@@ -32,6 +34,7 @@ def listen(
     topics: tuple[str, ...],
     as_json: bool,
     url: str,
+    token: Token,
     name: str | None,
     count: int | None,
     **options: "Unpack[ListenOptions]",
@@ -44,7 +47,7 @@ def listen(
     is told on stderr. Exit status: 0 done, 1 done but some were lost (a gap), 2 usage, 3 refused, 4 no hub, 130 Ctrl+C.
     """
     show = _as_json if as_json else _as_line() if sys.stdout.isatty() else _as_sent
-    run(lambda: until_stdout_closes(_listen(topics, show, url=url, name=name, count=count, **options)))
+    run(lambda: until_stdout_closes(_listen(topics, show, url=url, token=token, name=name, count=count, **options)))
 
 
 async def _listen(
@@ -52,6 +55,7 @@ async def _listen(
     show: Show,
     *,
     url: str,
+    token: Token,
     name: str | None,
     count: int | None,
     **options: "Unpack[ListenOptions]",
@@ -59,7 +63,7 @@ async def _listen(
     from sse_app.client import Client
 
     shown = 0
-    async with Client(url, name=name) as client:
+    async with Client(url, token=token, name=name) as client:
         monitor = _Monitor(client.url, show)
         options["on_state"] = monitor.on_state
         stream = client.listen(*topics, on_gap=monitor.on_gap, **options)
@@ -95,7 +99,8 @@ class _Monitor:
         if stream.state is State.WAITING and stream.waiting_until is not None:
             self._was_lost = True
             wait = stream.waiting_until - time.time()
-            self._print(f"{self._url}: {reason(stream.error)}; again in {wait:.1f} s", "yellow")
+            bye = f" ({stream.bye})" if stream.bye and stream.error is None else ""
+            self._print(f"{self._url}: {reason(stream.error)}{bye}; again in {wait:.1f} s", "yellow")
         elif stream.state is State.OPEN and (self._was_lost or self._console.is_terminal):
             name, others = stream.welcome.get("client"), stream.welcome.get("subscribers")
             self._print(f"{self._url}: listening as {name}, {others} connected", "dim")

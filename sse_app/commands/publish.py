@@ -15,7 +15,8 @@ from urllib.request import getproxies
 
 import click
 
-from sse_app.commands import Exit, Number, Whole, printable, publish_key_option, run, url_option
+from sse_app.commands import Exit, Number, Whole, printable, run, url_option
+from sse_app.commands.credentials import Token, credential_options
 from sse_app.errors import BadInput, ClientError, InvalidIdempotencyKey, InvalidUTF8
 from sse_app.publication import Names, Receipt, check_idempotency_key
 
@@ -56,7 +57,7 @@ def _or_none(context: click.Context, option: click.Parameter, values: tuple[str,
     callback=lambda context, option, given: None if given is None else _key(given),
     help="Published once, however often it is run with this key. Of lines the keys are KEY-1, KEY-2 and so on.",
 )
-@publish_key_option
+@credential_options(publish_key=True)
 @click.option(
     "--inflight",
     type=Whole(1),
@@ -76,6 +77,7 @@ def _or_none(context: click.Context, option: click.Parameter, values: tuple[str,
 def publish(
     data: str | None,
     url: str,
+    token: Token,
     publish_key: str | None,
     key: str | None,
     inflight: int,
@@ -87,15 +89,22 @@ def publish(
     tried again; every line has an Idempotency-Key of its own, so that none is published twice. Empty lines are left
     out. Exit status: 0 done, 2 usage, 3 refused, 4 no hub, 130 Ctrl+C.
     """
-    run(lambda: _publish(data, options, url=url, publish_key=publish_key, key=key, inflight=inflight))
+    run(lambda: _publish(data, options, url=url, token=token, publish_key=publish_key, key=key, inflight=inflight))
 
 
 async def _publish(
-    data: str | None, options: _Options, *, url: str, publish_key: str | None, key: str | None, inflight: int
+    data: str | None,
+    options: _Options,
+    *,
+    url: str,
+    token: Token,
+    publish_key: str | None,
+    key: str | None,
+    inflight: int,
 ) -> Exit:
     from sse_app.client import Client
 
-    async with _http() as http, Client(url, publish_key=publish_key, http=http) as client:
+    async with _http() as http, Client(url, token=token, publish_key=publish_key, http=http) as client:
         if data is not None and data != "-":
             click.echo(printable((await client.publish(data, idempotency_key=key, **options)).id))
             return Exit.DONE

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sse_app.commands import Exit, Number, printable, run, url_option
+from sse_app.commands.credentials import Token, credential_options
 from sse_app.errors import Unreachable
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ FILTERS = 10  # sets of topic filters shown
 
 @click.command()
 @url_option
+@credential_options(publish_key=False)
 @click.option("--json", "as_json", is_flag=True, help="What GET /stats answers, as JSON.")
 @click.option("--watch", is_flag=True, help="Go on, until Ctrl+C.")
 @click.option(
@@ -29,19 +31,19 @@ FILTERS = 10  # sets of topic filters shown
     metavar="SECONDS",
     help="Between two requests, with --watch.",
 )
-def stats(url: str, as_json: bool, watch: bool, interval: float) -> None:
+def stats(url: str, token: Token, as_json: bool, watch: bool, interval: float) -> None:
     """Show who is connected to a hub and what it has published. Exit status as of listen."""
     if watch and as_json:
         raise click.UsageError("--watch is for people, --json for programs: give one of them.")
-    run(lambda: _watch(url, interval) if watch else _once(url, as_json))
+    run(lambda: _watch(url, token, interval) if watch else _once(url, token, as_json))
 
 
-async def _once(url: str, as_json: bool) -> Exit:
+async def _once(url: str, token: Token, as_json: bool) -> Exit:
     from rich.console import Console
 
     from sse_app.client import Client
 
-    async with Client(url) as client:
+    async with Client(url, token=token) as client:
         now = await client.stats()
     if as_json:
         click.echo(json.dumps(now))
@@ -50,13 +52,13 @@ async def _once(url: str, as_json: bool) -> Exit:
     return Exit.DONE
 
 
-async def _watch(url: str, interval: float) -> Exit:
+async def _watch(url: str, token: Token, interval: float) -> Exit:
     from rich.live import Live
     from rich.text import Text
 
     from sse_app.client import Client
 
-    async with Client(url) as client:
+    async with Client(url, token=token) as client:
         before = await client.stats()
         with Live(_tables(client.url, before, before, 0.0), auto_refresh=False) as live:
             while True:

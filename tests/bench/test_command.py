@@ -22,7 +22,8 @@ class Compared:
         self.asked: tuple[Any, ...] = ()
         self._reports = reports
         monkeypatch.setattr(bench, "compare", self)
-        monkeypatch.delenv("SSE_APP_PUBLISH_KEY", raising=False)
+        for name in ("SSE_APP_TOKEN", "SSE_APP_PUBLISH_KEY"):
+            monkeypatch.delenv(name, raising=False)
 
     async def __call__(
         self, loads: Sequence[Load], servers: Sequence[str], repeat: int, flags: Sequence[str], tell: object
@@ -35,6 +36,15 @@ def test_one_load_to_a_server_of_our_own_is_the_default(monkeypatch: pytest.Monk
     compared = Compared(monkeypatch, REPORT)
     assert CliRunner().invoke(commands, ["bench"]).exit_code == 0
     assert compared.asked == ([Load()], ("sse-app",), 1, ())
+
+
+def test_a_token_is_part_of_a_load_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = Compared(monkeypatch, REPORT)
+    monkeypatch.setenv("SSE_APP_TOKEN", "s3cret")
+    assert CliRunner().invoke(commands, ["bench"]).exit_code == 0
+    (load,) = compared.asked[0]
+    assert load == Load(token="s3cret")
+    assert "s3cret" not in repr(load)
 
 
 def test_options_name_loads_servers_and_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:

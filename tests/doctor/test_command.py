@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ class Examined:
         self.asked: dict[str, Any] = {}
         self._findings = findings
         monkeypatch.setattr(doctor, "examine", self)
-        monkeypatch.delenv("SSE_APP_PUBLISH_KEY", raising=False)
+        for name in ("SSE_APP_TOKEN", "SSE_APP_PUBLISH_KEY"):
+            monkeypatch.delenv(name, raising=False)
 
     async def __call__(self, url: str, *, progress: object, **options: Any) -> list[Finding]:
         self.asked = {"url": url, **options}
@@ -39,6 +41,7 @@ def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     CliRunner().invoke(commands, ["doctor", "https://a.example"])
     assert examined.asked == {
         "url": "https://a.example",
+        "token": None,
         "publish_key": "from-the-environment",
         "origin": None,
         "idle": 0,
@@ -47,10 +50,19 @@ def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     CliRunner().invoke(commands, ["doctor", *arguments.split()])
     assert examined.asked == {
         "url": "https://a.example",
+        "token": None,
         "publish_key": "k",
         "origin": "https://b.example",
         "idle": 120.0,
     }
+
+
+def test_a_token_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    examined = Examined(monkeypatch, OK)
+    (tmp_path / "token").write_text("from-a-file\n")
+    monkeypatch.setenv("SSE_APP_PUBLISH_KEY", "from-the-environment")
+    CliRunner().invoke(commands, ["doctor", "https://a.example", "--token-file", str(tmp_path / "token")])
+    assert (examined.asked["token"], examined.asked["publish_key"]) == ("from-a-file", None)
 
 
 @pytest.mark.parametrize(
