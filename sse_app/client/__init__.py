@@ -116,6 +116,10 @@ class Client:
         self.name = name or f"c-{secrets.token_hex(6)}"
         self._heartbeat = heartbeat
         self._credentials, self._publisher = _credentials(basic, Credentials(token), publish_key)
+        if http is not None and http.auth is not None and (self._credentials or self._publisher):
+            raise ConfigError(
+                "http has an auth of its own, which would go out instead of the token, key or user given."
+            )
         self._streams: WeakSet[Stream] = WeakSet()
         self._closed = False
 

@@ -15,10 +15,13 @@ import httpx
 import httpx2
 import pytest
 
-from sse_app import Client, SyncClient
+from sse_app import Client, Hub, SyncClient
 from sse_app.client import State, Stream
 from sse_app.client.answers import WAIT_MAX
 from sse_app.errors import ConfigError, InvalidURL, Refused, Unreachable
+from sse_app.events import EventDecoder, encode
+from sse_app.testing import StreamingASGITransport
+from tests.client.test_sync import script
 from tests.support.peers import PATIENCE, listening, until
 from tests.support.web import live_hub
 
@@ -234,6 +237,20 @@ def test_one_request_has_one_authorization() -> None:
         Client("http://user:password@hub", token=Tokens(KEY))
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [("http://hub", {"token": KEY}), ("http://hub", {"publish_key": KEY}), ("http://user:password@hub", {})],
+)
+async def test_an_http_client_that_would_send_another_authorization_is_refused(
+    library: ModuleType, url: str, options: dict[str, Any]
+) -> None:
+    async with library.AsyncClient(auth=("user", "password")) as http:
+        with pytest.raises(ConfigError, match="auth of its own"):
+            Client(url, http=http, **options)
+        Client("http://hub", http=http)
+
+
 # 401
 
 
@@ -328,6 +345,57 @@ async def test_a_no_that_another_token_would_not_change_is_final(library: Module
 
 
 # What the hub says before it ends a stream
+
+
+class Expiring(httpx.AsyncBaseTransport):
+    """A hub whose token ends after each so many events of a stream, and which takes the next one only then."""
+
+    def __init__(self, hub: Hub, each: int) -> None:
+        self.inner, self.each, self.number = StreamingASGITransport(hub.app), each, 0
+        self.requests = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        if request.headers["authorization"] != f"Bearer t{self.number}":
+            return httpx.Response(401)
+        response = await self.inner.handle_async_request(request)
+        return httpx.Response(200, headers=response.headers, content=self._body(response))
+
+    async def _body(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        decoder, seen = EventDecoder(), 0
+        async for chunk in response.aiter_raw():
+            for found in decoder.feed(chunk):
+                yield encode(found)
+                seen += found.type == "message"
+                if seen == self.each:
+                    self.number += 1
+                    await response.aclose()
+                    yield bye("expired").encode()
+                    return
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("each", [1, 2, 7])
+async def test_tokens_that_expire_between_events_lose_and_double_nothing(each: int) -> None:
+    async with Hub() as hub:
+        server, refreshes = Expiring(hub, each), list[bool]()
+
+        async def token(refresh: bool) -> str:
+            refreshes.append(refresh)
+            return f"t{server.number}"
+
+        for number in range(10):
+            await hub.publish(str(number))
+        async with httpx.AsyncClient(transport=server) as http, Client("http://hub", token=token, http=http) as client:
+            stream = client.listen(last=10)
+            came = [(await anext(stream)).data for _ in range(10)]
+            later = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(40)  # virtual seconds; the comments that keep a stream alive do not get through here
+            await hub.publish("later")
+            came.append((await later).data)
+    assert came == [*map(str, range(10)), "later"]
+    assert refreshes == [False] + [True] * (10 // each)
+    assert server.requests == len(refreshes)
 
 
 @BOTH
@@ -682,6 +750,23 @@ def test_a_script_gets_what_its_token_function_raises() -> None:
         for work in (lambda: client.publish("x"), client.stats, lambda: next(client.listen())):
             with pytest.raises(LookupError, match="logged out"):
                 work()
+
+
+@pytest.mark.parametrize("end", ["client.close()", "pass"])
+def test_a_token_function_that_never_returns_holds_up_no_end(end: str) -> None:
+    text = f"""
+import threading
+from sse_app import SyncClient
+asked = threading.Event()
+def token(refresh):
+    asked.set()
+    threading.Event().wait()
+client = SyncClient("http://127.0.0.1:1", token=token)
+threading.Thread(target=lambda: list(client.listen()), daemon=True).start()
+asked.wait()
+{end}
+"""
+    assert script(text) == ""
 
 
 def test_a_coroutine_function_is_for_programs_with_an_event_loop() -> None:
