@@ -17,6 +17,7 @@
  *     Stream                    one tab's stream, which the page holds
  *     WorkerLink, LockLink      the way to the leader: a SharedWorker, or the tab that holds a Web Lock
  *     Source                    a connection to the hub, which reconnects and resumes
+ *     Credential                the token or ticket of its connections, as the page's function returns it
  *     Parser                    text/event-stream
  *
  * A Source uses fetch, since an EventSource hides why it failed, gives up on most failures, and delivers only events of
@@ -29,6 +30,13 @@
  * @property {string} [lastEventId] resume after this position
  * @property {number} [last] without a position: first the newest so many
  * @property {string} [since] without a position: first what was published since an RFC 3339 time, or `15m`, `2h` ago
+ * @property {(ask: { refresh: boolean }) => string | Promise<string>} [token] returns the bearer token for the next
+ *   connection; with `refresh` a new one, since the hub has refused the last one or ended its stream
+ * @property {(ask: { refresh: boolean }) => string | Promise<string>} [ticket] returns a new ticket of the hub's
+ * @property {string | number} [user] who the page's user is; tabs of different users do not share, and tabs with
+ *   `token` or `ticket` only when they name one. The hub does not get it
+ * @property {RequestCredentials} [credentials] to which hub cookies are sent: "same-origin", the default, "include" for
+ *   a hub at another origin, or "omit"
  * @property {"auto" | "worker" | "locks" | "none"} [shared] over a SharedWorker, over Web Locks and a BroadcastChannel,
  *   or not at all. "auto", the default, is the first of these that the browser has; what it does not have is "none"
  *
@@ -39,21 +47,40 @@
  * @property {string} [detail] why the stream waits or has stopped, in words
  * @property {number} [status] the status of an answer that was no stream
  * @property {string} [code] the code of that answer's problem, as in the hub's table of errors
+ * @property {string} [reason] why the hub ended the last stream, as its `bye` said; or `token_failed`, `ticket_failed`:
+ *   the page's function has thrown, or returned none
  *
+ * @typedef {"" | "token" | "ticket"} Kind of the secret that a connection needs
+ * @typedef {{ address: string, user: string, kind: Kind, credentials: RequestCredentials }} Target what tabs that share
+ *   have in common. Its text names the worker, the lock and the channel: it has no secret
+ * @typedef {(refresh: boolean) => Promise<string>} Ask for a secret; rejects when there is none
  * @typedef {Record<string, string>} Query parameters of one request: where to begin, and the client's name
  * @typedef {{ type: string, data: string, id: string }} HubEvent an event; without an id of its own it has the last one
  * @typedef {{ after: string, events: HubEvent[], cursor: string }} Batch all events of a stream between two positions
  * @typedef {{ state: State, at: string, welcome: HubEvent | null, opened?: boolean }} Here the leader's state and
  *   position. `opened`: the leader began where this tab asked it to
  * @typedef {{ why: Partial<State>, after?: number }} Ending why a connection ended, and the ms to wait before the next
+ * @typedef {{ wanted: () => Query, ask: Ask, onNews: (news: News) => void }} Tab what a link to the leader needs of it
  * @typedef {{ ask?: boolean, retry?: boolean, join?: boolean }} Question from a tab to the leader: `ask` for its Here,
  *   `retry` now, `join`: a tab is new
  * @typedef {{ here?: Here, state?: State, batch?: Batch }} News from the leader to the tabs
  */
 
-const PROTOCOL = "sse-app 2"; // of the messages between tabs; tabs with different numbers do not share
+const PROTOCOL = "sse-app 3"; // of the messages between tabs; tabs with different numbers do not share
 const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters that say where one stream begins
 const [WELCOME, GAP, CURSOR, BYE] = ["welcome", "gap", "cursor", "bye"]; // as in sse_app/events.py
+const IN_NO_URL = ["access_token", "authorization", "token", "jwt"]; // a hub refuses them: URLs are logged
+const EXPIRED = "expired"; // the reason of a bye, as the others here
+const RENEWED = new Set([EXPIRED, "revoked", "replaced", "contested"]); // the old secret would be refused
+const FAREWELLS = new Map([
+  [EXPIRED, "The permission to listen has expired."],
+  ["revoked", "The permission to listen was withdrawn."],
+  ["kicked", "The hub has sent this client away for a while."],
+  ["changed", "What this client may listen to has changed."],
+  ["replaced", "Another connection has taken this one's place."],
+  ["contested", "Others have used the same ticket."],
+  ["limit", "The hub has too many connections of this client."],
+]);
 const OF_A_CONNECTION = new Set([WELCOME, BYE]); // they have no position in the log
 const RETRY = [2_000, 5_000]; // ms; the wait before the next try, at random between, until the hub has named one
 const RETRY_MIN = 100; // ms; a faulty hub that says 0 would be asked again and again without a pause
@@ -64,6 +91,7 @@ const SILENCE = 45_000; // ms; a connection is dead after three heartbeats that 
 const TIMER_MAX = 2 ** 31 - 1; // ms; a browser's timer with a longer delay fires at once
 const ASK = 10_000; // ms between a visible tab's questions whether the leader is alive
 const ANSWER = 5_000; // ms until the leader must have answered
+const SECRET_WAIT = 30_000; // ms; a function that does not return for so long has failed
 
 /** The types of the hub's own notices on a stream. */
 export const NOTICES = new Set([WELCOME, GAP, CURSOR, BYE]);
@@ -115,6 +143,10 @@ export class Stream extends EventTarget {
   #active = true; // false while the browser has the page frozen, or kept for the back button
   /** @type {("worker" | "locks")[]} */
   #ways;
+  /** @type {Target} */
+  #target;
+  /** @type {Ask} */
+  #ask;
   /** @type {WorkerLink | LockLink | null} */
   #link = null;
   /** @type {State} */
@@ -145,13 +177,18 @@ export class Stream extends EventTarget {
     if (last) this.#begin.last = String(last);
     if (since) this.#begin.since = since;
     for (const name of BEGIN) query.delete(name);
+    const kind = kindOf(options, query);
+    this.#ask = asking(kind && options[kind], query.get("ticket"), kind);
+    query.delete("ticket");
     if (options.client) query.set("client", options.client);
     query.sort(); // tabs that ask for the same have the same address
     /** The URL of the stream, without the parameters that say where it began. */
     this.url = address.href;
     const ways = WAYS[options.shared ?? "auto"];
     if (!ways) throw new TypeError(`shared is one of ${Object.keys(WAYS).join(", ")}`);
-    this.#ways = [...ways];
+    const user = String(options.user ?? "");
+    this.#ways = kind && !user ? [] : [...ways]; // the streams of two users are never one
+    this.#target = { address: this.url, user, kind, credentials: credentialsOf(options) };
     this.#listenToBrowser();
     this.#openLink();
   }
@@ -221,7 +258,8 @@ export class Stream extends EventTarget {
     if (!way) return this.#readAlone();
     try {
       const Link = way === "worker" ? WorkerLink : LockLink;
-      this.#link = new Link(this.url, () => this.#wanted(), (news) => this.#onNews(news), () => this.#fallBack());
+      const [wanted, onNews] = [() => this.#wanted(), (/** @type {News} */ news) => this.#onNews(news)];
+      this.#link = new Link(this.#target, { wanted, ask: this.#ask, onNews }, () => this.#fallBack());
     } catch {
       this.#fallBack(); // the browser does not have this way, or refuses it to this page
     }
@@ -251,7 +289,7 @@ export class Stream extends EventTarget {
   /** Reads the hub over a connection of its own, from its position. */
   #readAlone() {
     this.#ownSource?.close();
-    const own = new Source(this.url, this.#wanted(), ({ state, batch }) => {
+    const own = new Source(this.#target, this.#wanted(), this.#ask, ({ state, batch }) => {
       if (own !== this.#ownSource) return;
       if (state) this.#setState(state);
       if (batch) this.#accept(batch);
@@ -371,25 +409,83 @@ export class Stream extends EventTarget {
   }
 }
 
+/**
+ * Returns which secret the connections of a stream need.
+ *
+ * @param {Options} options
+ * @param {URLSearchParams} query of the stream's URL, which may have a ticket
+ * @returns {Kind}
+ */
+function kindOf({ token, ticket }, query) {
+  for (const [name, ask] of Object.entries({ token, ticket })) {
+    if (ask != null && typeof ask !== "function") throw new TypeError(`${name} is a function that returns the ${name}`);
+  }
+  if (IN_NO_URL.some((name) => query.has(name))) throw new TypeError("a URL is no place for a token: use the option");
+  if (!ticket && !query.has("ticket")) return token ? "token" : "";
+  if (token) throw new TypeError("a stream has a token or a ticket, not both");
+  return "ticket";
+}
+
+/**
+ * Returns what asks the page for a secret. The page hears of an error of its function as of any other: it is reported.
+ *
+ * @param {Options["token"] | ""} from the page's function
+ * @param {string | null} first the secret that is there before the function is asked
+ * @param {Kind} kind
+ * @returns {Ask}
+ */
+function asking(from, first, kind) {
+  return async (refresh) => {
+    const given = first;
+    if (from) first = null;
+    try {
+      const secret = given || (from && (await within(SECRET_WAIT, from({ refresh }))));
+      if (typeof secret === "string" && /^[\x21-\x7e]+$/.test(secret)) return secret;
+      throw new TypeError(`${kind} returned no ${kind}: it is a string of visible ASCII characters`);
+    } catch (error) {
+      reportError(error);
+      throw error;
+    }
+  };
+}
+
+/** Resolves or rejects as `work` does, and rejects when that takes longer than `ms`. */
+async function within(/** @type {number} */ ms, /** @type {any} */ work) {
+  let timer = 0;
+  const error = new Error(`no answer within ${ms / 1_000} s`);
+  const late = new Promise((_, reject) => (timer = setTimeout(reject, ms, error)));
+  return Promise.race([work, late]).finally(() => clearTimeout(timer));
+}
+
+/** @returns {RequestCredentials} */
+function credentialsOf(/** @type {Options} */ { credentials = "same-origin" }) {
+  const known = ["same-origin", "include", "omit"];
+  if (!known.includes(credentials)) throw new TypeError(`credentials is one of ${known.join(", ")}`);
+  return credentials;
+}
+
 /** @type {Record<string, ("worker" | "locks")[]>} */
 const WAYS = { auto: ["worker", "locks"], worker: ["worker"], locks: ["locks"], none: [] };
 
-/** The link to a SharedWorker that leads. The worker finds the address to read in its name. */
+/** Returns the name of the worker, the lock and the channel of those that share. */
+function nameOf(/** @type {Target} */ target) {
+  return `${PROTOCOL} ${JSON.stringify(target)}`;
+}
+
+/** The link to a SharedWorker that leads. The worker finds its target in its name, and asks the tabs for secrets. */
 class WorkerLink {
   /** @type {MessagePort | undefined} */
   #port;
   #release = () => {};
 
   /**
-   * @param {string} address
-   * @param {() => Query} wanted
-   * @param {(news: News) => void} onNews
+   * @param {Target} target
+   * @param {Tab} tab
    * @param {() => void} failed
    */
-  constructor(address, wanted, onNews, failed) {
-    this.address = address;
-    this.wanted = wanted;
-    this.onNews = onNews;
+  constructor(target, tab, failed) {
+    this.target = target;
+    this.tab = tab;
     this.failed = failed;
     this.renew();
   }
@@ -397,19 +493,25 @@ class WorkerLink {
   /** Connects to the worker again, which starts one when the old one died. */
   renew() {
     this.leave();
-    const worker = new SharedWorker(import.meta.url, { type: "module", name: `${PROTOCOL} ${this.address}` });
+    const worker = new SharedWorker(import.meta.url, { type: "module", name: nameOf(this.target) });
     const port = (this.#port = worker.port);
     // Called when the script does not load. Errors of the worker itself do not arrive here.
     worker.onerror = () => port === this.#port && this.failed();
-    port.onmessage = ({ data }) => port === this.#port && this.onNews(data);
+    port.onmessage = (message) => port === this.#port && this.#onMessage(message);
     // This page holds a lock of its own as long as it lives. The worker requests it, and gets it when the page is gone.
     const life = `${PROTOCOL} ${Math.random()}`;
-    const join = () => port === this.#port && port.postMessage({ join: this.wanted(), life });
+    const join = () => port === this.#port && port.postMessage({ join: this.tab.wanted(), life });
     if (!navigator.locks) return void join();
     navigator.locks.request(life, () => {
       join();
       return /** @type {Promise<void>} */ (new Promise((resolve) => (this.#release = resolve)));
     });
+  }
+
+  /** @param {MessageEvent} message news, or with a port for the answer the question for a secret */
+  async #onMessage({ data, ports: [reply] }) {
+    if (!reply) return this.tab.onNews(data);
+    reply.postMessage(await this.tab.ask(data.refresh).catch(() => null));
   }
 
   /** @param {Question} question */
@@ -426,12 +528,10 @@ class WorkerLink {
 }
 
 /** Runs in the worker: keeps one connection to the hub as long as a tab is connected to the worker. */
-function serve(/** @type {string} */ address) {
-  /** @type {Set<MessagePort>} */
-  const ports = new Set();
+function serve(/** @type {Target} */ target) {
+  const ports = new Ports();
   /** @type {Source | null} */
   let source = null;
-  const broadcast = (/** @type {News} */ news) => ports.forEach((port) => port.postMessage(news));
   const leave = (/** @type {MessagePort} */ port) => {
     if (!ports.delete(port) || ports.size) return;
     source?.close();
@@ -441,12 +541,13 @@ function serve(/** @type {string} */ address) {
     if (join) {
       if (source?.state.name === "stopped" && !source.retryForNewTab()) source = null;
       const opened = !source;
-      source ??= new Source(address, join, broadcast);
+      source ??= new Source(target, join, (refresh) => ports.ask(refresh), (news) => ports.broadcast(news));
       ports.add(port);
       port.postMessage({ here: { ...source.here(), opened } });
       navigator.locks?.request(life, () => leave(port));
     }
     if (ask && source) port.postMessage({ here: source.here() });
+    if (retry) ports.prefer(port);
     if (retry) source?.retry();
     if (goes) leave(port);
   };
@@ -456,6 +557,66 @@ function serve(/** @type {string} */ address) {
   });
 }
 
+/** The tabs that are connected to the worker. */
+class Ports {
+  /** @type {Map<MessagePort, AbortController>} */
+  #open = new Map(); // the last one is that which came, asked for a retry, or had a secret last
+
+  get size() {
+    return this.#open.size;
+  }
+
+  add(/** @type {MessagePort} */ port) {
+    this.#open.set(port, new AbortController());
+  }
+
+  /** Makes a tab that is there the last, which is asked first. */
+  prefer(/** @type {MessagePort} */ port) {
+    const gone = this.#open.get(port);
+    if (gone && this.#open.delete(port)) this.#open.set(port, gone);
+  }
+
+  /** Removes a tab, and returns whether it was there. */
+  delete(/** @type {MessagePort} */ port) {
+    this.#open.get(port)?.abort();
+    return this.#open.delete(port);
+  }
+
+  broadcast(/** @type {News} */ news) {
+    for (const port of this.#open.keys()) port.postMessage(news);
+  }
+
+  /** @type {Ask} Asks one tab after the other, the last one first: its user may have logged in just now. */
+  async ask(refresh) {
+    for (const [port, { signal }] of [...this.#open].reverse()) {
+      const secret = await askTab(port, signal, refresh).catch(() => null);
+      if (secret === null) continue;
+      this.prefer(port);
+      return secret;
+    }
+    throw new Error("no tab has one");
+  }
+}
+
+/**
+ * Returns the secret that a tab's function returned, or null when that has failed.
+ *
+ * @param {MessagePort} port
+ * @param {AbortSignal} gone aborted when the tab is gone
+ * @param {boolean} refresh
+ * @returns {Promise<string | null>}
+ */
+function askTab(port, gone, refresh) {
+  const { port1, port2 } = new MessageChannel();
+  const answer = new Promise((resolve) => {
+    port1.onmessage = ({ data }) => resolve(data);
+    gone.addEventListener("abort", () => resolve(null));
+    if (gone.aborted) resolve(null);
+  });
+  port.postMessage({ refresh }, [port2]);
+  return within(SECRET_WAIT, answer).finally(() => port1.close());
+}
+
 /** The link to the tab that holds the Web Lock and leads: another tab, or this one once it gets the lock. */
 class LockLink {
   /** @type {Source | null} */
@@ -463,17 +624,19 @@ class LockLink {
   #release = () => {};
   #queued = new AbortController();
   #left = false;
+  #joining = true; // until the leader has answered
+  #stopped = false; // true while the leader's source is stopped
+  /** @type {Query | null} */
+  #from = null; // where to lead from, in place of a leader that has stopped
 
   /**
-   * @param {string} address
-   * @param {() => Query} wanted
-   * @param {(news: News) => void} onNews
+   * @param {Target} target
+   * @param {Tab} tab
    */
-  constructor(address, wanted, onNews) {
-    this.address = address;
-    this.wanted = wanted;
-    this.onNews = onNews;
-    this.name = `${PROTOCOL} ${address}`;
+  constructor(target, tab) {
+    this.target = target;
+    this.tab = tab;
+    this.name = nameOf(target);
     if (!navigator.locks) throw new Error("no Web Locks");
     this.channel = new BroadcastChannel(this.name);
     this.channel.onmessage = ({ data }) => this.#onMessage(data);
@@ -490,7 +653,7 @@ class LockLink {
     if (!this.#left && !this.#source) this.send({ ask: true, join: true });
   }
 
-  /** Takes the lock from a leader that does not answer. */
+  /** Takes the lock from the leader: it does not answer, or is refused what this tab may get. */
   renew() {
     this.#queued.abort();
     this.#queued = new AbortController();
@@ -499,8 +662,14 @@ class LockLink {
 
   /** @param {Question} question */
   send(question) {
-    if (this.#source) this.#answer(question, this.onNews);
+    if (this.#source) this.#answer(question, this.tab.onNews);
+    else if (question.retry && this.#mayLeadBetter()) this.renew();
     else this.channel.postMessage(question);
+  }
+
+  /** Returns true while the leader has stopped and this tab has a secret of its own, which may be a better one. */
+  #mayLeadBetter() {
+    return this.#stopped && this.target.kind !== "";
   }
 
   leave() {
@@ -517,13 +686,15 @@ class LockLink {
 
   #lead() {
     if (this.#left) return;
-    const source = new Source(this.address, this.wanted(), (news) => {
+    const from = this.#from;
+    this.#from = null;
+    const source = new Source(this.target, from ?? this.tab.wanted(), this.tab.ask, (news) => {
       if (source !== this.#source) return;
       this.channel.postMessage(news);
-      this.onNews(news);
+      this.tab.onNews(news);
     });
     this.#source = source;
-    this.onNews({ here: { ...source.here(), opened: true } });
+    this.tab.onNews({ here: { ...source.here(), opened: !from } });
     this.channel.postMessage({ here: source.here() });
     return /** @type {Promise<void>} */ (new Promise((resolve) => (this.#release = resolve)));
   }
@@ -549,7 +720,23 @@ class LockLink {
   /** @param {News & Question} message */
   #onMessage(message) {
     if (this.#source) this.#answer(message, (news) => this.channel.postMessage(news));
-    else if (!message.ask && !message.retry) this.onNews(message);
+    else if (!message.ask && !message.retry) this.#onNews(message);
+  }
+
+  /**
+   * Follows the leader. A tab that finds it stopped, and has a secret of its own, leads from where the others are.
+   *
+   * @param {News} news
+   */
+  #onNews(news) {
+    const { here, state = here?.state } = news;
+    if (state) this.#stopped = state.name === "stopped";
+    const joining = this.#joining && here;
+    if (here) this.#joining = false;
+    if (!joining || !this.#mayLeadBetter()) return this.tab.onNews(news);
+    const { at, welcome } = here;
+    if (welcome) this.#from = { last_event_id: at, client: JSON.parse(welcome.data).client };
+    this.renew();
   }
 
   /**
@@ -559,7 +746,49 @@ class LockLink {
   #answer({ ask, retry, join }, reply) {
     if (ask && this.#source) reply({ here: this.#source.here() });
     if (retry) this.#source?.retry();
+    if (this.target.kind) return; // a tab that joins has a secret of its own, and leads if this one has stopped
     if (join && this.#source?.state.name === "stopped" && !this.#source.retryForNewTab()) this.#yieldLead();
+  }
+}
+
+/** The secret of a source's connections: a token asked for before each one, or a ticket kept until one is refused. */
+class Credential {
+  /** True when the secret was asked for as a new one: to be refused with it is final. */
+  isNew = false;
+  #secret = "";
+  #renew = false; // true when the next secret must be a new one
+
+  /**
+   * @param {Kind} kind
+   * @param {Ask} ask
+   */
+  constructor(kind, ask) {
+    this.kind = kind;
+    this.ask = ask;
+  }
+
+  /** Makes the next secret a new one. */
+  renew() {
+    this.#renew = this.kind !== "";
+  }
+
+  /** Returns the secret for the next connection, "" when it needs none. Throws AskFailed. */
+  async get() {
+    this.isNew = this.#renew;
+    const kept = this.kind === "ticket" && !this.#renew ? this.#secret : "";
+    if (this.kind && !kept) {
+      this.#secret = await this.ask(this.isNew).catch(() => Promise.reject(new AskFailed(this.kind)));
+    }
+    this.#renew = false;
+    return this.#secret;
+  }
+}
+
+/** The page's function for a token or a ticket has thrown, or returned none. */
+class AskFailed extends Error {
+  constructor(/** @type {Kind} */ kind) {
+    super(`The page got no ${kind} for the hub.`);
+    this.reason = `${kind}_failed`;
   }
 }
 
@@ -573,19 +802,24 @@ class Source {
   #failures = 0; // in a row, without a welcome
   #silence = SILENCE; // until a welcome says how often the hub sends a heartbeat
   #closed = false;
+  #openedAt = 0; // as Date.now() counts
+  #reason = ""; // of the last bye since the last welcome
+  #atOnce = false; // true when the next connection need not wait
   #cut = new AbortController();
   #wake = () => {};
   /** @type {{ end: string | null, top: string } | null} */
   #replay = null; // until all publications up to the top of the log have come
 
   /**
-   * @param {string} address
+   * @param {Target} target
    * @param {Query} query where to begin
+   * @param {Ask} ask
    * @param {(news: News) => void} onNews
    */
-  constructor(address, query, onNews) {
-    this.address = address;
+  constructor(target, query, ask, onNews) {
+    this.target = target;
     this.query = query;
+    this.credential = new Credential(target.kind, ask);
     this.onNews = onNews;
     /** The position up to which all publications have come. */
     this.cursor = query.last_event_id ?? "";
@@ -625,10 +859,10 @@ class Source {
     while (!this.#closed) {
       if (this.state.name !== "connecting") this.#set({ name: "connecting" });
       this.#cut = new AbortController();
-      /** @type {Ending} */
-      const ending = await this.#read().catch((error) => ({ why: { detail: detailOf(error, this.state) } }));
+      this.#atOnce = false;
+      const { why, after } = await this.#read().catch((error) => ({ why: whyOf(error, this.state), after: 0 }));
       this.#cut.abort();
-      if (!this.#closed) await this.#pause(ending);
+      if (!this.#closed && !this.#atOnce) await this.#pause({ why: { ...this.#farewell(), ...why }, after });
     }
   }
 
@@ -659,8 +893,7 @@ class Source {
    */
   async #read() {
     const cut = this.#cut;
-    const headers = { Accept: "text/event-stream" }; // with it, a full hub answers an empty stream with a retry time
-    const response = await fetch(this.#request(), { headers, cache: "no-store", signal: cut.signal });
+    const response = await this.#connect(cut.signal);
     let timer = 0;
     // After a computer's sleep, or in a broken network, a connection may stay open and silent for ever.
     const watch = () => {
@@ -674,7 +907,7 @@ class Source {
       const parser = new Parser();
       for (;;) {
         const { value, done } = await reader.read();
-        if (done) return { why: { detail: "The hub ended the stream." } };
+        if (done) return { why: { detail: FAREWELLS.get(this.#reason) ?? "The hub ended the stream." } };
         if (this.#closed) return { why: {} };
         this.#onBlocks(parser.feed(value));
         watch();
@@ -685,11 +918,36 @@ class Source {
     }
   }
 
-  #request() {
-    const url = new URL(this.address);
-    const query = this.cursor ? { ...this.query, last_event_id: this.cursor } : this.query;
+  /**
+   * Returns the hub's answer. A secret that it refuses is replaced by a new one, once.
+   *
+   * @param {AbortSignal} signal
+   */
+  async #connect(signal) {
+    const secret = await this.credential.get();
+    const answer = await this.#request(secret, signal);
+    if (answer.status !== 401 || !secret || this.credential.isNew) return answer;
+    this.credential.renew();
+    const other = await this.credential.get();
+    if (other === secret) return answer;
+    answer.body?.cancel().catch(() => {});
+    return this.#request(other, signal);
+  }
+
+  /**
+   * @param {string} secret
+   * @param {AbortSignal} signal
+   */
+  #request(secret, signal) {
+    const { address, kind, credentials } = this.target;
+    const headers = new Headers({ Accept: "text/event-stream" }); // then a full hub answers a stream with a retry time
+    /** @type {Query} */
+    const query = this.cursor ? { ...this.query, last_event_id: this.cursor } : { ...this.query };
+    if (kind === "token") headers.set("Authorization", `Bearer ${secret}`);
+    if (kind === "ticket") query.ticket = secret;
+    const url = new URL(address);
     for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
-    return url;
+    return fetch(url, { headers, credentials, cache: "no-store", signal });
   }
 
   /** @param {Block[]} blocks */
@@ -703,6 +961,7 @@ class Source {
       const event = { type, data, id: this.cursor };
       events.push(event);
       if (type === WELCOME) this.#onWelcome(event);
+      if (type === BYE) this.#onBye(reasonIn(data));
     }
     if (this.#replay && (this.#replay.end === null || reached(this.cursor, this.#replay.end))) {
       this.cursor = later(this.cursor, this.#replay.top);
@@ -716,10 +975,28 @@ class Source {
     const { client, last, top, heartbeat } = JSON.parse(welcome.data);
     this.welcome = welcome;
     this.#failures = 0;
+    this.#openedAt = Date.now();
+    this.#reason = "";
     this.query = { client };
     this.#silence = Math.min(Math.max(SILENCE, 3_000 * heartbeat || 0), TIMER_MAX);
     this.#replay = { end: last?.id ?? null, top };
     this.#set({ name: "open" });
+  }
+
+  /**
+   * Does what the reason of an end asks for. A token that has expired is replaced at once, unless the hub had accepted
+   * it just before: the page's clock or its function may be wrong, and each new token would end the same way.
+   *
+   * @param {string} reason
+   */
+  #onBye(reason) {
+    this.#reason = reason;
+    if (RENEWED.has(reason)) this.credential.renew();
+    this.#atOnce = reason === EXPIRED && this.target.kind !== "" && Date.now() - this.#openedAt >= RETRY[1];
+  }
+
+  #farewell() {
+    return this.#reason ? { reason: this.#reason } : {};
   }
 
   /** @param {State} state */
@@ -745,10 +1022,20 @@ function between(/** @type {number} */ low, /** @type {number} */ high) {
 
 const SILENT = new Error("Nothing has come from the hub for too long.");
 
-/** @returns {string} */
-function detailOf(/** @type {unknown} */ error, /** @type {State} */ state) {
-  if (error === SILENT) return SILENT.message;
-  return state.name === "open" ? "The connection was lost." : "The hub cannot be reached.";
+/** Returns the reason in the data of a bye, "" when it has none. */
+function reasonIn(/** @type {string} */ data) {
+  try {
+    return String(JSON.parse(data).reason ?? "");
+  } catch {
+    return ""; // another server's bye
+  }
+}
+
+/** @returns {Partial<State>} */
+function whyOf(/** @type {unknown} */ error, /** @type {State} */ state) {
+  if (error instanceof AskFailed) return { detail: error.message, reason: error.reason };
+  if (error === SILENT) return { detail: SILENT.message };
+  return { detail: state.name === "open" ? "The connection was lost." : "The hub cannot be reached." };
 }
 
 /** Returns true for an answer that EventSource would read (WHATWG HTML 9.2.3). */
@@ -863,5 +1150,5 @@ function later(/** @type {string} */ a, /** @type {string} */ b) {
 // True in the SharedWorker that WorkerLink starts, which has this name and no document.
 const loadedAs = /** @type {{ name?: unknown }} */ (globalThis).name;
 if (!("document" in globalThis) && typeof loadedAs === "string" && loadedAs.startsWith(`${PROTOCOL} `)) {
-  serve(loadedAs.slice(PROTOCOL.length + 1));
+  serve(JSON.parse(loadedAs.slice(PROTOCOL.length + 1)));
 }

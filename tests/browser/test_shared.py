@@ -140,9 +140,9 @@ def until_error(page: Page) -> dict[str, Any]:
 class Publisher:
     """Publishes without a pause, in a thread, until it is stopped."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, **options: Any) -> None:
         self.published: list[str] = []
-        self._site = site
+        self._site, self._options = site, options
         self._stopped = threading.Event()
         self._grown = threading.Condition()
         self._thread = threading.Thread(target=self._run)
@@ -150,7 +150,7 @@ class Publisher:
     def _run(self) -> None:
         while not self._stopped.wait(0.001):
             with self._grown:
-                self.published += self._site.publish("x")
+                self.published += self._site.publish("x", **self._options)
                 self._grown.notify_all()
 
     def more(self, number: int = 50) -> None:
