@@ -159,10 +159,6 @@ class Delivery:
         group = self._groups.get((topic_filter, dialect))
         return topic_filter if group is None else group.filter
 
-    def named(self, names: Iterable[str]) -> Collection[Subscriber]:
-        """Return the subscribers that ``to`` may name so."""
-        return self._clients.find(names)
-
     def add(self, subscriber: Subscriber) -> None:
         key = subscriber.filter, subscriber.dialect
         group = self._groups.get(key)

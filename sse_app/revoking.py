@@ -15,11 +15,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, cast
 
 from sse_app.backoff import Backoff
 from sse_app.brokers import Broker
-from sse_app.brokers.board import Board
 from sse_app.delivery import SLICE, Delivery
 from sse_app.errors import BrokerError, LogFull, TooManyTopics
 from sse_app.grants import Grant
@@ -69,10 +67,6 @@ class Revoking:
         self._beginning = asyncio.Lock()
         self._seen: set[str] = set()  # the entries that were on the board when it was last read
 
-    @property
-    def _board(self) -> Board:
-        return cast(Any, self._broker).board  # type: ignore[no-any-return]
-
     # Requests
 
     async def check(self, grant: Grant) -> Grant:
@@ -99,7 +93,7 @@ class Revoking:
                 "As many revocations stand as a node keeps; make them shorter, or wait until some have ended."
             )
         lifetime = min(revocation.until - self._wall(), LASTS_MAX)
-        await self._board.put(revocation.entry, revocation.encode(), lifetime, durable=True)
+        await self._broker.board.put(revocation.entry, revocation.encode(), lifetime, durable=True)
         covered, ended = self.revocations.add(revocation), list[Subscriber]()
         await outside_tasks(self._end_named([revocation], ended))
         position = await self._broker.publish(record_of(revocation))
@@ -110,7 +104,7 @@ class Revoking:
         """Remove entries that another one covers. They end by themselves, if that fails."""
         try:
             for revocation in covered:
-                await self._board.delete(revocation.entry)
+                await self._broker.board.delete(revocation.entry)
         except BrokerError:
             self.board_failures += 1
 
@@ -154,7 +148,7 @@ class Revoking:
     def _concerned(self, revocations: Sequence[Revocation]) -> Iterable[Subscriber]:
         """Return the streams among which those are that revocations name: of users found by name, else all."""
         if all(revocation.kind == "user" for revocation in revocations):
-            return self._delivery.named(f"@{revocation.name}" for revocation in revocations)
+            return set[Subscriber]().union(*(self._delivery.find_user(revocation.name) for revocation in revocations))
         return list(self._delivery)
 
     async def end_all(self, covers: Callable[[Grant], bool], reason: CloseReason) -> int:
@@ -205,7 +199,7 @@ class Revoking:
                     self.board_failures += 1
 
     async def _read_board(self) -> None:
-        entries = await self._board.list(KIND)
+        entries = await self._broker.board.list(KIND)
         new = [value for key, value in entries.items() if key not in self._seen]
         await outside_tasks(self._take_entries(new))
         self._seen = set(entries)

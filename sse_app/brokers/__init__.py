@@ -68,9 +68,13 @@ class Broker(Protocol):
     """
 
     durability: Durability
-    board: Board  # what the nodes tell one another beside the log; open as long as the broker is
     subscribers_here: int  # the hub keeps it up to date
     subscribers_elsewhere: int  # on the other nodes, by what they announced some seconds ago
+
+    @property
+    def board(self) -> Board:
+        """What the nodes tell one another beside the log. It is open as long as the broker is."""
+        ...
 
     @property
     def bad_envelopes(self) -> int:
