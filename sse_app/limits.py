@@ -20,19 +20,23 @@ SLACK = 0.001  # seconds: a sum of floats is not the product
 COUNT_MAX = 1_000_000
 EXPECTED = "a rate such as 30/m, 20/s or 10/s:50 with a burst of 50, or 0 for no limit"
 
-_RATE = re.compile(r"(?P<count>[0-9]{1,7})/(?P<unit>[smh])(?::(?P<burst>[0-9]{1,7}))?")
+_RATE = re.compile(r"(?P<count>[1-9][0-9]{0,6})/(?P<unit>[smh])(?::(?P<burst>[0-9]{1,7}))?")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
     """``count`` times in a ``unit`` (``s``, ``m``, ``h``), evenly spread but for a ``burst`` at once. With a count of 0
-    it is no limit, and false.
+    it is no limit, and false. Raises ValueError.
     """
 
     count: int
     unit: str = "s"
     burst: int = 1
+
+    def __post_init__(self) -> None:
+        if self.unit not in _UNITS or not (0 <= self.count <= COUNT_MAX and 1 <= self.burst <= COUNT_MAX):
+            raise ValueError(EXPECTED)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -41,11 +45,9 @@ class Rate:
             return cls(0)
         match = _RATE.fullmatch(text)
         if match is None:
-            raise ValueError(text)
-        count, burst = int(match["count"]), int(match["burst"] or match["count"])
-        if not (1 <= count <= COUNT_MAX and 1 <= burst <= COUNT_MAX):
-            raise ValueError(text)
-        return cls(count, match["unit"], burst)
+            raise ValueError(EXPECTED)
+        count = int(match["count"])
+        return cls(count, match["unit"], int(match["burst"] or count))
 
     @property
     def interval(self) -> float:
