@@ -76,7 +76,7 @@ def build_app(
     events = Events(node, door, callers, office)
     app = _App(
         events,
-        _middleware(config, hosts),
+        _middleware(config, hosts, ambient=callers.ambient),
         routes=_routes(node, config, events, callers, office),
         exception_handlers=dict(HANDLERS),
         lifespan=lifespan,
@@ -85,9 +85,17 @@ def build_app(
     return app
 
 
-def _middleware(config: Config, hosts: Sequence[str] | None) -> list[Middleware]:
+def _middleware(config: Config, hosts: Sequence[str] | None, *, ambient: bool) -> list[Middleware]:
     origins, credentials = config.cors_origins, config.cors_credentials
-    guard = Middleware(Guard, hosts=hosts, origins=origins, refuse=problem, any_host=HEALTH, credentials=credentials)
+    guard = Middleware(
+        Guard,
+        hosts=hosts,
+        origins=origins,
+        refuse=problem,
+        any_host=HEALTH,
+        ambient=ambient,
+        credentials=credentials,
+    )
     if not origins:
         return [guard]
     cors = Middleware(Cors, origins=origins, headers=config.cors_headers, refuse=problem, credentials=credentials)

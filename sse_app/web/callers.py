@@ -84,6 +84,8 @@ class Callers:
         self._proxies, self._failures = proxies, failures
         self._publish_key = None if credentials.publish_key is None else credentials.publish_key.encode()
         self._closed = credentials.closed
+        # Whether browsers add credentials that count here by themselves; authorize may look at any.
+        self.ambient = bool(credentials.cookies) or credentials.authorize is not None
         self.everyone = None if self._closed or self._publish_key is not None else credentials.everyone
         self._authorizing, self._logged, self._outages = 0, float("-inf"), 0
 
