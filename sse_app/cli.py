@@ -149,9 +149,8 @@ def bench(
     with exits():
         if url and flags:
             raise BenchRefused("flags of serve go without a URL.")
-        loads = [
-            Load(cast("Workload", name), token=token_text(token), **load) for name in workload.split(",")
-        ]  # Load checks the name
+        names = workload.split(",")  # Load checks them
+        loads = [Load(cast("Workload", name), token=token_text(token), **load) for name in names]
     # SIGTERM raises SystemExit, so that the server that was started is stopped.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -17,7 +17,7 @@ import click
 
 from sse_app.commands import Exit, Number, Whole, printable, run, url_option
 from sse_app.commands.credentials import Token, credential_options
-from sse_app.errors import BadInput, ClientError, InvalidIdempotencyKey, InvalidUTF8
+from sse_app.errors import BadInput, ClientError, ConfigError, InvalidIdempotencyKey, InvalidUTF8
 from sse_app.publication import Names, Receipt, check_idempotency_key
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class _Lines:
             number, line = numbered
             try:
                 published = await self._publish(_text(line), idempotency_key=f"{self._key}-{number}")
-            except (ClientError, BadInput):
+            except (ClientError, BadInput, ConfigError):  # the last one for a token file that is gone meanwhile
                 again = f"the same lines again with --idempotency-key {self._key} publish what is missing"
                 click.echo(f"sse-app: stopped at line {number:,}; {again}.", err=True)
                 raise

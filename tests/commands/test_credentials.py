@@ -136,6 +136,19 @@ def test_a_file_is_read_again_when_its_token_is_refused(file: Path) -> None:
     assert server.sent == [KEY, "newer"]
 
 
+def test_lines_that_are_left_when_the_file_is_gone_can_be_published_later(file: Path) -> None:
+    def remove(number: int) -> None:
+        if number == 1:
+            file.unlink()
+
+    with served(RECEIPT, NO, before=remove) as server:
+        done = sse_app("publish", "--token-file", str(file), input="a\nb\n", SSE_APP_URL=server.url)
+    assert done.returncode == Exit.USAGE
+    assert "sse-app: stopped at line 2; the same lines again with --idempotency-key" in done.stderr
+    assert "sse-app: The token file cannot be read: No such file or directory.\n" in done.stderr
+    assert server.sent == [KEY, KEY]
+
+
 @pytest.mark.parametrize("command", [command for command, _ in COMMANDS], ids=lambda command: command[0])
 def test_a_token_that_stays_refused_is_said_and_not_shown(command: list[str], file: Path) -> None:
     with served(NO) as server:
