@@ -105,7 +105,7 @@ class SQLiteBroker:
         self._unreadable = False
         self._last_trim = float("-inf")  # the time of the last one, on the clock
         self._readers: queue.LifoQueue[Reader] = queue.LifoQueue(READERS)
-        self._port = 0  # at which other processes wake this one; 0 as long as nobody reads the tail
+        self._port = 0  # at which other processes wake this one; 0 as long as nobody reads the tail, or messages
         self.board = SQLiteBoard(self._options.node, self._join, wall, recover=recover)
         self._stack, self._entered = AsyncExitStack(), NonReentrant(OPEN)
 
