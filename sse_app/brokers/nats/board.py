@@ -44,6 +44,8 @@ ENDS = "SSE-App-Ends"  # the header: whole microseconds of Unix time
 # The last parts of subjects that no key has: of what each list writes, and of the entry that says who sweeps.
 MARK, TURN = "{kind}.=", "=.turn"
 
+PROBE = b"v0"  # a message for nobody
+
 UNREACHABLE = (
     "The broker, a NATS server, cannot be reached, or does not answer: what was asked may be done or not. Try again in "
     "a few seconds."
@@ -253,16 +255,20 @@ class NatsBoard:
         if self._subscribed_on is not client:
             await client.subscribe(self._subject, cb=self._on_message)
             self._subscribed_on = client
-            self._nodes.hears = True
+            # What comes back shows that we hear: a server says nothing of subscriptions, unless it forbids them.
+            await client.publish(self._subject, PROBE)
 
     async def _on_message(self, message: Msg) -> None:
+        self._nodes.hears = True
         self._messages.on_frame(message.data)
 
     # What has ended
 
     async def run(self) -> None:
         """Remove what has ended once in SWEEP seconds, as long as the broker is open: one of the nodes does."""
-        while True:
+        task = asyncio.current_task()
+        # On Python 3.11 wait_for, which nats-py uses, may swallow the cancellation that ends this.
+        while task is None or not task.cancelling():
             await asyncio.sleep(SWEEP * random.uniform(0.5, 1))
             with suppress(BrokerError):
                 if await self._claim(TURN, self.name.encode(), SWEEP / 2) is None:

@@ -28,6 +28,15 @@ FAILURES = (nats.errors.Error, OSError)
 async def connected(address: Address, on_close: Callable[[], object]) -> AsyncIterator[Client]:
     """Connect to one of the servers; ``on_close`` is called when the connection breaks. Raises FAILURES without one."""
     client = Client()
+    forbidden = False
+
+    async def note(error: Exception) -> None:
+        """Log an error. What our user may not do has no other sign than answers that do not come."""
+        nonlocal forbidden
+        if not forbidden and "permissions violation" in str(error).lower():
+            forbidden = True
+            logger.warning("NATS forbids something that this hub needs, and maybe more: %s", reason(error))
+        await _note(error)
 
     def check_tls() -> None:
         if address.demands_tls and not demands_tls(client):
@@ -52,7 +61,7 @@ async def connected(address: Address, on_close: Callable[[], object]) -> AsyncIt
             async with asyncio.timeout(CONNECT * len(address.servers) + 1):
                 await client.connect(
                     address.servers,
-                    error_cb=_note,
+                    error_cb=note,
                     closed_cb=closed,
                     name=f"sse-app {address.name}",
                     allow_reconnect=False,

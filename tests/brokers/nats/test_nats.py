@@ -904,7 +904,7 @@ async def test_a_feed_that_overflows_goes_on_where_it_broke(
             await super().on_message(message)
 
     monkeypatch.setattr("sse_app.brokers.nats.connection._note", note)
-    monkeypatch.setattr(log, "Feed", Late)
+    monkeypatch.setattr("sse_app.brokers.nats.consumers.Feed", Late)
     async with opened(url) as one, opened(url) as other:
         for _ in range(5):
             await asyncio.gather(*(publish(other, "x") for _ in range(100)))
