@@ -134,7 +134,7 @@ class Subscriber:
         self.dialect = dialect
         self.client = client
         self.grant = grant
-        self._audience = None if grant is OPEN else grant.audience(client)
+        self._audience = None if grant.user is None else grant.audience(client)  # else it is soon made
         self.ends_at: int | None = None  # the second of Unix time in which its grant ends it; kept by Expiry
         self.closing: CloseReason | None = None  # why the stream is to end, once it is to end
         self.turn = 0  # the slot of the hub's heartbeats that the subscriber is in
@@ -161,7 +161,7 @@ class Subscriber:
 
     @property
     def audience(self) -> Audience:
-        return self._audience or Audience((self.client,))
+        return self._audience or self.grant.audience(self.client)
 
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""

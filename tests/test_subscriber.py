@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sse_app.batch import Batch
 from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.events import Event, EventDecoder
+from sse_app.grants import OPEN, Grant
 from sse_app.hub import Subscription
 from sse_app.metrics import Totals
 from sse_app.publication import Draft, Position, Publication
@@ -438,6 +440,27 @@ async def test_heartbeats_do_not_pile_up_at_a_full_socket(broker: MemoryBroker, 
     stream.subscriber.resume()
     assert stream.socket.take() == b""
     await stream.end()
+
+
+# --- the names that it has ---
+
+
+@pytest.mark.parametrize(
+    ("grant", "names"),
+    [
+        (OPEN, ("me",)),
+        (replace(OPEN, publish=None), ("me",)),
+        (Grant(), ()),
+        (Grant(client="me"), ("me",)),
+        (Grant(client="m*", user="42"), ("me", "@42", "me@42")),
+        (Grant(user="42"), ("@42", "me@42")),
+    ],
+)
+def test_a_stream_has_the_names_that_its_grant_vouches_for(
+    broker: MemoryBroker, grant: Grant, names: tuple[str, ...]
+) -> None:
+    subscriber = Subscriber(broker, Totals(), TopicFilter(), "me", 1, 1, grant=grant)
+    assert subscriber.audience == (names, "me")
 
 
 # --- the end ---
