@@ -33,14 +33,15 @@ class Expiry:
 
     def add(self, subscriber: Subscriber) -> None:
         """Add a subscriber, if its grant expires at all."""
-        now, expires = self._wall(), subscriber.grant.expires
-        if self._max_age is not None:
-            expires = now + self._max_age if expires is None else min(expires, now + self._max_age)
-        if expires is not None:
-            # The clock may have been set back since it was last read, and is followed from there on.
-            next_one = min(self._looked, int(now)) + 1
-            subscriber.ends_at = max(math.ceil(expires), next_one)
-            self._due.setdefault(subscriber.ends_at, set()).add(subscriber)
+        expires, max_age = subscriber.grant.expires, self._max_age
+        if expires is None and max_age is None:
+            return
+        now = self._wall()
+        ends = min(now + max_age if max_age is not None else math.inf, expires if expires is not None else math.inf)
+        # The clock may have been set back since it was last read, and is followed from there on.
+        next_one = min(self._looked, int(now)) + 1
+        subscriber.ends_at = max(math.ceil(ends), next_one)
+        self._due.setdefault(subscriber.ends_at, set()).add(subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
         """Remove a subscriber, whether it was added or not."""
