@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from inspect import iscoroutinefunction
 from typing import Any, Self, cast
 
 from sse_app.brokers import Page, Tail
@@ -40,11 +41,13 @@ class SharedBoard:
         self._board, self._way = board, way
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._board, name)
+        found = getattr(self._board, name)
+        if not iscoroutinefunction(found):
+            return found
 
         async def over_the_way(*arguments: Any, **named: Any) -> Any:
             await self._way.wait()
-            return await method(*arguments, **named)
+            return await found(*arguments, **named)
 
         return over_the_way
 
