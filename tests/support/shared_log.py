@@ -13,6 +13,8 @@ from sse_app.publication import Audience, Draft, Durability, Position
 from sse_app.topics import TopicFilter
 from tests.support.peers import LateTail
 
+ANSWERS = ("list", "get")  # of the board: what was true when it was asked, however late it comes
+
 
 class Switch:
     """Whether something answers: at once, when it is let on, or never."""
@@ -46,8 +48,11 @@ class SharedBoard:
             return found
 
         async def over_the_way(*arguments: Any, **named: Any) -> Any:
+            if name not in ANSWERS:
+                await self._way.wait()
+            answer = await found(*arguments, **named)
             await self._way.wait()
-            return await found(*arguments, **named)
+            return answer
 
         return over_the_way
 
