@@ -109,6 +109,25 @@ def test_above_its_newest_publication_a_topic_needs_no_search(patterns: tuple[st
     assert recent.search_from(6, TopicFilter(patterns)) == expected
 
 
+@pytest.mark.parametrize(
+    ("patterns", "denied", "expected"),
+    [
+        ((), (), 6),
+        ((), ("a", "c"), 4),
+        (("b", "d"), (), 4),
+        (("silent",), (), 0),
+        (("b",), ("*",), 0),
+        (("*",), ("d",), 6),
+    ],
+)
+def test_broadcasts_and_what_is_denied_end_a_search_for_nobody_who_does_not_see_them(
+    patterns: tuple[str, ...], denied: tuple[str, ...], expected: int
+) -> None:
+    recent = filled("a", "b", "", "d", "a", "c")
+    assert recent.search_from(6, TopicFilter(patterns, False, denied)) == expected
+    assert recent.search_from(6, TopicFilter(patterns, True, denied)) == max(expected, 3)
+
+
 def test_of_what_was_not_received_yet_nothing_is_known() -> None:
     recent = filled("a", "b")
     assert recent.search_from(5, TopicFilter(("a",))) == 5
@@ -142,38 +161,11 @@ def test_topics_without_number_are_not_all_remembered(monkeypatch: pytest.Monkey
 topics = st.sampled_from(["", "a", "b", "c"])
 
 
-@given(st.lists(topics, max_size=30), st.integers(1, 10), topics.filter(bool))
-def test_nothing_that_matches_is_above_what_is_said(published: list[str], count: int, topic: str) -> None:
-    recent = filled(*published, count=count)
-    below = recent.search_from(len(published), TopicFilter((topic,)))
-    matching = [offset for offset, name in enumerate(published, 1) if name in ("", topic)]
-    assert below == max(matching, default=0)
-
-
-@given(
-    st.lists(topics, min_size=1, max_size=30),
-    st.integers(1, 10),
-    st.integers(1, 4),
-    st.integers(0, 10),
-    st.sampled_from(["a", "b", "*", "a/**", "x/*"]),
-    st.data(),
-)
-def test_nothing_that_matches_is_above_what_is_said_of_any_offset(
-    published: list[str], count: int, topics_max: int, begun: int, pattern: str, data: st.DataObject
+@given(st.lists(topics, max_size=30), st.integers(1, 10), topics.filter(bool), st.booleans())
+def test_nothing_that_matches_is_above_what_is_said(
+    published: list[str], count: int, topic: str, broadcasts: bool
 ) -> None:
-    topic_filter = TopicFilter((pattern,))
-    log = [publication(offset, *([topic] if topic else [])) for offset, topic in enumerate(published, 1)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TOPICS_MAX", topics_max)
-        recent = Recent(count=count)
-        recent.restart(min(begun, len(log)))
-        for item in log[recent.top :]:
-            recent.append(item)
-            if data.draw(st.booleans(), label="add"):
-                until = data.draw(st.integers(1, recent.top), label="until")
-                after = data.draw(st.integers(0, until - 1), label="after")
-                recent.add_below(after, until, log[after:until])
-            top = data.draw(st.integers(0, recent.top), label="top")
-            below = recent.search_from(top, topic_filter)
-            assert below <= top
-            assert not [item for item in log[below:top] if topic_filter.matches(item.topics)]
+    recent = filled(*published, count=count)
+    below = recent.search_from(len(published), TopicFilter((topic,), broadcasts))
+    matching = [offset for offset, name in enumerate(published, 1) if name == topic or (broadcasts and not name)]
+    assert below == max(matching, default=0)
