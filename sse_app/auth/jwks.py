@@ -110,7 +110,8 @@ class RemoteKeys:
             interval = LOOK_AGAIN
         else:
             self._take(keys)
-        self._next_at = loop.time() + interval
+        # Well before they are stale: one failed fetch is to be no outage.
+        self._next_at = loop.time() + min(interval, self._stale_after / 2)
         self._answer_waiters()
 
     def _answer_waiters(self) -> None:

@@ -1,8 +1,12 @@
 import hashlib
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sse_app.auth.auth_file import RESERVED, AuthFile
 from sse_app.auth.keys import Key, new_key
@@ -158,6 +162,28 @@ BAD: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("text", "why"), BAD, ids=lambda value: ascii(value)[:60])
 def test_a_mistake_is_answered_with_one_line_that_names_its_place(text: str, why: str) -> None:
     assert why in refusal(text)
+
+
+VALUES = st.recursive(
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(st.characters(codec="ascii", min_codepoint=32), max_size=9),
+    lambda values: st.lists(values, max_size=3),
+    max_leaves=4,
+)
+
+
+MEMBERS = (
+    "hash publish subscribe broadcasts stats mint admin client user name issuer audience keys secret algorithms claims"
+)
+
+
+@given(st.dictionaries(st.sampled_from(MEMBERS.split()), VALUES))
+def test_whatever_a_member_is_it_is_taken_or_refused(members: dict[str, Any]) -> None:
+    lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in members.items())
+    for table in (f"[keys.till]\n{lines}", f"[[issuers]]\n{lines}", f"keys = {json.dumps(list(members.values()))}"):
+        with suppress(ConfigError):
+            AuthFile.parse(table, FOLDER)
 
 
 def test_a_file_is_private(tmp_path: Path) -> None:

@@ -114,9 +114,20 @@ async def test_keys_are_fetched_at_the_start_and_then_regularly() -> None:
 async def test_the_answer_says_how_long_it_may_be_kept(cache_control: str, interval: float) -> None:
     login = Login()
     login.answer = login.set_of(OLD, **{"Cache-Control": cache_control})
-    async with running(remote(login)):
+    async with running(remote(login, stale_after=3 * INTERVAL_MAX)):
         await asyncio.sleep(1.5 * interval)
     assert login.asked == pytest.approx([0.0, interval], abs=2)
+
+
+@virtual_time
+async def test_however_long_an_answer_may_be_kept_one_failed_fetch_is_no_outage() -> None:
+    login = Login()
+    login.answer = login.set_of(OLD, **{"Cache-Control": "max-age=86400"})
+    async with running(remote(login, stale_after=86_400.0)) as keys:
+        login.answer = None
+        await asyncio.sleep(86_400.0 / 2 + 10)
+        assert keys.failures == 1
+        assert not keys.stale
 
 
 @virtual_time
