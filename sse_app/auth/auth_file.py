@@ -160,7 +160,10 @@ def _issuer(content: object, folder: Path) -> IssuerSettings:
     table = _Table(f"auth_file: issuers.{name}", content, known)
 
     def texts(member: str, expects: str) -> tuple[str, ...]:
-        given: Any = table.get(member, (), expects, lambda value: _is_text(value) or _are_texts(value))
+        # An empty list is refused: as an audience it would mean everyone.
+        given: Any = table.get(
+            member, (), expects, lambda value: _is_text(value) or (_are_texts(value) and value != [])
+        )
         return (given,) if isinstance(given, str) else tuple(given)
 
     return IssuerSettings(

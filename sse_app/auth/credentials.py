@@ -73,7 +73,8 @@ class Credentials:
             logger.error("keys and issuers from before stay in force: %s", error)
             return
         # Another file is looked at anew; one that changed since it was read is young, and read once more.
-        self._stamp = stamp if loaded.files == self._files else files.stamp(loaded.files)
+        new_files = loaded.files != self._files
+        self._stamp = await asyncio.to_thread(files.stamp, loaded.files) if new_files else stamp
         self._files = loaded.files
         for withdrawal in self.keys.replace(loaded.keys):
             self.on_withdrawal(withdrawal)

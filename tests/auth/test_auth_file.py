@@ -144,6 +144,8 @@ BAD: list[tuple[str, str]] = [
     ("[[issuers]]\nname = 's3cret name'", "each of the issuers has a name"),
     (f"{ISSUER}secrets = ['s3cret']", "issuers.main has a member that is none of name, issuer"),
     (f"{ISSUER}secret = 's3cret'", "auth_file: issuers.main.secret is at least 32 bytes"),
+    ("[[issuers]]\nname = 'main'\naudience = []\nsecret = 's3cret'", "issuers.main.audience is the aud"),
+    (f"{ISSUER}keys = []", "issuers.main.keys is PEM"),
     (f"{ISSUER}secret = 7", "issuers.main.secret is a text or a list of texts"),
     (f"{ISSUER}keys = ['']", "issuers.main.keys is PEM"),
     (f"{ISSUER}keys = 'http://login.example/s3cret'", "issuers.main.keys is PEM, the path"),
