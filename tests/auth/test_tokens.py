@@ -519,6 +519,19 @@ async def test_an_issuer_that_was_replaced_meanwhile_does_not_count(set_of_keys:
         await waiting
 
 
+async def test_keys_that_are_stale_since_it_waited_do_not_count(set_of_keys: Issuer) -> None:
+    before, after = Changing(set_of_keys.keys), Changing(set_of_keys.keys)
+    before.stale = after.stale = True
+    tokens = Tokens([set_of_keys._replace(keys=before)])
+    waiting = asyncio.ensure_future(tokens.verify(sign(claims(), RSA, header={"kid": "k1"})))
+    while not before.looks:
+        await asyncio.sleep(0)
+    before.stale = False
+    tokens.replace([set_of_keys._replace(keys=after)])
+    with pytest.raises(KeysUnavailable):
+        await waiting
+
+
 # Many at once
 
 
