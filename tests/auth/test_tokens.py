@@ -435,11 +435,12 @@ async def test_a_key_that_is_gone_and_an_issuer_that_is_gone_are_told() -> None:
 
 
 class Changing:
-    """Keys of an issuer that can be made stale, and that take ``wait`` seconds to look for."""
+    """Keys of an issuer that can be made stale, and that take ``wait`` seconds to look for, or until ``go``."""
 
     def __init__(self, of: KeySource) -> None:
         self.on_gone: Callable[[frozenset[str]], object] = lambda ids: None
         self.keys, self.stale, self.wait, self.looks = of, False, 0.0, 0
+        self.go: asyncio.Event | None = None
 
     def __iter__(self) -> Any:
         return iter(self.keys)
@@ -449,7 +450,7 @@ class Changing:
 
     async def refresh(self) -> None:
         self.looks += 1
-        await asyncio.sleep(self.wait)
+        await (asyncio.sleep(self.wait) if self.go is None else self.go.wait())
         if self.stale:
             raise KeysUnavailable("stale")
 
@@ -557,6 +558,34 @@ async def test_a_storm_of_new_tokens_leaves_the_loop_to_others(monkeypatch: pyte
     errors = [task.exception() for task in tasks]
     assert all(error is None or isinstance(error, Overloaded) for error in errors)
     assert 150 <= parsed == errors.count(None) < 200
+
+
+async def test_tokens_that_waited_for_keys_take_turns_too(set_of_keys: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = 0
+    signed_by = module._signed_by
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal checked
+        checked += 1
+        return signed_by(*arguments)
+
+    monkeypatch.setattr(module, "_signed_by", counted)
+    keys = Changing(set_of_keys.keys)
+    keys.stale, keys.go = True, asyncio.Event()
+    tokens = Tokens([set_of_keys._replace(keys=keys)])
+    made = [sign(claims(jti=str(number)), RSA, header={"kid": "k1"}) for number in range(60)]
+    tasks = [asyncio.ensure_future(tokens.verify(token)) for token in made]
+    while keys.looks < len(made):
+        await asyncio.sleep(0)
+        assert checked == 0
+    keys.stale = False
+    keys.go.set()
+    seen = [0]
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        seen.append(checked)
+    assert max(later - earlier for earlier, later in pairwise(seen)) <= 16
+    assert len([task.result() for task in tasks]) == checked == 60
 
 
 async def test_a_token_that_many_bring_at_once_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
