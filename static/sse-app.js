@@ -42,13 +42,13 @@
  *
  * @typedef {object} State
  * @property {"connecting" | "open" | "waiting" | "stopped" | "closed"} name `stopped`: the same request would get the
- *   same answer, so only reconnect() tries again; `closed`: by the page, for good
+ *   same answer, so only reconnect() tries again; `closed`: for good, by the page or since its user has changed
  * @property {number} [until] the time of the next try, as Date.now() counts
  * @property {string} [detail] why the stream waits or has stopped, in words
  * @property {number} [status] the status of an answer that was no stream
  * @property {string} [code] the code of that answer's problem, as in the hub's table of errors
  * @property {string} [reason] why the hub ended the last stream, as its `bye` said; or `token_failed`, `ticket_failed`:
- *   the page's function has thrown, or returned none
+ *   the page's function has thrown, or returned none; or `user_changed`
  *
  * @typedef {"" | "token" | "ticket"} Kind of the secret that a connection needs
  * @typedef {{ address: string, user: string, kind: Kind, credentials: RequestCredentials }} Target what tabs that share
@@ -140,6 +140,7 @@ export class Stream extends EventTarget {
   /** @type {Query} */
   #begin = {}; // where the stream begins while it has no position
   #client = "";
+  #user = ""; // as the hub has named the user of this stream, if it did
   #active = true; // false while the browser has the page frozen, or kept for the back button
   /** @type {("worker" | "locks")[]} */
   #ways;
@@ -388,7 +389,8 @@ export class Stream extends EventTarget {
 
   /** @param {HubEvent} event */
   #dispatch({ type, data, id }) {
-    if (type === WELCOME) this.#client = JSON.parse(data).client;
+    if (type === WELCOME) this.#onWelcome(JSON.parse(data));
+    if (this.#state.name === "closed") return; // by a listener of an event before, or by this welcome
     const event = new MessageEvent(type, { data, lastEventId: id, origin: new URL(this.url).origin });
     try {
       this.onevent?.(event);
@@ -396,6 +398,22 @@ export class Stream extends EventTarget {
       reportError(error); // as dispatchEvent does: an exception of the page must not end the stream
     }
     this.dispatchEvent(event);
+  }
+
+  /**
+   * Closes the stream when it would go on as another user's, whose cookie or token the page now has: somebody else has
+   * logged in in another tab, and this page is still that of the first user.
+   *
+   * @param {{ client: string, user?: string | null }} welcome
+   */
+  #onWelcome({ client, user }) {
+    this.#client = client;
+    const before = this.#user;
+    this.#user ||= user ?? "";
+    if (!before || !user || before === user || this.#state.name === "closed") return;
+    this.close();
+    this.#state = { name: "closed", reason: "user_changed", detail: "Another user has logged in." };
+    this.dispatchEvent(new Event("error"));
   }
 
   /** @param {State} state */

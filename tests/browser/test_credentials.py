@@ -2,6 +2,7 @@
 secret may turn up.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -406,6 +407,39 @@ def test_users_with_a_cookie_do_not_share_either(site: Door, open_tab: Open) -> 
     for user in (1, 1, "two"):
         assert open_tab("", user=user).evaluate("stream.shared") == "worker"
     assert len(site.hub) == 2
+
+
+def welcome_of(user: str | None, text: str) -> Response:
+    """A stream of one event that ends, for this user."""
+    data = json.dumps({"client": "c-1", "top": "e-1", "last": None, "user": user})
+    stream = f"retry: 100\nid: e-1\nevent: welcome\ndata: {data}\n\ndata: {text}\n\n"
+    return Response(stream, media_type="text/event-stream")
+
+
+def test_a_stream_does_not_go_on_as_another_user(site: Door, shared: str, open_tab: Open) -> None:
+    """One user logs out and another one in, in another tab: the page of the first one has the other's token."""
+    site.refusal = welcome_of("1", "mine")
+    pages = [open_tab(shared=shared) for _ in range(2)]
+    for page in pages:
+        until_error(page)
+        page.wait_for_function("states.filter(({ name }) => name == 'open').length > 1")  # as the same user it goes on
+    site.refusal = welcome_of("2", "not mine")
+    for page in pages:
+        page.wait_for_function("stream.readyState == 2")
+        state = page.evaluate("stream.state")
+        assert (state["name"], state["reason"]) == ("closed", "user_changed")
+        assert page.evaluate("states.at(-1).reason") == "user_changed"  # the event is an error
+        assert "not mine" not in page.evaluate("seen.map(([, data]) => data)")
+        assert '"2"' not in page.evaluate("seen.map(([, data]) => data).join()")
+
+
+def test_a_user_of_whom_the_hub_has_said_nothing_is_no_other(site: Door, open_tab: Open) -> None:
+    site.refusal = welcome_of(None, "x")
+    page = open_tab(shared="none")
+    for user in ("1", None, "1"):
+        site.refusal = welcome_of(user, f"for {user}")
+        page.evaluate("seen.length = 0")
+        data(page, f"for {user}")
 
 
 @pytest.mark.parametrize("shared", ["worker", "locks"])

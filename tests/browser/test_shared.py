@@ -325,6 +325,18 @@ def test_a_page_that_was_put_away_comes_back_for_what_it_missed(site: Site, shar
     assert ids(leader, published[0]) == ids(other, published[0])
 
 
+@pytest.mark.parametrize("type", ["welcome", "message"])
+def test_a_stream_that_a_handler_closes_is_silent_from_then_on(
+    site: Site, shared: str, open_tab: Open, type: str
+) -> None:
+    site.refusal = Response(f"{WELCOME}data: 1\n\ndata: 2\n\n", media_type="text/event-stream")
+    page = open_tab(shared=shared, wait=False)
+    page.evaluate("type => stream.addEventListener(type, () => stream.close())", type)
+    page.wait_for_function("stream.readyState == 2")
+    assert types(page)[-1] == type
+    assert types(page).count("message") <= 1
+
+
 def test_a_frozen_leader_makes_room(site: Site, open_tab: Open) -> None:
     leader, other = open_tab(shared="locks"), open_tab(shared="locks")
     browser = leader.context.new_cdp_session(leader)
