@@ -643,7 +643,7 @@ class LockLink {
   #queued = new AbortController();
   #left = false;
   #joining = true; // until the leader has answered
-  #stopped = false; // true while the leader's source is stopped
+  #refused = false; // true while the leader has stopped, or got no secret
   /** @type {Query | null} */
   #from = null; // where to lead from, in place of a leader that has stopped
 
@@ -685,9 +685,9 @@ class LockLink {
     else this.channel.postMessage(question);
   }
 
-  /** Returns true while the leader has stopped and this tab has a secret of its own, which may be a better one. */
+  /** Returns true while the leader gets no stream and this tab has a secret of its own, which may be a better one. */
   #mayLeadBetter() {
-    return this.#stopped && this.target.kind !== "";
+    return this.#refused && this.target.kind !== "";
   }
 
   leave() {
@@ -742,13 +742,13 @@ class LockLink {
   }
 
   /**
-   * Follows the leader. A tab that finds it stopped, and has a secret of its own, leads from where the others are.
+   * Follows the leader. A tab that finds it refused, and has a secret of its own, leads from where the others are.
    *
    * @param {News} news
    */
   #onNews(news) {
     const { here, state = here?.state } = news;
-    if (state) this.#stopped = state.name === "stopped";
+    if (state) this.#refused = state.name === "stopped" || state.reason === failed(this.target.kind);
     const joining = this.#joining && here;
     if (here) this.#joining = false;
     if (!joining || !this.#mayLeadBetter()) return this.tab.onNews(news);
@@ -806,8 +806,13 @@ class Credential {
 class AskFailed extends Error {
   constructor(/** @type {Kind} */ kind) {
     super(`The page got no ${kind} for the hub.`);
-    this.reason = `${kind}_failed`;
+    this.reason = failed(kind);
   }
+}
+
+/** Returns the reason of a state in which the page's function has failed. */
+function failed(/** @type {Kind} */ kind) {
+  return `${kind}_failed`;
 }
 
 /** A connection to the hub, which is opened again after its end and resumes after the last event. */

@@ -508,6 +508,23 @@ def test_a_tab_that_comes_with_a_good_token_connects_those_that_were_refused(
 
 
 @pytest.mark.parametrize("shared", ["worker", "locks"])
+def test_a_tab_that_comes_with_a_token_connects_those_that_got_none(
+    site: Door, tabs: Tabs, shared: str, open_tab: Open
+) -> None:
+    tabs.expected.append("no network")
+    page = open_tab(shared=shared)
+    published = publish(site, "1")
+    ids(page, published[0])
+    page.evaluate("() => { window.fail = () => { throw new Error('no network') }; }")
+    end_streams(site)
+    page.wait_for_function("stream.state.reason == 'token_failed'")
+    published += publish(site, "2")
+    open_tab(shared=shared)
+    page.wait_for_function("stream.state.name == 'open' || void stream.reconnect()")
+    assert ids(page, published[-1]) == published
+
+
+@pytest.mark.parametrize("shared", ["worker", "locks"])
 def test_reconnect_asks_the_tab_that_called_it(site: Door, shared: str, open_tab: Open) -> None:
     """Each tab has its own token, and only the user of the first one has logged in again."""
     pages = [open_tab(fresh="stale", shared=shared) for _ in range(3)]
