@@ -40,7 +40,7 @@ class Page:
     def matching(self, topic_filter: TopicFilter) -> "Page":
         """Return the page without what the filter does not match; a shorter one for a filter that is dear to match."""
         compared = self.publications[: matches_per_step(topic_filter)]
-        found = [item for item in compared if topic_filter.matches(item.topics) or item.lost]
+        found = [publication for publication in compared if topic_filter.matches(publication.topics)]
         is_whole = len(compared) == len(self.publications)
         return Page(self.start, found, self.end if is_whole else compared[-1].position)
 
@@ -73,7 +73,7 @@ class Broker(Protocol):
 
     @property
     def board(self) -> Board:
-        """What the nodes tell one another beside the log. It is open as long as the broker is."""
+        """The board of the nodes that share this log. It opens when it is first used, and closes with the broker."""
         ...
 
     @property

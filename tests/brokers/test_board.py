@@ -8,9 +8,10 @@ from random import Random
 
 import pytest
 
+from sse_app.brokers import SCHEMES
 from sse_app.brokers.board import MESSAGE_BYTES, MESSAGES, TTL, VALUE_BYTES, Board
 from sse_app.errors import BrokerError
-from tests.support.boards import board_of, boards_on, listening_to
+from tests.support.boards import boards_on, listening_to
 from tests.support.peers import PATIENCE, turns, until
 from tests.support.worlds import World
 
@@ -44,6 +45,10 @@ async def boards(world: World) -> AsyncIterator[list[Board]]:
 @pytest.fixture
 def board(boards: list[Board]) -> Board:
     return boards[0]
+
+
+def test_the_suite_runs_over_every_board_there_is() -> None:
+    assert {*BOARDS} - {"linked"} == {*SCHEMES}
 
 
 def elapse(world: World, seconds: float) -> None:
@@ -417,7 +422,7 @@ async def test_each_node_knows_the_others_by_name_until_they_leave(world: World)
         brokers = [await stack.enter_async_context(world.open()) for _ in range(2)]
         for broker in brokers:
             broker.tail()
-        one, two = map(board_of, brokers)
+        one, two = (broker.board for broker in brokers)
         async with boards_on(world, 1) as (three,):
             names = {board.name for board in (one, two, three)}
             assert len(names) == 3
@@ -445,7 +450,7 @@ async def test_entries_outlive_the_nodes(world: World) -> None:
 @kept
 async def test_a_board_that_is_not_open_answers_with_an_error_of_its_broker(world: World) -> None:
     broker = world.open()
-    board = board_of(broker)
+    board = broker.board
     with pytest.raises(BrokerError):
         await board.get("a.b")
     async with broker:

@@ -81,10 +81,6 @@ def linked_world() -> World:
     return LinkedWorld("memory://")
 
 
-def board_of(broker: Broker) -> Board:
-    return cast(Any, broker).board  # type: ignore[no-any-return]
-
-
 @asynccontextmanager
 async def boards_on(world: World, count: int = 3) -> AsyncIterator[list[Board]]:
     """The boards of so many nodes of one hub. A log in memory has one node: all are the same."""
@@ -92,7 +88,7 @@ async def boards_on(world: World, count: int = 3) -> AsyncIterator[list[Board]]:
         brokers = [await stack.enter_async_context(world.open()) for _ in range(count if world.kept else 1)]
         for broker in brokers:
             broker.tail()  # as a hub does
-        yield [board_of(brokers[number % len(brokers)]) for number in range(count)]
+        yield [brokers[number % len(brokers)].board for number in range(count)]
 
 
 class Inbox:
