@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import pytest
 from sse_app.auth import credentials as module
 from sse_app.auth.credentials import Credentials
 from sse_app.auth.keys import new_key
+from sse_app.auth.waiting import Waiting
 from sse_app.auth.withdrawal import Withdrawal
 from sse_app.config import Config
 from sse_app.errors import ConfigError, InvalidToken, KeysUnavailable
-from sse_app.testing import VirtualTimeLoop
 from tests.auth.test_jwks import give, served
 from tests.support.tokens import AUDIENCE, ISSUER, KINDS, SECRET, claims, jwks, pair, sign
 
 RSA, EC, HMAC = pair("rsa"), pair("p-256"), pair("secret")
 URL_SETTINGS: dict[str, Any] = {"token_issuer": ISSUER, "token_audience": AUDIENCE}
+
+PATIENT = partial(Waiting, patience=40.0)  # a busy machine is not a slow issuer
 
 virtual_time = pytest.mark.virtual_time
 
@@ -54,9 +57,7 @@ def file(tmp_path: Path) -> File:
 @asynccontextmanager
 async def running(credentials: Credentials) -> AsyncIterator[list[Withdrawal]]:
     """What is withdrawn while these credentials are kept up to date."""
-    loop, told = asyncio.get_running_loop(), list[Withdrawal]()
-    if isinstance(loop, VirtualTimeLoop):
-        loop.patience = 0  # a thread that only waits for work wakes nobody
+    told = list[Withdrawal]()
     credentials.on_withdrawal = told.append
     task = asyncio.ensure_future(credentials.run())
     for _ in range(2):  # until the tasks that it starts have begun
@@ -71,7 +72,7 @@ async def running(credentials: Credentials) -> AsyncIterator[list[Withdrawal]]:
 
 
 def credentials_of(file: File, **changed: Any) -> Credentials:
-    return Credentials(Config(auth_file=str(file.path), **changed))
+    return Credentials(Config(auth_file=str(file.path), **changed), PATIENT())
 
 
 # What settings describe
@@ -319,7 +320,7 @@ async def test_keys_of_a_url_are_fetched_while_it_runs_and_dropped_with_their_is
 async def test_every_algorithm_of_public_keys_at_a_url_counts_and_none_of_a_secret() -> None:
     document = jwks(*(pair(kind).jwk(kind) for kind in KINDS)).encode()
     with served(lambda handler: give(handler, document)) as url:
-        credentials = Credentials(Config(token_keys=url, **URL_SETTINGS))
+        credentials = Credentials(Config(token_keys=url, **URL_SETTINGS), PATIENT())
         async with running(credentials):
             for kind in KINDS:
                 for algorithm in pair(kind).algorithms:
@@ -340,7 +341,7 @@ async def test_it_can_run_again_in_another_loop() -> None:
         return asyncio.run(main())
 
     def in_two_loops(url: str) -> list[str | None]:
-        credentials = Credentials(Config(token_keys=url, **URL_SETTINGS))
+        credentials = Credentials(Config(token_keys=url, **URL_SETTINGS), PATIENT())
         return [run(credentials, sign(claims(jti=jti), RSA, header={"kid": "k1"})) for jti in "ab"]
 
     with served(lambda handler: give(handler, jwks(RSA.jwk()).encode())) as url:

@@ -547,7 +547,7 @@ async def test_a_storm_of_new_tokens_leaves_the_loop_to_others(monkeypatch: pyte
         return parse(token)
 
     monkeypatch.setattr(module, "parse", counted)
-    tokens = Tokens([issuer_of(RSA)], waiting=Waiting(limit=150))
+    tokens = Tokens([issuer_of(RSA)], waiting=Waiting(limit=150, patience=40.0))
     made = [sign(claims(jti=str(number)), RSA) for number in range(200)]
     tasks = [asyncio.ensure_future(tokens.verify(token)) for token in made]
     seen = [0]
