@@ -25,6 +25,7 @@ from sse_app.publication import Position, Publication
 from sse_app.revocations import (
     KIND,
     LASTS_MAX,
+    RECORD,
     Revocation,
     Revocations,
     denied_in,
@@ -112,7 +113,7 @@ class Revoking:
 
     def apply(self, publications: Sequence[Publication]) -> Generator[None, None, Sequence[Publication]]:
         """Take back what the records among these publications name, in steps. Return the others."""
-        if not any(map(is_record, publications)):
+        if RECORD not in [publication.type for publication in publications]:  # the least that can be done for each
             return publications
         found = [self._decoded(item.event.data) for item in publications if is_record(item)]
         yield from self._take_over([revocation for revocation in found if revocation is not None])
