@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from sse_app.errors import SSEAppError as SSEAppError
     from sse_app.events import Event as Event
     from sse_app.events import EventDecoder as EventDecoder
+    from sse_app.grants import Grant as Grant
     from sse_app.hub import Hub as Hub
     from sse_app.hub import Subscription as Subscription
     from sse_app.hub import create_app as create_app
+    from sse_app.publication import Draft as Draft
     from sse_app.publication import Receipt as Receipt
     from sse_app.publisher import AsyncPublisher as AsyncPublisher
     from sse_app.publisher import Publisher as Publisher
@@ -34,8 +36,10 @@ _HOMES = {
     "AsyncPublisher": "publisher",
     "Client": "client",
     "Config": "config",
+    "Draft": "publication",
     "Event": "events",
     "EventDecoder": "events",
+    "Grant": "grants",
     "Hub": "hub",
     "Publisher": "publisher",
     "Receipt": "publication",
@@ -49,8 +53,10 @@ __all__ = [
     "AsyncPublisher",
     "Client",
     "Config",
+    "Draft",
     "Event",
     "EventDecoder",
+    "Grant",
     "Hub",
     "Publisher",
     "Receipt",

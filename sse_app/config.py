@@ -15,9 +15,10 @@ from typing import Any, TypedDict, get_args
 from urllib.parse import urlsplit
 
 from sse_app import address, descriptors, limits
-from sse_app.errors import ConfigError
+from sse_app.errors import ConfigError, InvalidTopic
 from sse_app.grants import Reconnect
 from sse_app.quantities import duration, size, truth, whole
+from sse_app.topics import TopicFilter
 
 ENV_PREFIX = "SSE_APP_"
 SECRET_MIN = 32  # bytes of a secret for tokens: as many as the shortest hash has (RFC 7518, 3.2)
@@ -166,6 +167,15 @@ class Config:
     jwks_stale: float = _seconds(
         86400.0, "Keys of a URL count so long after the last that could be fetched.", 60, 365 * 86400
     )
+    auth_cookies: tuple[str, ...] = _list(
+        "Cookies that may hold a token or a key, from pages of the hub's own origin.", "names separated by commas"
+    )
+    auth_max_age: float = _seconds(
+        86400.0, "A stream ends after so long, so that its client shows its credential again.", 1, 365 * 86400
+    )
+    anonymous_subscribe: tuple[str, ...] = _list(
+        "What everyone may subscribe to without a credential.", "topic filters separated by commas, ** for everything"
+    )
     require_topic: bool = _setting(
         False, "Refuse a publication without a topic, which is for everyone.", truth, "true or false"
     )
@@ -216,9 +226,10 @@ class Config:
             raise ConfigError("retry_min is at most retry_max; in between, each client's reconnection time is random.")
         if self.publish_key is not None and not re.fullmatch(r"[\x21-\x7e]{16,256}", self.publish_key):
             raise ConfigError("publish_key is 16 to 256 visible ASCII characters (try: openssl rand -hex 16).")
-        if not self.publish_key and not self.allow_open_publish and not self.loopback_only:
+        if not (self.publish_key or self.takes_credentials or self.allow_open_publish or self.loopback_only):
             raise ConfigError(
-                "host beyond loopback needs a publish_key, or allow_open_publish to let anyone who reaches it publish."
+                "host beyond loopback needs a publish_key, keys or tokens, or allow_open_publish to let anyone who"
+                " reaches it publish."
             )
         self._check_tokens()
         self._check_cors()
@@ -266,6 +277,17 @@ class Config:
         return address.Proxies.parse(self.trusted_proxies, self.forwarded_header)
 
     def _check_tokens(self) -> None:
+        if self.auth_cookies and not self.takes_credentials:
+            raise ConfigError(
+                "auth_cookies hold tokens or keys, and there is no auth_file, token_keys or token_secret."
+            )
+        for name in self.auth_cookies:
+            if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", name):
+                raise ConfigError("auth_cookies holds names of cookies such as session.")
+        try:
+            TopicFilter.parse(self.anonymous_subscribe)
+        except InvalidTopic as error:
+            raise ConfigError(f"anonymous_subscribe holds topic filters such as news/*. {error}") from None
         if self.token_keys is not None and self.token_secret is not None:
             raise ConfigError("token_secret is for tokens signed with it, and token_keys for others; give one of them.")
         for name in ("token_issuer", "token_audience", "token_algorithms"):
@@ -273,6 +295,11 @@ class Config:
                 raise ConfigError(f"{name} is of tokens, and there is neither token_keys nor token_secret.")
         if self.token_secret is not None and len(self.token_secret.encode()) < SECRET_MIN:
             raise ConfigError(f"token_secret is at least {SECRET_MIN} bytes (try: openssl rand -hex 32).")
+
+    @property
+    def takes_credentials(self) -> bool:
+        """True when keys or tokens say what a request may do."""
+        return any(setting is not None for setting in (self.auth_file, self.token_keys, self.token_secret))
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -353,6 +380,9 @@ class HubOptions(LogOptions, total=False):
     token_algorithms: Sequence[str]
     token_claims: Sequence[str]
     token_max_age: float | str
+    auth_cookies: Sequence[str]
+    auth_max_age: float | str
+    anonymous_subscribe: Sequence[str]
     jwks_stale: float | str
     allowed_hosts: Sequence[str]
     cors_origins: Sequence[str]

@@ -33,9 +33,9 @@ class Exchange:
         """
         self._handlers[kind] = handler
 
-    async def send(self, kind: str, **fields: object) -> None:
+    async def send(self, kind: str, fields: Mapping[str, object]) -> None:
         """Send a message to all other nodes. Raises ValueError for one of more than 64 KiB, BrokerError."""
-        await self._board.send(msgspec.json.encode({"kind": kind, **fields}))
+        await self._board.send(msgspec.json.encode({**fields, "kind": kind}))
 
     async def run(self) -> None:
         """Receive messages, for ever."""

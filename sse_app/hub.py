@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
+from sse_app.auth.credentials import Credentials
+from sse_app.auth.withdrawal import Withdrawal
 from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.limits import BrokerSettings
 from sse_app.brokers.memory import MemoryBroker
@@ -31,11 +33,11 @@ from sse_app.joining import StreamRequest, parse_cursor
 from sse_app.limits import Failures
 from sse_app.node import Node
 from sse_app.publication import Draft, Position, PublishOptions, Receipt
-from sse_app.subscriber import Subscriber
+from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.tickets import LIFETIME, LIFETIME_MAX, TTL, TTL_MAX, Ticket
 from sse_app.vetting import BeforePublish, Vetting
 from sse_app.web.app import build_app
-from sse_app.web.callers import Authorize, Callers, Credentials
+from sse_app.web.callers import Access, Authorize, Callers
 from sse_app.web.door import Door, drain_after, signs_of_a_stop
 from sse_app.web.endpoints.events import stream_request
 from sse_app.web.siblings import warn_of_siblings
@@ -134,6 +136,13 @@ class Hub:
         self._hosts = config.hosts if own_hosts else None
         self._door = Door()
         self._authorize = authorize
+        self._credentials = Credentials(config) if config.takes_credentials else None
+        closed = self._credentials is not None or authorize is not None
+        if config.anonymous_subscribe and not closed:
+            raise ConfigError(
+                "anonymous_subscribe is for a hub that asks for credentials; without an auth_file, token_keys,"
+                " token_secret or authorize everyone may subscribe to everything."
+            )
         self.node = Node(
             broker_of(config) if broker is None or isinstance(broker, str) else broker,
             queue_size=config.queue,
@@ -145,6 +154,7 @@ class Hub:
             ticket_reconnect=config.ticket_reconnect,
             require_topic=config.require_topic,
             vetting=_vetting(before_publish, config),
+            auth_max_age=config.auth_max_age if closed else None,
         )
 
     # Life
@@ -155,6 +165,9 @@ class Hub:
             self._door.reset()
             for sign in signs_of_a_stop(self._door):
                 self.node.spawn(drain_after(sign, self.node))
+            if self._credentials is not None:
+                self._credentials.on_withdrawal = self._on_withdrawal
+                self.node.spawn(self._credentials.run())
             if isinstance(self.broker, MemoryBroker):
                 self.node.spawn(warn_of_siblings(self.node))
             stack.pop_all()  # __aexit__ leaves the node
@@ -164,6 +177,10 @@ class Hub:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.node.__aexit__(kind, error, trace)
+
+    def _on_withdrawal(self, withdrawal: Withdrawal) -> None:
+        reason = CloseReason.CHANGED if withdrawal.changed else CloseReason.REVOKED
+        self.node.spawn(self.node.end_all(withdrawal.covers, reason))
 
     @property
     def lifespan(self) -> Callable[[object], AbstractAsyncContextManager[None]]:
@@ -297,13 +314,28 @@ class Hub:
         return EventStream(self.node, asked, door=self._door)
 
     def _build_app(self, lifespan: Lifespan[Any] | None = None, everyone: Grant = OPEN) -> Starlette:
-        credentials = Credentials(publish_key=self.config.publish_key, authorize=self._authorize, everyone=everyone)
-        proxies = self.config.proxies
-        failures = Failures(self.config.failed_credentials, proxies=bool(proxies))
-        callers = Callers(credentials, self.node.totals, proxies=proxies, failures=failures)
+        config, proxies = self.config, self.config.proxies
+        access = Access(
+            publish_key=config.publish_key,
+            credentials=self._credentials,
+            cookies=config.auth_cookies,
+            authorize=self._authorize,
+            anonymous=_anonymous(config),
+            everyone=everyone,
+        )
+        failures = Failures(config.failed_credentials, proxies=bool(proxies))
+        callers = Callers(access, self.node, proxies=proxies, failures=failures)
         app = build_app(self.node, self.config, self._door, callers, hosts=self._hosts, lifespan=lifespan)
         app.state.hub = self
         return app
+
+
+def _anonymous(config: Config) -> Grant | None:
+    """Return what a caller without a credential may do: broadcasts are only for who may see everything."""
+    if not config.anonymous_subscribe:
+        return None
+    grant = Grant.of(subscribe=config.anonymous_subscribe, broadcasts="**" in config.anonymous_subscribe)
+    return replace(grant, source="anonymous")
 
 
 def create_app(config: Config | None = None) -> Starlette:

@@ -78,7 +78,7 @@ class Leases:
         self._end_here(lease, reason)
         # An older stream elsewhere is most often one whose connection is dead, which its node finds out by itself.
         with suppress(BrokerError):
-            await self._exchange.send(KIND, name=lease.name, generation=lease.generation, reason=reason)
+            await self._exchange.send(KIND, {"name": lease.name, "generation": lease.generation, "reason": reason})
 
     def _on_message(self, fields: Fields) -> None:
         lease = Lease(str(fields["name"]), int(fields["generation"]))

@@ -38,6 +38,9 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
     "token_claims": (("sse", "scope"), "mercure", ("mercure",)),
     "token_max_age": (30 * 86_400.0, "1h", 3600.0),
     "jwks_stale": (86_400.0, "2d", 172_800.0),
+    "auth_cookies": ((), "session, token", ("session", "token")),
+    "auth_max_age": (86_400.0, "1h", 3600.0),
+    "anonymous_subscribe": ((), "news/*, shop", ("news/*", "shop")),
     "require_topic": (False, "true", True),
     "allow_open_publish": (False, "yes", True),
     "heartbeat": (15.0, "500ms", 0.5),
@@ -60,6 +63,7 @@ SETTINGS: dict[str, tuple[Any, str, Any]] = {
 }
 NEEDED: dict[str, dict[str, Any]] = {  # settings that another one needs beside it
     "cors_headers": {"cors_origins": ("*",)},
+    "auth_cookies": {"token_secret": SECRET},
     "cors_credentials": {"cors_origins": ("https://a.example",)},
     "trusted_proxies": {"forwarded_header": "forwarded"},
     "forwarded_header": {"trusted_proxies": ("unix",)},
@@ -182,6 +186,7 @@ BAD = [
     ("trusted_proxies", "10.0.0.0/8"), ("forwarded_header", "forwarded"), ("forwarded_header", "x-real-ip"),
     ("forwarded_header", ""), ("forwarded_header", "x-forwarded-for,forwarded"),
     ("failed_credentials", "30"), ("failed_credentials", ""), ("failed_credentials", "0/m"),
+    ("auth_cookies", "session"), ("auth_max_age", "0"), ("anonymous_subscribe", "a/**/b"),
     ("ticket_reconnect", "always"), ("ticket_reconnect", ""),
     ("publish_key", ""), ("publish_key", "short"), ("publish_key", "x" * 257), ("publish_key", "ключ" * 8),
     ("publish_key", "a key\nwith a line break"),

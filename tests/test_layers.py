@@ -51,7 +51,7 @@ FLOORS = (
     ("joining", "heartbeats", "draining", "receipts", "expiry", "reached", "revoking"),
     ("leases",),
     ("node", "web", "web.prefix", "server.uvicorn_internals"),
-    ("web.problems", "web.callers", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
+    ("web.callers", "web.problems", "web.guard", "web.cors", "web.stepped", "web.siblings", "web.exit_signal"),
     ("web.openapi",),
     ("web.door",),
     ("web.stream",),

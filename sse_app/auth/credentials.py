@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sse_app.auth import files
-from sse_app.auth.auth_file import OWN_ISSUER, AuthFile
+from sse_app.auth.auth_file import OWN_ISSUER, RESERVED, AuthFile
 from sse_app.auth.issuer import Issuer, IssuerSettings, KeySource, check_together
 from sse_app.auth.keys import Key, Keys
 from sse_app.auth.tokens import Tokens
@@ -17,6 +17,7 @@ from sse_app.auth.waiting import Waiting
 from sse_app.auth.withdrawal import Withdrawal
 from sse_app.config import Config
 from sse_app.errors import ConfigError
+from sse_app.grants import Grant
 
 logger = logging.getLogger("sse_app")
 
@@ -45,6 +46,14 @@ class Credentials:
         self.tokens = Tokens(loaded.issuers, max_age=config.token_max_age, waiting=waiting)
         self.tokens.on_withdrawal = lambda withdrawal: self.on_withdrawal(withdrawal)
         self._files, self._stamp = loaded.files, files.stamp(loaded.files)
+
+    def counts(self, grant: Grant) -> bool:
+        """Return True while the key, or the issuer's key, that a grant came from is there. Such a grant may be older
+        than this process: a ticket carries it.
+        """
+        if (issuer := self.tokens.issuers.get(grant.source)) is not None:
+            return grant.key is None or issuer.keys.stale or bool(issuer.keys.find(grant.key))
+        return grant.source in self.keys or grant.source in RESERVED - {OWN_ISSUER} or not grant.source
 
     async def run(self) -> None:
         """Fetch the keys of issuers and look at the files, until cancelled; return when there is nothing to do."""

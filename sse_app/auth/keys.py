@@ -37,6 +37,9 @@ class Keys:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._keys
+
     def find(self, secret: str) -> Grant | None:
         """Return what a key grants; None for a text that is none of these keys. In constant time for each form."""
         form = _KEY.fullmatch(secret)

@@ -16,16 +16,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from anyio import to_thread
 from starlette.requests import Request
 
 from sse_app.address import Proxies
+from sse_app.auth.credentials import Credentials
+from sse_app.auth.tokens import INVALID
 from sse_app.errors import AuthorizeFailed, InsufficientScope, InvalidToken, Overloaded, SSEAppError, Unauthorized
 from sse_app.grants import OPEN, Grant
 from sse_app.limits import Failures
-from sse_app.metrics import Totals
+from sse_app.node import Node
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -40,29 +41,14 @@ PUBLISHER = Grant(publish=TopicFilter(), source="publish_key")  # of its key whe
 Authorize = Callable[[Request], Awaitable[Grant | None] | Grant | None]
 
 
-class Keys(Protocol):
-    """The keys of ``auth_file``."""
-
-    def find(self, secret: str) -> Grant | None: ...
-
-
-class Tokens(Protocol):
-    """The issuers whose tokens count. ``verify`` raises InvalidToken, Unavailable."""
-
-    def kept(self, token: str) -> Grant | None: ...
-
-    async def verify(self, token: str) -> Grant: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Credentials:
-    """The credentials that a hub takes. With none of them it is open to everyone; with a ``publish_key`` alone everyone
-    may subscribe; with any other everyone needs one, but for what ``anonymous`` grants.
+class Access:
+    """The credentials that a hub takes. With none of them it is open to ``everyone``; with a ``publish_key`` alone
+    everyone may subscribe; with any other everyone needs one, but for what ``anonymous`` grants.
     """
 
     publish_key: str | None = None
-    keys: Keys | None = None
-    tokens: Tokens | None = None
+    credentials: Credentials | None = None
     cookies: Sequence[str] = ()
     authorize: Authorize | None = None
     anonymous: Grant | None = None
@@ -71,7 +57,7 @@ class Credentials:
     @property
     def closed(self) -> bool:
         """True when subscribing needs a credential too."""
-        return self.keys is not None or self.tokens is not None or self.authorize is not None
+        return self.credentials is not None or self.authorize is not None
 
 
 class Callers:
@@ -79,28 +65,29 @@ class Callers:
     those that say where a request came from, and ``failures`` the limit on credentials that do not count.
     """
 
-    def __init__(self, credentials: Credentials, totals: Totals, *, proxies: Proxies, failures: Failures) -> None:
-        self._credentials, self._outcomes = credentials, totals.auth
+    def __init__(self, access: Access, node: Node, *, proxies: Proxies, failures: Failures) -> None:
+        self._access, self._node, self._outcomes = access, node, node.totals.auth
         self._proxies, self._failures = proxies, failures
-        self._publish_key = None if credentials.publish_key is None else credentials.publish_key.encode()
-        self._closed = credentials.closed
+        self._publish_key = None if access.publish_key is None else access.publish_key.encode()
+        self._closed = access.closed
         # Whether browsers add credentials that count here by themselves; authorize may look at any.
-        self.ambient = bool(credentials.cookies) or credentials.authorize is not None
-        self.everyone = None if self._closed or self._publish_key is not None else credentials.everyone
+        self.ambient = bool(access.cookies) or access.authorize is not None
+        self.everyone = None if self._closed or self._publish_key is not None else access.everyone
         self._authorizing, self._logged, self._outages = 0, float("-inf"), 0
 
     async def find(self, request: Request) -> Grant:
-        """Return the grant of a request. Raises Unauthorized for none, InvalidToken for a credential that does not
-        count, Unavailable when that cannot be told now.
+        """Return the grant of a request, or what revocations have left of it. Raises Unauthorized for none,
+        InvalidToken for a credential that does not count, Unavailable when that cannot be told now.
         """
         if self.everyone is not None:
             return self.everyone
         try:
-            grant = await self._find(request) if self._closed else self._find_by_publish_key(request)
+            found = await self._find(request) if self._closed else self._find_by_publish_key(request)
+            grant = await self._node.check(found)
         except SSEAppError as error:
             self._outcomes[_outcome_of(error)] += 1
             raise
-        self._outcomes["anonymous" if grant is self._credentials.anonymous else "ok"] += 1
+        self._outcomes["anonymous" if found is self._access.anonymous else "ok"] += 1
         return grant
 
     def address(self, request: Request) -> str:
@@ -129,44 +116,48 @@ class Callers:
             self._outcomes["scope"] += 1
             raise
 
+    def counts(self, grant: Grant) -> bool:
+        """Return True while the credential counts that a grant came from."""
+        return self._access.credentials is None or self._access.credentials.counts(grant)
+
     def _find_by_publish_key(self, request: Request) -> Grant:
         given = bearer(request)
         if given is not None and self._is_publish_key(given):
             return OPEN
         if request.method in ("GET", "HEAD"):
             return READER
-        raise Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
+        refusal = Unauthorized("Publishing here needs the publish key: send `Authorization: Bearer <key>`.")
+        if given is None:
+            raise refusal
+        with self.attempt(request):
+            raise refusal
 
     async def _find(self, request: Request) -> Grant:
-        credentials = self._credentials
-        given = bearer(request)
-        if given is not None and (credentials.keys or credentials.tokens or self._is_publish_key(given)):
+        access, given = self._access, bearer(request)
+        if given is not None and (access.credentials is not None or self._is_publish_key(given)):
             return await self._verify(request, given)
-        for name in credentials.cookies:
+        for name in access.cookies:
             if cookie := request.cookies.get(name):
                 return replace(await self._verify(request, cookie), admin=False)
-        grant = await self._authorize(request) if credentials.authorize else None
-        grant = grant or credentials.anonymous
+        grant = await self._authorize(request) if access.authorize else None
+        grant = grant or access.anonymous
         if grant is None:
             raise Unauthorized("This needs a credential: send `Authorization: Bearer <token or key>`.")
         return grant
 
     async def _verify(self, request: Request, given: str) -> Grant:
         """Return the grant of a token or key. Raises InvalidToken, TooManyRequests, Unavailable."""
-        tokens = self._credentials.tokens
-        is_token = tokens is not None and given.count(".") == 2
-        found = tokens.kept(given) if tokens is not None and is_token else self._find_key(given)
+        credentials = self._access.credentials
+        if credentials is None or self._is_publish_key(given):
+            return PUBLISHER
+        is_token = given.count(".") == 2
+        found = credentials.tokens.kept(given) if is_token else credentials.keys.find(given)
         if found is not None:
             return found
         with self.attempt(request):
-            if tokens is not None and is_token:
-                return await tokens.verify(given)
-            raise InvalidToken("This credential does not count here: get a new one.")
-
-    def _find_key(self, given: str) -> Grant | None:
-        if self._is_publish_key(given):
-            return PUBLISHER
-        return self._credentials.keys.find(given) if self._credentials.keys is not None else None
+            if is_token:
+                return await credentials.tokens.verify(given)
+            raise InvalidToken(INVALID)
 
     def _is_publish_key(self, given: str) -> bool:
         return self._publish_key is not None and hmac.compare_digest(given.encode(), self._publish_key)
@@ -191,7 +182,7 @@ class Callers:
         return grant
 
     async def _call_authorize(self, request: Request) -> Grant | None:
-        authorize = self._credentials.authorize
+        authorize = self._access.authorize
         assert authorize is not None
         if _is_async(authorize):
             found = authorize(request)

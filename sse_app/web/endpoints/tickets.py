@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sse_app.address import bucket
-from sse_app.errors import InvalidTicketRequest
+from sse_app.errors import InvalidTicket, InvalidTicketRequest
 from sse_app.grants import Grant, Stats
 from sse_app.node import Node
-from sse_app.tickets import LIFETIME, LIFETIME_MAX, TTL, TTL_MAX
+from sse_app.tickets import LIFETIME, LIFETIME_MAX, REFUSED, TTL, TTL_MAX
 from sse_app.web.callers import Callers
 from sse_app.web.endpoints.body import read_body
 from sse_app.web.endpoints.json_answer import json_answer
@@ -69,6 +69,8 @@ class TicketOffice:
                 return await leases.tickets.look_at(ticket), {}
             cookie = request.cookies.get(_cookie_name(request))
             admitted = await leases.use(ticket, cookie=cookie, agent=self._agent(request))
+            if not self._callers.counts(admitted.grant):
+                raise InvalidTicket(REFUSED)
         return admitted.grant, {"Set-Cookie": _cookie(request, admitted.secret)}
 
     def _agent(self, request: Request) -> str:
