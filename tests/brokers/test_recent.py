@@ -169,3 +169,39 @@ def test_nothing_that_matches_is_above_what_is_said(
     below = recent.search_from(len(published), TopicFilter((topic,), broadcasts))
     matching = [offset for offset, name in enumerate(published, 1) if name == topic or (broadcasts and not name)]
     assert below == max(matching, default=0)
+
+
+@given(
+    st.lists(topics, min_size=1, max_size=30),
+    st.integers(1, 10),
+    st.integers(1, 4),
+    st.integers(0, 10),
+    st.sampled_from(["a", "b", "*", "a/**", "x/*"]),
+    st.booleans(),
+    st.data(),
+)
+def test_nothing_that_matches_is_above_what_is_said_of_any_offset(
+    published: list[str],
+    count: int,
+    topics_max: int,
+    begun: int,
+    pattern: str,
+    broadcasts: bool,
+    data: st.DataObject,
+) -> None:
+    topic_filter = TopicFilter((pattern,), broadcasts)
+    log = [publication(offset, *([topic] if topic else [])) for offset, topic in enumerate(published, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TOPICS_MAX", topics_max)
+        recent = Recent(count=count)
+        recent.restart(min(begun, len(log)))
+        for item in log[recent.top :]:
+            recent.append(item)
+            if data.draw(st.booleans(), label="add"):
+                until = data.draw(st.integers(1, recent.top), label="until")
+                after = data.draw(st.integers(0, until - 1), label="after")
+                recent.add_below(after, until, log[after:until])
+            top = data.draw(st.integers(0, recent.top), label="top")
+            below = recent.search_from(top, topic_filter)
+            assert below <= top
+            assert not [item for item in log[below:top] if topic_filter.matches(item.topics)]
