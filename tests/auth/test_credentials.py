@@ -13,6 +13,7 @@ import pytest
 
 from sse_app.auth import credentials as module
 from sse_app.auth.credentials import Credentials
+from sse_app.auth.jwks import RemoteKeys
 from sse_app.auth.keys import new_key
 from sse_app.auth.waiting import Waiting
 from sse_app.auth.withdrawal import Withdrawal
@@ -315,6 +316,32 @@ async def test_keys_of_a_url_are_fetched_while_it_runs_and_dropped_with_their_is
             assert told[-1] == Withdrawal(sources=frozenset({"main"}))
             with pytest.raises(InvalidToken):
                 await credentials.tokens.verify(token)
+
+
+@virtual_time
+async def test_only_keys_of_issuers_that_are_there_are_fetched(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = [], []
+
+    async def run(keys: RemoteKeys) -> None:
+        begun.append(keys)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(keys)
+
+    monkeypatch.setattr(RemoteKeys, "run", run)
+    issuer = f'[[issuers]]\nname = "main"\nissuer = "{ISSUER}"\naudience = "x"\nkeys = "https://login.example/"\n'
+    file.write(issuer)
+    async with running(credentials_of(file)):
+        file.write(issuer, till="")
+        await asyncio.sleep(12)
+        assert (len(begun), len(ended)) == (1, 0)
+        file.write(issuer.replace("login", "login2"))
+        await asyncio.sleep(12)
+        assert (len(begun), len(ended)) == (2, 1)
+        file.write(till="")
+        await asyncio.sleep(12)
+        assert (len(begun), len(ended)) == (2, 2)
 
 
 async def test_every_algorithm_of_public_keys_at_a_url_counts_and_none_of_a_secret() -> None:
