@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from sse_app.delivery import in_steps
+from sse_app.grants import OPEN
 from sse_app.steps import outside_tasks
 from sse_app.subscriber import Subscriber
 
@@ -16,8 +17,9 @@ from sse_app.subscriber import Subscriber
 class Expiry:
     """Calls ``end`` for each subscriber that was added, within a second after its grant has expired.
 
-    A grant is good for ``max_age`` seconds at most, then its client has to show its credential again; None: for as long
-    as it says itself. To add and to remove a subscriber takes the same time for any number of them.
+    A grant is good for ``max_age`` seconds at most, then its client has to show its credential again; None, and for the
+    app's own streams: for as long as it says itself. To add and to remove a subscriber takes the same time for any
+    number of them.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Expiry:
     def add(self, subscriber: Subscriber) -> None:
         """Add a subscriber, if its grant expires at all."""
         expires, max_age = subscriber.grant.expires, self._max_age
-        if expires is None and max_age is None:
+        if expires is None and (max_age is None or subscriber.grant is OPEN):  # that is nobody's credential
             return
         now = self._wall()
         ends = min(now + max_age if max_age is not None else math.inf, expires if expires is not None else math.inf)

@@ -238,13 +238,14 @@ async def test_streams_of_an_open_node_have_no_end_to_wait_for() -> None:
 @pytest.mark.virtual_time
 async def test_a_node_that_wants_credentials_again_ends_every_stream_in_time() -> None:
     async with node_on(MemoryBroker(), wall=wall_of_loop(), auth_max_age=60.0) as node:
-        async with subscribed(node, grant=Grant(subscribe=TopicFilter())) as subscriber:
+        async with subscribed(node) as own, subscribed(node, grant=Grant(subscribe=TopicFilter())) as subscriber:
             await asyncio.sleep(59)
             assert subscriber.closing is None
             await asyncio.sleep(2)
             assert subscriber.closing is CloseReason.EXPIRED
             assert len(node._expiry) == 0
-        assert node.totals.closed == {"expired": 1}
+            assert own.closing is None
+        assert node.totals.closed == {"expired": 1, "gone": 1}
 
 
 @pytest.mark.virtual_time
