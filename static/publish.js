@@ -1,17 +1,10 @@
 /** The publishing request: sent from here, or shown as the curl command that sends the same. */
+import { HubError, call } from "./hub.js";
 import { isJson } from "./json.js";
 import { addressOf } from "./sse-app.js";
 import { recall, remember } from "./storage.js";
 
 const TIMEOUT = 15_000; // ms
-
-/** A publication that the hub has refused or not answered. `status` is 0 without an answer. */
-export class PublishError extends Error {
-  constructor(status, detail) {
-    super(detail);
-    this.status = status;
-  }
-}
 
 export const publishKey = {
   get: () => recall("sessionStorage", "key") ?? "",
@@ -29,21 +22,16 @@ export function requestFor({ topic, type, body, to, exclude }) {
   return { url: url.href, contentType: isJson(body) ? "application/json" : "text/plain", body };
 }
 
-/** The hub's answer { id, subscribers, durable }. Raises PublishError. */
-export async function publish(request, idempotencyKey) {
-  const headers = { "Content-Type": request.contentType };
-  if (idempotencyKey) headers["Idempotency-Key"] = idempotencyKey;
+/** The hub's answer { id, subscribers, durable }. Raises HubError. */
+export async function publish({ url, contentType, body }, idempotencyKey) {
+  const headers = { "Content-Type": contentType, "Idempotency-Key": idempotencyKey };
   if (publishKey.get()) headers.Authorization = `Bearer ${publishKey.get()}`;
-  let answer;
   try {
-    answer = await fetch(request.url, { method: "POST", headers, body: request.body, signal: AbortSignal.timeout(TIMEOUT) });
-    if (answer.ok) return await answer.json();
+    return await call(url, { method: "POST", headers, body, timeout: TIMEOUT });
   } catch (error) {
-    const why = error.name === "TimeoutError" ? `The hub has not answered within ${TIMEOUT / 1000} s.` : "The hub cannot be reached.";
-    throw new PublishError(0, `${why} Send again: it will not be published twice.`);
+    if (error.status) throw error;
+    throw new HubError(0, `${error.message} Send again: it will not be published twice.`);
   }
-  const problem = await answer.json().catch(() => ({}));
-  throw new PublishError(answer.status, problem.detail ?? problem.title ?? `The hub answered with status ${answer.status}.`);
 }
 
 /** The request as a command for a POSIX shell. The publish key is never shown. */

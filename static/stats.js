@@ -1,12 +1,11 @@
 /** The hub's statistics, fetched while the page is visible, and shown. */
 import { PING } from "./connection.js";
 import { byId, element } from "./element.js";
+import { call } from "./hub.js";
 import { isAfter, parsePosition } from "./position.js";
-import { addressOf } from "./sse-app.js";
 
 const EVERY = 2000; // ms
 const SOON = 150; // ms; a burst of events causes one request
-const TIMEOUT = 5000; // ms
 const AGO = new Intl.RelativeTimeFormat(undefined, { numeric: "auto", style: "long" });
 
 /** Calls `show(stats)` every two seconds while the page is visible and `active` is true. */
@@ -50,8 +49,7 @@ export class Poll {
 
   async #fetch() {
     try {
-      const answer = await fetch(addressOf("stats"), { signal: AbortSignal.timeout(TIMEOUT) });
-      if (answer.ok) this.show(await answer.json());
+      this.show(await call("stats"));
     } catch {
       // The connection's state says that the hub cannot be reached.
     }

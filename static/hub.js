@@ -1,0 +1,27 @@
+/** Requests to the hub beside the stream. */
+import { addressOf } from "./sse-app.js";
+
+const TIMEOUT = 5000; // ms
+
+/** An answer that is a refusal, or none: `status` is then 0. `code` is that of the hub's problem, if it is one. */
+export class HubError extends Error {
+  constructor(status, detail, code) {
+    super(detail);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/** The JSON that the hub answers to a request. Raises HubError. */
+export async function call(url, { timeout = TIMEOUT, ...request } = {}) {
+  let answer;
+  try {
+    answer = await fetch(addressOf(url), { ...request, signal: AbortSignal.timeout(timeout) });
+    if (answer.ok) return await answer.json();
+  } catch (error) {
+    const late = error.name === "TimeoutError";
+    throw new HubError(0, late ? `The hub has not answered within ${timeout / 1000} s.` : "The hub cannot be reached.");
+  }
+  const problem = await answer.json().catch(() => ({}));
+  throw new HubError(answer.status, problem.detail ?? problem.title ?? `The hub answered with status ${answer.status}.`, problem.code);
+}
