@@ -227,17 +227,20 @@ def _announce(config: Config, urls: Sequence[str]) -> None:
         sys.stdout.flush()
     except OSError:
         discard_output()
-    if not config.publish_key and not config.loopback_only:
+    if not (config.publish_key or config.takes_credentials or config.loopback_only):
         with suppress(OSError):
             click.echo("  Anyone who reaches this address may publish (allow_open_publish).", err=True)
 
 
 def _print_addresses(config: Config, urls: Sequence[str]) -> None:
     url = urls[0].replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
-    key = ' -H "Authorization: Bearer $SSE_APP_PUBLISH_KEY"' if config.publish_key else ""
+    variable = "SSE_APP_TOKEN" if config.takes_credentials else "SSE_APP_PUBLISH_KEY"
+    header = f' -H "Authorization: Bearer ${variable}"'
+    token = header if config.takes_credentials else ""
+    key = token or (header if config.publish_key else "")
     click.echo(f"sse-app {__version__} is listening on {' and '.join(urls)}")
     click.echo(f"  the console   {url}")
-    click.echo(f"  subscribe     curl -N {url}events")
+    click.echo(f"  subscribe     curl -N {url}events{token}")
     click.echo(f"  broadcast     curl -d 'hello' {url}broadcast{key}")
     if config.broker.startswith("memory:"):
         click.echo("  The log is in memory: it ends with this process. Ctrl+C stops it.")

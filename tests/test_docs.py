@@ -37,6 +37,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from sse_app import Config, EventDecoder, Hub, errors, events, grants, notices, publication, tickets, topics
+from sse_app.auth.credentials import Credentials
 from sse_app.bench import Load
 from sse_app.cli import commands
 from sse_app.client import Client
@@ -722,7 +723,8 @@ def test_errors_are_those_of_the_table_in_app() -> None:
 
 
 def test_metrics_are_those_of_the_exposition() -> None:
-    text = exposition(Totals(), Hub().node.gauges()).decode()
+    gauges = Hub().node.gauges() | Credentials(Config(token_secret="s" * 32)).gauges()
+    text = exposition(Totals(), gauges).decode()
     exposed = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)
     assert [tuple(row[:2]) for row in table(API, "metric", "type", "meaning")] == exposed
     for reason in CloseReason:

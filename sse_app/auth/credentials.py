@@ -47,6 +47,18 @@ class Credentials:
         self.tokens.on_withdrawal = lambda withdrawal: self.on_withdrawal(withdrawal)
         self._files, self._stamp = loaded.files, files.stamp(loaded.files)
 
+    def gauges(self) -> dict[str, float]:
+        """Return what ``GET /metrics`` shows of them: the age of the oldest keys that come from a URL, in seconds, and
+        the fetches and files that failed.
+        """
+        remote = [issuer.keys for issuer in self.tokens.issuers.values()]
+        ages = [age for age in (keys.age for keys in remote) if age is not None]
+        return {
+            "jwks_age_seconds": max(ages, default=0.0),
+            "jwks_failures": sum(keys.failures for keys in remote),
+            "auth_file_failures": self.failures,
+        }
+
     def counts(self, grant: Grant) -> bool:
         """Return True while the key, or the issuer's key, that a grant came from is there. Such a grant may be older
         than this process: a ticket carries it.

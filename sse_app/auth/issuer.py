@@ -97,6 +97,11 @@ class KeySource(Protocol):
     """The keys of an issuer."""
 
     on_gone: Callable[[frozenset[str]], object]  # gets the ids of keys that the issuer has taken back
+    failures: int  # fetches that failed
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since they were fetched; None for keys that are at hand, or were never fetched."""
 
     @property
     def stale(self) -> bool:

@@ -16,6 +16,8 @@ class StaticKeys(KeySet):
     def __init__(self, keys: Sequence[VerifyingKey], algorithms: Sequence[str]) -> None:
         super().__init__(keys, algorithms)
         self.on_gone: Callable[[frozenset[str]], object] = lambda ids: None  # never called
+        self.age = None
+        self.failures = 0
 
     async def refresh(self) -> None:
         return None

@@ -21,7 +21,7 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 
 from sse_app.config import Config
-from sse_app.hub import broker_of
+from sse_app.hub import Hub, broker_of
 from sse_app.metrics import Totals
 from sse_app.node import Node
 from sse_app.server.server import NOT_STARTED, stop_signals
@@ -39,6 +39,7 @@ def serve(config: Config, on_ready: Callable[[Sequence[str]], None] = lambda url
 
     Raises ConfigError and BrokerError when it cannot start.
     """
+    Hub(config=config)  # refuses what it cannot honour, here rather than in each worker
     asyncio.run(_check_log(config))
     config = replace(config, recover=False)  # _check_log has set a damaged file aside
     each = listen(config)

@@ -13,7 +13,7 @@ import hmac
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,15 @@ from starlette.requests import Request
 from sse_app.address import Proxies
 from sse_app.auth.credentials import Credentials
 from sse_app.auth.tokens import INVALID
-from sse_app.errors import AuthorizeFailed, InsufficientScope, InvalidToken, Overloaded, SSEAppError, Unauthorized
+from sse_app.errors import (
+    AuthorizeFailed,
+    InsufficientScope,
+    InvalidToken,
+    Overloaded,
+    SSEAppError,
+    TokenInURL,
+    Unauthorized,
+)
 from sse_app.grants import OPEN, Grant
 from sse_app.limits import Failures
 from sse_app.node import Node
@@ -31,6 +39,7 @@ from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
 
+IN_URL = frozenset(("access_token", "authorization", "jwt", "token"))  # names that a credential has in a query
 AUTHORIZE_WINDOW = 5.0  # seconds that an app's authorize may take
 AUTHORIZING_MAX = 200  # requests that may wait for it at a time
 LOG_INTERVAL = 10.0  # seconds between two lines about its failures
@@ -81,6 +90,7 @@ class Callers:
         """
         if self.everyone is not None:
             return self.everyone
+        refuse_in_url(request.query_params)
         try:
             found = await self._find(request) if self._closed else self._find_by_publish_key(request)
             grant = await self._node.check(found)
@@ -115,6 +125,10 @@ class Callers:
         except InsufficientScope:
             self._outcomes["scope"] += 1
             raise
+
+    def gauges(self) -> dict[str, float]:
+        """Return what ``GET /metrics`` shows of the credentials beside the totals."""
+        return {} if self._access.credentials is None else self._access.credentials.gauges()
 
     def counts(self, grant: Grant) -> bool:
         """Return True while the credential counts that a grant came from."""
@@ -196,6 +210,17 @@ class Callers:
         if now - self._logged >= LOG_INTERVAL:
             logger.error("authorize failed, %d times since the last line", self._outages, exc_info=error)
             self._logged, self._outages = now, 0
+
+
+def refuse_in_url(names: Iterable[str]) -> None:
+    """Raise TokenInURL for a credential among a query's names, used or not: it is in the logs of every proxy on the way
+    by now.
+    """
+    if not IN_URL.isdisjoint(names):
+        raise TokenInURL(
+            "A token does not belong in a URL, which logs and histories keep: send it as `Authorization: Bearer ...`,"
+            " or get a ticket for an EventSource."
+        )
 
 
 def bearer(request: Request) -> str | None:

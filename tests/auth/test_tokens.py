@@ -437,6 +437,9 @@ async def test_a_key_that_is_gone_and_an_issuer_that_is_gone_are_told() -> None:
 class Changing:
     """Keys of an issuer that can be made stale, and that take ``wait`` seconds to look for, or until ``go``."""
 
+    age: float | None = None
+    failures = 0
+
     def __init__(self, of: KeySource) -> None:
         self.on_gone: Callable[[frozenset[str]], object] = lambda ids: None
         self.keys, self.stale, self.wait, self.looks = of, False, 0.0, 0

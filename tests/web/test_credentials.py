@@ -267,3 +267,20 @@ async def test_a_grant_that_an_app_returns_is_taken_back_by_its_user() -> None:
         await anext(stream)
         assert await _revoke(opened, user="ann") == 1
         assert payload(await anext(stream))["reason"] == "revoked"
+
+
+async def test_a_token_in_the_url_is_told_before_anything_else() -> None:
+    async with web(token_secret=SECRET) as opened:
+        for path in ("/events", "/stats", "/grant", "/metrics"):
+            assert code_of(await opened.client.get(f"{path}?access_token=x")) == (400, "token_in_url")
+            ann = bearer(token(ANN, sub="ann"))
+            assert code_of(await opened.client.get(f"{path}?access_token=x", headers=ann)) == (400, "token_in_url")
+
+
+async def test_metrics_tell_of_keys_and_files(key_file: KeyFile) -> None:
+    operator = key_file.add("operator", 'stats = "all"')
+    async with web(auth_file=str(key_file.path)) as opened:
+        text = (await opened.client.get("/metrics", headers=bearer(operator))).text
+        assert "sse_app_auth_file_failures 0.0" in text
+        assert 'sse_app_auth_total{outcome="ok"} 1.0' in text
+        assert "operator" not in text

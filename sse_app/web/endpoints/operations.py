@@ -33,7 +33,8 @@ class Operations:
         with self._callers.scope_counted():
             grant.check_stats(all_of_it=True)
         totals = self._node.totals + self._node.siblings
-        return Response(metrics.exposition(totals, self._node.gauges()), media_type=CONTENT_TYPE_LATEST)
+        gauges = self._node.gauges() | self._callers.gauges()
+        return Response(metrics.exposition(totals, gauges), media_type=CONTENT_TYPE_LATEST)
 
     async def grant(self, request: Request) -> Response:
         """GET /grant: what the caller may do, which answers why it sees nothing."""

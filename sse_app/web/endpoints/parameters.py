@@ -9,10 +9,10 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
-from sse_app.errors import InvalidSince, InvalidUTF8, TokenInURL, UnknownParameter
+from sse_app.errors import InvalidSince, InvalidUTF8, UnknownParameter
 from sse_app.joining import LAST_MAX, StartRequest
+from sse_app.web.callers import refuse_in_url
 
-CREDENTIALS = frozenset(("access_token", "authorization", "jwt", "token"))  # names that a token has in a query
 DIGITS_MAX = len(str(LAST_MAX))
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+ -]\d{2}:\d{2})")  # RFC 3339
@@ -21,8 +21,7 @@ Parameters = dict[str, list[str]]
 
 
 def parse(request: Request) -> Parameters:
-    """Return the query's parameters, each with its values. Raises InvalidUTF8, and TokenInURL for a credential, used or
-    not: it is in the logs of every proxy on the way by now.
+    """Return the query's parameters, each with its values. Raises InvalidUTF8, TokenInURL.
 
     Starlette's query_params replace invalid UTF-8 by U+FFFD: a publication would silently go to another topic.
     """
@@ -34,11 +33,7 @@ def parse(request: Request) -> Parameters:
             given.setdefault(name, []).append(value)
     except UnicodeDecodeError:
         raise InvalidUTF8("The query is not valid percent-encoded UTF-8.") from None
-    if not CREDENTIALS.isdisjoint(given):
-        raise TokenInURL(
-            "A token does not belong in a URL, which logs and histories keep: send it as `Authorization: Bearer ...`,"
-            " or get a ticket for an EventSource."
-        )
+    refuse_in_url(given)
     return given
 
 
