@@ -115,13 +115,13 @@ class Revoking:
         """Take back what the records among these publications name, in steps. Return the others."""
         if RECORD not in [publication.type for publication in publications]:  # the least that can be done for each
             return publications
-        found = [self._decoded(item.event.data) for item in publications if is_record(item)]
+        found = [self._decoded(item) for item in publications if is_record(item)]
         yield from self._take_over([revocation for revocation in found if revocation is not None])
         return [item for item in publications if not is_record(item)]
 
-    def _decoded(self, data: bytes | str) -> Revocation | None:
+    def _decoded(self, stored: Publication | bytes) -> Revocation | None:
         try:
-            return Revocation.decode(data)
+            return Revocation.decode(stored if isinstance(stored, bytes) else stored.event.data)
         except ValueError:
             self.bad_records += 1
             if self.bad_records.bit_count() == 1:  # 1, 2, 4, ...: few lines for many of them

@@ -531,11 +531,12 @@ async def test_junk_is_ignored_and_counted() -> None:
     async with world(1) as (node,), connected(node) as client:
         await client.events()
         await way(node).publish(Draft(Event("junk", RECORD), to=NOBODY))
+        await way(node).publish(Draft(Event("x", RECORD), to=NOBODY, _encoded=b"data: two\n\ndata: blocks\n\n"))
         await way(node).board.put(f"{KIND}.junk", b"junk", 100)
         await publish(node, "a")
         await asyncio.sleep(31)
         assert datas(await client.events()) == ["a"]
-        assert node.gauges()["bad_envelopes"] == 2
+        assert node.gauges()["bad_envelopes"] == 3
 
 
 # What others see of it
