@@ -527,11 +527,16 @@ async def test_entries_that_a_later_one_covers_leave_the_board() -> None:
         assert len(await way(node).board.list(KIND)) == 1
 
 
+class TwoBlocks(Draft):
+    def encode(self) -> bytes:
+        return b"data: two\n\ndata: blocks\n\n"
+
+
 async def test_junk_is_ignored_and_counted() -> None:
     async with world(1) as (node,), connected(node) as client:
         await client.events()
         await way(node).publish(Draft(Event("junk", RECORD), to=NOBODY))
-        await way(node).publish(Draft(Event("x", RECORD), to=NOBODY, _encoded=b"data: two\n\ndata: blocks\n\n"))
+        await way(node).publish(TwoBlocks(Event("x", RECORD), to=NOBODY))
         await way(node).board.put(f"{KIND}.junk", b"junk", 100)
         await publish(node, "a")
         await asyncio.sleep(31)
