@@ -235,6 +235,12 @@ class Grant:
             raise InsufficientScope("A ticket is for a client name that its maker may take, or for a part of those.")
         return asked
 
+    def dated(self, now: float) -> Self:
+        """Return this grant with the time at which it was made, which is now if it does not say. So what is granted
+        after its user was revoked counts again.
+        """
+        return self if self.issued is not None or self.user is None else replace(self, issued=now)
+
     def within(self, ends: float) -> Self:
         """Return this grant, which expires at this Unix time or earlier."""
         return self if self.expires is not None and self.expires <= ends else replace(self, expires=ends)

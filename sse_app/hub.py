@@ -255,7 +255,9 @@ class Hub:
         what it gets. Raises InvalidTopic, InvalidClient, InvalidSince, InsufficientScope, Draining, Overloaded.
         """
         self.node.life.check_here()
-        request = StreamRequest.parse(topics, after=after, last=last, since=since, client=client, grant=grant)
+        request = StreamRequest.parse(
+            topics, after=after, last=last, since=since, client=client, grant=grant.dated(time.time())
+        )
         async with self.node.subscribe(request) as subscriber:
             yield Subscription(subscriber, parse_cursor(after))
 
@@ -267,7 +269,8 @@ class Hub:
         if not 1 <= ttl <= TTL_MAX:
             raise ValueError(f"ttl is a number of seconds from 1 to {TTL_MAX:.0f}.")
         lifetime = LIFETIME if grant.expires is None else LIFETIME_MAX
-        granted = grant.ticket(now=time.time(), lifetime=lifetime)
+        now = time.time()
+        granted = grant.dated(now).ticket(now=now, lifetime=lifetime)
         assert granted.expires is not None
         return Ticket(await self.node.leases.mint(granted, ttl), ttl, granted.expires)
 
@@ -308,7 +311,7 @@ class Hub:
         if topics is None and grant is None:
             raise TypeError("stream needs topics, or a grant: without them it is open to everyone who asks.")
         try:
-            asked = stream_request(request, OPEN if grant is None else grant, topics)
+            asked = stream_request(request, OPEN if grant is None else grant.dated(time.time()), topics)
         except SSEAppError as error:
             return refusal(error, request.scope, self.node.retry())
         return EventStream(self.node, asked, door=self._door)

@@ -193,7 +193,7 @@ class Callers:
             raise AuthorizeFailed("Who asks could not be found out just now; try again in a few seconds.") from error
         finally:
             self._authorizing -= 1
-        return grant
+        return grant and grant.dated(time.time())
 
     async def _call_authorize(self, request: Request) -> Grant | None:
         authorize = self._access.authorize

@@ -267,6 +267,8 @@ async def test_a_grant_that_an_app_returns_is_taken_back_by_its_user() -> None:
         await anext(stream)
         assert await _revoke(opened, user="ann") == 1
         assert payload(await anext(stream))["reason"] == "revoked"
+        async with opened.stream() as again:  # the app knows her still
+            assert payload(await anext(again))["user"] == "ann"
 
 
 async def test_a_token_in_the_url_is_told_before_anything_else() -> None:
