@@ -19,7 +19,8 @@ from weakref import WeakSet
 import anyio
 
 from sse_app.backoff import Backoff
-from sse_app.client.answers import BACKOFF, UNAUTHORIZED, fields, not_a_hub, reason, refused, retry_after
+from sse_app.client.answers import BACKOFF, UNAUTHORIZED, not_a_hub, reason, retry_after
+from sse_app.client.asking import Asking, answer_in
 from sse_app.client.credentials import Authorization, Credentials, Permit
 from sse_app.client.credentials import TokenFunction as TokenFunction
 from sse_app.client.http import TIMEOUT, Http
@@ -120,6 +121,7 @@ class Client:
             raise ConfigError(
                 "http has an auth of its own, which would go out instead of the token, key or user given."
             )
+        self._asking = Asking(self._http, self.url, self._credentials)
         self._streams: WeakSet[Stream] = WeakSet()
         self._closed = False
 
@@ -259,21 +261,7 @@ class Client:
     async def stats(self) -> dict[str, Any]:
         """Return the hub's statistics, with the fields of ``docs/http-api.md``. Raises Refused, Unreachable."""
         self._check_open()
-        target = self._http.target(f"{self.url}/stats", ())
-        request, permit = self._http.request("GET", target, {}, timeout=TIMEOUT), Permit(self._credentials)
-        await permit.authorize(request)
-        response = await self._answered(request)
-        if response.status_code == UNAUTHORIZED and permit.renew(refused=True) and await permit.authorize(request):
-            response = await self._answered(request)
-        return _answer(response)
-
-    async def _answered(self, request: Any) -> "Response":
-        """Return the answer to a request that is sent once. Raises Unreachable when there is none."""
-        try:
-            response: Response = await self._http.send(request)
-        except self._http.transient as error:
-            raise Unreachable(f"No answer: {reason(error)}.") from error
-        return response
+        return await self._asking.ask("GET", "stats")
 
     def _fate(self, failure: Exception) -> int:
         """Return what is known after an attempt that failed, as an index of FATES."""
@@ -321,16 +309,8 @@ def _body(data: object) -> tuple[str, bytes]:
     return media_type, encode_data(data).encode()
 
 
-def _answer(response: "Response") -> dict[str, Any]:
-    if response.status_code != 200:
-        raise refused(response, response.content)
-    if answer := fields(response.content):
-        return answer
-    raise not_a_hub()
-
-
 def _receipt(response: "Response") -> Receipt:
-    answer = _answer(response)
+    answer = answer_in(response)
     position = Position.parse(str(answer.get("id")).encode())
     if position is None:
         raise not_a_hub()
