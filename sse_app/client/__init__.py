@@ -20,6 +20,7 @@ import anyio
 
 from sse_app.backoff import Backoff
 from sse_app.client.answers import BACKOFF, UNAUTHORIZED, not_a_hub, reason, retry_after
+from sse_app.client.answers import Ticket as Ticket
 from sse_app.client.asking import Asking, answer_in
 from sse_app.client.credentials import Authorization, Credentials, Permit
 from sse_app.client.credentials import TokenFunction as TokenFunction
@@ -31,6 +32,7 @@ from sse_app.errors import (
     ConfigError,
     Gap,
     InvalidClient,
+    InvalidRevocation,
     InvalidSince,
     InvalidTopic,
     InvalidURL,
@@ -44,6 +46,7 @@ from sse_app.publication import (
     Names,
     Position,
     Receipt,
+    check_client,
     check_idempotency_key,
     check_publish_key,
     names,
@@ -81,6 +84,28 @@ class ListenOptions(TypedDict, total=False):
     last_event_id: str
     retry_for: float | None
     on_state: Callable[[Stream], None] | None
+
+
+class TicketOptions(TypedDict, total=False):
+    """The keywords of ``ticket``."""
+
+    user: str | None
+    client: str | None
+    stats: str | None
+    ttl: float | None
+    expires_in: float | None
+
+
+class RevokeOptions(TypedDict, total=False):
+    """The keywords of ``revoke``."""
+
+    token: str | None
+    session: str | None
+    user: str | None
+    key: str | None
+    kid: str | None
+    topics: Names
+    lasts: float | None
 
 
 class Client:
@@ -263,6 +288,98 @@ class Client:
         self._check_open()
         return await self._asking.ask("GET", "stats")
 
+    async def ticket(
+        self,
+        *topics: str,
+        user: str | None = None,
+        client: str | None = None,
+        stats: str | None = None,
+        ttl: float | None = None,
+        expires_in: float | None = None,
+    ) -> Ticket:
+        """Return a ticket for the stream of one client, with the topics that it may subscribe to: all those that this
+        client may, without any.
+
+        user: for whom; another one than this client's own needs a token or key with ``mint``
+        client: the name that its stream takes, or the beginning of one and ``*``
+        stats: ``none``, ``own`` or ``all``
+        ttl: seconds within which it has to be used; 30 by default
+        expires_in: seconds after which its streams end; an hour by default
+
+        Raises BadInput, Refused, Unreachable.
+        """
+        self._check_open()
+        asked = {
+            "user": user,
+            "topics": list(names("topic", topics, InvalidTopic)) or None,
+            "client": client,
+            "stats": stats,
+            "ttl": ttl,
+            "expires_in": expires_in,
+        }
+        return Ticket.of(await self._asking.ask("POST", "tickets", body=asked, expects=201), self.url)
+
+    async def connections(
+        self,
+        *,
+        user: str | None = None,
+        client: str | None = None,
+        topic: str | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """Return the open streams of a hub on all its nodes, with the fields of ``docs/http-api.md``: those of a user,
+        of a client's name, those that get what is published on a topic; ``limit`` of them at most. It needs a token or
+        key with ``admin``. Raises BadInput, Refused, Unreachable.
+        """
+        self._check_open()
+        parameters = _given(user=user, client=client, topic=topic, limit=limit)
+        return await self._asking.ask("GET", "connections", parameters)
+
+    async def kick(
+        self, client: str | None = None, *, user: str | None = None, block: float | None = None
+    ) -> dict[str, Any]:
+        """End the streams of a client's name, or of a user, on all nodes. It needs a token or key with ``admin``.
+
+        block: seconds for which they stay out; without, they may come back at once
+
+        Returns how many were ``closed`` on the node that was asked, and how many ``nodes`` were told. Raises BadInput,
+        Refused, Unreachable.
+        """
+        self._check_open()
+        if (client is None) == (user is None):
+            raise InvalidClient("kick is given a client's name or a user: one of them.")
+        if client in (".", ".."):
+            raise InvalidClient("A URL cannot carry the client names . and .. in its path: kick their user.")
+        path = "connections" if client is None else f"connections/{check_client(client)}"
+        return await self._asking.ask("DELETE", path, _given(user=user, block=block))
+
+    async def revoke(
+        self,
+        *,
+        token: str | None = None,
+        session: str | None = None,
+        user: str | None = None,
+        key: str | None = None,
+        kid: str | None = None,
+        topics: Names = None,
+        lasts: float | None = None,
+    ) -> dict[str, Any]:
+        """Take back, on all nodes, what a token (by its id, ``jti``), a session (``sid``), a user, a key (by its name)
+        or all tokens of a signing key (``kid``) grant: exactly one of these. It needs a token or key with ``admin``.
+
+        topics: only on these; without, everything, and their streams end
+        lasts: seconds; without, as long as a token may last
+
+        Returns its ``id``, and how many streams were ``closed`` on the node that was asked. Raises BadInput, Refused,
+        also while not all nodes can be told (503): repeat it then; Unreachable.
+        """
+        self._check_open()
+        named = {"token": token, "session": session, "user": user, "key": key, "kid": kid}
+        if sum(name is not None for name in named.values()) != 1:
+            raise InvalidRevocation("A revocation names exactly one of token, session, user, key and kid.")
+        patterns = None if topics is None else list(names("topics", topics, InvalidTopic))
+        return await self._asking.ask("POST", "revoke", body={**named, "topics": patterns, "for": lasts})
+
     def _fate(self, failure: Exception) -> int:
         """Return what is known after an attempt that failed, as an index of FATES."""
         if isinstance(failure, Refused):
@@ -301,6 +418,12 @@ def _parameters(topic: Names, event: str, to: Names, exclude: Names) -> tuple[tu
         *(("to", name) for name in recipients("to", to, InvalidClient)),
         *(("exclude", name) for name in names("exclude", exclude, InvalidClient)),
     )
+
+
+def _given(**values: str | float | None) -> tuple[tuple[str, str], ...]:
+    """Return the parameters of a request that are not None."""
+    given = ((name, value) for name, value in values.items() if value is not None)
+    return tuple((name, value if isinstance(value, str) else f"{value:.15g}") for name, value in given)
 
 
 def _body(data: object) -> tuple[str, bytes]:

@@ -3,8 +3,10 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import anyio
 
@@ -19,6 +21,30 @@ WAIT_MIN = 0.1  # seconds: no server may have its clients ask without a pause
 WAIT_MAX = 3600.0  # seconds: no server may put its clients to sleep for ever
 UNAUTHORIZED = 401  # the credential is missing, wrong, or no longer good: another token may be
 BODY_MAX = 65_536  # bytes of an error's body that are read
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A ticket for one client's stream, which an ``EventSource`` opens with it, since it cannot send a token.
+
+    ticket: its text, for ``/events?ticket=...`` at the address that the page has for the hub
+    url: the same at the address that this client has for it
+    ttl: seconds within which it has to be used
+    expires: when its streams end (Unix time)
+    """
+
+    ticket: str = field(repr=False)
+    url: str = field(repr=False)
+    ttl: float
+    expires: float
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any], hub: str) -> "Ticket":
+        """Return the ticket in an answer of the hub at this URL. Raises Refused for what is none."""
+        ticket, ttl, expires = (answer.get(name) for name in ("ticket", "ttl", "expires"))
+        if not isinstance(ticket, str) or not isinstance(ttl, int | float) or not isinstance(expires, int | float):
+            raise not_a_hub()
+        return cls(ticket, f"{hub}/events?ticket={quote(ticket)}", ttl, expires)
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

@@ -13,7 +13,17 @@ from typing import Any, Final, Self, Unpack
 
 import anyio
 
-from sse_app.client import RETRY_FOR, Client, ClientOptions, ListenOptions, State, Stream
+from sse_app.client import (
+    RETRY_FOR,
+    Client,
+    ClientOptions,
+    ListenOptions,
+    RevokeOptions,
+    State,
+    Stream,
+    Ticket,
+    TicketOptions,
+)
 from sse_app.client.credentials import PlainTokenFunction, check_plain
 from sse_app.errors import Closed, Gap
 from sse_app.events import Event
@@ -86,6 +96,29 @@ class SyncClient:
     def stats(self) -> dict[str, Any]:
         """Return the hub's statistics, as ``Client.stats`` does."""
         return self._thread.call(lambda client: client.stats())
+
+    def ticket(self, *topics: str, **options: Unpack[TicketOptions]) -> Ticket:
+        """Return a ticket for the stream of one client, as ``Client.ticket`` does."""
+        return self._thread.call(lambda client: client.ticket(*topics, **options))
+
+    def connections(
+        self,
+        *,
+        user: str | None = None,
+        client: str | None = None,
+        topic: str | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """Return the open streams of a hub, as ``Client.connections`` does."""
+        return self._thread.call(lambda asked: asked.connections(user=user, client=client, topic=topic, limit=limit))
+
+    def kick(self, client: str | None = None, *, user: str | None = None, block: float | None = None) -> dict[str, Any]:
+        """End the streams of a client's name, or of a user, as ``Client.kick`` does."""
+        return self._thread.call(lambda asked: asked.kick(client, user=user, block=block))
+
+    def revoke(self, **options: Unpack[RevokeOptions]) -> dict[str, Any]:
+        """Take back what a token, a session, a user, a key or a signing key grants, as ``Client.revoke`` does."""
+        return self._thread.call(lambda client: client.revoke(**options))
 
 
 class _End:
