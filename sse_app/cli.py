@@ -24,6 +24,7 @@ from sse_app.commands import (
 from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
 from sse_app.commands.credentials import Token, credential_options, token_text
+from sse_app.commands.keys import keys
 from sse_app.commands.listen import listen
 from sse_app.commands.publish import publish
 from sse_app.commands.stats import stats
@@ -68,7 +69,7 @@ def commands() -> None:
     """A Server-Sent Events hub. Without a command it serves."""
 
 
-for command in (listen, publish, stats, completion, bench_log):
+for command in (listen, publish, stats, keys, completion, bench_log):
     commands.add_command(command)
 
 
