@@ -2,8 +2,8 @@
 
 A page is one session: its fenced blocks are run from top to bottom, with one hub at a time on a free port in place of
 ``localhost:8000``. Every language and every command needs a rule; a block without one fails. The shown output has to
-equal the real one, except for what differs each time: the epoch (bound at its first mention, and the same from then
-on), times, generated names, counts of connections.
+equal the real one, except for what differs each time: epochs and tickets (each bound at its first mention, and the same
+from then on), times, generated names, counts of connections.
 """
 
 import ast
@@ -64,7 +64,8 @@ SHOWN_ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):8000")
 SUMMARY = re.compile(r"published in \d+\.\d s, [\d,]+/s")
 CLIENTS = re.compile(r"\bsse-app (listen|publish|stats|completion)\b")
 SHOWN_BROKERS = {"redis://localhost:6379/0": "redis_world", "nats://localhost:4222": "nats_world"}
-EPOCH = re.compile(r"\b[0-9a-f]{12}(?=-\d)")
+GENERATED = re.compile(r"\b[0-9a-f]{12}(?=-\d)|(?<=\bticket=)[\w-]{22}")  # an epoch before an offset, a ticket
+FREE = ("time", "subscribers", "uptime", "retry", "delivered", "connected", "heartbeats", "expires", "expires_in")
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 class Likeness:
-    """Compares shown with real output. ``epochs`` maps each shown epoch to the real one that it stands for."""
+    """Compares shown with real output. ``generated`` maps each shown epoch or ticket to the real one."""
 
     def __init__(self) -> None:
-        self.epochs: dict[str, str] = {}
+        self.generated: dict[str, str] = {}
 
     def real(self, text: str) -> str:
-        """A shown text with the real epochs in place of the known ones."""
-        return EPOCH.sub(lambda match: self.epochs.get(match[0], match[0]), text)
+        """A shown text with the real epochs and tickets in place of the known ones."""
+        return GENERATED.sub(lambda match: self.generated.get(match[0], match[0]), text)
 
     def same(self, shown: Any, real: Any, name: str = "") -> bool:
         if type(shown) is not type(real) and not (isinstance(shown, int | float) and isinstance(real, int | float)):
@@ -105,20 +106,22 @@ class Likeness:
             return list(shown) == list(real) and all(self.same(shown[key], real[key], key) for key in shown)
         if isinstance(shown, list):
             return len(shown) == len(real) and all(map(self.same, shown, real))
-        if name in ("time", "subscribers", "uptime", "retry", "delivered", "connected", "heartbeats"):
+        if name in FREE and None not in (shown, real):
             return True
+        if name == "ticket":
+            return self.text(f"ticket={shown}", f"ticket={real}")
         if name == "client" and shown.startswith("c-"):
             return re.fullmatch(r"c-[0-9a-f]{12}", real) is not None
         return self.text(shown, real) if isinstance(shown, str) else bool(shown == real)
 
     def text(self, shown: str, real: str) -> bool:
-        """Return True when both texts are equal, except for epochs, and for the form of JSON."""
+        """Return True when both texts are equal, except for what was generated, and for the form of JSON."""
         if shown[:1] in ("{", "["):
             return self.same(json.loads(shown), json.loads(real))
         if re.fullmatch(r"\d+\.\d+\.\d+", shown):
             return re.fullmatch(r"[\d.]+", real) is not None
-        for token, came in zip(EPOCH.findall(shown), EPOCH.findall(real), strict=False):
-            self.epochs.setdefault(token, came)
+        for token, came in zip(GENERATED.findall(shown), GENERATED.findall(real), strict=False):
+            self.generated.setdefault(token, came)
         return self.real(shown) == real
 
     def stream(self, shown: str, real: str) -> bool:
@@ -587,6 +590,11 @@ def test_likeness_tells_what_differs_each_time_from_what_is_wrong() -> None:
     assert not like.text(shown, '{"id":"eeeeeeeeeeee-1","client":"c-0123456789ab","time":"y","durable":"none"}')
     assert not like.text(shown, '{"id":"ffffffffffff-2","client":"c-0123456789ab","time":"y","durable":"none"}')
     assert not like.text(shown, '{"id":"ffffffffffff-1","client":"c-0123456789ab","durable":"none"}')
+    ticket = '{"ticket":"shown-0123456789_abcde","url":"/events?ticket=shown-0123456789_abcde","expires":1.0}'
+    assert like.text(ticket, ticket.replace("shown", "ticke").replace("1.0", "2.5"))
+    assert like.real("/events?ticket=shown-0123456789_abcde") == "/events?ticket=ticke-0123456789_abcde"
+    assert not like.text(ticket, ticket.replace("shown", "other"))
+    assert not like.text(ticket, ticket.replace("shown", "ticke").replace("1.0", "null"))
     assert like.lines("3 published in 0.0 s, 1,210/s\n00000000000a-1", "3 published in 9.9 s, 7/s\nffffffffffff-1\nx")
     assert not like.lines("3 published in 0.0 s, 1,210/s", "4 published in 0.0 s, 1,210/s")
     assert not like.lines("one\ntwo", "one")
