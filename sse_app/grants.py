@@ -79,13 +79,12 @@ class Grant:
         client: str | None = None,
         expires_in: float | None = None,
     ) -> Self:
-        """Return the grant of these topic filters, issued now; ``("**",)`` is everything. ``broadcasts``: a subscriber
-        receives publications without a topic. ``expires_in`` is in seconds. Raises InvalidTopic, TooManyTopics,
-        InvalidClient, ValueError for what is no lifetime.
+        """Return the grant of these topic filters; ``("**",)`` is everything. ``broadcasts``: a subscriber receives
+        publications without a topic. ``expires_in`` is in seconds. Raises InvalidTopic, TooManyTopics, InvalidClient,
+        ValueError for what is no lifetime.
         """
         if expires_in is not None and not (math.isfinite(expires_in) and expires_in > 0):
             raise ValueError("expires_in is a number of seconds above 0.")
-        now = time.time()
         return cls(
             publish=_filter(publish),
             subscribe=_filter(subscribe, broadcasts),
@@ -94,8 +93,7 @@ class Grant:
             admin=admin,
             user=user,
             client=client,
-            expires=None if expires_in is None else now + expires_in,
-            issued=now,  # so that one made after a revocation of its user, as for a new login, counts
+            expires=None if expires_in is None else time.time() + expires_in,
         )
 
     def __post_init__(self) -> None:

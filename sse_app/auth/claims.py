@@ -12,7 +12,6 @@ What is unknown grants nothing: other claims, other scopes, and other members of
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TypedDict, cast, get_args
 from urllib.parse import unquote
 
@@ -47,7 +46,7 @@ def grant_of(claims: Claims, sources: Sequence[str], user: str | None) -> Grant:
     """Return the grant of a token's claims; ``sources`` are the enabled ones, in their order. Raises InvalidClaims."""
     granted = next(filter(lambda found: found is not None, (SOURCES[name](claims) for name in sources)), None)
     try:
-        return replace(Grant.of(user=user, **(granted or {})), issued=None)  # not now: the token says when, or nothing
+        return Grant.of(user=user, **(granted or {}))
     except BadInput:
         raise InvalidClaims("the name of its user or client is none") from None
 

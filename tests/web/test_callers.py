@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from sse_app import Hub
 from sse_app.grants import OPEN, Grant
-from sse_app.revocations import Revocation
 from sse_app.web import callers
 from tests.support.endpoints import KEY, payload
 from tests.support.web import code_of, web
@@ -231,18 +230,6 @@ def raises(request: Request) -> Grant | None:
 
 def wrong(request: Request) -> Any:
     return {"user": "ann"}
-
-
-async def test_whom_authorize_knows_again_after_a_revocation_is_let_in() -> None:
-    def member(request: Request) -> Grant:
-        return Grant.of(user="ann", subscribe=["news/*"])
-
-    async with web(authorize=member) as opened, opened.stream() as stream:
-        assert (await anext(stream)).type == "welcome"
-        await opened.hub.node.revoke(Revocation.of(user="ann", lasts=60.0))
-        assert payload(await anext(stream))["reason"] == "revoked"
-        async with opened.stream() as again:
-            assert (await anext(again)).type == "welcome"
 
 
 @pytest.mark.parametrize("authorize", [never, raises, wrong])
