@@ -20,6 +20,7 @@ DEBIAN_PACKAGES = (
     "caddy",
     "chromium",
     "curl",
+    "firefox-esr",
     "haproxy",
     "iproute2",
     "libatomic1",
