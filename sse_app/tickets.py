@@ -17,7 +17,7 @@ from base64 import urlsafe_b64encode
 from collections import deque
 from collections.abc import Callable
 from hashlib import sha256
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,6 +32,7 @@ LIFETIME = 3_600.0  # seconds that the grant of a ticket lasts
 LIFETIME_MAX = 86_400.0
 GRANT_BYTES = VALUE_BYTES - 1_024  # of a ticket, beside which a lease has some hashes
 UNUSED_MAX = 100_000  # tickets that wait for their use, of this node's making
+AS_THEY_ARE = ("stats", "user", "client", "expires", "source", "token", "session", "issued", "key")  # fields of a grant
 WINDOW = 60.0  # seconds in which reconnects without a cookie are counted
 ATTEMPTS = 10  # to write a lease that other nodes write too
 
@@ -68,38 +69,14 @@ class _Granted(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, grant: Grant) -> "_Granted":
-        subscribe, expires = grant.subscribe, grant.expires
+        subscribe = grant.subscribe
         assert subscribe is not None
-        assert expires is not None
-        return cls(
-            topics=subscribe.patterns,
-            broadcasts=subscribe.broadcasts,
-            denied=subscribe.denied,
-            stats=grant.stats,
-            user=grant.user,
-            client=grant.client,
-            expires=expires,
-            source=grant.source,
-            token=grant.token,
-            session=grant.session,
-            issued=grant.issued,
-            key=grant.key,
-        )
+        same: dict[str, Any] = {name: getattr(grant, name) for name in AS_THEY_ARE}
+        return cls(topics=subscribe.patterns, broadcasts=subscribe.broadcasts, denied=subscribe.denied, **same)
 
     def grant(self, lease: Lease | None = None) -> Grant:
-        return Grant(
-            subscribe=TopicFilter(self.topics, self.broadcasts, self.denied),
-            stats=self.stats,
-            user=self.user,
-            client=self.client,
-            expires=self.expires,
-            source=self.source,
-            token=self.token,
-            session=self.session,
-            issued=self.issued,
-            key=self.key,
-            lease=lease,
-        )
+        same: dict[str, Any] = {name: getattr(self, name) for name in AS_THEY_ARE}
+        return Grant(subscribe=TopicFilter(self.topics, self.broadcasts, self.denied), lease=lease, **same)
 
 
 class _Lease(msgspec.Struct, frozen=True):
