@@ -45,13 +45,14 @@ class StartRequest:
 
 class StreamRequest(NamedTuple):
     """The checked request of a subscriber, as every door hands it to the node. ``client`` is None when the node is to
-    make a name. ``grant`` bounds what is asked for.
+    make a name. ``grant`` bounds what is asked for. ``address`` is where it comes from, None when nobody is to know.
     """
 
     topic_filter: TopicFilter
     start: StartRequest
     client: str | None
     grant: Grant = OPEN
+    address: str | None = None
 
     @classmethod
     def parse(
@@ -63,13 +64,14 @@ class StreamRequest(NamedTuple):
         since: float | None = None,
         client: str | None = None,
         grant: Grant = OPEN,
+        address: str | None = None,
     ) -> Self:
         """Return the request of these topic filters, of everything without one. Raises InvalidTopic, InvalidSince,
         InvalidClient.
         """
         start = StartRequest(after, last, since)
         topic_filter = TopicFilter.parse(names("topic", topics, InvalidTopic))
-        return cls(topic_filter, start, None if client is None else check_client(client), grant)
+        return cls(topic_filter, start, None if client is None else check_client(client), grant, address)
 
 
 class Start(NamedTuple):

@@ -89,6 +89,7 @@ class Node:
         self._receipts = Receipts()
         self._delivery = Delivery()
         self._joining = Joining(broker, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
+        self._wall, self._now = wall, 0
         self._beat_interval = heartbeat / SLOTS
         self._cursors = Cursors(broker, self._delivery)
         self._heartbeats = Heartbeats(self.totals, self._cursors)
@@ -254,7 +255,15 @@ class Node:
         topic_filter = self._delivery.shared(grant.narrow(request.topic_filter), NATIVE)
         self._admission.check_subscriber()
         subscriber = Subscriber(
-            self._log, self.totals, topic_filter, client, *self._queue_limits, self._spawner, grant=grant
+            self._log,
+            self.totals,
+            topic_filter,
+            client,
+            self._queue_limits,
+            self._spawner,
+            grant=grant,
+            address=request.address,
+            since=self._second(),
         )
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
@@ -315,6 +324,13 @@ class Node:
     def _count_subscribers(self, change: int) -> None:
         self.totals.subscribers += change
         self.broker.subscribers_here = self.totals.subscribers
+
+    def _second(self) -> int:
+        """Return the second of Unix time: one object for all streams that begin in it, since each keeps it."""
+        now = int(self._wall())
+        if now != self._now:
+            self._now = now
+        return self._now
 
     def retry(self) -> int:
         """Return a client's reconnection time, random, in milliseconds."""

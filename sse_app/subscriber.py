@@ -107,14 +107,14 @@ class Subscriber:
     """One open stream, which ``Node.join`` makes for who has this ``grant``. Its bytes are read with ``read``, or
     written to an attached Writer.
 
-    ``queue_size`` publications or ``queue_bytes`` bytes may wait; more drops the queue, and the reader goes on from the
+    As many publications or bytes as ``queue_limits`` has may wait; more drop the queue, and the reader goes on from the
     log. So a slow reader costs no more than that, and loses nothing that the log still holds.
     """
 
     __slots__ = (
         "_audience", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_log", "_mode", "_offset",
-        "_queue", "_queue_bytes", "_queue_size", "_ready_in", "_totals", "_until", "_writable", "_writer", "client",
-        "closing", "dialect", "ends_at", "filter", "grant", "spawn", "turn",
+        "_queue", "_queue_limits", "_ready_in", "_totals", "_until", "_writable", "_writer", "address", "client",
+        "closing", "dialect", "ends_at", "filter", "grant", "since", "spawn", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -123,12 +123,13 @@ class Subscriber:
         totals: Totals,
         topic_filter: TopicFilter,
         client: str,
-        queue_size: int,
-        queue_bytes: int,
+        queue_limits: tuple[int, int],
         spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]] | None = None,
         *,
         dialect: Dialect = NATIVE,
         grant: Grant = OPEN,
+        address: str | None = None,
+        since: int = 0,
     ) -> None:
         self.filter = topic_filter
         self.dialect = dialect
@@ -136,11 +137,12 @@ class Subscriber:
         self.grant = grant
         self._audience = None if grant.user is None else grant.audience(client)  # else it is soon made
         self.ends_at: int | None = None  # the second of Unix time in which its grant ends it; kept by Expiry
+        self.address, self.since = address, since  # where it came from, and the second of Unix time when it began
         self.closing: CloseReason | None = None  # why the stream is to end, once it is to end
         self.turn = 0  # the slot of the hub's heartbeats that the subscriber is in
         self._log = log
         self._totals = totals
-        self._queue_size, self._queue_bytes = queue_size, queue_bytes
+        self._queue_limits = queue_limits  # one object for all streams of a node
         self.spawn = spawn or _no_owner  # gives a task an owner
         self._mode = WAITING
         self._epoch, self._offset = "", 0
@@ -158,6 +160,16 @@ class Subscriber:
     def position(self) -> Position:
         """Everything up to here was read, or is not for this subscriber."""
         return Position(self._epoch, self._offset)
+
+    @property
+    def is_behind(self) -> bool:
+        """True while it reads from the log, to catch up."""
+        return self._mode in FROM_LOG
+
+    @property
+    def queued_bytes(self) -> int:
+        """Return how many bytes wait in the queue."""
+        return self._bytes
 
     @property
     def audience(self) -> Audience:
@@ -193,7 +205,8 @@ class Subscriber:
         """Keep a batch until it is read or written. A queue that is full is dropped: the log has all of it."""
         if self._mode in OVER:
             return
-        if self._count >= self._queue_size or self._bytes >= self._queue_bytes:
+        most, most_bytes = self._queue_limits
+        if self._count >= most or self._bytes >= most_bytes:
             self._overflow()
             return
         self._count += batch.count

@@ -45,7 +45,7 @@ class Sink:
 
 
 def subscriber_of(*topics: str, client: str = "c", dialect: Native = NATIVE) -> Subscriber:
-    return Subscriber(BROKER, TOTALS, TopicFilter.parse(topics), client, 100, 100_000, dialect=dialect)
+    return Subscriber(BROKER, TOTALS, TopicFilter.parse(topics), client, (100, 100_000), dialect=dialect)
 
 
 def join(
@@ -65,7 +65,7 @@ def joined(delivery: Delivery, subscriber: Subscriber, start: Position = START) 
 def join_reader(delivery: Delivery, reader: Reader) -> tuple[Subscriber, Sink]:
     topic_filter = reader.filter
     assert topic_filter is not None
-    return joined(delivery, Subscriber(BROKER, TOTALS, topic_filter, reader.client, 100, 100_000, grant=reader.grant))
+    return joined(delivery, Subscriber(BROKER, TOTALS, topic_filter, reader.client, (100, 100_000), grant=reader.grant))
 
 
 def publication(offset: int, *topics: str, to: str = "", exclude: str = "", lost: bool = False) -> Publication:
@@ -345,7 +345,7 @@ def test_names_lead_exactly_to_who_is_there(steps: list[tuple[bool, Reader]]) ->
     index, here = ClientIndex(), dict[Subscriber, Reader]()
     for joins, reader in steps:
         if joins or not here:
-            subscriber = Subscriber(BROKER, TOTALS, TopicFilter(), reader.client, 1, 1, grant=reader.grant)
+            subscriber = Subscriber(BROKER, TOTALS, TopicFilter(), reader.client, (1, 1), grant=reader.grant)
             here[subscriber] = reader
             index.add(subscriber)
         else:
@@ -365,7 +365,7 @@ def test_the_index_of_clients_holds_exactly_who_is_there(steps: list[tuple[bool,
     index, here = ClientIndex(), list[Subscriber]()
     for joins, name in steps:
         if joins or not here:
-            here.append(Subscriber(MemoryBroker(), Totals(), TopicFilter(), name, 1, 1))
+            here.append(Subscriber(MemoryBroker(), Totals(), TopicFilter(), name, (1, 1)))
             index.add(here[-1])
         else:
             index.remove(here.pop(ord(name) % len(here)))

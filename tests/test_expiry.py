@@ -27,7 +27,7 @@ BROKER, TOTALS = MemoryBroker(), Totals()
 
 def stream(expires: float | None) -> Subscriber:
     grant = Grant(subscribe=TopicFilter(), expires=expires)
-    return Subscriber(BROKER, TOTALS, TopicFilter(), "c", 10, 1_000, grant=grant)
+    return Subscriber(BROKER, TOTALS, TopicFilter(), "c", (10, 1_000), grant=grant)
 
 
 class Wheel:

@@ -141,7 +141,7 @@ async def test_the_streams_of_a_dialect_share_the_bytes_of_a_heartbeat() -> None
     heartbeats = Heartbeats(totals, Cursors(broker, delivery))
     loud = Loud()
     for dialect in (NATIVE, loud, NATIVE, loud):
-        subscriber = Subscriber(broker, totals, TopicFilter(), "me", 1, 1_000, dialect=dialect)
+        subscriber = Subscriber(broker, totals, TopicFilter(), "me", (1, 1_000), dialect=dialect)
         delivery.add(subscriber)
         heartbeats.add(subscriber)
         subscriber.begin(await broker.top(), b"", behind=False)

@@ -37,7 +37,7 @@ class Stream:
         self.tasks: set[asyncio.Task[None]] = set()
         self.decoder = EventDecoder()
         self.socket: Socket | None = None
-        self.subscriber = Subscriber(broker, self.totals, TopicFilter(), "me", queue, queue_bytes, self.spawn)
+        self.subscriber = Subscriber(broker, self.totals, TopicFilter(), "me", (queue, queue_bytes), self.spawn)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -459,7 +459,7 @@ async def test_heartbeats_do_not_pile_up_at_a_full_socket(broker: MemoryBroker, 
 def test_a_stream_has_the_names_that_its_grant_vouches_for(
     broker: MemoryBroker, grant: Grant, names: tuple[str, ...]
 ) -> None:
-    subscriber = Subscriber(broker, Totals(), TopicFilter(), "me", 1, 1, grant=grant)
+    subscriber = Subscriber(broker, Totals(), TopicFilter(), "me", (1, 1), grant=grant)
     assert subscriber.audience == (names, "me")
 
 
@@ -623,7 +623,7 @@ async def test_a_catch_up_ends_with_its_stream(broker: MemoryBroker) -> None:
 
 
 async def test_a_subscriber_without_owner_of_tasks_cannot_write(broker: MemoryBroker) -> None:
-    subscriber = Subscriber(broker, Totals(), TopicFilter(), "me", 1, 1_000)
+    subscriber = Subscriber(broker, Totals(), TopicFilter(), "me", (1, 1_000))
     subscriber.begin(await broker.top(), b"", behind=True)
     with pytest.raises(RuntimeError, match="tasks"):
         subscriber.attach(Socket())

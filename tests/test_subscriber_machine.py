@@ -166,7 +166,7 @@ class SubscriberMachine(RuleBasedStateMachine):
         if before:
             await anext(self.tail)
         self.subscriber = self.log.subscriber = WatchedSubscriber(
-            self.log, self.totals, TopicFilter(), "me", *queue, self.spawn
+            self.log, self.totals, TopicFilter(), "me", queue, self.spawn
         )
         self.subscriber.taken = []
         await self._publish([True] * meanwhile)
@@ -498,7 +498,7 @@ class Story:
     def __init__(self) -> None:
         self.log = Log(delay=5, history=100)
         self.tail = self.log.tail()
-        self.subscriber = WatchedSubscriber(self.log, Totals(), TopicFilter(), "me", 1, 10_000)
+        self.subscriber = WatchedSubscriber(self.log, Totals(), TopicFilter(), "me", (1, 10_000))
         self.subscriber.taken = []
         self.reading: asyncio.Task[bytes] | None = None
 
