@@ -154,6 +154,10 @@ class Delivery:
         """Return the streams of this user."""
         return self._clients.find_named((f"@{user}",))
 
+    def find_groups(self, topic: str, budget: Budget) -> Generator[None, None, Collection[Group]]:
+        """Return the groups whose filter matches a topic, in steps; not to be kept."""
+        return self._index.match((topic,), budget)
+
     def shared(self, topic_filter: TopicFilter, dialect: Dialect) -> TopicFilter:
         """Return the equal filter of a group, or this one if there is none: a group's subscribers share one object."""
         group = self._groups.get((topic_filter, dialect))

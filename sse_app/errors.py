@@ -12,6 +12,7 @@
     │   ├── InvalidIdempotencyKey
     │   ├── KeyReused                  an Idempotency-Key seen with another publication
     │   ├── UnknownParameter           a parameter that looks like a misspelt one
+    │   ├── InvalidParameter           a number that a parameter may not have, or one that is missing
     │   ├── InvalidBody                a body that is not what its headers say
     │   │   ├── EmptyBody
     │   │   ├── InvalidJSON
@@ -39,6 +40,7 @@
     │   │   ├── InvalidToken           a credential that does not count, for whatever reason
     │   │   └── InvalidTicket          a ticket that does not count, for whatever reason
     │   └── TooManyRequests            a limit was reached; the text says which
+    │       └── Blocked                an administrator keeps this caller out for a while
     ├── Unavailable                    the hub's own trouble: an HTTP 503, try again later
     │   ├── Draining
     │   ├── Overloaded
@@ -115,6 +117,10 @@ class KeyReused(BadInput):
 
 
 class UnknownParameter(BadInput):
+    pass
+
+
+class InvalidParameter(BadInput):
     pass
 
 
@@ -236,6 +242,10 @@ class TooManyRequests(BadInput):
     def __init__(self, text: str, wait: float) -> None:
         super().__init__(text)
         self.wait = wait
+
+
+class Blocked(TooManyRequests):
+    pass
 
 
 class Unavailable(SSEAppError):

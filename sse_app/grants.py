@@ -166,6 +166,11 @@ class Grant:
         if self.stats == "none" or (all_of_it and self.stats != "all"):
             raise InsufficientScope("This credential does not grant to see these statistics.")
 
+    def check_admin(self) -> None:
+        """Raises InsufficientScope for a caller that may not list and end connections, and revoke."""
+        if not self.admin:
+            raise InsufficientScope("This credential does not grant administration.")
+
     def check_name(self, asked: str | None) -> str:
         """Return the client name of a stream: the one asked for, else a new one. Raises InsufficientScope."""
         allowed = "*" if self.client is None else self.client

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 from sse_app import notices
 from sse_app.admission import Admission
 from sse_app.brokers import Broker, Tail
+from sse_app.connections import Connections
 from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
 from sse_app.draining import Drain
@@ -101,6 +102,7 @@ class Node:
         self.leases = Leases(
             broker.board, self._exchange, self.totals, self.end, shortest=retry[0], reconnect=ticket_reconnect
         )
+        self.connections = Connections(broker.board, self._exchange, self._delivery, self.end, wall=wall)
         self._drain = Drain(broker, self._delivery, self.totals, self._admission, self.retry)
         self._drain_begun = False
         self._spawner = self.spawn  # one bound method for all subscribers
@@ -125,10 +127,13 @@ class Node:
             self.spawn(self._exchange.run())
             self.spawn(self._expiry.run())
             self.spawn(self._revoking.run())
+            self.spawn(self.connections.asking.run())
+            self.spawn(self.connections.run())
             self._stack = stack.pop_all()
         self._admission.start()
         self._drain.reset()
         self._revoking.reset()
+        self.connections.reset()
         self._drain_begun = False
         self.life.begin()
         return self
@@ -247,11 +252,12 @@ class Node:
         """Return a new subscriber, whose stream begins with the welcome. The caller must call ``leave`` when that has
         ended.
 
-        Raises InsufficientScope, TooManyTopics, Draining, Overloaded, Unavailable.
+        Raises InsufficientScope, Blocked, TooManyTopics, Draining, Overloaded, Unavailable.
         """
         self.life.check_here()
         grant = await self._revoking.check(request.grant)  # no other await follows until the stream is added
         client = grant.check_name(request.client)
+        self.connections.check(grant, client)
         topic_filter = self._delivery.shared(grant.narrow(request.topic_filter), NATIVE)
         self._admission.check_subscriber()
         subscriber = Subscriber(
@@ -420,6 +426,10 @@ class Node:
             "draining": self.draining,
             "log_top_offset": self._delivery.position.offset,
             "subscribers_elsewhere": self.broker.subscribers_elsewhere,
-            "bad_envelopes": self.broker.bad_envelopes + self._revoking.bad_records,
+            "bad_envelopes": self.broker.bad_envelopes
+            + self._revoking.bad_records
+            + self.connections.blocks.bad_records,
             "revocations": len(self._revoking.revocations),
+            "blocks": len(self.connections.blocks),
+            "board_failures": self._revoking.board_failures + self.connections.board_failures,
         }

@@ -35,6 +35,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.InvalidIdempotencyKey: (400, "invalid_idempotency_key"),
     errors.KeyReused: (409, "key_reused"),
     errors.UnknownParameter: (400, "unknown_parameter"),
+    errors.InvalidParameter: (400, "invalid_parameter"),
     errors.InvalidBody: (400, "invalid_body"),
     errors.EmptyBody: (400, "empty_body"),
     errors.InvalidJSON: (400, "invalid_json"),

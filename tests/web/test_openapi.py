@@ -13,6 +13,7 @@ from sse_app.errors import (
     BadInput,
     Forbidden,
     InvalidData,
+    InvalidParameter,
     InvalidRevocation,
     NoSuchClient,
     Unavailable,
@@ -34,7 +35,7 @@ DOCUMENT = openapi.document(HEALTH)
 ERRORS_OF_STARLETTE = {(found.status, found.code) for found in OF_STARLETTE}
 # Base classes that nothing raises. Unavailable is not among them: a broker may raise it.
 NEVER_RAISED = {BadInput, InvalidData, Forbidden}  # by any request
-TO_COME = {InvalidRevocation, NoSuchClient}  # with their endpoints
+TO_COME = {InvalidParameter, InvalidRevocation, NoSuchClient}  # with their endpoints
 ROUTES = [route for route in Hub().app.routes if isinstance(route, Route)]
 
 
