@@ -28,6 +28,7 @@ from sse_app.commands.keys import keys
 from sse_app.commands.listen import listen
 from sse_app.commands.publish import publish
 from sse_app.commands.stats import stats
+from sse_app.commands.token import token
 from sse_app.config import ENV_PREFIX, Config
 from sse_app.errors import BenchRefused, ConfigError
 
@@ -69,7 +70,7 @@ def commands() -> None:
     """A Server-Sent Events hub. Without a command it serves."""
 
 
-for command in (listen, publish, stats, keys, completion, bench_log):
+for command in (listen, publish, stats, keys, token, completion, bench_log):
     commands.add_command(command)
 
 

@@ -26,6 +26,7 @@ FLOORS = (
     ("auth.jwks",),
     ("auth.issuers", "auth.tokens", "auth.auth_file"),
     ("auth.credentials", "auth.editing"),
+    ("auth.signing",),
     ("brokers.tail", "brokers.offsets", "brokers.formats", "brokers.memory_board", "brokers.messages"),
     ("brokers.recent",),
     ("brokers.known", "brokers.memory", "brokers.sqlite.files", "brokers.sqlite.schema", "brokers.sqlite.entries"),
@@ -69,7 +70,7 @@ FLOORS = (
     ("commands", "commands.posting", "commands.credentials", "commands.granting"),
     ("commands.rows",),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
-    ("commands.keys",),
+    ("commands.keys", "commands.token"),
     ("cli",),
     ("testing.clock", "testing.libraries", "testing.published", "testing.server", "testing.tasks"),
     ("testing.assertions", "testing.call", "testing.lifespan", "testing.recording", "testing.stream"),
@@ -98,7 +99,7 @@ KNOWS = {
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.board", "brokers.redis.connection"},
     "nats": {"brokers.nats", *(f"brokers.nats.{name}" for name in NATS)},
-    "jwt": {"auth.signatures"},
+    "jwt": {"auth.signatures", "auth.signing"},
     "cryptography": {"auth.signatures"},
     "prometheus_client": {"metrics", "web.endpoints.operations"},  # the endpoints for the media type alone
 }

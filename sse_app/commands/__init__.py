@@ -25,7 +25,7 @@ from sse_app.errors import (
     SSEAppError,
     Unreachable,
 )
-from sse_app.quantities import number, whole
+from sse_app.quantities import duration, number, whole
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -58,6 +58,17 @@ class Number(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(_read(self, number, value, param, ctx), param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A duration as an option's value, in seconds or with a unit, as settings have it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            seconds = duration(value) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"{value!r} is not a duration such as 90, 90s, 15m, 24h or 7d.", param, ctx)
+        return super().convert(seconds, param, ctx)
 
 
 def _read(

@@ -25,7 +25,10 @@ def test_an_unknown_shell_is_refused() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("sse-app ", {"serve", "listen", "publish", "stats", "keys", "completion", "bench", "bench-log", "doctor"}),
+        (
+            "sse-app ",
+            {"serve", "listen", "publish", "stats", "keys", "token", "completion", "bench", "bench-log", "doctor"},
+        ),
         ("sse-app keys ", {"add", "list", "remove"}),
         ("sse-app keys add --su", {"--subscribe"}),
         ("sse-app listen --la", {"--last", "--last-event-id"}),
