@@ -91,7 +91,9 @@ class Asking:
         self._open[identity] = question
         try:
             async with asyncio.timeout(WINDOW):
-                await self._exchange.send("ask", id=identity, node=self._board.name, subject=subject, about=about)
+                await self._exchange.send(
+                    "ask", {"id": identity, "node": self._board.name, "subject": subject, "about": about}
+                )
                 await question.answered.wait()
         except (TimeoutError, BrokerError):
             pass  # who has not answered is in `missing`
@@ -121,7 +123,9 @@ class Asking:
         items = await self._answering[fields["subject"]](fields["about"])
         parts = _in_parts(items)
         for part in parts:
-            await self._exchange.send("answer", id=fields["id"], node=self._board.name, parts=len(parts), items=part)
+            await self._exchange.send(
+                "answer", {"id": fields["id"], "node": self._board.name, "parts": len(parts), "items": part}
+            )
 
 
 def _in_parts(items: Iterable[object]) -> list[list[msgspec.Raw]]:

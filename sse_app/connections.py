@@ -237,7 +237,7 @@ class Connections:
         await outside_tasks(self._end_each(named, block))
         for ticket in tickets:
             await self.blocks.put(ticket)
-            await self._exchange.send("block", block=ticket)
+            await self._exchange.send("block", {"block": ticket})
         return len(named)
 
     def _named(self, block: Block) -> Iterator[Subscriber]:

@@ -248,17 +248,17 @@ async def test_what_no_node_would_say_is_dropped(caplog: pytest.LogCaptureFixtur
         bad: list[Any] = [{"limit": "x"}, {"limit": 0}, {"limit": 1_001}, {"topic": "a/*"}, {"client": "a b"}]
         for about in (None, [], *bad):
             for subject in ("streams", "kick"):
-                await tell("ask", id="1", node="x", subject=subject, about=about)
+                await tell("ask", {"id": "1", "node": "x", "subject": subject, "about": about})
         for fields in ({}, {"id": [], "node": 1}, {"id": "1", "subject": []}):
-            await tell("ask", **fields)
-            await tell("answer", **fields)
-        await tell("block", block={"who": "lease", "name": "x", "made": 1, "until": 1e308, "v": 1})
+            await tell("ask", fields)
+            await tell("answer", fields)
+        await tell("block", {"block": {"who": "lease", "name": "x", "made": 1, "until": 1e308, "v": 1}})
         for items in (None, 1, [1], [{"client": "x"}]):
             asked = asyncio.create_task(here.find())
             await asyncio.sleep(0)
             await asyncio.sleep(MOMENT / 2)
             for identity in here.nodes[0].connections.asking._open:
-                await tell("answer", id=identity, node="x", parts=1, items=items)
+                await tell("answer", {"id": identity, "node": "x", "parts": 1, "items": items})
             assert clients(await asked) == ["c0"]
         assert clients(await here.find()) == ["c0"]
         assert not here.nodes[0].connections.blocks
