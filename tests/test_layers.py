@@ -15,7 +15,7 @@ PACKAGE = Path(sse_app.__file__).parent
 # From the ground up. Modules of one floor do not import one another. A new module has to be placed here.
 FLOORS = (
     ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors", "patterns"),
-    ("events", "topics", "content_type", "loop_thread", "address"),
+    ("events", "topics", "content_type", "loop_thread", "address", "refusals"),
     ("payload", "narrowing", "limits"),
     ("publication",),
     ("grants", "brokers.limits", "brokers.board"),

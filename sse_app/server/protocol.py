@@ -16,8 +16,8 @@ import msgspec
 import uvicorn
 
 from sse_app.descriptors import Waiting
+from sse_app.refusals import Refusals, peer_of
 from sse_app.server.direct import FAREWELL, Outlet
-from sse_app.server.logs import Refusals
 from sse_app.server.uvicorn_internals import (
     STATUS_LINE,
     FlowControl,
@@ -338,7 +338,7 @@ class Protocol(HttpToolsProtocol):
         if self._refusals is None:
             self.logger.warning("Invalid HTTP request received.")
         else:
-            self._refusals.note(refusal.code, self.client)
+            self._refusals.note(refusal.code, peer_of(self.client))
 
     def _end_request(self, last: RequestResponseCycle) -> None:
         """End the last request because its body is invalid: it breaks off, or is longer than its Content-Length. It

@@ -24,6 +24,7 @@ from sse_app.config import Config
 from sse_app.descriptors import Waiting
 from sse_app.hub import create_app
 from sse_app.node import Node
+from sse_app.refusals import Refusals
 from sse_app.server import logs
 from sse_app.server.direct import DirectStream
 from sse_app.server.protocol import Protocol
@@ -175,7 +176,7 @@ def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:
         head_max=config.head_max,
         head_deadline=config.head_deadline,
         waiting=Waiting.within(descriptors.limit()),
-        refusals=logs.Refusals(),
+        refusals=Refusals(),
     )
     return uvicorn.Config(
         app,

@@ -26,6 +26,7 @@ from sse_app.auth.tokens import INVALID
 from sse_app.errors import (
     AuthorizeFailed,
     InsufficientScope,
+    InvalidTicket,
     InvalidToken,
     Overloaded,
     SSEAppError,
@@ -35,6 +36,7 @@ from sse_app.errors import (
 from sse_app.grants import OPEN, Grant
 from sse_app.limits import Failures
 from sse_app.node import Node
+from sse_app.refusals import Refusals
 from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
@@ -77,7 +79,7 @@ class Callers:
 
     def __init__(self, access: Access, node: Node, *, proxies: Proxies, failures: Failures) -> None:
         self._access, self._node, self._outcomes = access, node, node.totals.auth
-        self._proxies, self._failures = proxies, failures
+        self._proxies, self._failures, self._refusals = proxies, failures, Refusals()
         self._publish_key = None if access.publish_key is None else access.publish_key.encode()
         self._closed = access.closed
         # Whether browsers add credentials that count here by themselves; authorize may look at any.
@@ -109,15 +111,16 @@ class Callers:
 
     @contextmanager
     def attempt(self, request: Request) -> Iterator[None]:
-        """Count the credential that is verified in this block when it does not count. Raises TooManyRequests for an
-        address with too many of those.
+        """Count and log the credential that is verified in this block when it does not count. Raises TooManyRequests
+        for an address with too many of those.
         """
         address = self.address(request)
         self._failures.check(address)
         try:
             yield
-        except Unauthorized:
+        except Unauthorized as error:
             self._failures.count(address)
+            self._refusals.note(_reason_of(error), address)
             raise
 
     @contextmanager
@@ -237,7 +240,14 @@ def _is_async(function: Callable[..., object]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
+def _reason_of(error: Unauthorized) -> str:
+    """Return why a credential does not count, for the log. What it was is never shown."""
+    if isinstance(error, InvalidToken):
+        return f"credential: {error.reason}"
+    return "ticket" if isinstance(error, InvalidTicket) else "publish_key"
+
+
 def _outcome_of(error: SSEAppError) -> str:
     if isinstance(error, InvalidToken):
-        return "invalid"
+        return "expired" if error.reason == "expired" else "invalid"
     return "missing" if isinstance(error, Unauthorized) else "error"

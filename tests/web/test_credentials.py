@@ -94,7 +94,7 @@ async def test_every_failure_of_a_credential_has_one_answer() -> None:
         assert {code_of(answer) for answer in answers} == {(401, "invalid_token")}
         assert len({answer.content for answer in answers}) == 1
         assert {answer.headers["www-authenticate"] for answer in answers} == {'Bearer error="invalid_token"'}
-        assert opened.hub.node.totals.auth == {"invalid": len(wrong)}
+        assert opened.hub.node.totals.auth == {"invalid": len(wrong) - 1, "expired": 1}
 
 
 async def test_a_key_is_found_in_the_file(key_file: KeyFile) -> None:
@@ -286,3 +286,16 @@ async def test_metrics_tell_of_keys_and_files(key_file: KeyFile) -> None:
         assert "sse_app_auth_file_failures 0.0" in text
         assert 'sse_app_auth_total{outcome="ok"} 1.0' in text
         assert "operator" not in text
+
+
+@pytest.mark.virtual_time
+async def test_credentials_that_fail_are_one_line_a_reason_in_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    async with web(token_secret=SECRET) as opened:
+        for _ in range(50):
+            await opened.client.get("/events", headers=bearer(token(ANN, lasts=-1)))
+            await opened.client.get("/events?ticket=x")
+        lines = [record.getMessage() for record in caplog.records if record.name == "sse_app"]
+        assert lines == [
+            "refused a request from 127.0.0.1: credential: expired",
+            "refused a request from 127.0.0.1: ticket",
+        ]
