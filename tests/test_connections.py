@@ -249,7 +249,8 @@ async def test_what_no_node_would_say_is_dropped(caplog: pytest.LogCaptureFixtur
         for about in (None, [], *bad):
             for subject in ("streams", "kick"):
                 await tell("ask", {"id": "1", "node": "x", "subject": subject, "about": about})
-        for fields in ({}, {"id": [], "node": 1}, {"id": "1", "subject": []}):
+        bad_fields: list[dict[str, Any]] = [{}, {"id": [], "node": 1}, {"id": "1", "subject": []}]
+        for fields in bad_fields:
             await tell("ask", fields)
             await tell("answer", fields)
         await tell("block", {"block": {"who": "lease", "name": "x", "made": 1, "until": 1e308, "v": 1}})
