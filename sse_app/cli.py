@@ -23,11 +23,14 @@ from sse_app.commands import (
 )
 from sse_app.commands.bench_log import bench_log
 from sse_app.commands.completion import completion
+from sse_app.commands.connections import connections, kick
 from sse_app.commands.credentials import Token, credential_options, token_text
 from sse_app.commands.keys import keys
 from sse_app.commands.listen import listen
 from sse_app.commands.publish import publish
+from sse_app.commands.revoke import revoke
 from sse_app.commands.stats import stats
+from sse_app.commands.ticket import ticket
 from sse_app.commands.token import token
 from sse_app.config import ENV_PREFIX, Config
 from sse_app.errors import BenchRefused, ConfigError
@@ -70,7 +73,7 @@ def commands() -> None:
     """A Server-Sent Events hub. Without a command it serves."""
 
 
-for command in (listen, publish, stats, keys, token, completion, bench_log):
+for command in (listen, publish, stats, connections, kick, revoke, ticket, token, keys, completion, bench_log):
     commands.add_command(command)
 
 

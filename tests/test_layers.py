@@ -70,7 +70,7 @@ FLOORS = (
     ("commands", "commands.posting", "commands.credentials", "commands.granting"),
     ("commands.rows",),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
-    ("commands.keys", "commands.token"),
+    ("commands.keys", "commands.token", "commands.ticket", "commands.connections", "commands.revoke"),
     ("cli",),
     ("testing.clock", "testing.libraries", "testing.published", "testing.server", "testing.tasks"),
     ("testing.assertions", "testing.call", "testing.lifespan", "testing.recording", "testing.stream"),

@@ -27,8 +27,11 @@ def test_an_unknown_shell_is_refused() -> None:
     [
         (
             "sse-app ",
-            {"serve", "listen", "publish", "stats", "keys", "token", "completion", "bench", "bench-log", "doctor"},
+            {"serve", "listen", "publish", "stats", "connections", "kick", "revoke", "ticket", "token", "keys"}
+            | {"completion", "bench", "bench-log", "doctor"},
         ),
+        ("sse-app ticket --to", {"--token", "--token-file", "--topic"}),
+        ("sse-app revoke --k", {"--key", "--kid"}),
         ("sse-app keys ", {"add", "list", "remove"}),
         ("sse-app keys add --su", {"--subscribe"}),
         ("sse-app listen --la", {"--last", "--last-event-id"}),
