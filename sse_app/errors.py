@@ -220,6 +220,13 @@ class Unauthorized(BadInput):
     pass
 
 
+# Of every InvalidToken: who tries credentials learns of none of them why it does not count.
+INVALID = (
+    "This credential does not count here: it has expired, was taken back, is not for this hub, or was not signed for"
+    " it. Get a new one."
+)
+
+
 class InvalidToken(Unauthorized):
     """A credential that does not count. ``reason`` says why, for the log and the counters, never for an answer."""
 

@@ -16,7 +16,15 @@ from typing import Any, Self
 
 import msgspec
 
-from sse_app.errors import BadInput, InsufficientScope, InvalidRevocation, InvalidToken, InvalidTopic, TooManyTopics
+from sse_app.errors import (
+    INVALID,
+    BadInput,
+    InsufficientScope,
+    InvalidRevocation,
+    InvalidToken,
+    InvalidTopic,
+    TooManyTopics,
+)
 from sse_app.events import RESERVED_PREFIX, Event
 from sse_app.grants import Grant
 from sse_app.publication import Draft, Names, Publication, check_user, names
@@ -236,7 +244,7 @@ class Revocations:
         topics = list[str]()
         for revocation in self.find(grant):
             if revocation.refuses(grant):
-                raise InvalidToken("This credential was taken back.", "revoked")
+                raise InvalidToken(INVALID, "revoked")
             topics += revocation.topics
         return deny(grant, topics) if topics else grant
 

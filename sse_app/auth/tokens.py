@@ -18,15 +18,11 @@ from sse_app.auth.compact import SIZE_MAX, CompactToken, NotValid, parse
 from sse_app.auth.issuer import UNAVAILABLE, Issuer, IssuerSettings, KeySource
 from sse_app.auth.waiting import Turns, Waiting
 from sse_app.auth.withdrawal import Withdrawal
-from sse_app.errors import InvalidToken, KeysUnavailable
+from sse_app.errors import INVALID, InvalidToken, KeysUnavailable
 from sse_app.grants import Grant
 
 if TYPE_CHECKING:
     from sse_app.auth.signatures import VerifyingKey
-
-INVALID = (
-    "This token does not count here: it has expired, is not for this hub, or was not signed for it. Get a new one."
-)
 
 KEPT_MAX = 10_000  # verified tokens
 AHEAD = 5.0  # seconds by which an issuer's clock may be ahead of ours

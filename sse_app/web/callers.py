@@ -22,8 +22,8 @@ from starlette.requests import Request
 
 from sse_app.address import Proxies
 from sse_app.auth.credentials import Credentials
-from sse_app.auth.tokens import INVALID
 from sse_app.errors import (
+    INVALID,
     AuthorizeFailed,
     InsufficientScope,
     InvalidTicket,

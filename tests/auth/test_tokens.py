@@ -15,10 +15,10 @@ from sse_app.auth.claims import SOURCES
 from sse_app.auth.compact import parse
 from sse_app.auth.issuer import Issuer, IssuerSettings, KeySource
 from sse_app.auth.issuers import open_issuer
-from sse_app.auth.tokens import INVALID, KEPT_MAX, Tokens
+from sse_app.auth.tokens import KEPT_MAX, Tokens
 from sse_app.auth.waiting import Waiting
 from sse_app.auth.withdrawal import Withdrawal
-from sse_app.errors import InvalidToken, KeysUnavailable, Overloaded, Unauthorized
+from sse_app.errors import INVALID, InvalidToken, KeysUnavailable, Overloaded, Unauthorized
 from sse_app.grants import Grant
 from sse_app.topics import TopicFilter
 from tests.support.tokens import AUDIENCE, ISSUER, KINDS, SECRET, Pair, claims, encoded, jwks, pair, sign

@@ -88,8 +88,10 @@ async def test_every_failure_of_a_credential_has_one_answer() -> None:
         "x" * 43,
         f"ssk_till_{'x' * 43}",
         "",
+        token(ANN, sub="revoked"),
     ]
     async with web(token_secret=SECRET) as opened:
+        await _revoke(opened, user="revoked")
         answers = [await opened.client.get("/events", headers=bearer(each) | SSE) for each in wrong]
         assert {code_of(answer) for answer in answers} == {(401, "invalid_token")}
         assert len({answer.content for answer in answers}) == 1
