@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from sse_app.brokers.board import VALUE_BYTES, Board
-from sse_app.errors import InvalidTicket, InvalidTicketRequest, TooManyRequests
+from sse_app.errors import BrokerUnavailable, InvalidTicket, InvalidTicketRequest, TooManyRequests
 from sse_app.grants import Grant, Lease, Reconnect, Stats
 from sse_app.topics import TopicFilter
 
@@ -34,6 +34,9 @@ GRANT_BYTES = VALUE_BYTES - 1_024  # of a ticket, beside which a lease has some 
 UNUSED_MAX = 100_000  # tickets that wait for their use, of this node's making
 AS_THEY_ARE = ("stats", "user", "client", "expires", "source", "token", "session", "issued", "key")  # fields of a grant
 WINDOW = 60.0  # seconds in which reconnects without a cookie are counted
+VERSION = (
+    1  # of what is stored; it rises with any change, since a node of an older version would write a lease without it
+)
 ATTEMPTS = 10  # to write a lease that other nodes write too
 
 REFUSED = "This ticket does not count here: get a new one."
@@ -54,6 +57,7 @@ class Ticket(NamedTuple):
 class _Granted(msgspec.Struct, frozen=True):
     """A grant as it lies on the board: what a ticket can carry."""
 
+    v: int
     topics: tuple[str, ...]
     broadcasts: bool
     denied: tuple[str, ...]
@@ -72,7 +76,8 @@ class _Granted(msgspec.Struct, frozen=True):
         subscribe = grant.subscribe
         assert subscribe is not None
         same: dict[str, Any] = {name: getattr(grant, name) for name in AS_THEY_ARE}
-        return cls(topics=subscribe.patterns, broadcasts=subscribe.broadcasts, denied=subscribe.denied, **same)
+        topics, broadcasts, denied = subscribe.patterns, subscribe.broadcasts, subscribe.denied
+        return cls(v=VERSION, topics=topics, broadcasts=broadcasts, denied=denied, **same)
 
     def grant(self, lease: Lease | None = None) -> Grant:
         same: dict[str, Any] = {name: getattr(self, name) for name in AS_THEY_ARE}
@@ -86,6 +91,7 @@ class _Lease(msgspec.Struct, frozen=True):
     ``generation`` counts the streams. ``unproven`` of them began without the cookie since ``since`` (Unix time).
     """
 
+    v: int
     granted: _Granted
     agent: str
     secret: str
@@ -160,7 +166,7 @@ class Tickets:
         if raw is None:
             granted = await self._unused_grant(hashed)
             fresh = secret or secrets.token_urlsafe(16)
-            lease = _Lease(granted, _hash(agent), _hash(fresh), since=self._clock())
+            lease = _Lease(VERSION, granted, _hash(agent), _hash(fresh), since=self._clock())
             raw = await self._board.claim(f"lease.{hashed}", msgspec.json.encode(lease), self._rest(granted))
             if raw is None:
                 await self._board.delete(f"ticket.{hashed}")
@@ -236,9 +242,19 @@ def _hash(text: str) -> str:
     return urlsafe_b64encode(sha256(text.encode(errors="surrogateescape")).digest()).rstrip(b"=").decode()
 
 
+class _Version(msgspec.Struct):
+    v: int
+
+
 def _decode(raw: bytes, kind: type[T]) -> T:
-    """Return what lies on the board. Raises InvalidTicket for what a newer version wrote, which is unknown here."""
+    """Return what lies on the board. Raises BrokerUnavailable for what a newer version wrote, of which it is not known
+    here what it grants: its client comes back, to another node or to this one when it was upgraded.
+    """
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.MsgspecError:
+        if msgspec.json.decode(raw, type=_Version).v <= VERSION:
+            return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, RecursionError):
         raise _refused() from None
+    raise BrokerUnavailable(
+        "A newer version of the hub made this ticket; connect again in a few seconds, or to another node."
+    )

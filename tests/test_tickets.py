@@ -10,7 +10,7 @@ import pytest
 
 from sse_app import tickets
 from sse_app.brokers.memory_board import MemoryBoard
-from sse_app.errors import InsufficientScope, InvalidTicket, InvalidTicketRequest, TooManyRequests
+from sse_app.errors import BrokerUnavailable, InsufficientScope, InvalidTicket, InvalidTicketRequest, TooManyRequests
 from sse_app.grants import Grant, Lease
 from sse_app.tickets import Admitted, Tickets
 
@@ -208,10 +208,28 @@ async def test_a_grant_that_does_not_fit_on_the_board_makes_no_ticket() -> None:
         await Office().mint(Grant.of(subscribe=long).within(BEGIN + 60))
 
 
-async def test_a_lease_that_a_newer_version_wrote_opens_nothing() -> None:
+async def test_what_a_newer_version_wrote_is_not_read_and_stays_as_it_is() -> None:
     office = Office()
-    await office.board.put(f"lease.{tickets._hash('x' * 22)}", msgspec.json.encode({"v": 9}), 60)
-    assert await office.refused("x" * 22)
+    ticket = await office.mint()
+    for kind, opens in (("ticket", office.tickets.look_at), ("lease", office.use)):
+        key = f"{kind}.{tickets._hash(ticket)}"
+        newer = msgspec.json.decode(await office.board.get(key) or b"") | {"v": 2, "only": ["a/1"]}
+        await office.board.put(key, msgspec.json.encode(newer), 60)
+        for work in (office.tickets.look_at, office.use):
+            with pytest.raises(BrokerUnavailable, match="newer version"):
+                await work(ticket)
+        assert await office.board.get(key) == msgspec.json.encode(newer)
+        await office.board.put(key, msgspec.json.encode(newer | {"v": 1}), 60)
+        await opens(ticket)
+        await office.use(ticket)
+
+
+@pytest.mark.parametrize("junk", [b"", b"{}", b'{"v": 1}', b'{"v": 1, "x": ' + b"[" * 15_000, b"\xff", b'{"v": "1"}'])
+async def test_junk_on_the_board_opens_nothing(junk: bytes) -> None:
+    office = Office()
+    for kind in ("ticket", "lease"):
+        await office.board.put(f"{kind}.{tickets._hash('x' * 22)}", junk, 60)
+        assert await office.refused("x" * 22)
 
 
 # What a caller may put into a ticket
