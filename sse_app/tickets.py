@@ -135,7 +135,7 @@ class Tickets:
         InvalidTicketRequest for a grant that is too large, Unavailable.
         """
         now = self._clock()
-        while self._unused and self._unused[0] <= now:
+        while self._unused and not now < self._unused[0] <= now + TTL_MAX:  # passed, or the clock was set back
             self._unused.popleft()
         if len(self._unused) >= UNUSED_MAX:
             raise TooManyRequests("Too many tickets wait for their use; try again later.", self._unused[0] - now)
@@ -211,7 +211,7 @@ class Tickets:
         now, generation = self._clock(), lease.generation + 1
         if proves or self._reconnect == "bearer":
             return msgspec.structs.replace(lease, proven=proves or lease.proven, generation=generation)
-        is_new = now - lease.since > WINDOW
+        is_new = not 0 <= now - lease.since <= WINDOW  # also when a clock was set back
         return msgspec.structs.replace(
             lease,
             secret=secret,

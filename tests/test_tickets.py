@@ -174,6 +174,15 @@ async def test_two_parties_that_replace_each_other_lose_the_ticket_within_a_minu
     assert await office.refused(ticket)
 
 
+async def test_a_client_is_one_party_also_when_the_clock_is_set_back() -> None:
+    office = Office()
+    ticket = await office.mint()
+    await office.use(ticket)
+    for _ in range(3):
+        assert await _come_back(office, ticket, every=2.0, times=25) is None
+        office.now -= 600
+
+
 async def test_a_ticket_that_is_never_to_come_back_opens_one_stream() -> None:
     office = Office({"reconnect": "never"})
     ticket = await office.mint()
@@ -199,6 +208,15 @@ async def test_tickets_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
         await office.mint()
     assert refused.value.wait == 20
     office.now += 20
+    await office.mint()
+
+
+async def test_a_clock_that_is_set_back_does_not_keep_tickets_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets, "UNUSED_MAX", 3)
+    office = Office()
+    for _ in range(3):
+        await office.mint()
+    office.now -= 3_600
     await office.mint()
 
 
