@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from sse_app.events import EventDecoder as EventDecoder
     from sse_app.grants import Grant as Grant
     from sse_app.hub import Hub as Hub
-    from sse_app.hub import Subscription as Subscription
     from sse_app.hub import create_app as create_app
     from sse_app.publication import Draft as Draft
     from sse_app.publication import Receipt as Receipt
     from sse_app.publisher import AsyncPublisher as AsyncPublisher
     from sse_app.publisher import Publisher as Publisher
+    from sse_app.subscription import Subscription as Subscription
 
 __version__ = "0.1.0"
 
@@ -44,7 +44,7 @@ _HOMES = {
     "Publisher": "publisher",
     "Receipt": "publication",
     "SSEAppError": "errors",
-    "Subscription": "hub",
+    "Subscription": "subscription",
     "SyncClient": "client.sync",
     "create_app": "hub",
     "open_broker": "brokers",

@@ -48,7 +48,7 @@ FLOORS = (
     ("dialects", "publisher", "vetting"),
     ("batch", "admission", "lifetime", "exchange", "tickets"),
     ("subscriber", "asking", "blocks"),
-    ("delivery",),
+    ("delivery", "subscription"),
     ("joining", "heartbeats", "draining", "receipts", "expiry", "reached", "revoking"),
     ("leases", "connections"),
     ("node", "web", "web.prefix", "server.uvicorn_internals"),

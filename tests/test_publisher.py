@@ -25,9 +25,10 @@ from sse_app.errors import (
     TopicRequired,
 )
 from sse_app.events import Event, EventDecoder
-from sse_app.hub import Hub, Subscription
+from sse_app.hub import Hub
 from sse_app.publication import Position
 from sse_app.publisher import AsyncPublisher, Publisher
+from sse_app.subscription import Subscription
 from tests.support.peers import PATIENCE
 from tests.support.worlds import World
 

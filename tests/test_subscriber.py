@@ -15,10 +15,10 @@ from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.events import Event, EventDecoder
 from sse_app.grants import OPEN, Grant
-from sse_app.hub import Subscription
 from sse_app.metrics import Totals
 from sse_app.publication import Draft, Position, Publication
 from sse_app.subscriber import CloseReason, Subscriber
+from sse_app.subscription import Subscription
 from sse_app.topics import TopicFilter
 from tests.support import whatwg
 from tests.support.peers import MOMENT, DistantBroker, Socket, available, cancel_at, datas, lose, turns

@@ -23,7 +23,7 @@ class SignedToken(NamedTuple):
     """A token, its id (``jti``) by which it can be revoked, and when it expires (Unix time)."""
 
     token: str
-    id: str
+    jti: str
     expires: int
 
 

@@ -40,7 +40,7 @@ def token(token_secret_file: Path | None, ttl: float, granted: Granted) -> None:
         claim = {name: value for name, value in granted.items() if name != "user"}
         made = asyncio.run(sign(_settings(token_secret_file), claim, user=granted.get("user"), lifetime=ttl))
     click.echo(made.token)
-    click.echo(f"Its id, by which it can be revoked, is {made.id}.", err=True)
+    click.echo(f"Its id, by which it can be revoked, is {made.jti}.", err=True)
 
 
 def _settings(secret_file: Path | None) -> Config:
