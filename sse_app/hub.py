@@ -42,6 +42,7 @@ from sse_app.web.endpoints.events import stream_request
 from sse_app.web.siblings import warn_of_siblings
 from sse_app.web.stream import EventStream, refusal
 
+UNNAMED = replace(OPEN, client=None)  # of a route that says which topics, and not who: any client may take any name
 OPERATOR = replace(OPEN, admin=True)  # of everyone who reaches an open server on this machine's loopback
 
 
@@ -248,13 +249,13 @@ class Hub:
         """Return the stream that answers a request to a route of your own, which has found out who asks.
 
         It is of these ``topics``, or of those that the request asks for and ``grant`` allows, or both. From the request
-        come its cursor and the parameters of ``GET /events``. Raises TypeError without topics and grant, since that
-        would be everything for everyone.
+        come its cursor and the parameters of ``GET /events``; ``to`` of a publication reaches its client name only with a
+        grant for that. Raises TypeError without topics and grant, since that would be everything for everyone.
         """
         if topics is None and grant is None:
             raise TypeError("stream needs topics, or a grant: without them it is open to everyone who asks.")
         try:
-            asked = stream_request(request, OPEN if grant is None else grant.dated(time.time()), topics)
+            asked = stream_request(request, UNNAMED if grant is None else grant.dated(time.time()), topics)
         except SSEAppError as error:
             return refusal(error, request.scope, self.node.retry())
         return EventStream(self.node, asked, door=self._door)

@@ -286,6 +286,21 @@ async def test_a_route_of_ones_own_answers_with_a_stream_in_one_line() -> None:
             assert (await anext(stream)).id == first.id
 
 
+async def test_whoever_takes_a_name_at_a_route_of_ones_own_gets_nothing_that_is_to_it() -> None:
+    hub = Hub()
+
+    async def orders(request: Request) -> Response:
+        return hub.stream(request, topics=["orders/*"])
+
+    hub.app.add_route("/orders", orders)
+    async with web(hub) as opened, opened.stream("/orders?client=till-3") as stream:
+        assert payload(await anext(stream))["client"] == "till-3"
+        await hub.publish("for the till", topic="orders/1", to="till-3")
+        await hub.publish("for others", topic="orders/1", exclude="till-3")
+        await hub.publish("for all", topic="orders/1")
+        assert (await anext(stream)).data == "for all"
+
+
 async def test_a_route_of_ones_own_can_leave_the_topics_to_its_caller_and_bound_them() -> None:
     hub = Hub()
 
