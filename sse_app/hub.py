@@ -249,8 +249,8 @@ class Hub:
         """Return the stream that answers a request to a route of your own, which has found out who asks.
 
         It is of these ``topics``, or of those that the request asks for and ``grant`` allows, or both. From the request
-        come its cursor and the parameters of ``GET /events``; ``to`` of a publication reaches its client name only with a
-        grant for that. Raises TypeError without topics and grant, since that would be everything for everyone.
+        come its cursor and the parameters of ``GET /events``; ``to`` of a publication reaches its client name only with
+        a grant for that. Raises TypeError without topics and grant, since that would be everything for everyone.
         """
         if topics is None and grant is None:
             raise TypeError("stream needs topics, or a grant: without them it is open to everyone who asks.")
