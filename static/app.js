@@ -1,4 +1,5 @@
 /** The live console: what connects the stream, the statistics and the form to the page. */
+import { Access } from "./access.js";
 import { claimClientName } from "./client.js";
 import { Composer } from "./composer.js";
 import { Connection, PING } from "./connection.js";
@@ -6,7 +7,9 @@ import { enableCopyButtons } from "./copy.js";
 import { byId, showText } from "./element.js";
 import { Latency } from "./latency.js";
 import { Log } from "./log.js";
+import { whyEnded } from "./reasons.js";
 import { gapRow, systemRow } from "./row.js";
+import { session } from "./session.js";
 import { addressOf } from "./sse-app.js";
 import { Overview, Poll } from "./stats.js";
 import { Status } from "./status.js";
@@ -17,7 +20,8 @@ const status = new Status();
 const log = new Log();
 const latency = new Latency();
 const overview = new Overview();
-const poll = new Poll(showStats);
+const poll = new Poll(showStats, showNoStats);
+const access = new Access({ changed: openAs });
 const connection = new Connection({
   client: claimClientName(rename),
   topics: page.searchParams.getAll("topic"),
@@ -26,6 +30,8 @@ const connection = new Connection({
 });
 const composer = new Composer({
   client: () => connection.client,
+  address: () => connection.address,
+  access,
   sent: ({ id }, { start, topics }) => {
     log.update(id, { topics, own: true });
     latency.sent(id, start);
@@ -36,21 +42,33 @@ const composer = new Composer({
 function showState(state) {
   status.show(state);
   poll.active = state.name === "live";
-  const topics = ["invalid_topic", "too_many_topics"].includes(state.code);
+  const topics = ["invalid_topic", "too_many_topics", "insufficient_scope"].includes(state.code);
   showText(byId("topics-error"), topics ? state.detail : "");
+  if (state.name === "asked") access.ask();
+  if (state.name === "live") access.dismiss();
+  if (state.code === "insufficient_scope") access.refresh();
 }
 
 function showWelcome(welcome) {
-  const others = welcome.subscribers === 1 ? "1 client" : `${welcome.subscribers.toLocaleString()} clients`;
-  const topics = welcome.topics.length ? welcome.topics.join(", ") : "everything";
-  const resumed = welcome.recovered ? " · caught up, nothing missed" : "";
-  log.addRow(systemRow(welcome.message, `${welcome.client} · ${others} · listening to ${topics}${resumed}`));
-  overview.clients(welcome.subscribers);
+  const { client, user, subscribers } = welcome;
+  const words = [user ? `${client} of ${user}` : client];
+  if (subscribers !== null) words.push(subscribers === 1 ? "1 client" : `${subscribers.toLocaleString()} clients`);
+  words.push(`listening to ${welcome.topics.join(", ") || "everything"}`);
+  if (welcome.recovered) words.push("caught up, nothing missed");
+  log.addRow(systemRow(welcome.message, words.join(" · ")));
   overview.message(welcome.last);
+  if (subscribers === null) showNoStats({ status: 403 });
+  else overview.clients(subscribers);
+  if (session.signedIn || isOfSomebody(welcome)) access.refresh();
+}
+
+/** Returns true for the welcome of a hub that does not grant everyone everything. */
+function isOfSomebody({ user, expires_in: seconds, subscribers }) {
+  return user !== undefined || seconds !== undefined || subscribers === null;
 }
 
 function showBye({ reason }) {
-  log.addRow(systemRow("Bye!", reason === "drain" ? "The server is shutting down or restarting; this tab reconnects by itself." : reason));
+  log.addRow(systemRow("Bye!", whyEnded(reason).detail));
 }
 
 function showEvent(event) {
@@ -61,11 +79,27 @@ function showEvent(event) {
   if (!log.hasTopics(event.id)) poll.soon();
 }
 
+/** Stops asking for statistics that the hub does not tell; of other failures the connection's state tells. */
+function showNoStats(error) {
+  if (error.status === 403) overview.refused();
+  if (error.asksWho) access.ask();
+  if (error.status === 403 || error.asksWho) poll.active = false;
+}
+
+/** Opens the stream as who has signed in, or as nobody; what somebody else was shown is gone. */
+function openAs(same) {
+  if (same) return connection.open();
+  log.reset();
+  overview.reset();
+  composer.reset();
+  connection.openAfresh();
+}
+
 function showStats(stats) {
   overview.show(stats);
   for (const { id, topics, time } of stats.recent) log.update(id, { topics, time: new Date(time) });
   const topics = stats.recent.flatMap((publication) => publication.topics);
-  const asked = stats.filters.flatMap((filter) => filter.topics).filter((topic) => !topic.includes("*"));
+  const asked = (stats.filters ?? []).flatMap((filter) => filter.topics).filter((topic) => !topic.includes("*"));
   const types = stats.recent.map((publication) => publication.event);
   composer.suggest([...new Set([...topics, ...asked])], [...new Set(["message", ...types])]);
 }
@@ -87,6 +121,7 @@ function remember(topics) {
 
 byId("connect").addEventListener("click", () => {
   if (["connecting", "live"].includes(connection.state.name)) connection.close();
+  else if (connection.state.reason === "user_changed") openAs(false);
   else connection.reconnect();
 });
 byId("subscription").addEventListener("submit", (event) => {
@@ -100,5 +135,6 @@ enableCopyButtons((text) => status.announce(text));
 byId("topics").value = connection.topics.join(" ");
 remember(connection.topics);
 status.show(connection.state);
+if (session.signedIn) access.offer();
 connection.open();
 byId("not-started").remove();

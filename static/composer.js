@@ -1,8 +1,11 @@
 /** The broadcast form. */
+import { listed } from "./access.js";
 import { PING } from "./connection.js";
 import { byId, element, showText } from "./element.js";
 import { isJson } from "./json.js";
+import { HubError } from "./hub.js";
 import { curlFor, publish, publishKey, requestFor } from "./publish.js";
+import { session } from "./session.js";
 
 const PINGS = 20;
 const DURABLE = { none: "kept in memory", log: "kept in the log", fsync: "kept on disk" };
@@ -10,10 +13,15 @@ const DURABLE = { none: "kept in memory", log: "kept in the log", fsync: "kept o
 export class Composer {
   #unanswered = null; // { request, key } of a try without an answer: the same again must not publish twice
 
-  /** `client()` is this tab's name; `sent(answer, facts)` is called after a publication. */
-  constructor({ client, sent }) {
+  /**
+   * `client()` is this tab's name and `address()` that for `to`; `sent(answer, facts)` is called after a publication.
+   * `access` knows who this tab is.
+   */
+  constructor({ client, address, sent, access }) {
     this.client = client;
+    this.address = address;
     this.sent = sent;
+    this.access = access;
     this.form = byId("broadcast");
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -41,8 +49,17 @@ export class Composer {
     format.dataset.format = json ? "json" : broken ? "broken" : "text";
     format.textContent = json ? "JSON" : broken ? "Text: not valid JSON" : "Text";
     const request = requestFor(this.#draft({ body: body || "hello" }));
-    byId("curl").textContent = curlFor(request, !byId("key-field").hidden);
-    byId("empty-curl").textContent = curlFor(requestFor({ body: "hello" }), !byId("key-field").hidden);
+    const variable = session.signedIn ? "SSE_APP_TOKEN" : byId("key-field").hidden ? "" : "SSE_APP_PUBLISH_KEY";
+    byId("curl").textContent = curlFor(request, variable);
+    byId("empty-curl").textContent = curlFor(requestFor({ body: "hello" }), variable);
+  }
+
+  /** Forgets what somebody else was told; what is being written stays. */
+  reset() {
+    showText(byId("broadcast-error"), "");
+    byId("receipt").textContent = "";
+    this.suggest([], []);
+    this.refresh();
   }
 
   /** Offers these topics and types while typing. */
@@ -95,7 +112,7 @@ export class Composer {
   async #measure() {
     byId("measure").disabled = true;
     try {
-      for (let i = 1; i <= PINGS; i += 1) await this.#publish({ type: PING, body: `ping ${i}`, to: this.client() });
+      for (let i = 1; i <= PINGS; i += 1) await this.#ping(i);
     } catch (error) {
       this.#refused(error);
     } finally {
@@ -103,8 +120,15 @@ export class Composer {
     }
   }
 
+  async #ping(number) {
+    const { subscribers } = await this.#publish({ type: PING, body: `ping ${number}`, to: this.address() });
+    if (!subscribers) throw new HubError(0, "A ping reaches only a tab whose name the hub vouches for, and it does not for this one.");
+  }
+
   #refused(error) {
-    showText(byId("broadcast-error"), error.message);
+    const granted = error.code === "insufficient_scope" && this.access.grant?.publish;
+    showText(byId("broadcast-error"), granted ? `${error.message} You may publish on ${listed(granted)}.` : error.message);
+    if (error.asksWho && this.access.offered) return this.access.ask({ focus: true });
     if (error.status !== 401) return;
     this.#askForKey();
     byId("key").focus();

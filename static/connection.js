@@ -1,5 +1,8 @@
 /** This tab's stream, with its state in the console's terms and the position where it begins. */
+import { asksWho } from "./hub.js";
 import { parsePosition } from "./position.js";
+import { whyAsked, whyEnded } from "./reasons.js";
+import { session } from "./session.js";
 import { NOTICES, connect } from "./sse-app.js";
 
 /** The type of the events that measure latency: published to this tab alone, and not shown in its log. */
@@ -13,7 +16,8 @@ const HISTORY = 50; // publications to show first on a fresh page
  */
 export class Connection {
   #stream = null;
-  #draining = false;
+  #bye = ""; // the reason of the stream's end, until the next try
+  #user = ""; // as the hub names it
   #top = null; // top of the log when the stream began; events up to it are replayed
 
   /** `on` has a function for each of: state, welcome, gap, bye, event. */
@@ -25,12 +29,17 @@ export class Connection {
     this.state = { name: "connecting" };
   }
 
+  /** This tab's name for publications `to` it: a hub that knows its user vouches for the name with the user alone. */
+  get address() {
+    return this.#user ? `${this.client}@${this.#user}` : this.client;
+  }
+
   /** Opens the stream: after its last position, or for a first one with the newest publications. */
   open() {
     this.#closeStream();
     this.#set("connecting");
     const { client, topics, cursor } = this;
-    const stream = connect("events", { client, topics, lastEventId: cursor, last: HISTORY, shared: "none" });
+    const stream = connect("events", { client, topics, lastEventId: cursor, last: HISTORY, token: session.token, shared: "none" });
     stream.onopen = () => this.#set("live");
     stream.onerror = () => this.#onError(stream.state);
     stream.onevent = (event) => this.#onEvent(event);
@@ -42,7 +51,7 @@ export class Connection {
 
   /** Reconnects now instead of waiting, or opens the stream again after close(). */
   reconnect() {
-    if (!this.#stream) return this.open();
+    if (!this.#stream || this.#stream.state.name === "closed") return this.open();
     this.#set("connecting");
     this.#stream.reconnect();
   }
@@ -51,6 +60,13 @@ export class Connection {
   close() {
     this.#closeStream();
     this.#set("closed", { detail: "Disconnected. Connect again to receive what was published meanwhile." });
+  }
+
+  /** Opens the stream as at first: whose it is has changed, and a position tells where another has got to. */
+  openAfresh() {
+    this.#closeStream();
+    this.cursor = null;
+    this.open();
   }
 
   /** Goes on from the same position with other topic filters. */
@@ -69,20 +85,31 @@ export class Connection {
   #onWelcome(event) {
     const welcome = JSON.parse(event.data);
     this.#top = parsePosition(welcome.top);
+    this.#user = welcome.user ?? "";
     this.on.welcome(welcome);
   }
 
   #onBye(event) {
-    this.#draining = true;
-    this.#set("draining");
-    this.on.bye(JSON.parse(event.data));
+    const bye = JSON.parse(event.data);
+    this.#bye = bye.reason;
+    this.#set(...this.#ended({}));
+    this.on.bye(bye);
   }
 
   /** Shows why the stream failed. Only an answer that is no stream has a status; `until` is missing if no retry follows. */
-  #onError({ until, status, code, detail }) {
-    if (status) this.#set("refused", { until, code, detail });
-    else this.#set(this.#draining ? "draining" : "reconnecting", { until });
-    this.#draining = false;
+  #onError({ name, until, status, code, reason, detail }) {
+    if (name === "closed") this.#set("closed", { reason, detail });
+    else if (asksWho(code)) this.#set("asked", whyAsked({ reason, signedIn: session.signedIn }));
+    else if (status) this.#set("refused", { until, code, detail, ...(code === "insufficient_scope" && { label: "Not granted" }) });
+    else this.#set(...this.#ended({ until, reason, detail }));
+    this.#bye = "";
+  }
+
+  /** The state after an end: a drain is news once, another reason of the hub's holds until the stream is open again. */
+  #ended({ until, reason = this.#bye, detail }) {
+    if (reason === "drain" || !reason) return [this.#bye ? "draining" : "reconnecting", { until }];
+    const why = whyEnded(reason);
+    return ["ended", { until, label: why.label, detail: detail ?? why.detail }];
   }
 
   #closeStream() {

@@ -1,4 +1,5 @@
 /** Requests to the hub beside the stream. */
+import { session } from "./session.js";
 import { addressOf } from "./sse-app.js";
 
 const TIMEOUT = 5000; // ms
@@ -10,13 +11,24 @@ export class HubError extends Error {
     this.status = status;
     this.code = code;
   }
+
+  /** True when the hub asks who this is, and not a proxy in front of it. */
+  get asksWho() {
+    return asksWho(this.code);
+  }
 }
 
-/** The JSON that the hub answers to a request. Raises HubError. */
-export async function call(url, { timeout = TIMEOUT, ...request } = {}) {
+/** Returns true for the code of a problem that a token or key may be the answer to. */
+export function asksWho(code) {
+  return code === "unauthorized" || code === "invalid_token";
+}
+
+/** The JSON that the hub answers to a request, made as who is signed in unless it has a header for that. Raises HubError. */
+export async function call(url, { timeout = TIMEOUT, headers = {}, ...request } = {}) {
+  const sent = { ...request, headers: { ...session.headers, ...headers }, signal: AbortSignal.timeout(timeout) };
   let answer;
   try {
-    answer = await fetch(addressOf(url), { ...request, signal: AbortSignal.timeout(timeout) });
+    answer = await fetch(addressOf(url), sent);
     if (answer.ok) return await answer.json();
   } catch (error) {
     const late = error.name === "TimeoutError";

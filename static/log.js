@@ -150,6 +150,12 @@ export class Log {
     else this.#flush();
   }
 
+  /** Forgets everything, also what was shown. */
+  reset() {
+    this.#clear();
+    this.#facts.clear();
+  }
+
   #clear() {
     for (const entry of this.#entries) this.#remove(entry);
     this.#entries = [];

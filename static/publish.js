@@ -1,6 +1,7 @@
 /** The publishing request: sent from here, or shown as the curl command that sends the same. */
 import { HubError, call } from "./hub.js";
 import { isJson } from "./json.js";
+import { authorization, session } from "./session.js";
 import { addressOf } from "./sse-app.js";
 import { recall, remember } from "./storage.js";
 
@@ -24,8 +25,8 @@ export function requestFor({ topic, type, body, to, exclude }) {
 
 /** The hub's answer { id, subscribers, durable }. Raises HubError. */
 export async function publish({ url, contentType, body }, idempotencyKey) {
-  const headers = { "Content-Type": contentType, "Idempotency-Key": idempotencyKey };
-  if (publishKey.get()) headers.Authorization = `Bearer ${publishKey.get()}`;
+  const known = session.signedIn ? session.headers : authorization(publishKey.get());
+  const headers = { "Content-Type": contentType, "Idempotency-Key": idempotencyKey, ...known };
   try {
     return await call(url, { method: "POST", headers, body, timeout: TIMEOUT });
   } catch (error) {
@@ -34,12 +35,12 @@ export async function publish({ url, contentType, body }, idempotencyKey) {
   }
 }
 
-/** The request as a command for a POSIX shell. The publish key is never shown. */
-export function curlFor(request, withKey) {
+/** The request as a command for a POSIX shell, with the variable that has the secret, which is never shown. */
+export function curlFor(request, variable) {
   const parts = ["curl"];
   // --data-raw, since -d would read a file for a body that begins with @.
   parts.push(`--data-raw ${quote(request.body)}`, `-H ${quote(`Content-Type: ${request.contentType}`)}`);
-  if (withKey) parts.push('-H "Authorization: Bearer $SSE_APP_PUBLISH_KEY"');
+  if (variable) parts.push(`-H "Authorization: Bearer $${variable}"`);
   parts.push(quote(request.url));
   return `${parts[0]} ${parts.slice(1).join(" \\\n  ")}`;
 }

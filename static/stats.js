@@ -3,20 +3,23 @@ import { PING } from "./connection.js";
 import { byId, element } from "./element.js";
 import { call } from "./hub.js";
 import { isAfter, parsePosition } from "./position.js";
+import { session } from "./session.js";
+import { ago, duration } from "./times.js";
 
 const EVERY = 2000; // ms
 const SOON = 150; // ms; a burst of events causes one request
-const AGO = new Intl.RelativeTimeFormat(undefined, { numeric: "auto", style: "long" });
+const NOT_GRANTED = "not granted to you";
 
-/** Calls `show(stats)` every two seconds while the page is visible and `active` is true. */
+/** Calls `show(stats)` every two seconds while the page is visible and `active` is true; `failed(error)` for a HubError. */
 export class Poll {
   #timer = 0;
   #due = 0;
   #busy = false;
   #active = false;
 
-  constructor(show) {
+  constructor(show, failed) {
     this.show = show;
+    this.failed = failed;
     document.addEventListener("visibilitychange", () => this.#plan(0));
   }
 
@@ -48,11 +51,9 @@ export class Poll {
   }
 
   async #fetch() {
-    try {
-      this.show(await call("stats"));
-    } catch {
-      // The connection's state says that the hub cannot be reached.
-    }
+    const turn = session.turn;
+    const stats = await call("stats").catch((error) => turn === session.turn && this.failed(error));
+    if (stats && turn === session.turn) this.show(stats);
   }
 }
 
@@ -64,10 +65,31 @@ export class Overview {
     setInterval(() => this.#age(), 1000);
   }
 
-  /** Shows the number of clients: of the statistics, or of a welcome, which comes sooner. */
+  /** Shows the number of clients: of the statistics, or of a welcome, which comes sooner. null: the hub does not tell. */
   clients(count) {
-    byId("clients").textContent = count.toLocaleString();
-    byId("clients-note").textContent = count === 1 ? "only this tab: open a second one" : "including this tab";
+    byId("clients").textContent = count?.toLocaleString() ?? "–";
+    byId("clients-note").textContent = count === null ? NOT_GRANTED : count === 1 ? "only this tab: open a second one" : "including this tab";
+  }
+
+  /** Shows that the hub does not tell its statistics. */
+  refused() {
+    this.clients(null);
+    byId("published").textContent = "–";
+    byId("published-note").textContent = NOT_GRANTED;
+    byId("listeners").replaceChildren(note("The hub's statistics are not granted to you."));
+    byId("facts").textContent = "";
+  }
+
+  /** Forgets what was shown to somebody else. */
+  reset() {
+    this.#last = null;
+    byId("clients").textContent = byId("published").textContent = "–";
+    byId("clients-note").textContent = "including this tab";
+    byId("published-note").textContent = "since the server started";
+    byId("last-data").textContent = "Nothing published yet";
+    byId("last-note").textContent = "The first message will show here at once.";
+    byId("listeners").replaceChildren(note("Waiting for the hub's statistics."));
+    byId("facts").textContent = "";
   }
 
   /** Shows the last message when it is newer than the one shown: { id, topics, event, data, time }. */
@@ -110,28 +132,18 @@ function isLaterInTheSameLog(id, other) {
   return parsePosition(id)?.epoch === parsePosition(other)?.epoch && isAfter(id, other);
 }
 
+/** The rows of the filters, which not everyone may see. */
 function listeners(filters) {
+  if (!filters) return [note("What others listen to is not granted to you.")];
   const most = Math.max(...filters.map((filter) => filter.subscribers));
   const rows = filters.toSorted((a, b) => b.subscribers - a.subscribers).map(({ topics, subscribers }) => {
     const name = topics.length ? topics.join(" ") : "everything";
     const bar = element("meter", { min: 0, max: most, value: subscribers, "aria-hidden": "true" });
     return element("li", {}, element("span", { class: topics.length ? "filter" : "filter quiet", title: name }, name), bar, element("span", { class: "value" }, subscribers.toLocaleString()));
   });
-  return rows.length ? rows : [element("li", { class: "note" }, "Nobody is connected.")];
+  return rows.length ? rows : [note("Nobody is connected.")];
 }
 
-function ago(date) {
-  const seconds = Math.max(0, Math.round((Date.now() - date) / 1000)); // never the future, when two clocks differ
-  if (seconds < 2) return "just now";
-  if (seconds < 60) return AGO.format(-seconds, "second");
-  if (seconds < 3600) return AGO.format(-Math.floor(seconds / 60), "minute");
-  if (seconds < 86_400) return AGO.format(-Math.floor(seconds / 3600), "hour");
-  return AGO.format(-Math.floor(seconds / 86_400), "day");
-}
-
-function duration(seconds) {
-  if (seconds < 60) return `${Math.floor(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
-  return `${Math.floor(seconds / 86_400)} d ${Math.floor((seconds % 86_400) / 3600)} h`;
+function note(text) {
+  return element("li", { class: "note" }, text);
 }

@@ -1,5 +1,6 @@
 /** The state of the connection in words, with a countdown; spoken only when it changes. */
 import { byId, showText } from "./element.js";
+import { duration } from "./times.js";
 
 const SETTLE = 400; // ms; a reconnect that takes less is not announced
 const SLOW = 6000; // ms
@@ -16,7 +17,7 @@ export class Status {
     this.#state = state;
     byId("state").dataset.state = document.body.dataset.state = state.name;
     byId("connect").textContent = ACTIONS[state.name];
-    document.title = state.name === "live" ? "sse-app console" : `${NAMES[state.name]} · sse-app console`;
+    document.title = state.name === "live" ? "sse-app console" : `${nameOf(state)} · sse-app console`;
     showText(byId("notice"), state.detail);
     clearTimeout(this.#slow);
     if (state.name === "connecting") this.#slow = setTimeout(() => showText(byId("notice"), SLOW_HINT), SLOW);
@@ -33,25 +34,33 @@ export class Status {
   }
 
   #announceState() {
-    const { name, detail } = this.#state;
-    const text = detail ? `${NAMES[name]}. ${detail}` : NAMES[name];
+    const name = nameOf(this.#state);
+    const text = this.#state.detail ? `${name}. ${this.#state.detail}` : name;
     if (text !== this.#announced) this.announce((this.#announced = text));
   }
 
   #tick() {
     const { name, until } = this.#state;
     const seconds = until ? Math.ceil((until - Date.now()) / 1000) : 0;
-    byId("state-text").textContent = WORDS[name](seconds);
+    byId("state-text").textContent = (WORDS[name] ?? labelled(nameOf(this.#state)))(seconds);
   }
 }
 
 const NAMES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", draining: "Server draining", refused: "Refused", closed: "Closed" };
-const ACTIONS = { connecting: "Disconnect", live: "Disconnect", reconnecting: "Reconnect now", draining: "Reconnect now", refused: "Try again", closed: "Connect again" };
+const ACTIONS = { connecting: "Disconnect", live: "Disconnect", reconnecting: "Reconnect now", draining: "Reconnect now", refused: "Try again", ended: "Reconnect now", asked: "Try again", closed: "Connect again" };
 const WORDS = {
   connecting: () => "Connecting…",
   live: () => "Live",
   reconnecting: (seconds) => (seconds > 0 ? `Reconnecting in ${seconds} s` : "Reconnecting…"),
   draining: (seconds) => (seconds > 0 ? `Server draining, back in ${seconds} s` : "Server draining"),
-  refused: (seconds) => (seconds > 0 ? `Refused, next try in ${seconds} s` : "Refused"),
   closed: () => "Closed",
 };
+
+/** The words for a state that says by itself what it is called. */
+function labelled(label) {
+  return (seconds) => (seconds > 0 ? `${label}, next try in ${duration(seconds)}` : label);
+}
+
+function nameOf({ name, label }) {
+  return label ?? NAMES[name];
+}

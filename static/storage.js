@@ -15,3 +15,11 @@ export function remember(storage, key, value) {
     // The value is not kept: the browser refuses storage.
   }
 }
+
+export function forget(storage, key) {
+  try {
+    window[storage].removeItem(`sse-app.${key}`);
+  } catch {
+    // Nothing was kept: the browser refuses storage.
+  }
+}

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from sse_app import Hub, create_app
+from sse_app.grants import Grant
 from sse_app.testing import live
 from tests.browser.conftest import Tabs
 from tests.browser.test_console import connected, row, send
@@ -37,9 +38,9 @@ class Console:
         self.page.goto(self.url + path)
         connected(self.page)
 
-    def refuse(self, path: str, status: int) -> None:
+    def refuse(self, path: str, status: int, code: str = "too_bad") -> None:
         def answer(route: Route) -> None:
-            route.fulfill(status=status, json={"code": "too_bad", "detail": "That is too bad."}, content_type=PROBLEM)
+            route.fulfill(status=status, json={"code": code, "detail": "That is too bad."}, content_type=PROBLEM)
 
         self.page.route(f"**/{path}*", answer)
 
@@ -125,6 +126,27 @@ def key_is_asked_for(console: Console) -> None:
     expect(console.page.get_by_label("Publish key")).to_be_focused()
 
 
+def not_signed_in(console: Console) -> None:
+    console.refuse("events", 401, "unauthorized")
+    console.refuse("grant", 401, "invalid_token")
+    console.page.goto(console.url)
+    console.page.get_by_label("Token or key").fill("wrong")
+    console.page.get_by_label("Token or key").press("Enter")
+    expect(console.page.locator("#sign-in-error")).to_be_visible()
+
+
+def signed_in(console: Console) -> None:
+    not_signed_in(console)
+    console.page.unroute_all()
+    granted = Grant.of(subscribe=("rooms/*",), user="42", expires_in=900).describe()
+    console.page.route("**/grant", lambda route: route.fulfill(json=granted))
+    console.refuse("stats", 403, "insufficient_scope")
+    console.page.get_by_label("Token or key").fill("right")
+    console.page.get_by_label("Token or key").press("Enter")
+    expect(console.page.locator("#access-facts")).to_contain_text("in 14 min")
+    expect(console.page.locator("#published-note")).to_have_text("not granted to you")
+
+
 def measured(console: Console) -> None:
     console.open()
     console.page.get_by_role("button", name="Measure").click()
@@ -149,6 +171,8 @@ STATES = [
     refused,
     wrong_topic,
     key_is_asked_for,
+    not_signed_in,
+    signed_in,
     measured,
     not_started,
 ]
