@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Literal, NamedTuple, Self
 
-from sse_app.errors import InsufficientScope
+from sse_app.errors import INVALID, InsufficientScope, InvalidToken
 from sse_app.narrowing import NothingInCommon, narrow
 from sse_app.publication import Audience, check_client, check_idempotency_key, check_user
 from sse_app.topics import TopicFilter
+
+LEFT_MIN = 1.0  # seconds; a stream that ends as soon as it opens helps nobody
 
 UNSCOPED = ("open", "publish_key")  # sources whose callers are one publisher, as they were before there were grants
 
@@ -242,8 +244,10 @@ class Grant:
 
     def dated(self, now: float) -> Self:
         """Return this grant with the time at which it was made, which is now if it does not say. So what is granted
-        after its user was revoked counts again.
+        after its user was revoked counts again. Raises InvalidToken for one that has expired.
         """
+        if self.expires is not None and self.expires - now < LEFT_MIN:
+            raise InvalidToken(INVALID, "expired")
         return self if self.issued is not None or self.user is None else replace(self, issued=now)
 
     def within(self, ends: float) -> Self:

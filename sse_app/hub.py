@@ -196,7 +196,8 @@ class Hub:
 
         ``after`` resumes behind an SSE id; without it, ``last`` first gives the newest that many, ``since`` what was
         published since that Unix time. ``client`` is the subscriber's stable name, else one is made. ``grant`` bounds
-        what it gets. Raises InvalidTopic, InvalidClient, InvalidSince, InsufficientScope, Draining, Overloaded.
+        what it gets. Raises InvalidTopic, InvalidClient, InvalidSince, InvalidToken for a grant that has expired,
+        InsufficientScope, Draining, Overloaded.
         """
         self.node.life.check_here()
         request = StreamRequest.parse(

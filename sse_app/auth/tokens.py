@@ -19,14 +19,13 @@ from sse_app.auth.issuer import UNAVAILABLE, Issuer, IssuerSettings, KeySource
 from sse_app.auth.waiting import Turns, Waiting
 from sse_app.auth.withdrawal import Withdrawal
 from sse_app.errors import INVALID, InvalidToken, KeysUnavailable
-from sse_app.grants import Grant
+from sse_app.grants import LEFT_MIN, Grant
 
 if TYPE_CHECKING:
     from sse_app.auth.signatures import VerifyingKey
 
 KEPT_MAX = 10_000  # verified tokens
 AHEAD = 5.0  # seconds by which an issuer's clock may be ahead of ours
-LEFT_MIN = 1.0  # seconds; a stream that ends as soon as it opens helps nobody
 LIFETIME_MAX = 30 * 86_400.0  # seconds
 
 

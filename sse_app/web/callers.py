@@ -183,8 +183,8 @@ class Callers:
         return self._publish_key is not None and hmac.compare_digest(given.encode(), self._publish_key)
 
     async def _authorize(self, request: Request) -> Grant | None:
-        """Return what the app grants. Raises Overloaded, and AuthorizeFailed for whatever it raises: an outage is not
-        a refusal, after which a client would not come back.
+        """Return what the app grants. Raises InvalidToken for a grant that has expired, Overloaded, and AuthorizeFailed
+        for whatever the app raises: an outage is not a refusal, after which a client would not come back.
         """
         if self._authorizing >= AUTHORIZING_MAX:
             raise Overloaded("Too many requests wait for the app's authorize; try again later.")

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sse_app import Hub
+from sse_app.errors import InvalidToken
 from sse_app.grants import OPEN, Grant
 from sse_app.web import callers
 from tests.support.endpoints import KEY, payload
@@ -265,6 +268,24 @@ async def test_requests_that_wait_for_authorize_are_bounded(monkeypatch: pytest.
         assert code_of(await opened.client.get("/grant")) == (503, "overloaded")
         going_on.set()
     assert [task.result().status_code for task in waiting] == [200, 200]
+
+
+async def test_a_grant_that_has_expired_counts_no_more_at_any_door() -> None:
+    expired = replace(READER, expires=time.time() - 1)
+    hub = Hub(authorize=lambda request: expired)
+
+    async def mine(request: Request) -> Response:
+        return hub.stream(request, grant=expired)
+
+    hub.app.add_route("/mine", mine)
+    async with web(hub) as opened:
+        for path in ("/events", "/mine", "/grant", "/stats"):
+            assert code_of(await opened.client.get(path, headers=SSE)) == (401, "invalid_token")
+        assert code_of(await opened.post("x", topic="news/1")) == (401, "invalid_token")
+        assert code_of(await opened.client.post("/tickets")) == (401, "invalid_token")
+        with pytest.raises(InvalidToken):
+            await hub.ticket(expired)
+        assert hub.node.totals.connected == 0
 
 
 # A route of one's own
