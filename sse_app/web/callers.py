@@ -44,7 +44,7 @@ logger = logging.getLogger("sse_app")
 IN_URL = frozenset(("access_token", "authorization", "jwt", "token"))  # names that a credential has in a query
 IN_QUERY = tuple(name.encode() for name in IN_URL)
 AUTHORIZE_WINDOW = 5.0  # seconds that an app's authorize may take
-AUTHORIZING_MAX = 200  # requests that may wait for it at a time
+AUTHORIZING_MAX = 200  # requests that may wait for it at a time, and threads in which it may be running
 LOG_INTERVAL = 10.0  # seconds between two lines about its failures
 
 READER = replace(OPEN, publish=None)  # of a hub with a publish_key alone, where everyone may subscribe
@@ -86,6 +86,7 @@ class Callers:
         self.ambient = bool(access.cookies) or access.authorize is not None
         self.everyone = None if self._closed or self._publish_key is not None else access.everyone
         self._authorizing, self._logged, self._outages = 0, float("-inf"), 0
+        self._in_threads = set[object]()  # its calls that have not returned: one that hangs outlives its request
 
     async def find(self, request: Request) -> Grant:
         """Return the grant of a request, or what revocations have left of it. Raises Unauthorized for none,
@@ -186,7 +187,7 @@ class Callers:
         """Return what the app grants. Raises InvalidToken for a grant that has expired, Overloaded, and AuthorizeFailed
         for whatever the app raises: an outage is not a refusal, after which a client would not come back.
         """
-        if self._authorizing >= AUTHORIZING_MAX:
+        if max(self._authorizing, len(self._in_threads)) >= AUTHORIZING_MAX:
             raise Overloaded("Too many requests wait for the app's authorize; try again later.")
         self._authorizing += 1
         try:
@@ -207,8 +208,16 @@ class Callers:
         if _is_async(authorize):
             found = authorize(request)
         else:
-            found = await to_thread.run_sync(authorize, request, abandon_on_cancel=True)
+            found = await to_thread.run_sync(self._call_in_thread, authorize, request, abandon_on_cancel=True)
         return await found if inspect.isawaitable(found) else found
+
+    def _call_in_thread(self, authorize: Authorize, request: Request) -> Awaitable[Grant | None] | Grant | None:
+        call = object()
+        self._in_threads.add(call)
+        try:
+            return authorize(request)
+        finally:
+            self._in_threads.discard(call)
 
     def _log_failure(self, error: Exception) -> None:
         self._outages += 1

@@ -18,6 +18,7 @@ from sse_app.errors import InvalidToken
 from sse_app.grants import OPEN, Grant
 from sse_app.web import callers
 from tests.support.endpoints import KEY, payload
+from tests.support.peers import PATIENCE, turns, until
 from tests.support.web import code_of, web
 
 READER = Grant.of(user="ann", subscribe=["news/*", "users/ann"], publish=["news/*"])
@@ -268,6 +269,31 @@ async def test_requests_that_wait_for_authorize_are_bounded(monkeypatch: pytest.
         assert code_of(await opened.client.get("/grant")) == (503, "overloaded")
         going_on.set()
     assert [task.result().status_code for task in waiting] == [200, 200]
+
+
+async def test_threads_in_which_authorize_hangs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "AUTHORIZING_MAX", 2)
+    going_on, called = threading.Event(), list[Request]()
+
+    def hangs(request: Request) -> Grant | None:
+        called.append(request)
+        going_on.wait(PATIENCE)
+        return READER
+
+    async with web(authorize=hangs) as opened:
+        try:
+            asking = [asyncio.create_task(opened.client.get("/grant")) for _ in range(2)]
+            await until(lambda: len(called) == 2, "both are asked for")
+            for task in asking:
+                task.cancel()  # nobody waits for these threads any more
+            await asyncio.wait(asking)
+            assert code_of(await opened.client.get("/grant")) == (503, "overloaded")
+        finally:
+            going_on.set()
+        async with asyncio.timeout(PATIENCE):
+            while (await opened.client.get("/grant")).status_code == 503:
+                await turns()
+    assert len(called) == 3
 
 
 async def test_a_grant_that_has_expired_counts_no_more_at_any_door() -> None:
