@@ -1,5 +1,6 @@
 """Leases: the open streams of each ticket, on this node and, by messages, on the others."""
 
+import random
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,8 @@ from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.tickets import Admitted, Tickets
 
 STREAMS_MAX = 4  # of one ticket on one node, such as those of a page that is open in several tabs
+# Milliseconds after which the client of one too many comes back, if it is still there: more tabs than that take turns.
+TURN = (10_000, 30_000)
 KIND = "lease"  # of messages
 
 End = Callable[[Subscriber, CloseReason, int], None]
@@ -62,8 +65,9 @@ class Leases:
         if (lease := subscriber.grant.lease) is not None:
             streams = self._open.setdefault(lease.name, [])
             streams.append(subscriber)
-            if len(streams) > STREAMS_MAX:
-                self._end(streams[0], CloseReason.REPLACED, self._retry)
+            still_open = [stream for stream in streams if not stream.is_over]  # its client may be slow to go
+            if len(still_open) > STREAMS_MAX:
+                self._end(still_open[0], CloseReason.REPLACED, random.randint(*TURN))
 
     def remove(self, subscriber: Subscriber) -> None:
         """Forget a stream that was added and has ended, or that no ticket has opened."""

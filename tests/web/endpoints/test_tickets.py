@@ -129,10 +129,17 @@ async def test_without_a_cookie_the_older_stream_is_replaced() -> None:
 async def test_a_page_that_is_open_in_more_tabs_than_a_ticket_is_for_loses_the_oldest() -> None:
     async with web(authorize=who) as opened, AsyncExitStack() as stack:
         url = await ticket_url(opened)
-        tabs = [await stack.enter_async_context(opened.stream(url)) for _ in range(STREAMS_MAX + 1)]
-        await anext(tabs[0])
-        assert payload(await anext(tabs[0]))["reason"] == "replaced"
+        tabs = [await stack.enter_async_context(opened.stream(url)) for _ in range(10)]
+        for number, tab in enumerate(tabs[:-STREAMS_MAX]):
+            await anext(tab)
+            bye = payload(await anext(tab))
+            assert (number, bye["reason"]) == (number, "replaced")
+            assert 10_000 <= bye["retry"] <= 30_000, "tabs take turns, but slowly"
         assert len(opened.hub) == STREAMS_MAX
+        await opened.hub.publish("for the others", topic="news/1")
+        for tab in tabs[-STREAMS_MAX:]:
+            await anext(tab)
+            assert (await anext(tab)).data == "for the others"
 
 
 async def test_head_and_a_request_that_is_not_as_described_use_nothing_up() -> None:
