@@ -10,8 +10,9 @@ from typing import NamedTuple
 from sse_app.brokers.board import check_entry, check_key, check_kind, check_message, check_value
 from sse_app.errors import LogFull
 
-ENTRIES_MAX = 200_000
-BYTES_MAX = 128 * 1024 * 1024  # of all entries
+# Each kind has bounds of its own: tickets, of which any user may have many, leave room for revocations.
+ENTRIES_MAX = 100_000  # of a kind
+BYTES_MAX = 48 * 1024 * 1024  # of a kind
 OVERHEAD = 300  # bytes of an entry beside its key and value, measured with tracemalloc on CPython 3.11
 SLOT = 10.0  # seconds: entries that end in the same ones are swept together
 SWEPT_AT_ONCE = 8  # entries that have ended, for each one that is written: sweeping never falls behind
@@ -20,7 +21,7 @@ FULL = "The board in memory is full; nothing was kept. Try again when some of it
 
 
 class MemoryBoard:
-    """The board in memory: at most 200,000 entries and 128 MiB, until the process ends.
+    """The board in memory: at most 100,000 entries and 48 MiB of each kind, until the process ends.
 
     Lifetimes are measured on ``clock``, which never jumps.
     """
@@ -90,13 +91,13 @@ class Entries:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._kinds: defaultdict[str, dict[str, _Entry]] = defaultdict(dict)
-        self._count = self._bytes = 0
+        self._bytes: defaultdict[str, int] = defaultdict(int)  # of each kind
         # The keys that end in each slot of time, and the slots as a heap: those that end next come first.
         self._ending: dict[int, set[str]] = {}
         self._slots: list[int] = []
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self._kinds.values()))
 
     def keys(self, kind: str) -> Sequence[str]:
         """Return the keys of a kind, also those of entries that have ended and are not swept yet."""
@@ -112,8 +113,7 @@ class Entries:
         self._check_room(key, value)
         self.remove(key)
         entry = self._kinds[_kind(key)][key] = _Entry(value, self._clock() + ttl)
-        self._count += 1
-        self._bytes += _size(key, value)
+        self._bytes[_kind(key)] += _size(key, value)
         slot = _slot(entry.ends)
         if slot not in self._ending:
             self._ending[slot] = set()
@@ -121,8 +121,9 @@ class Entries:
         self._ending[slot].add(key)
 
     def _check_room(self, key: str, value: bytes) -> None:
-        before = self._kinds[_kind(key)].get(key)
-        count, size = self._count + 1, self._bytes + _size(key, value)
+        of_kind = self._kinds[_kind(key)]
+        before = of_kind.get(key)
+        count, size = len(of_kind) + 1, self._bytes[_kind(key)] + _size(key, value)
         if before is not None:
             count, size = count - 1, size - _size(key, before.value)
         if count > ENTRIES_MAX or size > BYTES_MAX:
@@ -131,8 +132,7 @@ class Entries:
     def remove(self, key: str) -> None:
         entry = self._kinds[_kind(key)].pop(key, None)
         if entry is not None:
-            self._count -= 1
-            self._bytes -= _size(key, entry.value)
+            self._bytes[_kind(key)] -= _size(key, entry.value)
             self._ending[_slot(entry.ends)].discard(key)
 
     def _sweep(self) -> None:

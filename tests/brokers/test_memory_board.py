@@ -23,10 +23,10 @@ def board(clock: Clock) -> MemoryBoard:
     return MemoryBoard(clock)
 
 
-async def test_beyond_200_000_entries_new_ones_are_refused_until_some_have_ended(
+async def test_beyond_100_000_entries_of_a_kind_new_ones_are_refused_until_some_have_ended(
     board: MemoryBoard, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert memory_board.ENTRIES_MAX == 200_000
+    assert memory_board.ENTRIES_MAX == 100_000
     monkeypatch.setattr(memory_board, "ENTRIES_MAX", 3)
     for name in "abc":
         await board.put(f"x.{name}", b"", 60)
@@ -51,6 +51,19 @@ async def test_beyond_the_bytes_a_value_that_grows_is_refused_and_stays(
     assert await board.get("x.a") == b"x" * 40
     await board.put("x.a", b"", LONG)
     await board.put("x.b", b"x" * 80, LONG)
+
+
+@pytest.mark.parametrize("bound", ["ENTRIES_MAX", "BYTES_MAX"])
+async def test_what_users_may_fill_leaves_room_for_revocations(
+    board: MemoryBoard, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(memory_board, bound, 700 if bound == "BYTES_MAX" else 2)
+    for kind in ("ticket", "lease"):
+        await board.put(f"{kind}.1", b"", LONG)
+        await board.put(f"{kind}.2", b"", LONG)
+        with pytest.raises(LogFull):
+            await board.put(f"{kind}.3", b"", LONG)
+    await board.put("revoked.x", b"", LONG, durable=True)
 
 
 async def test_what_has_ended_is_swept_by_what_is_written(clock: Clock) -> None:
@@ -95,7 +108,7 @@ def test_count_and_bytes_are_those_of_the_entries_held(clock: Clock, seed: int) 
         clock.now += random.choice((0, 1, 20))
         held = entries._kinds["x"]
         assert len(entries) == len(held) == sum(map(len, entries._ending.values()))
-        assert entries._bytes == sum(len(key) + len(held[key].value) + memory_board.OVERHEAD for key in held)
+        assert entries._bytes["x"] == sum(len(key) + len(held[key].value) + memory_board.OVERHEAD for key in held)
         assert {key for keys in entries._ending.values() for key in keys} == held.keys()
 
 
