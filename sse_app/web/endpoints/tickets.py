@@ -19,6 +19,7 @@ from sse_app.web.endpoints.json_answer import json_answer
 from sse_app.web.prefix import route_path
 
 BODY_MAX = 16 * 1024  # bytes
+IN_PATHS = "/!$&'()*+,=:@"  # characters that browsers leave as they are in a path, and a cookie may have in one
 
 
 class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,7 +92,7 @@ def _parse(body: bytes) -> _Asked:
 def _events_path(request: Request) -> str:
     """Return the path of GET /events as the client sees it."""
     path: str = request.scope["path"]
-    return path.removesuffix(route_path(request.scope)) + "/events"
+    return quote(path.removesuffix(route_path(request.scope)), IN_PATHS) + "/events"
 
 
 def _cookie_name(request: Request) -> str:
@@ -101,6 +102,6 @@ def _cookie_name(request: Request) -> str:
 def _cookie(request: Request, secret: str) -> str:
     """Return the cookie by which the browser that used a ticket is known when it comes back: one for all tickets."""
     secure = "; Secure" if request.url.scheme == "https" else ""
-    path = quote(request.scope["path"])
+    path = quote(request.scope["path"], IN_PATHS)
     kept = f"Path={path}; Max-Age={LIFETIME_MAX:.0f}; HttpOnly; SameSite=Strict{secure}"
     return f"{_cookie_name(request)}={secret}; {kept}"

@@ -228,6 +228,18 @@ async def test_below_a_prefix_the_url_and_the_cookie_have_it() -> None:
             assert "; Path=/api/hub/events;" in response.headers["set-cookie"]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "shown"), [("/~ann@home", "/~ann@home"), ("/a b", "/a%20b"), ("/ä", "/%C3%A4"), ("/a;b", "/a%3Bb")]
+)
+async def test_a_prefix_is_in_the_url_and_the_cookie_as_browsers_send_it(prefix: str, shown: str) -> None:
+    hub = Hub(authorize=who)
+    async with web(hub, transport={"root_path": prefix}) as opened:
+        url = (await opened.client.post(f"{prefix}/tickets", headers=ANN)).json()["url"]
+        assert url.startswith(f"{shown}/events?ticket=")
+        async with opened.client.stream("GET", url) as response:
+            assert f"; Path={shown}/events;" in response.headers["set-cookie"]
+
+
 async def test_over_tls_the_cookie_is_secure() -> None:
     async with web(authorize=who) as opened:
         url = await ticket_url(opened)
