@@ -248,6 +248,10 @@ class Node:
         finally:
             self.leave(subscriber, reason)
 
+    def check_room(self) -> None:
+        """Raises Draining, Overloaded, where ``join`` would."""
+        self._admission.check_subscriber()
+
     async def join(self, request: StreamRequest) -> Subscriber:
         """Return a new subscriber, whose stream begins with the welcome. The caller must call ``leave`` when that has
         ended.

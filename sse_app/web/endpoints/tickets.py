@@ -61,13 +61,15 @@ class TicketOffice:
 
     async def use(self, request: Request, ticket: str) -> tuple[Grant, dict[str, str]]:
         """Return the grant of a request for a stream with a ticket, and the header fields of the stream's head. HEAD
-        uses nothing up. Raises InvalidTicket, Unavailable.
+        uses nothing up, nor does a hub without room. Raises InvalidTicket, TooManyRequests, Draining, Overloaded,
+        Unavailable.
         """
         self._node.life.check_started()
         leases = self._node.leases
         with self._callers.attempt(request):
             if request.method == "HEAD":
                 return await leases.tickets.look_at(ticket), {}
+            self._node.check_room()
             cookie = request.cookies.get(_cookie_name(request))
             admitted = await leases.use(ticket, cookie=cookie, agent=self._agent(request))
             if not self._callers.counts(admitted.grant):

@@ -14,6 +14,7 @@ from sse_app.errors import BrokerUnavailable, InsufficientScope
 from sse_app.grants import Grant
 from sse_app.leases import STREAMS_MAX
 from tests.support.endpoints import payload
+from tests.support.peers import until
 from tests.support.web import Web, code_of, web
 
 ANN = {"X-User": "ann"}
@@ -263,6 +264,20 @@ async def test_a_board_that_is_away_uses_nothing_up(monkeypatch: pytest.MonkeyPa
             assert (answer.status_code, answer.text[:7]) == (200, "retry: ")
             assert code_of(await opened.client.get(url)) == (503, "broker_unavailable")
         async with opened.stream(url) as stream:
+            assert payload(await anext(stream))["user"] == "ann"
+
+
+async def test_a_hub_that_is_full_uses_nothing_up() -> None:
+    async with web(authorize=who, max_subscribers=1, ticket_reconnect="never") as opened:
+        first, second = await ticket_url(opened), await ticket_url(opened)
+        async with opened.stream(first) as stream:
+            await anext(stream)
+            answer = await opened.client.get(second, headers=SSE)
+            assert (answer.status_code, answer.text[:7]) == (200, "retry: ")
+            assert code_of(await opened.client.get(second)) == (503, "overloaded")
+            assert opened.hub.node.totals.refused == 2
+        await until(lambda: not len(opened.hub))
+        async with opened.stream(second) as stream:
             assert payload(await anext(stream))["user"] == "ann"
 
 
