@@ -64,7 +64,7 @@ class Credentials:
         than this process: a ticket carries it.
         """
         if (issuer := self.tokens.issuers.get(grant.source)) is not None:
-            return grant.key is None or issuer.keys.stale or bool(issuer.keys.find(grant.key))
+            return grant.key is None or issuer.keys.stale or any(key.id == grant.key for key in issuer.keys)
         return grant.source in self.keys or grant.source in RESERVED - {OWN_ISSUER} or not grant.source
 
     async def run(self) -> None:

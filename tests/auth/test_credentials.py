@@ -255,6 +255,17 @@ async def test_key_files_are_looked_at_too(tmp_path: Path) -> None:
         await credentials.tokens.verify(old)
 
 
+async def test_what_a_key_without_an_id_has_signed_counts_no_longer_than_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys.pem"
+    path.write_text(RSA.public_pem)
+    credentials = Credentials(Config(token_keys=str(path), **URL_SETTINGS))
+    grant = await credentials.tokens.verify(sign(claims(), RSA))
+    assert credentials.counts(grant)
+    path.write_text(EC.public_pem)
+    await credentials.reload()
+    assert not credentials.counts(grant)
+
+
 @virtual_time
 async def test_another_issuer_in_the_file_counts_and_its_files_are_looked_at(file: File) -> None:
     file.write(till="")
