@@ -83,7 +83,7 @@ class Grant:
     ) -> Self:
         """Return the grant of these topic filters; ``("**",)`` is everything. ``broadcasts``: a subscriber receives
         publications without a topic. ``expires_in`` is in seconds. Raises InvalidTopic, TooManyTopics, InvalidClient,
-        ValueError for what is no lifetime.
+        ValueError for what is no lifetime or kind of statistics.
         """
         if expires_in is not None and not (math.isfinite(expires_in) and expires_in > 0):
             raise ValueError("expires_in is a number of seconds above 0.")
@@ -99,6 +99,10 @@ class Grant:
         )
 
     def __post_init__(self) -> None:
+        if self.stats not in STATS:
+            raise ValueError("stats is none, own or all.")
+        if self.expires is not None and not math.isfinite(self.expires):
+            raise ValueError("expires is Unix time, or None for never.")
         if self.user is not None:
             check_user(self.user)
         if self.client is not None:

@@ -160,6 +160,17 @@ def test_what_cannot_be_granted_is_refused_at_once() -> None:
             Grant.of(expires_in=lifetime)
 
 
+@pytest.mark.parametrize("expires", [float("nan"), float("inf")])
+def test_a_grant_ends_at_a_time_or_never(expires: float) -> None:
+    with pytest.raises(ValueError, match="Unix time"):
+        Grant(expires=expires)
+
+
+def test_there_are_three_kinds_of_statistics() -> None:
+    with pytest.raises(ValueError, match="none, own or all"):
+        Grant.of(stats="everything")  # type: ignore[arg-type]
+
+
 def test_a_lifetime_is_shortened_and_never_made_longer() -> None:
     now = time.time()
     assert Grant.of(expires_in=60).within(now + 10).expires == now + 10
