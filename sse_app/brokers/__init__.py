@@ -40,7 +40,7 @@ class Page:
     def matching(self, topic_filter: TopicFilter) -> "Page":
         """Return the page without what the filter does not match; a shorter one for a filter that is dear to match."""
         compared = self.publications[: matches_per_step(topic_filter)]
-        found = [publication for publication in compared if topic_filter.matches(publication.topics)]
+        found = [item for item in compared if topic_filter.matches(item.topics) or item.lost]
         is_whole = len(compared) == len(self.publications)
         return Page(self.start, found, self.end if is_whole else compared[-1].position)
 
