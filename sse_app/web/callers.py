@@ -200,7 +200,7 @@ class Callers:
             raise AuthorizeFailed("Who asks could not be found out just now; try again in a few seconds.") from error
         finally:
             self._authorizing -= 1
-        return grant and grant.dated(time.time())
+        return grant and _completed(grant)
 
     async def _call_authorize(self, request: Request) -> Grant | None:
         authorize = self._access.authorize
@@ -242,6 +242,11 @@ def bearer(request: Request) -> str | None:
     """Return the credential of the Authorization header, None without one. Other schemes are a proxy's business."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else None
+
+
+def _completed(grant: Grant) -> Grant:
+    """Return what an app grants with where that came from and since when, as far as it does not say."""
+    return (grant if grant.source else replace(grant, source="authorize")).dated(time.time())
 
 
 def _is_async(function: Callable[..., object]) -> bool:
