@@ -256,10 +256,17 @@ class Hub:
         if topics is None and grant is None:
             raise TypeError("stream needs topics, or a grant: without them it is open to everyone who asks.")
         try:
-            asked = stream_request(request, UNNAMED if grant is None else grant.dated(time.time()), topics)
+            asked = self._stream_request(request, topics, grant)
         except SSEAppError as error:
             return refusal(error, request.scope, self.node.retry())
         return EventStream(self.node, asked, door=self._door)
+
+    def _stream_request(self, request: Request, topics: Iterable[str] | None, grant: Grant | None) -> StreamRequest:
+        if grant is None:
+            return stream_request(request, UNNAMED, topics)
+        peer = request.client.host if request.client else None
+        address = self.config.proxies.client_address(peer, request.scope["headers"])
+        return stream_request(request, grant.dated(time.time()), topics, address=address)
 
     def _build_app(self, lifespan: Lifespan[Any] | None = None, everyone: Grant = OPEN) -> Starlette:
         config, proxies = self.config, self.config.proxies

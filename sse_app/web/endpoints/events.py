@@ -39,7 +39,7 @@ class Events:
             if b"ticket=" in request.scope["query_string"]:
                 return await self._stream_by_ticket(request)
             grant = self._callers.everyone or await self._callers.find(request)
-            return EventStream(self._node, stream_request(request, grant), door=self._door)
+            return EventStream(self._node, self._asked(request, grant), door=self._door)
         except SSEAppError as error:
             return refusal(error, request.scope, self._node.retry())
 
@@ -47,13 +47,22 @@ class Events:
         """Return the stream of a request with a ticket, unless a header, which is the stronger, says who asks."""
         ticket = only(parse(request), "ticket", InvalidTicket)
         if ticket is None or bearer(request) is not None:
-            return EventStream(self._node, stream_request(request, await self._callers.find(request)), door=self._door)
+            return EventStream(self._node, self._asked(request, await self._callers.find(request)), door=self._door)
         stream_request(request, OPEN)  # a request that is not as described uses nothing up
         grant, headers = await self._office.use(request, ticket)
-        return EventStream(self._node, stream_request(request, grant), door=self._door, headers=headers)
+        return EventStream(self._node, self._asked(request, grant), door=self._door, headers=headers)
+
+    def _asked(self, request: Request, grant: Grant) -> StreamRequest:
+        """Return what a request for a stream asks for. Where it came from is kept of streams of a closed hub alone, for
+        who administers that.
+        """
+        address = None if grant.source == "open" else self._callers.address(request)
+        return stream_request(request, grant, address=address)
 
 
-def stream_request(request: Request, grant: Grant, topics: Iterable[str] | None = None) -> StreamRequest:
+def stream_request(
+    request: Request, grant: Grant, topics: Iterable[str] | None = None, *, address: str | None = None
+) -> StreamRequest:
     """Return what a request for a stream asks for; with ``topics``, these in place of its own. Raises BadInput."""
     given = parse(request)
     refuse_near_misses(given, EVENTS_PARAMETERS)
@@ -65,4 +74,5 @@ def stream_request(request: Request, grant: Grant, topics: Iterable[str] | None 
         since=None if since is None else moment(since),
         client=only(given, "client", InvalidClient),
         grant=grant,
+        address=address,
     )
