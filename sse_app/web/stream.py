@@ -9,6 +9,8 @@ It is written in one of two ways, with the same bytes. Tests compare both with s
 
 import asyncio
 import logging
+import math
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -20,7 +22,17 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sse_app import notices
 from sse_app.batch import Writer
-from sse_app.errors import AuthorizeFailed, BrokerError, Draining, KeysUnavailable, Overloaded, SSEAppError
+from sse_app.connections import BACK
+from sse_app.errors import (
+    AuthorizeFailed,
+    Blocked,
+    BrokerError,
+    Draining,
+    KeysUnavailable,
+    Overloaded,
+    SSEAppError,
+    TooManyRequests,
+)
 from sse_app.events import MEDIA_TYPE
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
@@ -39,7 +51,9 @@ COME_BACK = (
     BrokerError,
     KeysUnavailable,
     AuthorizeFailed,
+    TooManyRequests,
 )  # passing errors: the same request may succeed later
+LIMITED = (10_000, 30_000)  # milliseconds after which a client comes back that has reached a limit
 EXTENSION = "sse_app.connection"  # in scope["extensions"]: a Connection
 
 
@@ -173,15 +187,28 @@ async def _await_disconnect(receive: Receive, here: asyncio.Timeout) -> None:
 def refusal(error: SSEAppError, scope: Scope, retry: int) -> Response:
     """Return the answer to a request for a stream that ends with this error.
 
-    An EventSource gets an empty stream and a time to come back, twice ``retry`` ms, for an error in COME_BACK: an HTTP
-    error would end it for good. All else is a problem.
+    An EventSource gets an empty stream and a time to come back for an error in COME_BACK: an HTTP error would end it
+    for good. That is twice ``retry`` ms, unless a limit says when. All else is a problem.
     """
     if not isinstance(error, COME_BACK) or not _is_event_source(scope):
         return problem(error)
-    response = Response(notices.come_back_later(2 * retry), headers=HEADERS, media_type=CONTENT_TYPE)
+    response = Response(notices.come_back_later(_come_back(error, retry)), headers=HEADERS, media_type=CONTENT_TYPE)
     if scope["http_version"].startswith("1"):
         response.headers["Connection"] = "close"  # a full hub needs the descriptor; HTTP/2 knows no such header
     return response
+
+
+def _come_back(error: SSEAppError, retry: int) -> int:
+    """Return the ms after which an EventSource comes back: who is kept out when that ends, who has reached a limit late
+    enough to be no burden, both within half a minute.
+    """
+    if not isinstance(error, TooManyRequests):
+        return 2 * retry
+    soonest, latest = LIMITED
+    wait = min(math.ceil(error.wait * 1_000), latest)
+    if isinstance(error, Blocked):
+        return wait + random.randint(*BACK)
+    return random.randint(max(wait, soonest), latest)
 
 
 def _is_event_source(scope: Scope) -> bool:

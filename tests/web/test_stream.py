@@ -18,13 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sse_app import EventDecoder, Hub
 from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.errors import Blocked, TooManyRequests
 from sse_app.joining import StreamRequest
 from sse_app.node import Node
 from sse_app.publication import Position
 from sse_app.server import Protocol
 from sse_app.testing import StreamingASGITransport, events, live
 from sse_app.topics import TopicFilter
-from sse_app.web.stream import EventStream
+from sse_app.web.stream import LIMITED, EventStream, refusal
 from tests.support.peers import PATIENCE
 from tests.support.reference import ReferenceStream
 from tests.support.web import LiveHub, Web, code_of, live_hub, read_until, web
@@ -364,3 +365,20 @@ CHANCE = re.compile(
 
 def without_chance(stream: bytes) -> bytes:
     return CHANCE.sub(lambda match: (match[1] or match[2] or b"") + b"...", stream)
+
+
+@pytest.mark.parametrize("wait", [0.1, 12.0, 100.0])
+async def test_who_has_reached_a_limit_comes_back_in_10_to_30_seconds(wait: float) -> None:
+    scope = {"type": "http", "http_version": "1.1", "headers": [(b"accept", b"text/event-stream")]}
+    for _ in range(20):
+        answer = refusal(TooManyRequests("Too many.", wait), scope, 2_000)
+        retry = int(bytes(answer.body).decode().removeprefix("retry: "))
+        assert max(LIMITED[0], min(wait * 1_000, LIMITED[1])) <= retry <= LIMITED[1]
+
+
+@pytest.mark.parametrize(("wait", "least"), [(0.1, 300), (12.0, 12_200), (3_600.0, 30_200)])
+async def test_who_is_kept_out_comes_back_when_that_ends_or_in_half_a_minute(wait: float, least: int) -> None:
+    scope = {"type": "http", "http_version": "1.1", "headers": [(b"accept", b"text/event-stream")]}
+    for _ in range(20):
+        answer = refusal(Blocked("Out.", wait), scope, 2_000)
+        assert least <= int(bytes(answer.body).decode().removeprefix("retry: ")) <= least + 800
