@@ -25,12 +25,15 @@ from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.limits import BrokerSettings
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
+from sse_app.connections import LIMIT, ConnectedStreams, Kicked, Wanted
 from sse_app.errors import ConfigError, SSEAppError
 from sse_app.grants import OPEN, Grant
 from sse_app.joining import StreamRequest, parse_cursor
 from sse_app.limits import Failures
 from sse_app.node import Node
-from sse_app.publication import Draft, Position, PublishOptions, Receipt
+from sse_app.publication import Draft, Names, Position, PublishOptions, Receipt
+from sse_app.revocations import LASTS_MAX, Revocation
+from sse_app.revoking import Revoked
 from sse_app.subscriber import CloseReason
 from sse_app.subscription import Subscription
 from sse_app.tickets import LIFETIME, LIFETIME_MAX, TTL, TTL_MAX, Ticket
@@ -218,6 +221,65 @@ class Hub:
         granted = grant.dated(now).ticket(now=now, lifetime=lifetime)
         assert granted.expires is not None
         return Ticket(await self.node.leases.mint(granted, ttl), ttl, granted.expires)
+
+    # Administration
+
+    async def connections(
+        self, *, user: str | None = None, client: str | None = None, topic: str | None = None, limit: int = LIMIT
+    ) -> ConnectedStreams:
+        """Return the streams that are open on all nodes, newest first: those of a user, of a client's name, those that
+        get what is published on a topic; ``limit`` of them at most (1 to 1,000). Other nodes have a second to answer.
+        Raises InvalidClient, InvalidTopic, InvalidParameter.
+        """
+        self.node.life.check_here()
+        return await self.node.connections.find(Wanted(user, client, topic, limit))
+
+    async def kick(self, *, client: str | None = None, user: str | None = None, block: float = 0.0) -> Kicked:
+        """End the streams of a client's name, or of a user, on all nodes, and keep it out for ``block`` seconds, a day
+        at most.
+
+        Raises NoSuchClient when no node has any and nobody is to be kept out, InvalidClient, InvalidParameter, and
+        Unavailable when other nodes cannot be told: it is to be repeated.
+        """
+        self.node.life.check_here()
+        if client is not None and user is None:
+            return await self.node.connections.kick("client", client, block)
+        if user is not None and client is None:
+            return await self.node.connections.kick("user", user, block)
+        raise TypeError("kick is given a client's name or a user: one of them.")
+
+    async def revoke(
+        self,
+        *,
+        token: str | None = None,
+        session: str | None = None,
+        user: str | None = None,
+        key: str | None = None,
+        kid: str | None = None,
+        topics: Names = None,
+        lasts: float | None = None,
+    ) -> Revoked:
+        """Take back, on all nodes, what was granted to exactly one of these: a token (its id, ``jti``), a session, a
+        user (what was issued before now), a key of ``auth_file``, the key that tokens are signed with. Of ``topics``
+        alone if there are any, for ``lasts`` seconds (default: as long as a token may last, 31 days at most).
+
+        No publication that is published from then on is sent to a stream whose grant this takes back. Raises
+        InvalidRevocation, InvalidTopic, and Unavailable when other nodes may not have heard of it: it is to be
+        repeated.
+        """
+        self.node.life.check_here()
+        longest = min(self.config.token_max_age, LASTS_MAX)
+        return await self.node.revoke(
+            Revocation.of(
+                token=token,
+                session=session,
+                user=user,
+                key=key,
+                kid=kid,
+                topics=topics,
+                lasts=longest if lasts is None else lasts,
+            )
+        )
 
     # Looking in
 

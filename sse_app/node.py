@@ -29,11 +29,11 @@ from sse_app.joining import Joining, StreamRequest
 from sse_app.leases import Leases
 from sse_app.lifetime import Lifetime
 from sse_app.metrics import Totals
-from sse_app.publication import Audience, Draft, Position, Publication, Receipt
+from sse_app.publication import Audience, Draft, Publication, Receipt
 from sse_app.reached import ReachedLog
 from sse_app.receipts import Receipts
 from sse_app.revocations import Revocation
-from sse_app.revoking import Revoking
+from sse_app.revoking import Revoked, Revoking
 from sse_app.stack import NonReentrant, close_stack
 from sse_app.steps import outside_tasks
 from sse_app.subscriber import CloseReason, Subscriber
@@ -317,9 +317,8 @@ class Node:
         """
         return await self._revoking.check(grant)
 
-    async def revoke(self, revocation: Revocation) -> tuple[Position, int]:
-        """Take grants back, on all nodes. Return the position of its record in the log, and how many streams ended
-        here.
+    async def revoke(self, revocation: Revocation) -> Revoked:
+        """Take grants back, on all nodes.
 
         No publication that is published from then on is sent to a stream whose grant this takes back. Raises
         Unavailable when other nodes may not have heard of it: it is to be repeated.

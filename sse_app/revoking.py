@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from sse_app.backoff import Backoff
 from sse_app.brokers import Broker
@@ -46,6 +47,13 @@ STEP = 3_000  # units of work in a step (steps.py)
 END = 20  # units: to end a stream
 
 End = Callable[[Subscriber, CloseReason], None]
+
+
+class Revoked(NamedTuple):
+    """The position of a revocation's record in the log, and how many streams ended on this node at once."""
+
+    position: Position
+    closed: int
 
 
 class Revoking:
@@ -84,8 +92,8 @@ class Revoking:
                     self._has_read_board = True
         return self.revocations.check(grant)
 
-    async def revoke(self, revocation: Revocation) -> tuple[Position, int]:
-        """Take grants back on all nodes. Return the position of the record, and how many streams ended here at once.
+    async def revoke(self, revocation: Revocation) -> Revoked:
+        """Take grants back on all nodes.
 
         Raises Unavailable when other nodes may not have heard of it: then it is to be repeated.
         """
@@ -99,7 +107,7 @@ class Revoking:
         await outside_tasks(self._end_named([revocation], ended))
         position = await self._broker.publish(record_of(revocation))
         await self._remove(covered)
-        return position, len(ended)
+        return Revoked(position, len(ended))
 
     async def _remove(self, covered: Iterable[Revocation]) -> None:
         """Remove entries that another one covers. They end by themselves, if that fails."""

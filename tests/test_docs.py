@@ -65,7 +65,19 @@ SUMMARY = re.compile(r"published in \d+\.\d s, [\d,]+/s")
 CLIENTS = re.compile(r"\bsse-app (listen|publish|stats|completion)\b")
 SHOWN_BROKERS = {"redis://localhost:6379/0": "redis_world", "nats://localhost:4222": "nats_world"}
 GENERATED = re.compile(r"\b[0-9a-f]{12}(?=-\d)|(?<=\bticket=)[\w-]{22}")  # an epoch before an offset, a ticket
-FREE = ("time", "subscribers", "uptime", "retry", "delivered", "connected", "heartbeats", "expires", "expires_in")
+FREE = (
+    "time",
+    "subscribers",
+    "uptime",
+    "retry",
+    "delivered",
+    "connected",
+    "heartbeats",
+    "expires",
+    "expires_in",
+    "since",
+    "node",
+)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ FLOORS = (
     ("web.stream",),
     ("web.endpoints", "web.endpoints.body", "web.endpoints.json_answer", "web.endpoints.parameters"),
     ("web.endpoints.tickets",),
-    ("web.endpoints.events", "web.endpoints.broadcast", "web.endpoints.operations"),
+    ("web.endpoints.administration", "web.endpoints.events", "web.endpoints.broadcast", "web.endpoints.operations"),
     ("web.endpoints.pages",),
     ("web.app", "server.direct", "server.logs"),
     ("hub",),
@@ -88,7 +88,10 @@ KNOWS = {
         *(f"web.{name}" for name in ("stream", "stepped", "callers", "guard", "prefix", "problems", "cors", "app")),
         *(
             f"web.endpoints.{name}"
-            for name in ("body", "broadcast", "events", "json_answer", "operations", "pages", "parameters", "tickets")
+            for name in (
+                *("administration", "body", "broadcast", "events", "json_answer", "operations", "pages"),
+                *("parameters", "tickets"),
+            )
         ),
         *("server.direct", "server.server", "pytest_plugin", "bench.naive"),
         *(f"testing.{name}" for name in ("call", "lifespan", "recording", "server", "transport")),

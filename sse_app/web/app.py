@@ -15,6 +15,7 @@ from sse_app.node import Node
 from sse_app.web.callers import Callers
 from sse_app.web.cors import Cors
 from sse_app.web.door import Door
+from sse_app.web.endpoints.administration import Administration
 from sse_app.web.endpoints.broadcast import Broadcast
 from sse_app.web.endpoints.events import Events
 from sse_app.web.endpoints.operations import HEALTH, Operations
@@ -105,12 +106,16 @@ def _middleware(config: Config, hosts: Sequence[str] | None, *, ambient: bool) -
 def _routes(node: Node, config: Config, events: Events, callers: Callers, office: TicketOffice) -> list[BaseRoute]:
     static = static_directory()
     operations, pages = Operations(node, callers), Pages(static)
+    administration = Administration(node, callers, body_deadline=config.head_deadline, revoked_for=config.token_max_age)
     broadcast = Broadcast(node, callers, body_max=config.body_max, body_deadline=config.head_deadline)
     return [
         Route("/", pages.console),
         Route("/events", events, methods=["GET"]),
         Route("/broadcast", broadcast.broadcast, methods=["POST"]),
         Route("/tickets", office.mint, methods=["POST"]),
+        Route("/connections", administration.connections, methods=["GET", "DELETE"]),
+        Route("/connections/{client}", administration.kick, methods=["DELETE"]),
+        Route("/revoke", administration.revoke, methods=["POST"]),
         Route("/stats", operations.stats),
         Route("/metrics", operations.metrics),
         Route("/grant", operations.grant),

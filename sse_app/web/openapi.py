@@ -39,7 +39,7 @@ def document(any_host: Collection[str]) -> Node:
     made["components"]["responses"] = {name: _response(problem) for name, problem in shared.items()}
     for path, item in made["paths"].items():
         here = {name: shared[name] for name in ANYWHERE if name != "UnknownHost" or path not in any_host}
-        for method in item.keys() & {"get", "post"}:
+        for method in item.keys() & {"get", "post", "delete"}:
             _add_problems(item[method], here)
         if "head" in item:
             item["head"]["responses"] |= _without_body(item["get"]["responses"])

@@ -9,22 +9,18 @@ import pytest
 from starlette.routing import Mount, Route
 
 import sse_app
-from sse_app.errors import (
-    BadInput,
-    Forbidden,
-    InvalidData,
-    InvalidParameter,
-    InvalidRevocation,
-    NoSuchClient,
-    Unavailable,
-)
+from sse_app.blocks import LASTS_MAX as BLOCKED_MAX
+from sse_app.connections import LIMIT, LIMIT_MAX
+from sse_app.errors import BadInput, Forbidden, InvalidData, Unavailable
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, TYPE_MAX
 from sse_app.hub import Hub
 from sse_app.joining import LAST_MAX
 from sse_app.notices import GapReason
+from sse_app.revocations import LASTS_MAX
 from sse_app.subscriber import CloseReason
 from sse_app.topics import TOPIC_MAX
 from sse_app.web import openapi
+from sse_app.web.endpoints.administration import KICK_PARAMETERS, KICK_USER_PARAMETERS, LIST_PARAMETERS
 from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
 from sse_app.web.endpoints.events import EVENTS_PARAMETERS
 from sse_app.web.endpoints.operations import HEALTH
@@ -35,7 +31,6 @@ DOCUMENT = openapi.document(HEALTH)
 ERRORS_OF_STARLETTE = {(found.status, found.code) for found in OF_STARLETTE}
 # Base classes that nothing raises. Unavailable is not among them: a broker may raise it.
 NEVER_RAISED = {BadInput, InvalidData, Forbidden}  # by any request
-TO_COME = {InvalidParameter, InvalidRevocation, NoSuchClient}  # with their endpoints
 ROUTES = [route for route in Hub().app.routes if isinstance(route, Route)]
 
 
@@ -98,6 +93,9 @@ def test_every_route_and_method_is_in_it_and_no_other() -> None:
         ("/events", "get", EVENTS_PARAMETERS, ["Last-Event-ID"]),
         ("/events", "head", EVENTS_PARAMETERS, ["Last-Event-ID"]),
         ("/broadcast", "post", BROADCAST_PARAMETERS, ["Idempotency-Key"]),
+        ("/connections", "get", LIST_PARAMETERS, []),
+        ("/connections", "delete", KICK_USER_PARAMETERS, []),
+        ("/connections/{client}", "delete", KICK_PARAMETERS, []),
     ],
 )
 def test_the_parameters_are_those_of_the_endpoint(
@@ -109,11 +107,12 @@ def test_the_parameters_are_those_of_the_endpoint(
 
 
 def test_no_other_operation_has_parameters() -> None:
-    assert {path for path, _, operation in operations() if operation["parameters"]} == {"/events", "/broadcast"}
+    with_parameters = {path for path, _, operation in operations() if operation["parameters"]}
+    assert with_parameters == {"/events", "/broadcast", "/connections", "/connections/{client}"}
 
 
 def test_the_error_codes_are_those_that_the_app_and_the_server_answer() -> None:
-    ours = {answer for error, answer in ANSWERS.items() if error not in NEVER_RAISED | TO_COME}
+    ours = {answer for error, answer in ANSWERS.items() if error not in NEVER_RAISED}
     servers = {(refusal.status, refusal.code) for refusal in OF_THE_SERVER}
     assert documented() == ours | servers | ERRORS_OF_STARLETTE
 
@@ -195,6 +194,13 @@ def test_every_example_is_one() -> None:
 def test_the_limits_are_those_of_the_code() -> None:
     parameters = {(path, item["name"]): item["schema"] for path, _, op in operations() for item in op["parameters"]}
     assert parameters["/events", "last"]["maximum"] == LAST_MAX
+    assert (parameters["/connections", "limit"]["maximum"], parameters["/connections", "limit"]["default"]) == (
+        LIMIT_MAX,
+        LIMIT,
+    )
+    assert parameters["/connections", "block"]["maximum"] == parameters["/connections/{client}", "block"]["maximum"]
+    assert parameters["/connections", "block"]["maximum"] == BLOCKED_MAX
+    assert schemas()["Revocation"]["properties"]["for"]["maximum"] == LASTS_MAX
     assert parameters["/events", "topic"]["items"]["maxLength"] == TOPIC_MAX
     assert parameters["/broadcast", "topic"]["items"]["maxLength"] == TOPIC_MAX
     assert parameters["/broadcast", "event"]["maxLength"] == TYPE_MAX
