@@ -188,27 +188,28 @@ def refusal(error: SSEAppError, scope: Scope, retry: int) -> Response:
     """Return the answer to a request for a stream that ends with this error.
 
     An EventSource gets an empty stream and a time to come back for an error in COME_BACK: an HTTP error would end it
-    for good. That is twice ``retry`` ms, unless a limit says when. All else is a problem.
+    for good. That is twice ``retry`` ms, unless a limit says when, and a ``bye`` that it does. All else is a problem.
     """
     if not isinstance(error, COME_BACK) or not _is_event_source(scope):
         return problem(error)
-    response = Response(notices.come_back_later(_come_back(error, retry)), headers=HEADERS, media_type=CONTENT_TYPE)
+    content = notices.come_back_later(2 * retry)
+    if isinstance(error, TooManyRequests):
+        content = _bye_of_limit(error)
+    response = Response(content, headers=HEADERS, media_type=CONTENT_TYPE)
     if scope["http_version"].startswith("1"):
         response.headers["Connection"] = "close"  # a full hub needs the descriptor; HTTP/2 knows no such header
     return response
 
 
-def _come_back(error: SSEAppError, retry: int) -> int:
-    """Return the ms after which an EventSource comes back: who is kept out when that ends, who has reached a limit late
-    enough to be no burden, both within half a minute.
+def _bye_of_limit(error: TooManyRequests) -> bytes:
+    """Return the whole stream for an EventSource that has to wait: who is kept out comes back when that ends, who has
+    reached a limit late enough to be no burden, both within half a minute.
     """
-    if not isinstance(error, TooManyRequests):
-        return 2 * retry
     soonest, latest = LIMITED
     wait = min(math.ceil(error.wait * 1_000), latest)
     if isinstance(error, Blocked):
-        return wait + random.randint(*BACK)
-    return random.randint(max(wait, soonest), latest)
+        return notices.come_back_later(wait + random.randint(*BACK))
+    return notices.bye("limit", random.randint(max(wait, soonest), latest))
 
 
 def _is_event_source(scope: Scope) -> bool:

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from sse_app import Config, Hub
 from sse_app.auth.keys import new_key
 from sse_app.errors import ConfigError
+from sse_app.events import EventDecoder
 from sse_app.grants import Grant
 from sse_app.revocations import Revocation
 from tests.support.endpoints import payload
@@ -160,6 +161,63 @@ def test_a_server_with_keys_or_tokens_may_listen_beyond_loopback() -> None:
     with pytest.raises(ConfigError, match="publish_key, keys or tokens"):
         Config(host="0.0.0.0")
     Config(host="0.0.0.0", token_secret=SECRET)
+
+
+# Guessed
+
+
+def from_address(address: str, credential: str | None = None) -> dict[str, str]:
+    return {"X-Forwarded-For": address, **({} if credential is None else bearer(credential))}
+
+
+@asynccontextmanager
+async def guarded(**settings: Any) -> AsyncIterator[Web]:
+    """A hub behind a proxy that it trusts, where three credentials of an address may fail in a minute."""
+    proxy: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",), "forwarded_header": "x-forwarded-for"}
+    async with web(token_secret=SECRET, failed_credentials="3/m", **proxy, **settings) as opened:
+        yield opened
+
+
+async def test_who_guesses_waits_and_nobody_else_does() -> None:
+    async with guarded() as opened:
+        get, good = opened.client.get, token(ANN, sub="ann")
+        assert (await get("/grant", headers=from_address("192.0.2.1", good))).status_code == 200
+        for _ in range(4):
+            assert code_of(await get("/grant", headers=from_address("192.0.2.1")))[0] == 401  # no credential, no guess
+        for _ in range(3):
+            assert code_of(await get("/grant", headers=from_address("192.0.2.1", "x")))[0] == 401
+        for credential in ("x", f"ssk_till_{'x' * 43}", token(ANN, sub="bob")):  # the last one is not even looked at
+            refused = await get("/grant", headers=from_address("192.0.2.1", credential))
+            assert code_of(refused) == (429, "too_many_requests")
+            assert 1 <= int(refused.headers["retry-after"]) <= 20
+        post = await opened.client.post("/broadcast?topic=news/1", content="x", headers=from_address("192.0.2.1", "x"))
+        assert code_of(post) == (429, "too_many_requests")
+        assert code_of(await get("/events?ticket=x", headers=from_address("192.0.2.1")))[0] == 429
+        assert (await get("/grant", headers=from_address("192.0.2.1", good))).status_code == 200  # it is kept
+        assert code_of(await get("/grant", headers=from_address("192.0.2.2", "x")))[0] == 401
+
+
+async def test_a_network_of_ipv6_is_one_address_and_a_proxy_that_nobody_named_is_none() -> None:
+    async with guarded() as opened:
+        answers = [
+            await opened.client.get("/grant", headers=from_address(f"2001:db8:1:2::{number:x}", "x"))
+            for number in range(200)
+        ]
+        assert [answer.status_code for answer in answers].count(401) == 3
+    async with web(token_secret=SECRET, failed_credentials="3/m") as opened:
+        answers = [await opened.client.get("/grant", headers=from_address("192.0.2.1", "x")) for _ in range(10)]
+        assert {answer.status_code for answer in answers} == {401}
+
+
+async def test_an_event_source_comes_back_when_others_behind_its_address_have_guessed() -> None:
+    async with guarded() as opened:
+        for _ in range(3):
+            await opened.client.get("/events?ticket=x", headers=from_address("192.0.2.1"))
+        answer = await opened.client.get("/events?ticket=x", headers=from_address("192.0.2.1") | SSE)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        (bye,) = EventDecoder().feed(answer.content)
+        assert (bye.type, payload(bye)["reason"], bye.retry) == ("bye", "limit", payload(bye)["retry"])
+        assert 10_000 <= payload(bye)["retry"] <= 30_000
 
 
 # Taken back
