@@ -41,7 +41,7 @@ from sse_app.topics import TopicFilter
 
 logger = logging.getLogger("sse_app")
 
-IN_URL = frozenset(("access_token", "authorization", "jwt", "token"))  # names that a credential has in a query
+IN_URL = frozenset(("access_token", "authorization", "jwt", "token"))  # a credential's names in a query, in any case
 IN_QUERY = tuple(name.encode() for name in IN_URL)
 AUTHORIZE_WINDOW = 5.0  # seconds that an app's authorize may take
 AUTHORIZING_MAX = 200  # requests that may wait for it at a time, and threads in which it may be running
@@ -231,7 +231,7 @@ def refuse_in_url(names: Iterable[str]) -> None:
     """Raise TokenInURL for a credential among a query's names, used or not: it is in the logs of every proxy on the way
     by now.
     """
-    if not IN_URL.isdisjoint(names):
+    if not IN_URL.isdisjoint(map(str.lower, names)):
         raise TokenInURL(
             "A token does not belong in a URL, which logs and histories keep: send it as `Authorization: Bearer ...`,"
             " or get a ticket for an EventSource."

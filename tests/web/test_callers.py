@@ -190,7 +190,7 @@ async def test_two_callers_may_use_the_same_idempotency_key() -> None:
         assert first.json()["id"] == again.json()["id"] != other.json()["id"]
 
 
-@pytest.mark.parametrize("name", ["access_token", "authorization", "jwt", "token"])
+@pytest.mark.parametrize("name", ["access_token", "authorization", "jwt", "token", "Access_Token", "%74oken"])
 async def test_a_token_in_the_url_is_refused_before_anything_else(name: str) -> None:
     async with web() as opened:
         answer = await opened.client.get(f"/events?{name}=SECRET", headers=SSE)
