@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from anyio import to_thread
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 
 from sse_app.address import Proxies
 from sse_app.auth.credentials import Credentials
@@ -29,6 +29,7 @@ from sse_app.errors import (
     InvalidTicket,
     InvalidToken,
     Overloaded,
+    RepeatedHeader,
     SSEAppError,
     TokenInURL,
     Unauthorized,
@@ -158,7 +159,7 @@ class Callers:
         if given is not None and (access.credentials is not None or self._is_publish_key(given)):
             return await self._verify(request, given)
         for name in access.cookies:
-            if cookie := request.cookies.get(name):
+            if cookie := _cookie(request, name):
                 return replace(await self._verify(request, cookie), admin=False)
         grant = await self._authorize(request) if access.authorize else None
         grant = grant or access.anonymous
@@ -247,6 +248,20 @@ def bearer(request: Request) -> str | None:
 def _completed(grant: Grant) -> Grant:
     """Return what an app grants with where that came from and since when, as far as it does not say."""
     return (grant if grant.source else replace(grant, source="authorize")).dated(time.time())
+
+
+def _cookie(request: Request, name: str) -> str | None:
+    """Return the value of a cookie; None without one, or for one that is empty. Raises RepeatedHeader for two of the
+    name: a site beside this one (RFC 6265, 8.6) can add one of its own, and has its visitors act as somebody else.
+    """
+    pairs = (pair for header in request.headers.getlist("cookie") for pair in header.split(";"))
+    values = {cookie_parser(pair).get(name, "") for pair in pairs if pair.partition("=")[0].strip() == name} - {""}
+    if len(values) > 1:
+        raise RepeatedHeader(
+            "Two cookies of the name that holds the credential came with this request, and which of them counts cannot"
+            " be told; delete one of them."
+        )
+    return values.pop() if values else None
 
 
 def _is_async(function: Callable[..., object]) -> bool:

@@ -125,6 +125,41 @@ async def test_a_header_is_stronger_than_a_cookie() -> None:
         assert code_of(await opened.client.get("/grant", headers=bearer("x"))) == (401, "invalid_token")
 
 
+@pytest.mark.parametrize(
+    ("cookies", "answer"),
+    [
+        (["session=ANN"], (200, "ann")),
+        (["a=b; session=ANN; c"], (200, "ann")),
+        (['session="ANN"'], (200, "ann")),
+        (["session=ANN; session=ANN"], (200, "ann")),
+        (["session=; session=ANN"], (200, "ann")),
+        (["session=ANN; other=BOB"], (200, "ann")),  # in the order of the setting
+        (["other=BOB; session=ANN"], (200, "ann")),
+        (["other=BOB; session="], (200, "bob")),
+        (["session=x; other=BOB"], (401, "invalid_token")),
+        (["Session=ANN"], (401, "unauthorized")),
+        (["session=Bearer ANN"], (401, "invalid_token")),
+        (["session=ENCODED"], (401, "invalid_token")),  # percent-encoded, which no cookie is
+        (["session=\xe9"], (401, "invalid_token")),
+        (["session=ANN; session=BOB"], (400, "repeated_header")),
+        (["session=x; session=ANN"], (400, "repeated_header")),
+        (["session=ANN", "session=BOB"], (400, "repeated_header")),
+    ],
+    ids=str,
+)
+async def test_a_cookie_says_who_asks_unless_two_do(cookies: list[str], answer: tuple[int, str]) -> None:
+    tokens = {"ANN": token(ANN, sub="ann"), "BOB": token(ANN, sub="bob")}
+    tokens["ENCODED"] = tokens["ANN"].replace(".", "%2E")
+    for name, given in tokens.items():
+        cookies = [cookie.replace(name, given) for cookie in cookies]
+    async with web(token_secret=SECRET, auth_cookies=("session", "other")) as opened:
+        headers = [("Cookie", cookie.encode("latin-1")) for cookie in cookies]
+        got = await opened.client.get("/grant", headers=headers)
+        assert (got.status_code, got.json().get("user") or got.json()["code"]) == answer
+        for given in tokens.values():
+            assert given not in got.text
+
+
 async def test_a_cookie_administrates_nothing() -> None:
     admin = token({"subscribe": ["**"], "admin": True, "stats": "all"}, sub="root")
     async with web(token_secret=SECRET, auth_cookies=("session",)) as opened:
