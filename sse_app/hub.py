@@ -26,12 +26,12 @@ from sse_app.brokers.limits import BrokerSettings
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.connections import LIMIT, ConnectedStreams, Kicked, Wanted
-from sse_app.errors import ConfigError, SSEAppError
+from sse_app.errors import ConfigError, InsufficientScope, InvalidTopic, SSEAppError
 from sse_app.grants import OPEN, Grant
 from sse_app.joining import StreamRequest, parse_cursor
 from sse_app.limits import Failures
 from sse_app.node import Node
-from sse_app.publication import Draft, Names, Position, PublishOptions, Receipt
+from sse_app.publication import Draft, Names, Position, PublishOptions, Receipt, names
 from sse_app.revocations import LASTS_MAX, Revocation
 from sse_app.revoking import Revoked
 from sse_app.subscriber import CloseReason
@@ -313,12 +313,13 @@ class Hub:
 
         It is of these ``topics``, or of those that the request asks for and ``grant`` allows, or both. From the request
         come its cursor and the parameters of ``GET /events``; ``to`` of a publication reaches its client name only with
-        a grant for that. Raises TypeError without topics and grant, since that would be everything for everyone.
+        a grant for that. With an empty list of topics the answer is a 403. Raises TypeError without topics and grant,
+        since that would be everything for everyone.
         """
         if topics is None and grant is None:
             raise TypeError("stream needs topics, or a grant: without them it is open to everyone who asks.")
         try:
-            asked = self._stream_request(request, topics, grant)
+            asked = self._stream_request(request, None if topics is None else _some(topics), grant)
         except SSEAppError as error:
             return refusal(error, request.scope, self.node.retry())
         return EventStream(self.node, asked, door=self._door)
@@ -345,6 +346,14 @@ class Hub:
         app = build_app(self.node, self.config, self._door, callers, hosts=self._hosts, lifespan=lifespan)
         app.state.hub = self
         return app
+
+
+def _some(topics: Iterable[str]) -> tuple[str, ...]:
+    """Return the topics of a route. Raises InsufficientScope for none: a stream without a filter gets everything."""
+    found = names("topics", topics, InvalidTopic)
+    if not found:
+        raise InsufficientScope("There are no topics here that this caller may subscribe to.")
+    return found
 
 
 def _anonymous(config: Config) -> Grant | None:

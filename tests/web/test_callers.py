@@ -368,6 +368,19 @@ async def test_a_route_of_ones_own_can_leave_the_topics_to_its_caller_and_bound_
             await opened.client.get("/badly")
 
 
+@pytest.mark.parametrize("grant", [None, READER])
+async def test_a_route_without_any_topics_is_not_one_of_all_topics(grant: Grant | None) -> None:
+    hub = Hub()
+
+    async def rooms(request: Request) -> Response:
+        return hub.stream(request, topics=[], grant=grant)
+
+    hub.app.add_route("/rooms", rooms)
+    async with web(hub) as opened:
+        answer = await opened.client.get("/rooms?topic=news/1", headers=SSE)
+        assert code_of(answer) == (403, "insufficient_scope")
+
+
 async def test_a_subscription_in_python_is_bounded_by_its_grant() -> None:
     async with Hub() as hub, hub.subscribe("**", grant=READER) as stream:
         assert stream.topics == ("news/*", "users/ann")
