@@ -191,6 +191,7 @@ class Callers:
         if max(self._authorizing, len(self._in_threads)) >= AUTHORIZING_MAX:
             raise Overloaded("Too many requests wait for the app's authorize; try again later.")
         self._authorizing += 1
+        asked_at = time.time()  # a revocation that comes while the app looks takes back what it will answer
         try:
             async with asyncio.timeout(AUTHORIZE_WINDOW):
                 grant = await self._call_authorize(request)
@@ -201,7 +202,7 @@ class Callers:
             raise AuthorizeFailed("Who asks could not be found out just now; try again in a few seconds.") from error
         finally:
             self._authorizing -= 1
-        return grant and _completed(grant)
+        return grant and _completed(grant, asked_at)
 
     async def _call_authorize(self, request: Request) -> Grant | None:
         authorize = self._access.authorize
@@ -245,9 +246,9 @@ def bearer(request: Request) -> str | None:
     return given.strip() if scheme.lower() == "bearer" else None
 
 
-def _completed(grant: Grant) -> Grant:
+def _completed(grant: Grant, asked_at: float) -> Grant:
     """Return what an app grants with where that came from and since when, as far as it does not say."""
-    return (grant if grant.source else replace(grant, source="authorize")).dated(time.time())
+    return (grant if grant.source else replace(grant, source="authorize")).dated(asked_at)
 
 
 def _cookie(request: Request, name: str) -> str | None:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from sse_app import Hub
 from sse_app.errors import InvalidToken
 from sse_app.grants import OPEN, Grant
+from sse_app.revocations import Revocation
 from sse_app.web import callers
 from tests.support.endpoints import KEY, payload
 from tests.support.peers import PATIENCE, turns, until
@@ -312,6 +313,23 @@ async def test_a_grant_that_has_expired_counts_no_more_at_any_door() -> None:
         with pytest.raises(InvalidToken):
             await hub.ticket(expired)
         assert hub.node.totals.connected == 0
+
+
+async def test_what_an_app_grants_is_as_old_as_the_request() -> None:
+    entered, going_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: Request) -> Grant | None:
+        entered.set()  # the session was looked at by now
+        await going_on.wait()
+        return READER
+
+    async with web(authorize=slow) as opened, asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(opened.client.get("/events"))
+        await entered.wait()
+        # The user logs out while the answer to an earlier request is on its way.
+        await opened.hub.node.revoke(Revocation.of(user="ann", lasts=60))
+        going_on.set()
+        assert code_of(await asked) == (401, "invalid_token")
 
 
 # A route of one's own

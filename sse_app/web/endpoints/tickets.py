@@ -41,13 +41,14 @@ class TicketOffice:
 
     async def mint(self, request: Request) -> Response:
         """POST /tickets: make a ticket."""
+        asked_at = time.time()  # a revocation that comes while the body is read takes the ticket back too
         grant = self._callers.everyone or await self._callers.find(request)
         self._node.life.check_started()
         error = InvalidTicketRequest(f"The body of a request for a ticket has at most {BODY_MAX} bytes.")
         asked = _parse(await read_body(request, BODY_MAX, self._body_deadline, error))
         with self._callers.scope_counted():
             granted = grant.ticket(
-                now=time.time(),
+                now=asked_at,
                 lifetime=asked.expires_in,
                 user=asked.user,
                 topics=asked.topics,

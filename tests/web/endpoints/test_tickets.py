@@ -1,6 +1,7 @@
 """``POST /tickets``, and streams that a ticket opens."""
 
 import json
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,6 +14,7 @@ from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable, InsufficientScope
 from sse_app.grants import Grant
 from sse_app.leases import STREAMS_MAX
+from sse_app.revocations import Revocation
 from tests.support.endpoints import payload
 from tests.support.peers import until
 from tests.support.web import Web, code_of, web
@@ -279,6 +281,22 @@ async def test_a_hub_that_is_full_uses_nothing_up() -> None:
         await until(lambda: not len(opened.hub))
         async with opened.stream(second) as stream:
             assert payload(await anext(stream))["user"] == "ann"
+
+
+async def test_a_ticket_is_as_old_as_the_request_for_it() -> None:
+    revoked = False
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal revoked
+        # The server's user logs out while the request is on its way.
+        await opened.hub.node.revoke(Revocation.of(user="ann", lasts=60))
+        revoked = True
+        yield b'{"user": "ann"}'
+
+    async with web(authorize=who) as opened:
+        made = await opened.client.post("/tickets", content=body(), headers={"X-User": "server"})
+        assert (made.status_code, revoked) == (201, True)
+        assert (await opened.client.get(made.json()["url"])).status_code == 401
 
 
 async def test_in_python_a_ticket_is_made_of_a_grant() -> None:
