@@ -13,8 +13,10 @@ from sse_app import Hub
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable, InsufficientScope
 from sse_app.grants import Grant
+from sse_app.joining import StreamRequest
 from sse_app.leases import STREAMS_MAX
 from sse_app.revocations import Revocation
+from sse_app.subscriber import CloseReason
 from tests.support.endpoints import payload
 from tests.support.peers import until
 from tests.support.web import Web, code_of, web
@@ -143,6 +145,18 @@ async def test_a_page_that_is_open_in_more_tabs_than_a_ticket_is_for_loses_the_o
         for tab in tabs[-STREAMS_MAX:]:
             await anext(tab)
             assert (await anext(tab)).data == "for the others"
+
+
+async def test_streams_that_have_ended_and_are_not_read_take_no_place_of_a_ticket() -> None:
+    async with web(authorize=who) as opened:
+        ticket = (await mint(opened)).json()["ticket"]
+        node = opened.hub.node
+        admitted = await node.leases.use(ticket, cookie=None, agent="a browser")
+        request = StreamRequest.parse(grant=admitted.grant)
+        tabs = [await node.join(request) for _ in range(2 * STREAMS_MAX)]
+        assert [tab.is_over for tab in tabs] == [True] * STREAMS_MAX + [False] * STREAMS_MAX
+        for tab in tabs:
+            node.leave(tab, CloseReason.GONE)
 
 
 async def test_head_and_a_request_that_is_not_as_described_use_nothing_up() -> None:
