@@ -216,6 +216,7 @@ class Hub:
         """
         if not 1 <= ttl <= TTL_MAX:
             raise ValueError(f"ttl is a number of seconds from 1 to {TTL_MAX:.0f}.")
+        self.node.life.check_here()
         lifetime = LIFETIME if grant.expires is None else LIFETIME_MAX
         now = time.time()
         granted = grant.dated(now).ticket(now=now, lifetime=lifetime)

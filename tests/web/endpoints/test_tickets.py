@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from sse_app import Hub
 from sse_app.brokers.memory import MemoryBroker
-from sse_app.errors import BrokerUnavailable, InsufficientScope
+from sse_app.errors import BrokerUnavailable, HubNotStarted, InsufficientScope
 from sse_app.grants import Grant
 from sse_app.joining import StreamRequest
 from sse_app.leases import STREAMS_MAX
@@ -311,6 +311,11 @@ async def test_a_ticket_is_as_old_as_the_request_for_it() -> None:
         made = await opened.client.post("/tickets", content=body(), headers={"X-User": "server"})
         assert (made.status_code, revoked) == (201, True)
         assert (await opened.client.get(made.json()["url"])).status_code == 401
+
+
+async def test_no_ticket_is_made_before_the_hub_runs() -> None:
+    with pytest.raises(HubNotStarted):
+        await Hub().ticket(Grant.of(subscribe=["news/*"]))
 
 
 async def test_in_python_a_ticket_is_made_of_a_grant() -> None:
