@@ -28,6 +28,7 @@ from sse_app.errors import (
     Blocked,
     BrokerError,
     Draining,
+    InsufficientScope,
     KeysUnavailable,
     Overloaded,
     SSEAppError,
@@ -112,6 +113,8 @@ async def _respond(
     try:
         subscriber = await node.join(request)
     except SSEAppError as error:
+        if isinstance(error, InsufficientScope):
+            node.totals.auth["scope"] += 1
         await refusal(error, scope, node.retry())(scope, receive, send)
         return
     running = write(subscriber, scope, receive, send)

@@ -87,6 +87,7 @@ async def test_what_lies_wholly_outside_is_refused_and_says_so() -> None:
         assert code_of(answer) == (403, "insufficient_scope")
         assert answer.headers["www-authenticate"] == 'Bearer error="insufficient_scope"'
         assert "bob" not in answer.text
+        assert opened.hub.node.totals.auth["scope"] == 1
 
 
 @pytest.mark.parametrize(
