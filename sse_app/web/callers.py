@@ -16,8 +16,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request, cookie_parser
 
 from sse_app.address import Proxies
@@ -46,6 +47,7 @@ IN_URL = frozenset(("access_token", "authorization", "jwt", "token"))  # a crede
 IN_QUERY = tuple(name.encode() for name in IN_URL)
 AUTHORIZE_WINDOW = 5.0  # seconds that an app's authorize may take
 AUTHORIZING_MAX = 200  # requests that may wait for it at a time, and threads in which it may be running
+AUTHORIZE_THREADS = 40  # of its own: one that hangs must not take those of the app's routes, which are as many
 LOG_INTERVAL = 10.0  # seconds between two lines about its failures
 
 READER = replace(OPEN, publish=None)  # of a hub with a publish_key alone, where everyone may subscribe
@@ -88,6 +90,7 @@ class Callers:
         self.everyone = None if self._closed or self._publish_key is not None else access.everyone
         self._authorizing, self._logged, self._outages = 0, float("-inf"), 0
         self._in_threads = set[object]()  # its calls that have not returned: one that hangs outlives its request
+        self._threads = CapacityLimiter(AUTHORIZE_THREADS)
 
     async def find(self, request: Request) -> Grant:
         """Return the grant of a request, or what revocations have left of it. Raises Unauthorized for none,
@@ -210,7 +213,8 @@ class Callers:
         if _is_async(authorize):
             found = authorize(request)
         else:
-            found = await to_thread.run_sync(self._call_in_thread, authorize, request, abandon_on_cancel=True)
+            called = partial(self._call_in_thread, authorize, request)
+            found = await to_thread.run_sync(called, abandon_on_cancel=True, limiter=self._threads)
         return await found if inspect.isawaitable(found) else found
 
     def _call_in_thread(self, authorize: Authorize, request: Request) -> Awaitable[Grant | None] | Grant | None:

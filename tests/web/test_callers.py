@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -253,6 +254,22 @@ async def test_an_authorize_that_fails_is_an_outage_and_no_refusal(
         assert code_of(await opened.post("x")) == (503, "authorize_failed")
         assert opened.hub.node.totals.auth == {"error": 3}
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+
+
+async def test_an_authorize_that_hangs_takes_no_thread_from_the_routes_of_its_app() -> None:
+    entered, going_on = threading.Event(), threading.Event()
+
+    def hangs(request: Request) -> Grant | None:
+        entered.set()
+        going_on.wait(PATIENCE)
+        return READER
+
+    async with web(authorize=hangs) as opened, asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(opened.client.get("/grant"))
+        assert await asyncio.to_thread(entered.wait, PATIENCE)
+        assert to_thread.current_default_thread_limiter().borrowed_tokens == 0
+        going_on.set()
+    assert asked.result().status_code == 200
 
 
 async def test_requests_that_wait_for_authorize_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
