@@ -47,9 +47,10 @@ class Grant:
     a name is vouched for, so that ``to`` reaches it. None: any name, for which nobody vouches. ``expires`` is Unix
     time.
 
-    ``source`` is where it came from: the name of a key, an issuer, ``authorize``, ``ticket``, ``anonymous``. ``token``
-    and ``session`` are the ids of a token and of its session, ``issued`` is when it was made (Unix time), ``key`` the
-    id of the key that signed it: all by which it can be revoked. ``lease`` is the ticket of a stream.
+    ``source`` is where it came from: the name of a key or an issuer, ``open``, ``publish_key``, ``anonymous``,
+    ``ticket`` when it was made for another user; empty for what an app grants. ``token`` and ``session`` are the ids of
+    a token and of its session, ``issued`` is when it was made (Unix time), ``key`` the id of the key that signed it:
+    all by which it can be revoked. ``lease`` is the ticket of a stream.
     """
 
     publish: TopicFilter | None = None

@@ -168,11 +168,12 @@ class Subscriber:
 
     @property
     def queued_bytes(self) -> int:
-        """Return how many bytes wait in the queue."""
+        """The bytes that wait in the queue."""
         return self._bytes
 
     @property
     def audience(self) -> Audience:
+        """The names under which a publication may name it."""
         return self._audience or self.grant.audience(self.client)
 
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:

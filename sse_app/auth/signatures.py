@@ -52,10 +52,12 @@ class VerifyingKey:
 
     @property
     def id(self) -> str:
+        """What a grant and a revocation call it: the ``kid``, else the fingerprint."""
         return self.fingerprint if self.kid is None else self.kid
 
     @property
     def is_secret(self) -> bool:
+        """True for the secret of an HMAC, False for a public key."""
         return isinstance(self._material, bytes)
 
     def verify(self, algorithm: str, signed: bytes, signature: bytes) -> bool:
