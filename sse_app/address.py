@@ -60,6 +60,8 @@ class Proxies:
         """
         address = parse_address(peer or "")
         found = str(address) if address else peer or UNIX
+        if found == peer:
+            found = peer  # the text that the connection has anyway: a stream keeps it too
         is_trusted = self._trusts(address) if address else self.unix and not peer
         hops = islice(self._hops(headers), HOPS_MAX)
         while is_trusted and (address := parse_address(next(hops, ""))):

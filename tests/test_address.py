@@ -196,3 +196,8 @@ def test_who_trusts_nobody_is_told_apart() -> None:
     assert not Proxies.parse((), None)
     assert Proxies.parse(("unix",), HEADERS[0])
     assert Proxies.parse(("192.0.2.1",), HEADERS[0])
+
+
+def test_an_address_that_is_told_in_its_one_form_is_not_copied() -> None:
+    for peer in (str("192.0.2." + str(7)), str("2001:db8::" + str(7))):
+        assert Proxies().client_address(peer, []) is peer
