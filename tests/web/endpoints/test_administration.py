@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from starlette.requests import Request
 
@@ -382,6 +383,31 @@ async def test_only_an_administrator_may(method: str, path: str) -> None:
             answers[name] = answer.status_code
         assert answers == {"nobody": 401, **dict.fromkeys(list(grants)[1:-1], 403), "admin": 200}
         assert opened.hub.node.totals.auth["scope"] == 4
+
+
+PAGE = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.mark.parametrize(("method", "path"), ASKED)
+async def test_a_cookie_administers_nothing_from_any_page(method: str, path: str) -> None:
+    secret = "a secret of 32 bytes and a little more"
+    claims = {"exp": time.time() + 600, "sub": "root", "sse": {"subscribe": ["**"], "admin": True, "stats": "all"}}
+    token = jwt.encode(claims, secret, "HS256")
+    async with web(token_secret=secret, auth_cookies=("session",)) as opened:
+        opened.client.cookies.set("session", token)
+        body = b'{"key":"x"}' if method == "POST" else None
+        reads = method == "GET"
+        for headers, answer in (
+            (PAGE, (403, "insufficient_scope")),
+            ({}, (403, "insufficient_scope" if reads else "bad_origin")),
+            ({"Origin": "https://evil.example"}, (403, "bad_origin")),
+            ({"Origin": "null"}, (403, "bad_origin")),
+        ):
+            refused = await opened.client.request(method, path, headers=headers, content=body)
+            assert code_of(refused) == answer, headers
+        async with opened.hub.subscribe(client="ann", grant=Grant.of(user="ann", subscribe=["**"])):
+            allowed = {"Authorization": f"Bearer {token}", **PAGE}
+            assert (await opened.client.request(method, path, headers=allowed, content=body)).status_code == 200
 
 
 # From Python
