@@ -95,9 +95,19 @@ class EventStream(EventSourceResponse):
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if scope["method"] == "HEAD":
-            return super().__call__(scope, receive, send)
+            return self._respond_to_head(scope, receive, send)
         # The coroutine does not refer to this object, whose 2 KB an open stream need not keep.
         return _respond(self._node, self._request, self._writing(), scope, receive, send)
+
+    async def _respond_to_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            grant = await self._node.check(self._request.grant)
+            grant.check_name(self._request.client)
+            grant.narrow(self._request.topic_filter)
+        except SSEAppError as error:
+            await _refuse(self._node, error, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def _writing(self) -> "Write":
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -113,9 +123,7 @@ async def _respond(
     try:
         subscriber = await node.join(request)
     except SSEAppError as error:
-        if isinstance(error, InsufficientScope):
-            node.totals.auth["scope"] += 1
-        await refusal(error, scope, node.retry())(scope, receive, send)
+        await _refuse(node, error, scope, receive, send)
         return
     running = write(subscriber, scope, receive, send)
     del request, write  # frees the memory of both while the stream is open
@@ -132,6 +140,12 @@ async def _respond(
     finally:
         if ended:
             node.leave(subscriber, reason)
+
+
+async def _refuse(node: Node, error: SSEAppError, scope: Scope, receive: Receive, send: Send) -> None:
+    if isinstance(error, InsufficientScope):
+        node.totals.auth["scope"] += 1
+    await refusal(error, scope, node.retry())(scope, receive, send)
 
 
 async def _write(

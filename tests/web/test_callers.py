@@ -88,7 +88,18 @@ async def test_what_lies_wholly_outside_is_refused_and_says_so() -> None:
         assert code_of(answer) == (403, "insufficient_scope")
         assert answer.headers["www-authenticate"] == 'Bearer error="insufficient_scope"'
         assert "bob" not in answer.text
-        assert opened.hub.node.totals.auth["scope"] == 1
+        assert opened.hub.node.totals.auth == {"ok": 1, "scope": 1}
+
+
+@pytest.mark.parametrize("query", ["", "topic=news/1", "topic=users/bob", "client=x", "client=tab-1", "last=x"])
+async def test_head_is_refused_what_get_is(query: str) -> None:
+    grants = {"ann": replace(READER, client="tab-*"), "bob": Grant.of(user="bob", publish=["**"])}
+    async with web(authorize=lambda request: grants.get(request.headers["x-user"])) as opened:
+        for user in (*grants, "eve"):
+            head = await opened.client.head(f"/events?{query}", headers={"X-User": user})
+            async with opened.client.stream("GET", f"/events?{query}", headers={"X-User": user}) as get:
+                assert head.status_code == get.status_code
+        assert opened.hub.node.totals.connected == (query in ("", "topic=news/1", "client=tab-1"))
 
 
 @pytest.mark.parametrize(
