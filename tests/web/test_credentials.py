@@ -153,7 +153,7 @@ async def test_a_cookie_says_who_asks_unless_two_do(cookies: list[str], answer: 
     for name, given in tokens.items():
         cookies = [cookie.replace(name, given) for cookie in cookies]
     async with web(token_secret=SECRET, auth_cookies=("session", "other")) as opened:
-        headers = [("Cookie", cookie.encode("latin-1")) for cookie in cookies]
+        headers = [(b"Cookie", cookie.encode("latin-1")) for cookie in cookies]
         got = await opened.client.get("/grant", headers=headers)
         assert (got.status_code, got.json().get("user") or got.json()["code"]) == answer
         for given in tokens.values():
