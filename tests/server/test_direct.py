@@ -408,7 +408,7 @@ async def test_a_catch_up_waits_for_the_socket_page_by_page(node: Node) -> None:
     """The write buffer holds at most the high-water mark and a few pages of the log."""
     for number in range(500):
         await node.publish(Draft.compose(f"{number} {BIG}"))
-    await turns(20)
+    await until(lambda: node._delivery.position.offset == 500, "all is delivered, so that a reader finds it in the log")
     async with served(streams_of(node)) as server:
         async with reading(server.port, headers="Last-Event-ID: e-0\r\n") as reader:
             await reader.until(b"event: welcome")
