@@ -26,6 +26,7 @@ from sse_app.server import Protocol
 from sse_app.testing import StreamingASGITransport, events, live
 from sse_app.topics import TopicFilter
 from sse_app.web.stream import LIMITED, EventStream, refusal
+from tests.support.endpoints import payload
 from tests.support.peers import PATIENCE
 from tests.support.reference import ReferenceStream
 from tests.support.web import LiveHub, Web, code_of, live_hub, read_until, web
@@ -372,7 +373,9 @@ async def test_who_has_reached_a_limit_comes_back_in_10_to_30_seconds(wait: floa
     scope = {"type": "http", "http_version": "1.1", "headers": [(b"accept", b"text/event-stream")]}
     for _ in range(20):
         answer = refusal(TooManyRequests("Too many.", wait), scope, 2_000)
-        retry = int(bytes(answer.body).decode().removeprefix("retry: "))
+        (bye,) = EventDecoder().feed(bytes(answer.body))
+        retry = payload(bye)["retry"]
+        assert (bye.type, payload(bye)["reason"], bye.retry) == ("bye", "limit", retry)
         assert max(LIMITED[0], min(wait * 1_000, LIMITED[1])) <= retry <= LIMITED[1]
 
 
