@@ -209,19 +209,18 @@ def refusal(error: SSEAppError, scope: Scope, retry: int) -> Response:
     """
     if not isinstance(error, COME_BACK) or not _is_event_source(scope):
         return problem(error)
-    content = notices.come_back_later(2 * retry)
-    if isinstance(error, TooManyRequests):
-        content = _bye_of_limit(error)
-    response = Response(content, headers=HEADERS, media_type=CONTENT_TYPE)
+    response = Response(_come_back(error, retry), headers=HEADERS, media_type=CONTENT_TYPE)
     if scope["http_version"].startswith("1"):
         response.headers["Connection"] = "close"  # a full hub needs the descriptor; HTTP/2 knows no such header
     return response
 
 
-def _bye_of_limit(error: TooManyRequests) -> bytes:
+def _come_back(error: SSEAppError, retry: int) -> bytes:
     """Return the whole stream for an EventSource that has to wait: who is kept out comes back when that ends, who has
     reached a limit late enough to be no burden, both within half a minute.
     """
+    if not isinstance(error, TooManyRequests):
+        return notices.come_back_later(2 * retry)
     soonest, latest = LIMITED
     wait = min(math.ceil(error.wait * 1_000), latest)
     if isinstance(error, Blocked):
