@@ -102,7 +102,7 @@ class EventStream(EventSourceResponse):
     async def _respond_to_head(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             grant = await self._node.check(self._request.grant)
-            grant.check_name(self._request.client)
+            self._node.connections.check(grant, grant.check_name(self._request.client))
             grant.narrow(self._request.topic_filter)
         except SSEAppError as error:
             await _refuse(self._node, error, scope, receive, send)

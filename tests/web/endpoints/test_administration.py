@@ -184,6 +184,7 @@ async def test_a_block_waits_for_an_eventsource_and_refuses_others(closed: Web) 
         answer = await closed.client.get(url, headers=headers)
         assert code_of(answer) == (429, "too_many_requests")
         assert 55 <= int(answer.headers["retry-after"]) <= 61
+        assert (await closed.client.head(url, headers=headers)).status_code == 429
         waits = await closed.client.get(url, headers=headers | SSE)
         assert waits.status_code == 200
         assert waits.headers["content-type"].startswith("text/event-stream")
