@@ -62,7 +62,7 @@ PATIENCE = 20.0  # seconds; output that takes longer is missing
 NODE = Path(playwright.__file__).parent / "driver" / "node"  # an installed one checks the syntax of JavaScript
 SHOWN_ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):8000")
 SUMMARY = re.compile(r"published in \d+\.\d s, [\d,]+/s")
-CLIENTS = re.compile(r"\bsse-app (listen|publish|stats|completion)\b")
+CLIENTS = re.compile(r"\bsse-app (listen|publish|stats|connections|kick|revoke|ticket|token|keys|completion)\b")
 SHOWN_BROKERS = {"redis://localhost:6379/0": "redis_world", "nats://localhost:4222": "nats_world"}
 GENERATED = re.compile(r"\b[0-9a-f]{12}(?=-\d)|(?<=\bticket=)[\w-]{22}")  # an epoch before an offset, a ticket
 FREE = (

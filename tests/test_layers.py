@@ -124,7 +124,7 @@ APART = {
 }
 ALONE = {
     "bench.naive": {"starlette", "sse_starlette"},
-    **{f"doctor.{name}": {"httpx"} for name in ("stream", "visit", "opening", "answers")},
+    **{f"doctor.{name}": {"httpx"} for name in ("stream", "visit", "opening", "answers", "credentials")},
     "doctor.report": {"rich"},
     **{name: {"anyio"} for name in CLIENT},
     "client.http": {"httpx2", "httpx", "anyio"},

@@ -9,6 +9,8 @@ Sources, each read for what it is cited for:
   mod_brotli, mod_buffer, mod_http2, core. mod_proxy_http flushes whenever the hub pauses (proxy_http_process_response).
 - Cloudflare: developers.cloudflare.com, fundamentals/reference/connection-limits (Proxy Read Timeout), speed (Content
   compression), cache/how-to/cache-rules
+- cookies and preflights: nginx's proxy_cookie_path, Caddy's header_down, Apache's ProxyPassReverseCookiePath;
+  developers.cloudflare.com/cloudflare-one, CORS; AWS listener rules (http-request-method)
 - AWS: docs.aws.amazon.com/elasticloadbalancing/latest/application, load balancer and listener attributes
 """
 
@@ -152,6 +154,39 @@ ADVICE: Mapping[str, Advice] = {
         APACHE: "Require: what guards this path",
         CLOUDFLARE: "Access, WAF and Bot rules: an EventSource cannot solve a challenge",
         ALB: "authenticate actions and AWS WAF: an EventSource cannot follow a login",
+    },
+    "token": {
+        HUB: "nothing, if it is to be open; else --auth-file, --token-secret or --token-keys",
+        NGINX: 'no `proxy_set_header Authorization ""`; it is passed on unless set',
+        CADDY: "no `header_up -Authorization` in reverse_proxy, no `request_header -Authorization`",
+        APACHE: "no `RequestHeader unset Authorization`; it is passed on unless set",
+        CLOUDFLARE: "no Request Header Transform Rule that removes Authorization",
+        ALB: "passes it on; a CloudFront before it needs an origin request policy such as AllViewer",
+    },
+    "preflight": {
+        HUB: "--cors-origins with the page's origin",
+        NGINX: "no auth_basic, auth_request or limit_except for OPTIONS here: browsers send it without Authorization",
+        CADDY: "basic_auth and forward_auth with a matcher `not method OPTIONS`",
+        APACHE: "Require within <LimitExcept OPTIONS>",
+        CLOUDFLARE: "an Access application: bypass OPTIONS requests to the origin",
+        ALB: "before authenticate actions a rule for the method OPTIONS that forwards to the hub",
+    },
+    "ticket": {
+        HUB: "an app that is told its prefix (root_path) sets the public path",
+        NGINX: "proxy_cookie_path /events $uri; where a prefix is taken off; no `proxy_hide_header Set-Cookie`, no"
+        ' `proxy_set_header Cookie ""`',
+        CADDY: "header_down Set-Cookie Path=/events Path=/hub/events where /hub is taken off; no `header_up -Cookie`",
+        APACHE: 'ProxyPassReverseCookiePath "/" "/hub/" where /hub is taken off; no `RequestHeader unset Cookie`',
+        CLOUDFLARE: "no Transform Rule that removes Set-Cookie or Cookie",
+        ALB: "passes cookies on; a CloudFront before it needs an origin request policy such as AllViewer",
+    },
+    "clock": {
+        HUB: "chrony or systemd-timesyncd on its machine, and on this one",
+        NGINX: "dates answers by its own machine's clock, unless `proxy_pass_header Date;`",
+        CADDY: NO_SETTING,
+        APACHE: NO_SETTING,
+        CLOUDFLARE: NO_SETTING,
+        ALB: NO_SETTING,
     },
     "log": {
         HUB: "one process behind this address, or several with a log that they share (--broker)",

@@ -21,7 +21,7 @@ async def host(visit: Visit) -> Finding:
     own = visit.own_origin
     answer = await visit.get("stats", {"Origin": own})
     code = error_code(answer)
-    if answer.status_code == 200:
+    if answer.status_code == 200 or code == "insufficient_scope":
         return Finding("host", Verdict.OK, "the hub is sent the Host that browsers ask for")
     if code != "bad_origin":
         raise NotChecked(f"/stats was answered {named(answer)}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from sse_app.doctor import answers, delivery, lifetime, opening
+from sse_app.doctor import answers, credentials, delivery, lifetime, opening
 from sse_app.doctor.finding import Finding, Verdict
 from sse_app.doctor.visit import Visit
 from sse_app.errors import NotChecked
@@ -15,13 +15,17 @@ CHECKS: Mapping[str, Check] = {
     "welcome": opening.welcome,
     "headers": opening.headers,
     "host": answers.host,
+    "clock": credentials.clock,
+    "token": credentials.token,
     "http": answers.http,
     "compression": answers.compression,
     "log": delivery.log,
     "buffering": delivery.buffering,
     "resume": delivery.resume,
     "end": lifetime.end,
+    "ticket": credentials.ticket,
     "cors": answers.cors,
+    "preflight": credentials.preflight,
     "body": answers.body,
     "idle": lifetime.idle,
 }
@@ -48,15 +52,21 @@ async def examine(
     seconds more than ``idle``, and about a minute where everything is held back.
     """
     visit = Visit(url, token=token, publish_key=publish_key, origin=origin, idle=idle)
+    async with visit:
+        await visit.take_names()
+        async with visit.stream(visit.silent_topic) as visit.first:
+            return await _findings(visit, progress)
+
+
+async def _findings(visit: Visit, progress: Callable[[str], object]) -> list[Finding]:
     findings: list[Finding] = []
-    async with visit, visit.stream(visit.silent_topic) as visit.first:
-        for name, check in CHECKS.items():
-            progress(name)
-            if findings and findings[0].verdict == Verdict.PROBLEM:
-                findings.append(Finding(name, Verdict.NOT_CHECKED, "the hub was not reached; see reach"))
-                continue
-            try:
-                findings.append(await check(visit))
-            except NotChecked as why:
-                findings.append(Finding(name, Verdict.NOT_CHECKED, str(why)))
+    for name, check in CHECKS.items():
+        progress(name)
+        if findings and findings[0].verdict == Verdict.PROBLEM:
+            findings.append(Finding(name, Verdict.NOT_CHECKED, "the hub was not reached; see reach"))
+            continue
+        try:
+            findings.append(await check(visit))
+        except NotChecked as why:
+            findings.append(Finding(name, Verdict.NOT_CHECKED, str(why)))
     return findings

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import httpx
 
-from sse_app.doctor.advice import ADVICE
+from sse_app.doctor.advice import ADVICE, HUB
 from sse_app.doctor.finding import Finding, Verdict
 from sse_app.doctor.stream import WELCOME_SECONDS, Stream
 from sse_app.doctor.visit import Visit, error_code, unreachable
@@ -13,6 +13,11 @@ from sse_app.errors import NotChecked
 from sse_app.events import MEDIA_TYPE
 
 SLOW_SECONDS = 2.0  # a head, or a welcome after its head, that takes longer is worth a warning
+OWN_TOPICS = "sse-app/doctor/**"
+GRANTED = {
+    HUB: f"a token for the doctor: sse-app token --subscribe '{OWN_TOPICS}' --publish '{OWN_TOPICS}'"
+    " --client 'doctor-*' --stats all; or a key with as much, of sse-app keys add"
+}
 SHOWN = 80  # characters of a header that a finding repeats
 
 
@@ -64,6 +69,10 @@ async def _explain_answer(visit: Visit, stream: Stream) -> Finding:
         return _problem(f"It redirects to {_shown(response, 'location')}; examine that address.", "path")
     if status in (502, 503, 504) and not code:
         return _problem(f"The proxy does not reach the hub ({status}).", "upstream")
+    if status == 401 and code:
+        return _explain_unauthorized(visit, code)
+    if code == "insufficient_scope":
+        return Finding("reach", Verdict.PROBLEM, f"The token does not grant subscribing to {OWN_TOPICS}.", GRANTED)
     if status in (401, 403, 407) and not code:
         return _problem(f"Something before the hub refuses ({status}).", "access")
     if code and code != "not_found":
@@ -73,6 +82,17 @@ async def _explain_answer(visit: Visit, stream: Stream) -> Finding:
     if elsewhere := await _find_hub_above(visit):
         return _problem(f"{found} But a hub answers at {elsewhere}.", "path")
     return _problem(found, "path")
+
+
+def _explain_unauthorized(visit: Visit, code: str) -> Finding:
+    """Explain the 401 of a hub: it says ``unauthorized`` to who sends nothing, and ``invalid_token`` to the others."""
+    if not visit.has_token:
+        text = f"The hub asks who comes (401 {code}): give it a token, by --token-file or SSE_APP_TOKEN."
+        return Finding("reach", Verdict.PROBLEM, text, GRANTED)
+    if code == "unauthorized":
+        return _problem("The token does not arrive: the hub asks for one (401 unauthorized), and it was sent.", "token")
+    text = f"The hub does not take this token (401 {code}): it has expired, or is none of this hub's; or another"
+    return Finding("reach", Verdict.PROBLEM, f"{text} Authorization arrives in its place.", GRANTED)
 
 
 async def _find_hub_above(visit: Visit) -> str:

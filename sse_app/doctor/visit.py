@@ -16,6 +16,7 @@ from sse_app.events import MEDIA_TYPE
 from sse_app.publication import Position
 
 REQUEST_SECONDS = 15.0
+TICKET_SECONDS = 60.0  # that a ticket's streams may last
 ARRIVAL_SECONDS = 3.0  # for an event to arrive; a later one counts as held back
 
 
@@ -30,6 +31,7 @@ class Visit:
     """A hub under examination. Raises DoctorRefused for a ``url`` that is none.
 
     url: the hub's base URL
+    client, to: the name of our streams, and that by which a publication reaches them alone; "" for no such name
     topic: the topic that the checks publish on
     first: the stream that is open all the time, on a topic without publications
     blocked: the hub has our first stream open, and nothing of it arrives; a result of the first check
@@ -52,6 +54,7 @@ class Visit:
         self.idle = idle
         own = secrets.token_hex(8)
         self.client, self.topic = f"doctor-{own}", f"sse-app/doctor/{own}"
+        self.to = self.client
         self.silent_topic = f"{self.topic}/silent"
         self.blocked = False
         self.cuts: list[Stream] = []
@@ -66,6 +69,10 @@ class Visit:
             raise DoctorRefused(
                 "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE or SSL_CERT_DIR cannot be followed."
             ) from None
+
+    @property
+    def has_token(self) -> bool:
+        return bool(self._bearer)
 
     @property
     def shown(self) -> str:
@@ -84,14 +91,34 @@ class Visit:
     async def __aexit__(self, *error: object) -> None:
         await self._http.aclose()
 
+    async def take_names(self) -> None:
+        """Take names that our token vouches for, by which publications reach us alone. Without an answer, which the
+        checks report, the names stay those of a hub that asks for no token.
+        """
+        if not self._bearer:
+            return
+        with suppress(NotChecked):
+            grant = await self.get_json("grant")
+            user, client = grant.get("user"), grant.get("client")
+            if isinstance(client, str):
+                own = self.client if self.client.startswith(client[:-1]) else f"{client[:-1]}{secrets.token_hex(6)}"
+                self.client = own if client.endswith("*") else client
+                self.to = self.client
+            else:
+                self.to = f"{self.client}@{user}" if isinstance(user, str) else ""
+
     @asynccontextmanager
     async def stream(
-        self, topic: str = "", *, headers: Mapping[str, str] | None = None, last_event_id: str = ""
+        self, topic: str = "", *, headers: Mapping[str, str] | None = None, last_event_id: str = "", ticket: str = ""
     ) -> AsyncIterator[Stream]:
-        """Open a stream of the publications to ourselves, without compression unless ``headers`` ask for it."""
+        """Open a stream of the publications to ourselves, without compression unless ``headers`` ask for it; with a
+        ticket, if there is one, in place of our token.
+        """
         query = {"topic": topic or self.topic, "client": self.client}
         if last_event_id:
             query["last_event_id"] = last_event_id
+        if ticket:
+            query["ticket"] = ticket
         stream = Stream()
         reader = asyncio.create_task(self._read(stream, query, headers or {}))
         try:
@@ -108,10 +135,11 @@ class Visit:
 
     async def _read(self, stream: Stream, query: Mapping[str, str], headers: Mapping[str, str]) -> None:
         own = {"Accept": MEDIA_TYPE, "Cache-Control": "no-store", "Accept-Encoding": "identity"}  # as EventSource
+        bearer = {} if "ticket" in query else self._bearer
         endless = httpx.Timeout(REQUEST_SECONDS, read=None)
         try:
             async with self._http.stream(
-                "GET", "events", params=query, headers={**own, **self._bearer, **headers}, timeout=endless
+                "GET", "events", params=query, headers={**own, **bearer, **headers}, timeout=endless
             ) as response:
                 await stream.read(response)
             stream.end("")
@@ -137,7 +165,7 @@ class Visit:
 
     async def post(self, data: str, topic: str = "") -> httpx.Response:
         """Publish to ourselves alone. Raises httpx.HTTPError."""
-        query = {"topic": topic or self.topic, "to": self.client}
+        query = {"topic": topic or self.topic, **({"to": self.to} if self.to else {})}
         headers = {"Content-Type": "text/plain; charset=utf-8", **self._publisher}
         return await self._http.post("broadcast", params=query, content=data.encode(), headers=headers)
 
@@ -149,6 +177,8 @@ class Visit:
             raise NotChecked(f"publishing failed: {reason(error)}") from None
         if answer.status_code == 401:
             raise NotChecked("publishing needs the right key (--token-file, SSE_APP_TOKEN, or --publish-key)")
+        if error_code(answer) == "insufficient_scope":
+            raise NotChecked("the token does not grant publishing on sse-app/doctor/**")
         try:
             said = answer.raise_for_status().json()
             published = Published(str(said["id"]), int(said["subscribers"]))
@@ -160,6 +190,8 @@ class Visit:
     async def subscribed(self, topic: str) -> bool:
         """Return True when the hub has a stream of this topic open, as /stats says. Raises NotChecked."""
         filters = (await self.get_json("stats")).get("filters")
+        if filters is None and self._bearer:
+            raise NotChecked("the token does not show who is subscribed (stats: all)")
         if not isinstance(filters, list):
             raise NotChecked("/stats does not come from the hub")
         return any(isinstance(one, dict) and one.get("topics") == [topic] for one in filters)
@@ -171,6 +203,30 @@ class Visit:
         except httpx.HTTPError as error:
             raise NotChecked(f"/{path} was not answered: {reason(error)}") from None
 
+    async def ask_before(self, path: str, method: str, header: str) -> httpx.Response:
+        """Return the answer to the question of a browser that a page of the origin has send such a request. Raises
+        NotChecked when there is none.
+        """
+        asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": header}
+        try:
+            return await self._http.request("OPTIONS", path, headers={**asked, "Origin": self.origin or ""})
+        except httpx.HTTPError as error:
+            raise NotChecked(f"OPTIONS /{path} was not answered: {reason(error)}") from None
+
+    async def ticket(self) -> str:
+        """Return a ticket for a stream of our topic. Raises NotChecked when it is refused."""
+        try:
+            answer = await self._http.post(
+                "tickets", json={"topics": [self.topic], "expires_in": TICKET_SECONDS}, headers=self._bearer
+            )
+            if answer.status_code == 201:
+                return str(answer.json()["ticket"])
+        except httpx.HTTPError as error:
+            raise NotChecked(f"/tickets was not answered: {reason(error)}") from None
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise NotChecked(f"/tickets was answered {named(answer)}")
+
     async def get_json(self, path: str) -> Mapping[str, Any]:
         """Return the JSON object at a path of the hub, or at a URL nearby. Raises NotChecked when there is none."""
         try:
@@ -178,6 +234,9 @@ class Visit:
             said = answer.json() if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError):
             said = None
+        else:
+            if error_code(answer) == "insufficient_scope":
+                raise NotChecked(f"the token does not grant to see /{path}")
         if not isinstance(said, dict):
             raise NotChecked(f"{path if '://' in path else f'/{path}'} does not come from the hub")
         return said
