@@ -342,8 +342,8 @@ class Client:
 
         block: seconds for which they stay out; without, they may come back at once
 
-        Returns how many were ``closed`` on the node that was asked, and how many ``nodes`` were told. Raises BadInput,
-        Refused, Unreachable.
+        Returns how many were ``closed``, how many other ``nodes`` were told, and in ``partial`` those that did not
+        answer in time. Raises BadInput, Refused, Unreachable.
         """
         self._check_open()
         if (client is None) == (user is None):

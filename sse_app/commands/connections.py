@@ -71,6 +71,8 @@ async def _kick(url: str, token: Token, client: str | None, user: str | None, bl
     async with Client(url, token=token) as hub:
         answer = await hub.kick(client, user=user, block=block)
     click.echo(f"{answer.get('closed', 0)} closed")
+    if silent := answer.get("partial"):
+        print_error(f"{len(silent)} of the hub's nodes did not answer: they read of it within 10 s.")
     return Exit.DONE
 
 

@@ -1,18 +1,23 @@
 """ticket, connections, kick and revoke: what they ask a hub, and what they show of its answer."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from click.testing import CliRunner, Result
 
+from sse_app import SyncClient
 from sse_app.cli import commands
 from sse_app.client import Client
+from sse_app.errors import Refused
 from tests.client.test_client import Scripted, problem
 from tests.commands.process import nobody, sse_app
 from tests.support.web import LiveHub
+from tests.test_cli import PATIENCE, serving, url_in
 
 TICKET = {"ticket": "t" * 22, "url": "/events?ticket=" + "t" * 22, "ttl": 30, "expires": 2e9}
 STREAM = {
@@ -129,6 +134,12 @@ def test_a_list_that_is_not_whole_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     assert "1 of the hub's nodes did not answer" in done.stderr
 
 
+def test_a_kick_that_a_node_did_not_answer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = Hub(monkeypatch, answer(closed=1, nodes=2, partial=["0123456789ab"])).run("kick", "a")
+    assert (done.exit_code, done.stdout) == (0, "1 closed\n")
+    assert "1 of the hub's nodes did not answer" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "refusal", "status"),
     [
@@ -184,3 +195,36 @@ def test_a_url_with_a_ticket_opens_a_stream(server: LiveHub) -> None:
     with httpx.stream("GET", done.stdout.strip()) as response:
         [welcome] = islice((line for line in response.iter_lines() if line.startswith("data: ")), 1)
     assert json.loads(welcome.removeprefix("data: "))["topics"] == ["orders/*"]
+
+
+def test_an_administrator_sees_ends_and_takes_back_on_a_real_hub(tmp_path: Path) -> None:
+    secret, credentials = "s3cret-of-64-bytes-" + "x" * 45, {}
+    for name, grants in (("ops", ["--admin", "--subscribe", "**"]), ("reader", ["--subscribe", "a", "--user", "42"])):
+        made = sse_app("token", *grants, SSE_APP_TOKEN_SECRET=secret)
+        credentials[name] = made.stdout.strip()
+    (tmp_path / "ops").write_text(credentials["ops"])
+    with serving("--port", "0", SSE_APP_TOKEN_SECRET=secret) as (_, lines):
+        url = url_in(lines)
+
+        def ops(*arguments: str) -> tuple[int, str]:
+            done = sse_app(*arguments, "--token-file", str(tmp_path / "ops"), SSE_APP_URL=url)
+            return done.returncode, done.stdout + done.stderr
+
+        with SyncClient(url, name="till-3", token=credentials["reader"]) as reader:
+            stream = reader.listen("a")
+            with ThreadPoolExecutor() as pool:
+                waiting = pool.submit(next, stream, None)
+                while not (listed := ops("connections", "--user", "42"))[1]:
+                    assert listed[0] == 0
+                assert listed[1].split("\t")[:3] == ["till-3", "42", "a"]
+                assert ops("kick", "nobody") == (
+                    3,
+                    "sse-app: No open stream has that name; GET /connections lists those there are."
+                    " (404 no_such_client)\n",
+                )
+                assert ops("kick", "till-3") == (0, "1 closed\n")
+                assert ops("revoke", "--user", "42")[0] == 0
+                with pytest.raises(Refused, match="401 invalid_token"):
+                    waiting.result(PATIENCE)
+        done = sse_app("connections", SSE_APP_TOKEN=credentials["reader"], SSE_APP_URL=url)
+        assert (done.returncode, done.stdout) == (3, "")
