@@ -37,6 +37,8 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from sse_app import Config, EventDecoder, Hub, errors, events, grants, notices, publication, tickets, topics
+from sse_app.auth.auth_file import AuthFile
+from sse_app.auth.claims import SOURCES
 from sse_app.auth.credentials import Credentials
 from sse_app.bench import Load
 from sse_app.cli import commands
@@ -64,6 +66,8 @@ SHOWN_ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):8000")
 SUMMARY = re.compile(r"published in \d+\.\d s, [\d,]+/s")
 CLIENTS = re.compile(r"\bsse-app (listen|publish|stats|connections|kick|revoke|ticket|token|keys|completion)\b")
 SHOWN_BROKERS = {"redis://localhost:6379/0": "redis_world", "nats://localhost:4222": "nats_world"}
+AUTH_FILE = re.compile(r"# (?!pyproject)\w+\.toml\n")
+TEST = re.compile(r"^ *(?:async )?def (test_\w+)\(", re.MULTILINE)
 GENERATED = re.compile(r"\b[0-9a-f]{12}(?=-\d)|(?<=\bticket=)[\w-]{22}")  # an epoch before an offset, a ticket
 FREE = (
     "time",
@@ -122,7 +126,7 @@ class Likeness:
             return True
         if name == "ticket":
             return self.text(f"ticket={shown}", f"ticket={real}")
-        if name == "client" and shown.startswith("c-"):
+        if name == "client" and str(shown).startswith("c-"):
             return re.fullmatch(r"c-[0-9a-f]{12}", real) is not None
         return self.text(shown, real) if isinstance(shown, str) else bool(shown == real)
 
@@ -284,7 +288,11 @@ class Session:
         json.loads(block.text)
 
     def _toml(self, block: Block) -> None:
-        tomllib.loads(block.text)
+        """Parse the settings of a project, or an ``auth_file``, whose first line is its name."""
+        if AUTH_FILE.match(block.text):
+            AuthFile.parse(block.text, self._directory)
+        else:
+            tomllib.loads(block.text)
 
     def _yaml(self, block: Block) -> None:
         assert yaml.safe_load(block.text), block.where  # test_probes.py runs the probes of these
@@ -373,6 +381,8 @@ class Session:
                 self._environment[name] = self._run(["sh", "-c", f'{command}; printf %s "${name}"'], where)
             case [".", "venv/bin/activate"]:
                 pass
+            case ["sse-app", "keys" | "token", *_] | ["printf", *_]:
+                self._ask(command, shown, where)
             case ["install", *_]:
                 self._run(["sh", "-c", command], where)
             case ["ulimit", "-n"]:
@@ -574,7 +584,8 @@ def test_what_a_page_shows_is_what_happens(page: Path, request: pytest.FixtureRe
         return server.url
 
     config = '[tool.pytest.ini_options]\nanyio_mode = "auto"\n'
-    (tmp_path / "pyproject.toml").write_text(next((b.text for b in found if b.language == "toml"), config))
+    settings = (b.text for b in found if b.language == "toml" and not AUTH_FILE.match(b.text))
+    (tmp_path / "pyproject.toml").write_text(next(settings, config))
     session = Session(tmp_path, default_server)
     try:
         for block in found:
@@ -839,7 +850,7 @@ def test_limits_are_those_of_the_code() -> None:
 
 # The client and the commands
 
-CLIENT, CLI = CHECKOUT / "docs" / "client.md", CHECKOUT / "docs" / "cli.md"
+CLIENT, CLI, AUTH = (CHECKOUT / "docs" / f"{name}.md" for name in ("client", "cli", "auth"))
 
 
 def test_arguments_attributes_and_errors_of_the_client_are_those_of_the_code() -> None:
@@ -871,6 +882,24 @@ def test_the_exit_statuses_are_those_of_the_commands() -> None:
 async def test_the_openapi_document_has_the_paths(sse_client: httpx.AsyncClient) -> None:
     document = (await sse_client.get("/openapi.json")).json()
     assert {"/events", "/broadcast"} <= set(document["paths"])
+
+
+def test_arguments_claims_and_reasons_are_those_of_the_code() -> None:
+    arguments = {name for row in table(AUTH, "argument", "meaning") for name in row[0].split(", ")}
+    assert arguments == set(inspect.signature(grants.Grant.of).parameters)
+    rows = table(AUTH, "claim", "what it grants")
+    assert [row[0].split(",")[0] for row in rows[:3]] == list(SOURCES)
+    assert set(re.findall(r"\w+", rows[0][1])) >= arguments - {"user", "expires_in"}
+    reasons = [row[0] for row in table(AUTH, "reason", "what follows for EventSource")]
+    assert set(reasons) == set(CloseReason) - {CloseReason.GONE, CloseReason.ERROR, CloseReason.DRAIN}
+
+
+def test_the_tests_of_each_threat_exist() -> None:
+    there = {name for file in (CHECKOUT / "tests").rglob("*.py") for name in TEST.findall(file.read_text())}
+    rows = table(CHECKOUT / "docs" / "security.md", "attack", "what happens", "tests")
+    named = {attack: set(tests.split(", ")) for attack, _, tests in rows}
+    assert len(named) == len(rows)
+    assert {attack: tests - there for attack, tests in named.items() if tests - there} == {}
 
 
 def test_the_changelog_has_its_form() -> None:

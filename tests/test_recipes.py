@@ -24,6 +24,7 @@ from tests.support.proxies import LISTENS, documented, shown_hubs
 from tests.test_docs import PAGES, Block, blocks
 
 NAME = "events.example.com"
+LOGS = "/var/log/nginx"
 # Without heartbeats, which would make a proxy forward what it holds back.
 SERVE = ("-m", "sse_app", "serve", "--port", "0", "--allowed-hosts", NAME, "--heartbeat", "1h", "--drain", "500ms")
 
@@ -73,7 +74,8 @@ def proxied(recipe: Recipe, directory: Path, *flags: str) -> Iterator[tuple[str,
     """The hub's public URL, at the proxy, and the hubs behind it."""
     with hubs(recipe, directory, *flags) as nodes:
         ports = [httpx.URL(node.url).port or 0 for node in nodes]
-        with documented(recipe.block.language, recipe.block.text, ports) as url:
+        shown = recipe.block.text.replace(LOGS, str(directory))
+        with documented(recipe.block.language, shown, ports) as url:
             yield f"{url}{recipe.path}", nodes
 
 
@@ -186,6 +188,20 @@ async def test_the_console_is_found_without_its_last_slash(recipe: Recipe, tmp_p
     assert answer.is_redirect
     there = httpx.URL(url).join(answer.headers["location"])
     assert (there.port, there.path) == (httpx.URL(url).port, recipe.path)
+
+
+async def test_a_log_of_the_docs_shows_who_asked_for_what_and_no_query(tmp_path: Path) -> None:
+    [recipe] = [one for one in RECIPES if LOGS in one.block.text]
+    with proxied(recipe, tmp_path) as (url, _):
+        async with browser(url) as client:
+            for path in ("events?ticket=secret-1", "stats?token=secret-2"):
+                await client.get(path, headers={"Referer": f"{url}?secret-3"})
+    log = (tmp_path / "access.log").read_text()  # whole, since nginx has ended
+    assert re.findall(r'"(GET .*?)" (\d+) ', log)[-2:] == [
+        ("GET /events HTTP/1.1", "401"),
+        ("GET /stats HTTP/1.1", "200"),
+    ]
+    assert "secret" not in log
 
 
 async def test_a_prefix_that_is_taken_off_can_be_told_from_outside(tmp_path: Path) -> None:
