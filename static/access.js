@@ -13,9 +13,13 @@ export class Access {
   #back = null; // where the focus was before the form took it
   #ticking = 0;
 
-  /** `changed(same)` is called after signing in or out; `same`: as the user that it was before. */
-  constructor({ changed }) {
+  /**
+   * `changed(same)` is called after signing in or out; `same`: as the user that it was before. `known()` is called when
+   * what this tab may do is known, or that the hub tells callers apart.
+   */
+  constructor({ changed, known }) {
     this.changed = changed;
+    this.known = known;
     byId("account").addEventListener("click", () => this.#onAccount());
     byId("sign-in").addEventListener("keydown", ({ key }) => key === "Escape" && this.#close());
     byId("sign-in").addEventListener("submit", (event) => {
@@ -38,6 +42,7 @@ export class Access {
   offer() {
     byId("account").hidden = false;
     byId("account").textContent = session.signedIn ? "Sign out" : "Sign in";
+    this.known();
   }
 
   /** Shows the form. Without `focus` it takes the focus only from nobody, since who types elsewhere would go on in it. */

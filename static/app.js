@@ -3,6 +3,7 @@ import { Access } from "./access.js";
 import { claimClientName } from "./client.js";
 import { Composer } from "./composer.js";
 import { Connection, PING } from "./connection.js";
+import { Connections } from "./connections.js";
 import { enableCopyButtons } from "./copy.js";
 import { byId, showText } from "./element.js";
 import { Latency } from "./latency.js";
@@ -21,7 +22,8 @@ const log = new Log();
 const latency = new Latency();
 const overview = new Overview();
 const poll = new Poll(showStats, showNoStats);
-const access = new Access({ changed: openAs });
+const access = new Access({ changed: openAs, known: showConnections });
+const connections = new Connections({ own: () => connection.client, refused: (error) => error.asksWho && access.ask() });
 const connection = new Connection({
   client: claimClientName(rename),
   topics: page.searchParams.getAll("topic"),
@@ -84,6 +86,10 @@ function showNoStats(error) {
   if (error.status === 403) overview.refused();
   if (error.asksWho) access.ask();
   if (error.status === 403 || error.asksWho) poll.active = false;
+}
+
+function showConnections() {
+  connections.show({ admin: Boolean(access.grant?.admin), open: !access.offered });
 }
 
 /** Opens the stream as who has signed in, or as nobody; what somebody else was shown is gone. */

@@ -11,6 +11,7 @@ from sse_app import Hub, create_app
 from sse_app.grants import Grant
 from sse_app.testing import live
 from tests.browser.conftest import Tabs
+from tests.browser.test_connections import PATH, connection
 from tests.browser.test_console import connected, row, send
 
 pytestmark = pytest.mark.browser
@@ -147,6 +148,18 @@ def signed_in(console: Console) -> None:
     expect(console.page.locator("#published-note")).to_have_text("not granted to you")
 
 
+def connections(console: Console) -> None:
+    def answer(route: Route) -> None:
+        entries = [connection("tab-7", "42", topics=["rooms/*"]), connection("c-" + "long" * 15)]
+        route.fulfill(json={"connections": entries, "more": False, "partial": ["ba9876543210"], "closed": 1})
+
+    console.page.route(PATH, answer)
+    console.open()
+    console.page.get_by_role("button", name="Connections").click()
+    console.page.get_by_role("button", name="Kick tab-7", exact=True).click()
+    expect(console.page.locator("#kicked")).to_contain_text("1 connection")
+
+
 def measured(console: Console) -> None:
     console.open()
     console.page.get_by_role("button", name="Measure").click()
@@ -173,6 +186,7 @@ STATES = [
     key_is_asked_for,
     not_signed_in,
     signed_in,
+    connections,
     measured,
     not_started,
 ]

@@ -53,7 +53,7 @@ def gated() -> Iterator[Gated]:
         Hub(drain=0.2, retry_min=0.1, retry_max=0.2, authorize=lambda request: site.authorize(request)),
         grants={
             READER: Grant.of(subscribe=("rooms/*", "news"), broadcasts=False, user="42", client="tab-*"),
-            OTHER: Grant.of(subscribe=("rooms/*",), publish=("rooms/*",), user="43", stats="own", expires_in=3_590),
+            OTHER: Grant.of(subscribe=("rooms/*",), publish=("rooms/*",), user="43", stats="own", expires_in=3_599),
             ADMIN: Grant.of(**EVERYTHING, mint=True, admin=True, user="root"),
         },
     )
@@ -65,7 +65,7 @@ def gated() -> Iterator[Gated]:
 @pytest.fixture
 def tab(gated: Gated, tabs: Tabs) -> Iterator[Page]:
     """A console that has been asked who it is."""
-    tabs.expected.append("status of 40[13]")
+    tabs.expected.append("status of 40[134]")
     page = tabs.open(gated.url)
     expect(page.locator("#state")).to_have_text("Not signed in")
     yield page
