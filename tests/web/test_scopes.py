@@ -121,7 +121,7 @@ async def busy() -> AsyncIterator[tuple[Web, str]]:
             {"topic": "secret-topic", "exclude": "bob-tab", "idempotency_key": "bob-key"},
         ):
             is_shown = isinstance(options["topic"], list)
-            await hub.publish("n2" if is_shown else "bob-data", **options)  # type: ignore[arg-type]
+            await hub.publish("n2" if is_shown else "bob-data", **options)
         yield opened, begin.id
 
 
