@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -128,6 +128,7 @@ class Connections:
     def reset(self) -> None:
         """Be ready for another run of the node, perhaps in another event loop."""
         self._uses_board = asyncio.Event()
+        self._caught_up: dict[tuple[Who, str, float], int] = {}  # streams that ended when the board was last read
 
     def check(self, grant: Grant, client: str) -> None:
         """Raises Blocked for a stream that is kept out; the caller adds it in the same step."""
@@ -214,7 +215,7 @@ class Connections:
         block = Block(who, name, now, now + lasts)
         block.check_name()
         await self.blocks.put(block)
-        closed = await self._apply(block)
+        closed = await self._kick_here(block)
         answers = await self.asking.ask("kick", block, int)
         closed += sum(answers.items)
         if not (closed or lasts or answers.silent):
@@ -222,15 +223,24 @@ class Connections:
         return Kicked(closed, answers.asked, answers.silent)
 
     async def _answer_kick(self, fields: Fields) -> list[int]:
-        return [await self._apply(Block.check(fields))]
+        return [await self._kick_here(Block.check(fields))]
 
-    async def _apply(self, block: Block) -> int:
-        """Do on this node what a block says, unless that was done. Return how many streams ended."""
+    async def _kick_here(self, block: Block) -> int:
+        """End the streams of this node that a kick names. Return how many that were, also before it was told."""
+        ended = await self._apply(block, self._streams_of(block))
+        return ended + self._caught_up.pop((block.who, block.name, block.made), 0)
+
+    def _streams_of(self, block: Block) -> list[Subscriber]:
+        """Return the streams of the client or user that a block names."""
+        found = self._delivery.find_user(block.name) if block.who == "user" else set[Subscriber]()
+        if block.who == "client":
+            found = self._delivery.find_clients(block.name)
+        return [subscriber for subscriber in found if not subscriber.is_over]
+
+    async def _apply(self, block: Block, named: Sequence[Subscriber]) -> int:
+        """Keep out whom a block names, and end these streams. Return how many there are."""
         self._uses_board.set()
-        if not self.blocks.add(block):
-            return 0
-        # In the same step as the search: who joins from here on is kept out.
-        named = [subscriber for subscriber in self._named(block) if not subscriber.is_over]
+        self.blocks.add(block)  # in the same step as the search for the streams: who joins from here on is kept out
         tickets = list(self._tickets_of(named, block))
         for ticket in tickets:
             self.blocks.add(ticket)
@@ -239,14 +249,6 @@ class Connections:
             await self.blocks.put(ticket)
             await self._exchange.send("block", {"block": ticket})
         return len(named)
-
-    def _named(self, block: Block) -> Iterator[Subscriber]:
-        """Yield the streams that a block ends. Who came back after a kick is not kicked once more."""
-        found = self._delivery.find_user(block.name) if block.who == "user" else ()
-        if block.who == "client":
-            found = self._delivery.find_clients(block.name)
-        stands = block.until > self._wall()
-        return (subscriber for subscriber in found if stands or subscriber.since <= block.made)
 
     def _end_each(self, subscribers: Iterable[Subscriber], block: Block) -> Iterator[None]:
         budget = Budget(STEP)
@@ -275,12 +277,22 @@ class Connections:
         await self._uses_board.wait()
         while True:
             self.blocks.sweep()
+            self._caught_up.clear()
             try:
                 for block in await self.blocks.read():
-                    await self._apply(block)
+                    await self._catch_up(block)
             except BrokerError:
                 self.board_failures += 1
             await asyncio.sleep(INTERVAL)
+
+    async def _catch_up(self, block: Block) -> None:
+        """Do what a block on the board says, if this node has missed it. Who came back after a kick is not kicked once
+        more.
+        """
+        if self.blocks.add(block):
+            stands = block.until > self._wall()
+            named = [one for one in self._streams_of(block) if stands or one.since <= block.made]
+            self._caught_up[block.who, block.name, block.made] = await self._apply(block, named)
 
 
 def _first(topics: tuple[str, ...]) -> tuple[str, ...]:

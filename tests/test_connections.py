@@ -79,7 +79,7 @@ class World:
     async def add(self, **settings: Any) -> Node:
         broker = LinkedBroker()
         broker.board = Board(self.entries, self.linked)
-        self.nodes.append(await self.stack.enter_async_context(node_on(broker, wall=wall, **settings)))
+        self.nodes.append(await self.stack.enter_async_context(node_on(broker, **({"wall": wall} | settings))))
         await asyncio.sleep(MOMENT)  # from here on it hears the others
         return self.nodes[-1]
 
@@ -341,6 +341,15 @@ async def test_a_kick_of_nobody_is_an_error_unless_a_node_may_have_not_answered(
         assert (done.closed, done.nodes, done.partial) == (0, 2, [dead.name])
 
 
+async def test_a_kick_counts_whatever_the_clock_of_its_node_says() -> None:
+    async with world(1) as here:
+        behind = await here.add(wall=lambda: wall() - 300)
+        for node in (here.nodes[0], behind, here.nodes[0]):
+            subscriber = await here.open(0, client="tab", grant=ANN)
+            assert (await node.connections.kick("user", "ann")).closed == 1
+            assert subscriber.closing is CloseReason.KICKED
+
+
 async def test_what_waited_for_a_kicked_stream_is_dropped() -> None:
     async with world(1) as here:
         subscriber = await here.open(0, client="tab")
@@ -396,6 +405,18 @@ async def test_a_node_that_missed_the_word_reads_of_it() -> None:
         assert done.partial == [here.board(1).name]
         await asyncio.sleep(INTERVAL + MOMENT)
         assert all(subscriber.closing is CloseReason.KICKED for subscriber in subscribers)
+
+
+async def test_streams_that_ended_before_their_node_was_told_are_counted() -> None:
+    async with world(2) as here:
+        await here.open(1, client="tab", grant=ANN)
+        await asyncio.sleep(INTERVAL / 2)
+        block = Block("user", "ann", wall(), wall())
+        await here.nodes[0].connections.blocks.put(block)
+        await asyncio.sleep(INTERVAL - MOMENT)
+        assert not (await here.find(1, user="ann")).connections
+        answers = await here.nodes[0].connections.asking.ask("kick", block, int)
+        assert answers.items == [1]
 
 
 async def test_a_node_that_came_later_reads_of_a_block() -> None:
