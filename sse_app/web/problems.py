@@ -63,6 +63,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.InvalidToken: (401, "invalid_token"),
     errors.InvalidTicket: (401, "invalid_ticket"),
     errors.TooManyRequests: (429, "too_many_requests"),
+    errors.Blocked: (429, "blocked"),
     errors.Unavailable: (503, "unavailable"),
     errors.Draining: (503, "draining"),
     errors.Overloaded: (503, "overloaded"),

@@ -182,7 +182,7 @@ async def test_a_block_waits_for_an_eventsource_and_refuses_others(closed: Web) 
         assert 60_500 <= (await bye(opened["ann"]))["retry"] <= 61_500
     for url, headers in (("/events?client=ann", BOB), ("/events?client=ann", ANN)):
         answer = await closed.client.get(url, headers=headers)
-        assert code_of(answer) == (429, "too_many_requests")
+        assert code_of(answer) == (429, "blocked")
         assert 55 <= int(answer.headers["retry-after"]) <= 61
         assert (await closed.client.head(url, headers=headers)).status_code == 429
         waits = await closed.client.get(url, headers=headers | SSE)
