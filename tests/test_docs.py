@@ -36,7 +36,19 @@ import playwright
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from sse_app import Config, EventDecoder, Hub, errors, events, grants, notices, publication, tickets, topics
+from sse_app import (
+    Config,
+    EventDecoder,
+    Hub,
+    connections,
+    errors,
+    events,
+    grants,
+    notices,
+    publication,
+    tickets,
+    topics,
+)
 from sse_app.auth.auth_file import AuthFile
 from sse_app.auth.claims import SOURCES
 from sse_app.auth.credentials import Credentials
@@ -52,6 +64,7 @@ from sse_app.node import RECENT
 from sse_app.payload import JSON_DEPTH
 from sse_app.pytest_plugin import HubServer
 from sse_app.subscriber import CloseReason
+from sse_app.web.endpoints.administration import KICK_USER_PARAMETERS, LIST_PARAMETERS
 from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
 from sse_app.web.endpoints.events import EVENTS_PARAMETERS
 from sse_app.web.problems import ANSWERS, OF_THE_SERVER
@@ -790,6 +803,7 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
     gap = notices.gap(notices.GapReason.EPOCH, None, start=position, oldest=position, top=position)
     sent = [json.loads(event.data) for event in EventDecoder().feed(welcome + gap)]
     assert named == {
+        *connections.Kicked._fields,
         *stats,
         "versions",
         *sent[0],
@@ -846,6 +860,18 @@ def test_limits_are_those_of_the_code() -> None:
         publication.check_client("x" * 65)
     with pytest.raises(InvalidClient):
         publication.check_recipients(map(str, range(1_001)))
+
+
+def test_the_fields_of_a_connection_are_documented() -> None:
+    rows = table(API, "field of a connection", "meaning")
+    named = [name for row in rows for name in row[0].split(", ")]
+    assert named == [name for name in connections.ConnectedStream.__struct_fields__ if name != "topics_cut"]
+
+
+def test_the_parameters_for_administrators_are_those_of_the_endpoints() -> None:
+    listed, kicked = (section(API, f"{method} /connections") for method in ("GET", "DELETE"))
+    assert re.findall(r"^\| `(\w+)` \|", listed.partition("```")[0], re.MULTILINE) == list(LIST_PARAMETERS)
+    assert re.findall(r"^\| `(\w+)` \|", kicked.partition("```")[0], re.MULTILINE) == list(KICK_USER_PARAMETERS)
 
 
 # The client and the commands
