@@ -890,15 +890,28 @@ def test_arguments_attributes_and_errors_of_the_client_are_those_of_the_code() -
     assert {row[0] for row in rows} == {kind.__name__ for kind in errors.ClientError.__subclasses__()}
 
 
-@pytest.mark.parametrize("name", ["listen", "publish", "stats"])
+@pytest.mark.parametrize("name", ["listen", "publish", "stats", "connections", "kick", "revoke", "ticket"])
 def test_the_options_of_a_command_are_those_it_has(name: str) -> None:
-    text = section(CLI, f"sse-app {name}")
-    documented = re.findall(r"^\| `(--[\w-]+)` \|", text, re.MULTILINE)
-    assert documented == _options(commands.commands[name])
+    assert _documented_options(name) == _options(commands.commands[name])
+
+
+def test_the_options_of_a_grant_are_those_of_keys_and_of_a_token() -> None:
+    keys = commands.commands["keys"]
+    assert isinstance(keys, click.Group)
+    of_a_grant = _documented_options("keys")[1:]
+    assert ["--file", *of_a_grant] == _options(keys.commands["add"])
+    first, *rest = _documented_options("token")
+    assert [first, *of_a_grant, *rest] == _options(commands.commands["token"])
+
+
+def _documented_options(name: str) -> list[str]:
+    return re.findall(r"^\| `(--[\w-]+)` \|", section(CLI, f"sse-app {name}"), re.MULTILINE)
 
 
 def _options(command: click.Command) -> list[str]:
-    return [option.opts[-1] for option in command.params if isinstance(option, click.Option)]
+    """The options of a command; of one that is on by default that which turns it off."""
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    return [(option.secondary_opts if option.default is True else option.opts)[-1] for option in options]
 
 
 def test_the_exit_statuses_are_those_of_the_commands() -> None:
