@@ -36,7 +36,7 @@ class Exit(IntEnum):
     """The exit statuses of every command, for scripts; ``docs/cli.md``."""
 
     DONE = 0
-    FLAWED = 1  # done, but events were lost, or the doctor found problems
+    FLAWED = 1  # done, but events were lost, a node did not answer, or the doctor found problems
     USAGE = 2  # wrong options or settings, or a publication that cannot be sent
     REFUSED = 3
     UNREACHABLE = 4  # no answer of a hub, a server or a broker

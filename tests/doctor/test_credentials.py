@@ -116,6 +116,8 @@ async def test_a_token_that_makes_no_difference_is_told() -> None:
     with live_hub() as open_hub:
         assert (await checked("token", open_hub.url, token="any")).verdict == Verdict.WARNING
         assert (await skipped("token", open_hub.url)).startswith("give a token")
+    with live_hub(publish_key="s3cret-0123456789") as keyed:
+        assert (await checked("token", keyed.url, token="s3cret-0123456789")).verdict == Verdict.OK
     with live_hub(token_secret=SECRET, anonymous_subscribe=("sse-app/doctor/**",)) as hub:
         lost = f'location / {{ {PASS.format(url=hub.url)} proxy_set_header Authorization ""; }}'
         with nginx(lost) as url:
