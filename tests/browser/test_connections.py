@@ -10,10 +10,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from sse_app import create_app
 from sse_app.pytest_plugin import HubServer
+from sse_app.testing import live
 from tests.browser.conftest import Tabs
 from tests.browser.test_console import connected
-from tests.browser.test_sign_in import ADMIN, READER, gated, requests_of, sign_in, tab
+from tests.browser.test_sign_in import ADMIN, READER, Gated, gated, requests_of, sign_in, tab
 
 pytestmark = pytest.mark.browser
 __all__ = ["gated", "tab"]  # fixtures
@@ -189,3 +191,34 @@ def test_ones_own_connection_is_marked(desk: Desk, tab: Page) -> None:
     desk.connections = [connection(own), connection("tab-7")]
     connected(sign_in(tab, ADMIN))
     expect(tab.locator("#connection-list .who")).to_have_text([f"{own}this tab", "tab-7"])
+
+
+def test_whoever_reaches_an_open_server_on_this_machine_administers_it(tabs: Tabs) -> None:
+    with live(create_app()) as server:
+        page, other = connected(tabs.open(server.url)), connected(tabs.open(server.url))
+        name = other.evaluate("() => JSON.parse(sessionStorage.getItem('sse-app.client'))")
+        page.get_by_role("button", name="Connections").click()
+        expect(page.locator("#connection-list li")).to_have_count(2)
+        page.get_by_role("button", name=f"Kick {name}").click()
+        expect(page.locator("#kicked")).to_have_text(f"1 connection of {name} ended.")
+        expect(other.locator("#rows .system")).to_contain_text(["Welcome!", "An administrator has ended"])
+        connected(other)
+        page.close()
+        other.close()
+
+
+def test_a_user_is_kicked_and_kept_out(gated: Gated, tab: Page, tabs: Tabs) -> None:
+    other = tabs.open(gated.url)
+    connected(sign_in(other, READER))
+    connected(sign_in(tab, ADMIN))
+    expect(tab.locator("#connection-list .note").filter(has_text="@42 · news, rooms/*")).to_have_count(1)
+    tab.get_by_label("keep out").select_option("1 hour")
+    tab.get_by_role("button", name="Kick user 42").click()
+    expect(tab.locator("#kicked")).to_have_text("1 connection of 42 ended, kept out for 1 h 0 min.")
+    expect(tab.locator("#connection-list li")).to_have_count(1)
+    expect(other.locator("#state")).to_contain_text("Sent away, next try in 59 min")
+    requests = requests_of(other)
+    other.get_by_role("button", name="Reconnect now").click()
+    expect(other.locator("#state")).to_contain_text("Sent away, next try in")
+    assert len(requests) == 1
+    other.close()

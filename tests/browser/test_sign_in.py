@@ -3,10 +3,12 @@ a stream that was ended or refused.
 """
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import jwt
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, Request, Route, expect
 from starlette import requests
@@ -14,12 +16,14 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from sse_app import Hub, create_app, notices
+from sse_app.config import Config
 from sse_app.grants import Grant
 from sse_app.pytest_plugin import HubServer
 from sse_app.subscriber import CloseReason
 from sse_app.testing import live
 from tests.browser.conftest import Tabs
 from tests.browser.test_console import connected, row, send
+from tests.support.tokens import SECRET
 
 pytestmark = pytest.mark.browser
 
@@ -65,7 +69,7 @@ def gated() -> Iterator[Gated]:
 @pytest.fixture
 def tab(gated: Gated, tabs: Tabs) -> Iterator[Page]:
     """A console that has been asked who it is."""
-    tabs.expected.append("status of 40[134]")
+    tabs.expected.append("status of 40[13]")
     page = tabs.open(gated.url)
     expect(page.locator("#state")).to_have_text("Not signed in")
     yield page
@@ -364,6 +368,25 @@ def test_a_page_whose_user_has_changed_shows_nothing_of_the_first(gated: Gated, 
     expect(page.locator("#rows .system").last).to_contain_text(" of 43 ")
     assert "for 42 alone" not in page.content()
     page.close()
+
+
+def test_a_token_signs_in_until_it_is_revoked(tabs: Tabs) -> None:
+    tabs.expected.append("status of 401")
+    token = jwt.encode({"sub": "42", "exp": time.time() + 600, "sse": {"subscribe": ["rooms/*"]}}, SECRET, "HS256")
+    app = create_app(Config(token_secret=SECRET.decode()))
+    hub: Hub = app.state.hub
+    with live(app) as server:
+        page = tabs.open(server.url)
+        sign_in(page, f"{token}x")
+        expect(page.locator("#sign-in-error")).to_contain_text("does not accept this token or key")
+        connected(sign_in(page, token))
+        expect(page.locator("#access-facts")).to_contain_text("rooms/*")
+        assert facts(page)["Expires"].startswith("in 9 min")
+        hub.node.life.run_from_thread(lambda: hub.revoke(user="42"), 10.0)
+        expect(page.locator("#state")).to_have_text("Withdrawn")
+        sign_in(page, token)
+        expect(page.locator("#sign-in-error")).to_contain_text("does not accept this token or key")
+        page.close()
 
 
 def test_a_proxy_that_asks_for_a_password_is_not_signed_in_to(tabs: Tabs) -> None:
