@@ -17,7 +17,6 @@ from sse_app.grants import Grant
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 _KEY = re.compile("ssk_(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,63})_[A-Za-z0-9_-]{43}", re.ASCII)
-_NOBODY = hashlib.sha256(b"").digest()  # compared with where there is no such name: the same work as for a wrong key
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,9 @@ class Key:
 
     digest: bytes = field(repr=False)
     grant: Grant
+
+
+_NOBODY = Key(secrets.token_bytes(32), Grant())  # compared with where there is no such name: the work of a wrong key
 
 
 class Keys:
@@ -45,10 +47,9 @@ class Keys:
         form = _KEY.fullmatch(secret)
         if form is None:
             return None
-        key = self._keys.get(form["name"])
+        key = self._keys.get(form["name"], _NOBODY)
         given = hashlib.sha256(secret.encode()).digest()
-        equal = hmac.compare_digest(given, _NOBODY if key is None else key.digest)
-        return key.grant if equal and key is not None else None
+        return key.grant if hmac.compare_digest(given, key.digest) else None
 
     def replace(self, keys: Mapping[str, Key]) -> list[Withdrawal]:
         """Take these keys from now on. Returns which of the former are gone, and which grant something else now."""
