@@ -813,6 +813,7 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
         "durable",
         *grants.OPEN.describe(),
         *tickets.Ticket._fields,
+        *connections.Kicked._fields,
         "url",
     }
 
