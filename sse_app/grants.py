@@ -126,11 +126,16 @@ class Grant:
         if len(granted.matched(topics)) < len(topics):
             raise InsufficientScope("This credential does not grant publishing on every one of these topics.")
 
+    @property
+    def owner(self) -> str:
+        """The name under which what this caller makes is counted and remembered: its user, else where it came from."""
+        return f"@{self.user}" if self.user else self.source
+
     def scope_key(self, idempotency_key: str | None) -> str | None:
         """Return the key under which a publication of this caller is remembered, so that no caller meets another's
         receipt. Callers whom nobody tells apart share the keys that they give.
         """
-        owner = f"@{self.user}" if self.user else self.source
+        owner = self.owner
         if idempotency_key is None or owner in UNSCOPED:
             return idempotency_key
         check_idempotency_key(idempotency_key)
@@ -225,7 +230,8 @@ class Grant:
         if user is not None and user != self.user:
             if not self.mint:
                 raise InsufficientScope("This credential makes tickets for its own user only.")
-            ticket = replace(ticket, user=user, source="ticket", token=None, session=None, key=None, issued=now)
+            made = replace(ticket, user=user, source="ticket", token=None, session=None, key=None, issued=now)
+            ticket = made if stats else replace(made, stats="none")  # what its maker sees is not for everyone
         return ticket.within(now + lifetime)
 
     def _covering(self, asked: TopicFilter) -> TopicFilter:

@@ -38,9 +38,9 @@ class Leases:
         self._open: dict[str, list[Subscriber]] = {}  # by ticket, in the order in which they began
         exchange.handle(KIND, self._on_message)
 
-    async def mint(self, grant: Grant, ttl: float) -> str:
+    async def mint(self, grant: Grant, ttl: float, owner: str | None = None) -> str:
         """Return a new ticket (``Tickets.mint``)."""
-        ticket = await self.tickets.mint(grant, ttl)
+        ticket = await self.tickets.mint(grant, ttl, owner)
         self._outcomes["minted"] += 1
         return ticket
 

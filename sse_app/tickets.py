@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from base64 import urlsafe_b64encode
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
@@ -32,6 +32,7 @@ LIFETIME = 3_600.0  # seconds that the grant of a ticket lasts
 LIFETIME_MAX = 86_400.0
 GRANT_BYTES = VALUE_BYTES - 1_024  # of a ticket, beside which a lease has some hashes
 UNUSED_MAX = 100_000  # tickets that wait for their use, of this node's making
+UNUSED_OF_ONE = 1_000  # of them, that a user, or all who have no name, made for themselves
 AS_THEY_ARE = ("stats", "user", "client", "expires", "source", "token", "session", "issued", "key")  # fields of a grant
 WINDOW = 60.0  # seconds in which reconnects without a cookie are counted
 VERSION = (
@@ -111,6 +112,13 @@ class Admitted(NamedTuple):
     replaces: bool = False
 
 
+class _Unused(NamedTuple):
+    """A ticket that may wait for its use: until when, and of whom."""
+
+    until: float
+    owner: str | None
+
+
 class Tickets:
     """Makes tickets and lets in who has one. ``shortest`` are the seconds after which a client comes back at the
     earliest, by which two parties are told from one that comes back often. ``reconnect`` says what a second use of a
@@ -128,17 +136,18 @@ class Tickets:
         self._board, self._clock = board, clock
         self._reconnect = reconnect
         self._unproven_max = WINDOW / shortest + 1
-        self._unused: deque[float] = deque()  # when the tickets made here can no longer be used
+        self._unused: deque[_Unused] = deque()  # those made here, in the order in which they were
+        self._owned: Counter[str | None] = Counter()  # how many of them each owner has
 
-    async def mint(self, grant: Grant, ttl: float = TTL) -> str:
-        """Return a new ticket for this grant, which expires, to be used within ``ttl`` seconds. Raises TooManyRequests,
+    async def mint(self, grant: Grant, ttl: float = TTL, owner: str | None = None) -> str:
+        """Return a new ticket for this grant, which expires, to be used within ``ttl`` seconds. Of one ``owner`` only
+        UNUSED_OF_ONE may wait for their use; None: who makes tickets for others. Raises TooManyRequests,
         InvalidTicketRequest for a grant that is too large, Unavailable.
         """
         now = self._clock()
-        while self._unused and not now < self._unused[0] <= now + TTL_MAX:  # passed, or the clock was set back
-            self._unused.popleft()
-        if len(self._unused) >= UNUSED_MAX:
-            raise TooManyRequests("Too many tickets wait for their use; try again later.", self._unused[0] - now)
+        self._forget_unused(now)
+        if len(self._unused) >= UNUSED_MAX or (owner is not None and self._owned[owner] >= UNUSED_OF_ONE):
+            raise TooManyRequests("Too many tickets wait for their use; try again later.", self._unused[0].until - now)
         granted = msgspec.json.encode(_Granted.of(grant))
         if len(granted) > GRANT_BYTES:
             raise InvalidTicketRequest(
@@ -146,8 +155,16 @@ class Tickets:
             )
         ticket = secrets.token_urlsafe(16)
         await self._board.put(f"ticket.{_hash(ticket)}", granted, ttl)
-        self._unused.append(now + ttl)
+        self._unused.append(_Unused(now + ttl, owner))
+        self._owned[owner] += 1
         return ticket
+
+    def _forget_unused(self, now: float) -> None:
+        while self._unused and not now < self._unused[0].until <= now + TTL_MAX:  # passed, or the clock was set back
+            owner = self._unused.popleft().owner
+            self._owned[owner] -= 1
+            if not self._owned[owner]:
+                del self._owned[owner]
 
     async def look_at(self, ticket: str) -> Grant:
         """Return the grant of a ticket without using it. Raises InvalidTicket, Unavailable."""

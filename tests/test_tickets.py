@@ -220,6 +220,21 @@ async def test_a_clock_that_is_set_back_does_not_keep_tickets_waiting(monkeypatc
     await office.mint()
 
 
+async def test_one_who_makes_tickets_for_oneself_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets, "UNUSED_OF_ONE", 2)
+    office = Office()
+    for _ in range(2):
+        await office.tickets.mint(ANN, 30, "@ann")
+    with pytest.raises(TooManyRequests):
+        await office.tickets.mint(ANN, 30, "@ann")
+    await office.tickets.mint(ANN, 30, "@bob")
+    for _ in range(5):
+        await office.tickets.mint(ANN, 30)
+    office.now += 31
+    await office.tickets.mint(ANN, 30, "@ann")
+    assert office.tickets._owned == {"@ann": 1}
+
+
 async def test_a_grant_that_does_not_fit_on_the_board_makes_no_ticket() -> None:
     long = [f"{'x' * 2_000}/{number}" for number in range(10)]
     with pytest.raises(InvalidTicketRequest, match="too long"):
@@ -294,6 +309,8 @@ def test_nobody_makes_a_ticket_for_more_than_it_has(grant: Grant, asked: dict[st
         (MINT, {"user": "bob", "client": "till-3"}, lambda ticket: (ticket.user, ticket.client) == ("bob", "till-3")),
         (MINT, {"topics": ["a/1/**"]}, lambda ticket: ticket.subscribe.shown == ("a/1/**",)),
         (MINT, {"stats": "none"}, lambda ticket: ticket.stats == "none"),
+        (MINT, {"user": "bob"}, lambda ticket: ticket.stats == "none"),
+        (MINT, {"user": "bob", "stats": "own"}, lambda ticket: ticket.stats == "own"),
     ],
 )
 def test_a_ticket_is_for_a_part_of_what_its_maker_has(

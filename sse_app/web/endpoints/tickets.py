@@ -55,7 +55,7 @@ class TicketOffice:
                 client=asked.client,
                 stats=asked.stats,
             )
-        ticket = await self._node.leases.mint(granted, asked.ttl)
+        ticket = await self._node.leases.mint(granted, asked.ttl, None if grant.mint else grant.owner)
         url = f"{_events_path(request)}?ticket={ticket}"
         made = {"ticket": ticket, "url": url, "ttl": asked.ttl, "expires": granted.expires}
         return json_answer(made, status=201)
