@@ -71,14 +71,16 @@ export class Access {
   async #signIn(secret) {
     if (!SECRET.test(secret)) return this.#refuse("Paste a token or a key: one word, without spaces.");
     const button = byId("sign-in-button");
+    let grant;
     button.disabled = true;
     try {
-      this.#accept(secret, await call("grant", { headers: authorization(secret) }));
+      grant = await call("grant", { headers: authorization(secret) });
     } catch (error) {
-      this.#refuse(error.asksWho ? whyAsked({ signedIn: true }).detail : error.message);
+      return this.#refuse(error.asksWho ? whyAsked({ signedIn: true }).detail : error.message);
     } finally {
       button.disabled = false;
     }
+    this.#accept(secret, grant);
   }
 
   #accept(secret, grant) {

@@ -94,6 +94,7 @@ function showConnections() {
 
 /** Opens the stream as who has signed in, or as nobody; what somebody else was shown is gone. */
 function openAs(same) {
+  composer.refresh();
   if (same) return connection.open();
   log.reset();
   overview.reset();

@@ -49,6 +49,7 @@ export class Composer {
     format.dataset.format = json ? "json" : broken ? "broken" : "text";
     format.textContent = json ? "JSON" : broken ? "Text: not valid JSON" : "Text";
     const request = requestFor(this.#draft({ body: body || "hello" }));
+    if (session.signedIn) byId("key-field").hidden = true; // who is signed in publishes as that
     const variable = session.signedIn ? "SSE_APP_TOKEN" : byId("key-field").hidden ? "" : "SSE_APP_PUBLISH_KEY";
     byId("curl").textContent = curlFor(request, variable);
     byId("empty-curl").textContent = curlFor(requestFor({ body: "hello" }), variable);
@@ -59,7 +60,6 @@ export class Composer {
     showText(byId("broadcast-error"), "");
     byId("receipt").textContent = "";
     this.suggest([], []);
-    this.refresh();
   }
 
   /** Offers these topics and types while typing. */

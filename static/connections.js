@@ -50,7 +50,10 @@ export class Connections {
     const answer = await this.#call(withQuery("connections", wanted(byId("connection-name").value.trim())));
     if (!answer) return this.#clear();
     const { connections, more, partial = [] } = answer;
-    byId("connection-list").replaceChildren(...connections.map((connection) => this.#row(connection)));
+    const list = byId("connection-list");
+    const focused = list.contains(document.activeElement);
+    list.replaceChildren(...connections.map((connection) => this.#row(connection)));
+    if (focused) byId("refresh-connections").focus(); // the button that had it is gone
     byId("connection-count").textContent = more ? `newest ${connections.length}` : String(connections.length);
     byId("connection-note").textContent = [connections.length ? "" : "Nobody.", silent(partial, "so the list is incomplete")].filter(Boolean).join(" ");
   }
@@ -82,7 +85,6 @@ export class Connections {
     const block = Number(byId("block").value);
     showText(byId("connections-error"), "");
     byId("kicked").textContent = "";
-    byId("refresh-connections").focus(); // the list, and the button in it, are made anew
     const answer = await this.#call(withQuery(path, { ...query, ...(block && { block }) }), { method: "DELETE" });
     if (!answer) return;
     const { closed, partial = [] } = answer;
