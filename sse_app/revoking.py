@@ -82,6 +82,8 @@ class Revoking:
         """Return what is left of a grant, as far as this node knows; the caller uses it in the same step. Raises
         InvalidToken, InsufficientScope, and a BrokerError when that cannot be told.
         """
+        if self._has_read_board and not self.revocations:
+            return grant  # before it is asked what could name it: each connect comes by here twice
         if not is_revocable(grant):
             return grant
         if not self._has_read_board:
