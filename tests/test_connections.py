@@ -539,3 +539,14 @@ async def test_two_nodes_that_write_one_block_at_once_write_the_longer() -> None
             tasks.create_task(one.put(Block("user", "ann", 1_000.0, 1_000.0 + number * 100)))
     (found,) = await blocks[0].read()
     assert found.until == 1_400.0
+
+
+async def test_who_came_back_before_its_node_read_of_the_kick_stays() -> None:
+    async with world(2) as here:
+        old = await here.open(1, client="tab", grant=ANN)
+        here.board(1).become_deaf()
+        await here.nodes[0].connections.kick("user", "ann")
+        await asyncio.sleep(3)
+        new = await here.open(1, client="tab", grant=ANN)
+        await asyncio.sleep(INTERVAL)
+        assert (old.closing, new.closing) == (CloseReason.KICKED, None)

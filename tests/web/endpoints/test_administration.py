@@ -457,3 +457,8 @@ async def test_a_revocation_lasts_as_long_as_a_token_may_but_at_most_31_days() -
 
 def test_a_block_says_nothing_of_a_credential() -> None:
     assert set(Block.__struct_fields__) == {"who", "name", "made", "until", "v"}
+
+
+async def test_a_revocation_that_does_not_say_lasts_31_days_where_tokens_last_longer() -> None:
+    async with web(authorize=who, token_max_age=365 * 86_400.0) as opened:
+        assert (await revoke(opened, {"user": "ann"})).status_code == 200
