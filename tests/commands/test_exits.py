@@ -23,8 +23,8 @@ def tree(kind: type[SSEAppError]) -> Iterator[type[SSEAppError]]:
 def example(kind: type[SSEAppError]) -> SSEAppError:
     if kind is Refused:
         return Refused(403, "forbidden", "No.")
-    if kind is errors.TooManyRequests:
-        return errors.TooManyRequests("No.", 1.0)
+    if issubclass(kind, errors.TooManyRequests):
+        return kind("No.", 1.0)
     return Gap("epoch", id="", requested=None, oldest="", top="") if kind is Gap else kind("No.")
 
 
