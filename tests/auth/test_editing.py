@@ -17,7 +17,7 @@ from sse_app.errors import ConfigError
 _, HASH = new_key("till")
 OTHER = f"[keys.other]\nhash = '{HASH}'  # by hand\npublish = ['a']\n"
 ISSUER = '[[issuers]]\nname = "main"\nsecret = """\n[keys.till]\nnot = "a table" # of ours, and 32 bytes long\n"""\n'
-TILL: dict[str, Any] = {"hash": HASH, "publish": ["orders/**", 'q"\\ä'], "mint": True}
+TILL: dict[str, Any] = {"hash": HASH, "publish": ["orders/**", 'q"\\ä😀'], "mint": True}
 
 
 def test_a_key_is_added_behind_all_that_is_there() -> None:
