@@ -12,6 +12,7 @@ import asyncio
 import hmac
 import inspect
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ from sse_app.topics import TopicFilter
 logger = logging.getLogger("sse_app")
 
 IN_URL = frozenset(("access_token", "authorization", "jwt", "token"))  # a credential's names in a query, in any case
-IN_QUERY = tuple(name.encode() for name in IN_URL)
+IN_QUERY = re.compile("|".join(IN_URL).encode(), re.IGNORECASE)
 AUTHORIZE_WINDOW = 5.0  # seconds that an app's authorize may take
 AUTHORIZING_MAX = 200  # requests that may wait for it at a time, and threads in which it may be running
 AUTHORIZE_THREADS = 40  # of its own: one that hangs must not take those of the app's routes, which are as many
@@ -98,8 +99,7 @@ class Callers:
         """
         if self.everyone is not None:
             return self.everyone
-        query = request.scope["query_string"].lower()
-        if any(name in query for name in IN_QUERY):  # else there is no need to parse it
+        if IN_QUERY.search(request.scope["query_string"]):  # else there is no need to parse it
             refuse_in_url(request.query_params)
         try:
             found = await self._find(request) if self._closed else self._find_by_publish_key(request)
@@ -112,7 +112,8 @@ class Callers:
 
     def address(self, request: Request) -> str:
         """Return the address of the client of a request."""
-        return self._proxies.client_address(request.client.host if request.client else None, request.scope["headers"])
+        client = request.client
+        return self._proxies.client_address(client.host if client else None, request.scope["headers"])
 
     @contextmanager
     def attempt(self, request: Request) -> Iterator[None]:
