@@ -35,9 +35,8 @@ UNUSED_MAX = 100_000  # tickets that wait for their use, of this node's making
 UNUSED_OF_ONE = 1_000  # of them, that a user, or all who have no name, made for themselves
 AS_THEY_ARE = ("stats", "user", "client", "expires", "source", "token", "session", "issued", "key")  # fields of a grant
 WINDOW = 60.0  # seconds in which reconnects without a cookie are counted
-VERSION = (
-    1  # of what is stored; it rises with any change, since a node of an older version would write a lease without it
-)
+# Of what is stored. It rises with any change: a node that did not know a field would write a lease without it.
+VERSION = 1
 ATTEMPTS = 10  # to write a lease that other nodes write too
 
 REFUSED = "This ticket does not count here: get a new one."
