@@ -7,7 +7,7 @@ subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> r
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from types import TracebackType
@@ -43,6 +43,7 @@ from sse_app.vetting import Vetting
 T = TypeVar("T")
 
 RECENT = 100  # publications that /stats lists
+CANCEL_AGAIN = 0.5  # seconds
 SOON = (200, 1_000)  # milliseconds: after the end of a stream whose client gets the rest of what it may see
 
 RUNNING = (
@@ -165,8 +166,7 @@ class Node:
 
     def _cancel_tasks(self) -> None:
         self._tasks_end = True
-        for task in self._running:
-            task.cancel()
+        _cancel_until_done(self._running)
 
     # Publishing
 
@@ -436,3 +436,14 @@ class Node:
             "blocks": len(self.connections.blocks),
             "board_failures": self._revoking.board_failures + self.connections.board_failures,
         }
+
+
+def _cancel_until_done(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and again those that go on. In Python 3.11 a wait_for whose result comes in the same turn as the
+    cancellation returns that result (python/cpython#86296), and nats-py has a wait_for in each request.
+    """
+    going_on = [task for task in tasks if not task.done()]
+    for task in going_on:
+        task.cancel()
+    if going_on:
+        asyncio.get_running_loop().call_later(CANCEL_AGAIN, _cancel_until_done, going_on)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -1026,3 +1026,18 @@ async def test_a_search_of_the_log_before_gives_a_group_no_newest_publication() 
             for subscriber in (first, second):
                 assert data_of((await received(subscriber))[0])["last"] is None
         node.leave(first, CloseReason.GONE)
+
+
+async def test_a_node_stops_though_a_task_lost_its_cancellation() -> None:
+    entered = asyncio.Event()
+
+    async def deaf() -> None:
+        """As a request of a client library that answers a cancellation with its result, once."""
+        with suppress(asyncio.CancelledError):
+            entered.set()
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(PATIENCE), node_on(MemoryBroker()) as node:
+        node.spawn(deaf())
+        await entered.wait()
