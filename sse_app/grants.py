@@ -185,23 +185,25 @@ class Grant:
 
     def check_name(self, asked: str | None) -> str:
         """Return the client name of a stream: the one asked for, else a new one. Raises InsufficientScope."""
-        allowed = "*" if self.client is None else self.client
+        allowed = self.client
+        if allowed is None or allowed == "*":
+            return f"c-{_random()}" if asked is None else asked
         if not allowed.endswith("*"):
             if asked not in (None, allowed):
                 raise InsufficientScope("This credential is for another client name.")
             return allowed
         prefix = allowed[:-1]
         if asked is None:
-            return f"{prefix or 'c-'}{_random()}"
+            return f"{prefix}{_random()}"
         if not asked.startswith(prefix):
             raise InsufficientScope("This credential is for client names with another beginning.")
         return asked
 
     def audience(self, client: str) -> Audience:
         """Return the names under which ``to`` and ``exclude`` of a publication may name a stream of this client."""
-        vouched = () if self.client is None else (client,)
         if self.user is None:
-            return Audience(vouched, client)
+            return Audience((client,)) if self.client is not None else Audience((), client)
+        vouched = () if self.client is None else (client,)
         return Audience((*vouched, f"@{self.user}", f"{client}@{self.user}"), client)
 
     def ticket(

@@ -259,7 +259,9 @@ class Node:
         Raises InsufficientScope, Blocked, TooManyTopics, Draining, Overloaded, Unavailable.
         """
         self.life.check_here()
-        grant = await self._revoking.check(request.grant)  # no other await follows until the stream is added
+        grant = request.grant
+        if grant.source != "open":  # which a revocation cannot name
+            grant = await self._revoking.check(grant)  # no other await follows until the stream is added
         client = grant.check_name(request.client)
         self.connections.check(grant, client)
         topic_filter = self._delivery.shared(grant.narrow(request.topic_filter), NATIVE)
@@ -277,8 +279,9 @@ class Node:
         )
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
-        self.leases.add(subscriber)
-        self._expiry.add(subscriber)
+        if grant is not OPEN:
+            self.leases.add(subscriber)
+            self._expiry.add(subscriber)
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:

@@ -140,8 +140,8 @@ class TopicFilter:
         if denied or not self.broadcasts:
             patterns = () if "**" in patterns else patterns
             patterns, denied = _settled(patterns, denied)
+            object.__setattr__(self, "denied", denied)
         object.__setattr__(self, "patterns", patterns)
-        object.__setattr__(self, "denied", denied)
         object.__setattr__(self, "_denying", TopicFilter(denied) if denied else None)
         object.__setattr__(self, "_shapes", tuple(dict.fromkeys(filter(None, map(shape_of, patterns)))))
         object.__setattr__(self, "_hash", hash((patterns, self.broadcasts, denied)))
