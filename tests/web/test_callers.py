@@ -4,7 +4,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -359,6 +360,59 @@ async def test_what_an_app_grants_is_as_old_as_the_request() -> None:
         await opened.hub.node.revoke(Revocation.of(user="ann", lasts=60))
         going_on.set()
         assert code_of(await asked) == (401, "invalid_token")
+
+
+class Pool:
+    """The connections of an app to its database, of which it has five."""
+
+    def __init__(self) -> None:
+        self.in_use = self.most = 0
+
+    @contextmanager
+    def connection(self) -> Iterator[None]:
+        self.in_use += 1
+        self.most = max(self.most, self.in_use)
+        try:
+            yield
+        finally:
+            self.in_use -= 1
+
+
+async def test_an_open_stream_holds_nothing_that_authorize_used() -> None:
+    pool = Pool()
+
+    async def look_up(request: Request) -> Grant | None:
+        with pool.connection():
+            await turns(1)
+            return READER
+
+    async with web(authorize=look_up) as opened, AsyncExitStack() as stack:
+        for _ in range(50):
+            stream = await stack.enter_async_context(opened.stream())
+            await anext(stream)
+        assert len(opened.hub) == 50
+        assert (pool.in_use, pool.most) == (0, 1)
+
+
+async def test_an_authorize_that_hangs_holds_up_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(callers, "AUTHORIZING_MAX", 3)
+
+    async def hangs(request: Request) -> Grant | None:
+        await asyncio.Event().wait()
+        return READER
+
+    async with web(authorize=hangs, publish_key=KEY) as opened:
+        waiting = [asyncio.create_task(opened.client.get("/events")) for _ in range(3)]
+        await turns(20)
+        assert (await opened.client.get("/healthz")).status_code == 200
+        with_key = await opened.client.post("/broadcast", content="x", headers={"Authorization": f"Bearer {KEY}"})
+        assert with_key.status_code == 200
+        assert code_of(await opened.client.get("/events")) == (503, "overloaded")
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
 
 
 # A route of one's own
