@@ -247,8 +247,11 @@ def refuse_in_url(names: Iterable[str]) -> None:
 
 def bearer(request: Request) -> str | None:
     """Return the credential of the Authorization header, None without one. Other schemes are a proxy's business."""
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else None
+    for name, value in request.scope["headers"]:  # once: Starlette's Headers would decode all of them
+        if name == b"authorization":
+            scheme, _, given = value.decode("latin-1").partition(" ")
+            return given.strip() if scheme.lower() == "bearer" else None
+    return None
 
 
 def _completed(grant: Grant, asked_at: float) -> Grant:
