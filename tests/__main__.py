@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ DEBIAN_PACKAGES = (
     "redis-server",
     "strace",
 )
+BROWSERS = "tests/browser"
 NO_INSTALL = "--no-install"
 # What Debian's tools ask before they start a service: 101 is no, 0 yes (invoke-rc.d(8), deb-systemd-invoke(1p)).
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -45,7 +47,31 @@ def main() -> None:
         failures = [subprocess.run([sys.executable, "-m", *linter]).returncode for linter in LINTERS]
         sys.exit(any(failures))
     install_debian_packages(allowed=NO_INSTALL not in sys.argv)
+    if not arguments:
+        sys.exit(run_all())
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
+
+
+def run_all() -> int:
+    """Run the whole suite: the browsers' tests, a third of its time, beside the others. Return the exit status.
+
+    Tests have no time of their own to keep, so that they may share the machine.
+    """
+    pytest = [sys.executable, "-m", "pytest"]
+    with tempfile.TemporaryFile() as output:
+        browsers = subprocess.Popen(
+            [*pytest, BROWSERS], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            others = subprocess.run(
+                [*pytest, f"--ignore={BROWSERS}", "-o", "cache_dir=.pytest_cache/others"]
+            ).returncode
+            status = browsers.wait()
+        finally:
+            browsers.terminate()
+        output.seek(0)
+        shutil.copyfileobj(output, sys.stdout.buffer)
+    return others or status
 
 
 def install_debian_packages(*, allowed: bool = True) -> None:
