@@ -16,8 +16,6 @@ from tests.support.peers import PATIENCE, turns, until
 from tests.support.worlds import World
 
 BOARDS = ("memory", "linked", "sqlite", "redis", "nats")
-# Whose lifetimes are measured on the clocks of the world, not on a server's.
-CLOCKED = ()
 SHARED = tuple(name for name in BOARDS if name != "memory")  # by several nodes
 KEPT = tuple(name for name in SHARED if name != "linked")  # on more than the memory of a process
 LONG = 3_600.0  # seconds
@@ -30,7 +28,6 @@ def world(request: pytest.FixtureRequest) -> World:
     return world
 
 
-clocked = pytest.mark.parametrize("world", CLOCKED, indirect=True)
 kept = pytest.mark.parametrize("world", KEPT, indirect=True)
 shared = pytest.mark.parametrize("world", SHARED, indirect=True)
 
@@ -158,7 +155,6 @@ async def test_only_what_stands_there_is_replaced(board: Board) -> None:
 # --- lifetimes ---
 
 
-@clocked
 async def test_an_entry_ends_exact_to_a_second(boards: list[Board], world: World) -> None:
     for number, board in enumerate(boards):
         key = f"a.{number}"
@@ -175,7 +171,6 @@ async def test_an_entry_ends_exact_to_a_second(boards: list[Board], world: World
         assert await values(boards, key) == {b"y"}
 
 
-@clocked
 async def test_whoever_writes_an_entry_gives_it_a_new_lifetime(board: Board, world: World) -> None:
     await board.put("a.put", b"x", 10)
     await board.put("a.replaced", b"x", 10)
@@ -191,7 +186,6 @@ async def test_whoever_writes_an_entry_gives_it_a_new_lifetime(board: Board, wor
     assert await board.list("a") == {}
 
 
-@clocked
 async def test_the_longest_lifetime_is_31_days(board: Board, world: World) -> None:
     await board.put("a.b", b"x", TTL)
     elapse(world, TTL - 1)
@@ -250,14 +244,11 @@ class Model:
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_the_boards_of_a_hub_are_one_dict_with_lifetimes(
-    boards: list[Board], world: World, seed: int, request: pytest.FixtureRequest
-) -> None:
+async def test_the_boards_of_a_hub_are_one_dict_with_lifetimes(boards: list[Board], world: World, seed: int) -> None:
     random, model = Random(seed), Model()
-    is_clocked = request.node.callspec.params["world"] in CLOCKED
     for step in range(200):
         key, value = f"{random.choice('ab')}.{random.randrange(3)}", b"%d" % step
-        ttl = random.choice((5, 50, LONG)) if is_clocked else LONG
+        ttl = random.choice((5, 50, LONG))
         old = random.choice((model.get(key) or b"", b"other"))
         name, arguments = random.choice(
             (
@@ -266,10 +257,9 @@ async def test_the_boards_of_a_hub_are_one_dict_with_lifetimes(
             )
         )
         assert await getattr(random.choice(boards), name)(*arguments) == getattr(model, name)(*arguments)
-        if is_clocked:
-            seconds = random.choice((0, 0, 0, 3, 30))
-            elapse(world, seconds)
-            model.now += seconds
+        seconds = random.choice((0, 0, 0, 3, 30))
+        elapse(world, seconds)
+        model.now += seconds
 
 
 # --- what no board takes ---
