@@ -31,7 +31,7 @@ DEBIAN_PACKAGES = (
     "redis-server",
     "strace",
 )
-BROWSERS = "tests/browser"
+BESIDE = ("tests/browser", "tests/chaos")  # half of the suite's time, much of it spent waiting
 NO_INSTALL = "--no-install"
 # What Debian's tools ask before they start a service: 101 is no, 0 yes (invoke-rc.d(8), deb-systemd-invoke(1p)).
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -53,22 +53,19 @@ def main() -> None:
 
 
 def run_all() -> int:
-    """Run the whole suite: the browsers' tests, a third of its time, beside the others. Return the exit status.
+    """Run the whole suite, the tests of BESIDE beside all others. Return the exit status.
 
-    Tests have no time of their own to keep, so that they may share the machine.
+    No test has a time to keep, so that they may share the machine.
     """
     pytest = [sys.executable, "-m", "pytest"]
+    ignored = [f"--ignore={folder}" for folder in BESIDE]
     with tempfile.TemporaryFile() as output:
-        browsers = subprocess.Popen(
-            [*pytest, BROWSERS], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+        beside = subprocess.Popen([*pytest, *BESIDE], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
-            others = subprocess.run(
-                [*pytest, f"--ignore={BROWSERS}", "-o", "cache_dir=.pytest_cache/others"]
-            ).returncode
-            status = browsers.wait()
+            others = subprocess.run([*pytest, *ignored, "-o", "cache_dir=.pytest_cache/others"]).returncode
+            status = beside.wait()
         finally:
-            browsers.terminate()
+            beside.terminate()
         output.seek(0)
         shutil.copyfileobj(output, sys.stdout.buffer)
     return others or status

@@ -425,21 +425,22 @@ def test_tests_in_the_background_of_a_script_can_interrupt_their_children(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("browsers", "others", "status"), [("True", "True", 0), ("False", "True", 1), ("True", "False", 1)]
+    ("beside", "others", "status"), [("True", "True", 0), ("False", "True", 1), ("True", "False", 1)]
 )
-def test_the_whole_suite_is_what_browsers_and_all_others_say(
-    browsers: str,
+def test_the_whole_suite_is_what_both_of_its_halves_say(
+    beside: str,
     others: str,
     status: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "tests" / "browser").mkdir(parents=True)
-    (tmp_path / "tests" / "browser" / "test_page.py").write_text(f"def test_page(): assert {browsers}")
-    (tmp_path / "tests" / "test_other.py").write_text(f"def test_other(): assert {others}")
+    for folder in tests_command.BESIDE:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"test_{Path(folder).name}.py").write_text(f"def test_it(): assert {beside}")
+    (tmp_path / "tests" / "test_other.py").write_text(f"def test_it(): assert {others}")
     monkeypatch.chdir(tmp_path)
     assert tests_command.run_all() == status
     output = capfd.readouterr().out
-    assert output.count("test_page.py") >= 1
-    assert output.count("test_other.py") >= 1
+    for name in ("test_browser.py", "test_chaos.py", "test_other.py"):
+        assert name in output
