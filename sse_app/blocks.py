@@ -4,16 +4,14 @@ A kick is an entry on the board, where a node finds it that missed the message: 
 enough for every node to read it.
 """
 
-import hashlib
 import math
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import msgspec
 
-from sse_app.brokers.board import Board
+from sse_app.brokers.board import Board, hashed
 from sse_app.errors import BadInput, Blocked, BrokerError, LogFull
 from sse_app.grants import Grant
 from sse_app.publication import check_client, check_user
@@ -69,8 +67,7 @@ class Block(msgspec.Struct, frozen=True):
     @property
     def entry(self) -> str:
         """The key of its entry on the board: one for each name."""
-        digest = hashlib.sha256(f"{self.who} {self.name}".encode()).digest()
-        return f"{KIND}.{urlsafe_b64encode(digest).decode().rstrip('=')}"
+        return f"{KIND}.{hashed(f'{self.who} {self.name}'.encode())}"
 
     def joined(self, other: "Block") -> "Block":
         """Return the block that does what both do: no kick shortens an earlier block."""

@@ -6,16 +6,15 @@ which nothing that it names can be good any more. It is stored in the log, as a 
 board, where a node that was away finds it.
 """
 
-import hashlib
 import math
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import msgspec
 
+from sse_app.brokers.board import hashed
 from sse_app.errors import (
     INVALID,
     BadInput,
@@ -116,8 +115,7 @@ class Revocation:
     @property
     def entry(self) -> str:
         """The key of its entry on the board."""
-        digest = hashlib.sha256(self.encode()).digest()
-        return f"{KIND}.{urlsafe_b64encode(digest).decode().rstrip('=')}"
+        return f"{KIND}.{hashed(self.encode())}"
 
     def refuses(self, grant: Grant) -> bool:
         """Return True when a request with a grant that it names is to be refused.

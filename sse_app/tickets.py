@@ -13,15 +13,13 @@ copied from a log does not.
 import re
 import secrets
 import time
-from base64 import urlsafe_b64encode
 from collections import Counter, deque
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from sse_app.brokers.board import VALUE_BYTES, Board
+from sse_app.brokers.board import VALUE_BYTES, Board, hashed
 from sse_app.errors import BrokerUnavailable, InvalidTicket, InvalidTicketRequest, TooManyRequests
 from sse_app.grants import Grant, Lease, Reconnect, Stats
 from sse_app.topics import TopicFilter
@@ -255,7 +253,7 @@ def _checked(ticket: str) -> str:
 
 
 def _hash(text: str) -> str:
-    return urlsafe_b64encode(sha256(text.encode(errors="surrogateescape")).digest()).rstrip(b"=").decode()
+    return hashed(text.encode(errors="surrogateescape"))
 
 
 class _Version(msgspec.Struct):

@@ -6,7 +6,9 @@ Each broker has one (``broker.board``), kept where its log is kept. An implement
 
 import math
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Collection
+from hashlib import sha256
 from typing import Protocol
 
 VALUE_BYTES = 16 * 1024
@@ -89,6 +91,11 @@ class Board(Protocol):
         """Return the names of the other nodes that were heard of in the last 5 seconds. It may be a moment old; this
         never fails. A node of an older version has a name too, and gets no messages."""
         ...
+
+
+def hashed(text: bytes) -> str:
+    """Return the name of an entry for what is too long for a name, or secret: its SHA-256, in 43 characters."""
+    return urlsafe_b64encode(sha256(text).digest()).rstrip(b"=").decode()
 
 
 def check_entry(key: str, value: bytes, ttl: float) -> None:
