@@ -12,7 +12,7 @@ import msgspec
 from sse_app.asking import Asking
 from sse_app.blocks import LASTS_MAX, Block, Blocks, Who
 from sse_app.brokers.board import Board
-from sse_app.delivery import Delivery
+from sse_app.delivery import END, OFFER, SLICE, Delivery, in_steps
 from sse_app.errors import BrokerError, InvalidParameter, NoSuchClient
 from sse_app.exchange import Exchange, Fields
 from sse_app.grants import Grant
@@ -25,10 +25,8 @@ LIMIT = 100  # connections that are listed, unless more or fewer are asked for
 LIMIT_MAX = 1_000
 TOPICS_CHARACTERS = 4_096  # of the topic filters that are listed of one stream: a message has to hold it
 INTERVAL = 10.0  # seconds between two looks at the board
-LOOKED_AT = 50  # streams in a step, when all are to be listed or ended
+LOOKED_AT = 50  # streams that are listed between two looks at the budget
 BACK = (200, 1_000)  # milliseconds after its block in which a client comes back: not all at once, and none too early
-STEP = 3_000  # units of work in a step (steps.py)
-END = 20  # units: to end a stream, or to describe it
 
 End = Callable[[Subscriber, CloseReason, int | None], None]
 
@@ -159,7 +157,7 @@ class Connections:
 
     def _list(self, wanted: Wanted, found: list[ConnectedStream]) -> Iterator[None]:
         """Add to ``found`` what is wanted, in steps."""
-        budget = Budget(STEP)
+        budget = Budget(SLICE * OFFER)
         for part in slices((yield from self._candidates(wanted, budget)), LOOKED_AT):
             for subscriber in part:
                 if not subscriber.is_over:
@@ -244,21 +242,15 @@ class Connections:
         tickets = list(self._tickets_of(named, block))
         for ticket in tickets:
             self.blocks.add(ticket)
-        await outside_tasks(self._end_each(named, block))
+        await outside_tasks(in_steps(lambda subscriber: self._end_for(subscriber, block), named, END))
         for ticket in tickets:
             await self.blocks.put(ticket)
             await self._exchange.send("block", {"block": ticket})
         return len(named)
 
-    def _end_each(self, subscribers: Iterable[Subscriber], block: Block) -> Iterator[None]:
-        budget = Budget(STEP)
-        for part in slices(subscribers, LOOKED_AT):
-            rest = round((block.until - self._wall()) * 1_000)
-            for subscriber in part:
-                retry = rest + random.randint(*BACK) if rest > 0 else None
-                self._end(subscriber, CloseReason.KICKED, retry)
-            if budget.spend(END * len(part)):
-                yield
+    def _end_for(self, subscriber: Subscriber, block: Block) -> None:
+        rest = round((block.until - self._wall()) * 1_000)
+        self._end(subscriber, CloseReason.KICKED, rest + random.randint(*BACK) if rest > 0 else None)
 
     def _tickets_of(self, named: Iterable[Subscriber], block: Block) -> Iterator[Block]:
         """Yield the blocks of the tickets of a client's streams, which could come back under another name. Those of a

@@ -24,6 +24,7 @@ NAME_BYTES = 64  # that a name in `to` or `exclude` counts as: some 4,000 look-u
 
 # Work in the unit of steps.Budget, 1 to 2 us.
 OFFER = 3  # to offer a batch to one subscriber
+END = 20  # to end a stream, or to describe it
 NOTED = 2  # groups or subscribers that are noted in one unit
 JOINED_BYTES = 16 * 1024  # that are joined to a batch in one unit
 JOINED = 64  # publications of a piece that are taken into a batch, or left out, in one unit
@@ -378,9 +379,11 @@ def pieces(publications: Sequence[Publication]) -> Iterator[list[Publication]]:
         yield piece
 
 
-def in_steps(act: Callable[[Subscriber], None], subscribers: list[Subscriber]) -> Iterator[None]:
-    """Do it for each of them; between two steps the loop may turn."""
-    for part in slices(subscribers, SLICE):
+def in_steps(
+    act: Callable[[Subscriber], None], subscribers: Sequence[Subscriber], units: int = OFFER
+) -> Iterator[None]:
+    """Do it for each of them, which takes so many units of work; between two steps the loop may turn."""
+    for part in slices(subscribers, max(1, SLICE * OFFER // units)):
         for subscriber in part:
             act(subscriber)
         yield

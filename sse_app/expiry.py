@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 
-from sse_app.delivery import in_steps
+from sse_app.delivery import END, in_steps
 from sse_app.grants import OPEN
 from sse_app.steps import outside_tasks
 from sse_app.subscriber import Subscriber
@@ -70,4 +70,4 @@ class Expiry:
         while True:
             await asyncio.sleep(1.0 - self._wall() % 1.0)
             if due := self.take_due():
-                await outside_tasks(in_steps(self._end, due))
+                await outside_tasks(in_steps(self._end, due, END))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from sse_app.backoff import Backoff
 from sse_app.brokers import Broker
-from sse_app.delivery import SLICE, Delivery
+from sse_app.delivery import END, OFFER, SLICE, Delivery
 from sse_app.errors import BrokerError, LogFull, TooManyTopics
 from sse_app.grants import Grant
 from sse_app.publication import Position, Publication
@@ -43,8 +43,6 @@ logger = logging.getLogger("sse_app")
 INTERVAL = 10.0  # seconds between two looks at the board
 RETRY = (0.2, 2.0)  # seconds: the first and the longest pause between attempts at a board that gives no answer
 LOOKED_AT = 50  # streams or entries in a step, when none of them ends
-STEP = 3_000  # units of work in a step (steps.py)
-END = 20  # units: to end a stream
 
 End = Callable[[Subscriber, CloseReason], None]
 
@@ -175,7 +173,7 @@ class Revoking:
         subscribers: Iterable[Subscriber],
         ended: list[Subscriber],
     ) -> Iterator[None]:
-        budget = Budget(STEP)
+        budget = Budget(SLICE * OFFER)
         for part in slices(subscribers, LOOKED_AT):
             before = len(ended)
             for subscriber in part:

@@ -13,7 +13,7 @@ from sse_app.asking import WAITING_MAX, WINDOW
 from sse_app.blocks import KEPT, LASTS_MAX, Block, Blocks
 from sse_app.brokers.memory_board import Entries, MemoryBoard
 from sse_app.connections import INTERVAL, LIMIT_MAX, ConnectedStream, ConnectedStreams, Wanted
-from sse_app.delivery import SLICE
+from sse_app.delivery import END, OFFER, SLICE
 from sse_app.errors import Blocked, BrokerUnavailable, InvalidClient, InvalidParameter, InvalidTopic, NoSuchClient
 from sse_app.grants import OPEN, Grant, Lease
 from sse_app.node import Node
@@ -301,8 +301,8 @@ async def test_many_streams_are_listed_in_steps(monkeypatch: pytest.MonkeyPatch)
         for _ in here.nodes[0].connections._list(Wanted(limit=5_000), found):
             steps += 1
         assert len(found) == 1_000
-        assert steps >= 1_000 * connections.END // connections.STEP > 3
-        assert connections.LOOKED_AT * connections.END <= connections.STEP < SLICE * connections.END
+        assert steps >= 1_000 * END // (SLICE * OFFER) > 3
+        assert connections.LOOKED_AT * END <= SLICE * OFFER < SLICE * END
 
 
 # Kicks

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_app.brokers.memory import MemoryBroker
-from sse_app.delivery import SLICE
+from sse_app.delivery import END, OFFER, SLICE
 from sse_app.events import EventDecoder
 from sse_app.expiry import Expiry
 from sse_app.grants import Grant
@@ -256,3 +256,23 @@ async def test_streams_that_expire_together_all_end() -> None:
         streams = [await stack.enter_async_context(subscribed(node, grant=grant)) for _ in range(2 * SLICE + 1)]
         await asyncio.sleep(7)
         assert all(stream.closing is CloseReason.EXPIRED for stream in streams)
+
+
+@pytest.mark.virtual_time
+async def test_no_step_ends_more_streams_than_its_time_allows() -> None:
+    steps = [0]  # streams that ended in each turn of the loop
+    loop, clock = asyncio.get_running_loop(), wall_of_loop()
+
+    def end(_: Subscriber) -> None:
+        if not steps[-1]:
+            loop.call_soon(steps.append, 0)
+        steps[-1] += 1
+
+    expiry = Expiry(end, max_age=None, wall=clock)
+    for _ in range(SLICE):
+        expiry.add(stream(clock() + 5.0))
+    running = asyncio.create_task(expiry.run())
+    await asyncio.sleep(7)
+    running.cancel()
+    assert sum(steps) == SLICE
+    assert max(steps) * END <= SLICE * OFFER

@@ -406,7 +406,8 @@ async def test_what_comes_while_the_board_is_read_after_a_break_is_not_read_with
 async def test_nothing_may_be_read_behind_a_record_before_its_streams_have_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sse_app.revoking.STEP", 1)  # the loop turns after each few streams
+    for name in ("SLICE", "OFFER"):
+        monkeypatch.setattr(f"sse_app.revoking.{name}", 1)  # the loop turns after each few streams
     async with world(2) as (here, there), AsyncExitStack() as stack:
         for _ in range(500):
             await stack.enter_async_context(subscribed(there, grant=GRANT))
