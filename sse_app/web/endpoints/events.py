@@ -1,6 +1,6 @@
 """``GET /events``: the stream of one subscriber."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -39,7 +39,7 @@ class Events:
             if b"ticket=" in request.scope["query_string"]:
                 return await self._stream_by_ticket(request)
             grant = self._callers.everyone or await self._callers.find(request)
-            return EventStream(self._node, self._asked(request, grant), door=self._door)
+            return self._stream(request, stream_request(request, grant))
         except SSEAppError as error:
             return refusal(error, request.scope, self._node.retry())
 
@@ -47,17 +47,16 @@ class Events:
         """Return the stream of a request with a ticket, unless a header, which is the stronger, says who asks."""
         ticket = only(parse(request), "ticket", InvalidTicket)
         if ticket is None or bearer(request) is not None:
-            return EventStream(self._node, self._asked(request, await self._callers.find(request)), door=self._door)
-        stream_request(request, OPEN)  # a request that is not as described uses nothing up
+            return self._stream(request, stream_request(request, await self._callers.find(request)))
+        asked = stream_request(request, OPEN)  # one that is not as described uses nothing up
         grant, headers = await self._office.use(request, ticket)
-        return EventStream(self._node, self._asked(request, grant), door=self._door, headers=headers)
+        return self._stream(request, asked._replace(grant=grant), headers)
 
-    def _asked(self, request: Request, grant: Grant) -> StreamRequest:
-        """Return what a request for a stream asks for. Where it came from is kept of streams of a closed hub alone, for
-        who administers that.
-        """
-        address = None if grant.source == "open" else self._callers.address(request)
-        return stream_request(request, grant, address=address)
+    def _stream(self, request: Request, asked: StreamRequest, headers: Mapping[str, str] = {}) -> Response:
+        """Return the stream. Where its request came from is kept on a closed hub alone, for who administers that."""
+        if asked.grant.source != "open":
+            asked = asked._replace(address=self._callers.address(request))
+        return EventStream(self._node, asked, door=self._door, headers=headers)
 
 
 def stream_request(
