@@ -17,6 +17,7 @@ from sse_app.narrowing import NothingInCommon, narrow
 from sse_app.publication import Audience, check_client, check_idempotency_key, check_user
 from sse_app.topics import TopicFilter
 
+MADE = 12  # characters that a client's name has behind its prefix when the hub makes it
 LEFT_MIN = 1.0  # seconds; a stream that ends as soon as it opens helps nobody
 
 UNSCOPED = ("open", "publish_key")  # sources whose callers are one publisher, as they were before there were grants
@@ -48,9 +49,9 @@ class Grant:
     time.
 
     ``source`` is where it came from: the name of a key or an issuer, ``open``, ``publish_key``, ``anonymous``,
-    ``ticket`` when it was made for another user; empty for what an app grants. ``token`` and ``session`` are the ids of
-    a token and of its session, ``issued`` is when it was made (Unix time), ``key`` the id of the key that signed it:
-    all by which it can be revoked. ``lease`` is the ticket of a stream.
+    ``authorize``, ``ticket`` when it was made for another user; empty for what a route of the app grants. ``token`` and
+    ``session`` are the ids of a token and of its session, ``issued`` is when it was made (Unix time), ``key`` the id of
+    the key that signed it: all by which it can be revoked. ``lease`` is the ticket of a stream.
     """
 
     publish: TopicFilter | None = None
@@ -107,7 +108,7 @@ class Grant:
         if self.user is not None:
             check_user(self.user)
         if self.client is not None:
-            check_client(f"{self.client[:-1]}{_random()}" if self.client.endswith("*") else self.client)
+            check_client(self.client[:-1] + "0" * MADE if self.client.endswith("*") else self.client)
 
     def check_publish(self, topics: tuple[str, ...]) -> None:
         """Raises InsufficientScope unless every one of a publication's topics is granted. One without a topic, which
@@ -269,8 +270,8 @@ class Grant:
 
 
 def _random() -> str:
-    """Return what makes a client's name its own."""
-    return secrets.token_hex(6)
+    """Return the characters by which a client's name is its own."""
+    return secrets.token_hex(MADE // 2)
 
 
 def _shown(granted: TopicFilter | None) -> list[str] | None:
