@@ -95,7 +95,7 @@ class Administration:
 
     async def _check_admin(self, request: Request) -> None:
         """Raises Unauthorized, InsufficientScope, Unavailable."""
-        grant = self._callers.everyone or await self._callers.find(request)
+        grant = await self._callers.find(request)
         self._node.life.check_started()
         with self._callers.scope_counted():
             grant.check_admin()

@@ -23,13 +23,13 @@ class Operations:
         self._node, self._callers = node, callers
 
     async def stats(self, request: Request) -> Response:
-        grant = self._callers.everyone or await self._callers.find(request)
+        grant = await self._callers.find(request)
         with self._callers.scope_counted():
             stats = await self._node.stats(grant)
         return json_answer({**stats, "versions": VERSIONS})
 
     async def metrics(self, request: Request) -> Response:
-        grant = self._callers.everyone or await self._callers.find(request)
+        grant = await self._callers.find(request)
         with self._callers.scope_counted():
             grant.check_stats(all_of_it=True)
         totals = self._node.totals + self._node.siblings
@@ -38,7 +38,7 @@ class Operations:
 
     async def grant(self, request: Request) -> Response:
         """GET /grant: what the caller may do, which answers why it sees nothing."""
-        grant = self._callers.everyone or await self._callers.find(request)
+        grant = await self._callers.find(request)
         return json_answer(grant.describe())
 
     async def healthz(self, request: Request) -> Response:

@@ -42,7 +42,7 @@ class TicketOffice:
     async def mint(self, request: Request) -> Response:
         """POST /tickets: make a ticket."""
         asked_at = time.time()  # a revocation that comes while the body is read takes the ticket back too
-        grant = self._callers.everyone or await self._callers.find(request)
+        grant = await self._callers.find(request)
         self._node.life.check_started()
         error = InvalidTicketRequest(f"The body of a request for a ticket has at most {BODY_MAX} bytes.")
         asked = _parse(await read_body(request, BODY_MAX, self._body_deadline, error))
