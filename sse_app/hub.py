@@ -39,7 +39,7 @@ from sse_app.subscription import Subscription
 from sse_app.tickets import LIFETIME, LIFETIME_MAX, TTL, TTL_MAX, Ticket
 from sse_app.vetting import BeforePublish, Vetting
 from sse_app.web.app import build_app
-from sse_app.web.callers import Access, Authorize, Callers
+from sse_app.web.callers import Access, Authorize, Callers, client_address
 from sse_app.web.door import Door, drain_after, signs_of_a_stop
 from sse_app.web.endpoints.events import stream_request
 from sse_app.web.siblings import warn_of_siblings
@@ -328,8 +328,7 @@ class Hub:
     def _stream_request(self, request: Request, topics: Iterable[str] | None, grant: Grant | None) -> StreamRequest:
         if grant is None:
             return stream_request(request, UNNAMED, topics)
-        peer = request.client.host if request.client else None
-        address = self.config.proxies.client_address(peer, request.scope["headers"])
+        address = client_address(request, self.config.proxies)
         return stream_request(request, grant.dated(time.time()), topics, address=address)
 
     def _build_app(self, lifespan: Lifespan[Any] | None = None, everyone: Grant = OPEN) -> Starlette:

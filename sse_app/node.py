@@ -279,9 +279,8 @@ class Node:
         )
         self._delivery.add(subscriber)
         self._heartbeats.add(subscriber)
-        if grant is not OPEN:
-            self.leases.add(subscriber)
-            self._expiry.add(subscriber)
+        self.leases.add(subscriber)
+        self._expiry.add(subscriber)
         self._count_subscribers(+1)
         self.totals.connected += 1
         try:

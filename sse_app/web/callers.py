@@ -112,8 +112,7 @@ class Callers:
 
     def address(self, request: Request) -> str:
         """Return the address of the client of a request."""
-        client = request.client
-        return self._proxies.client_address(client.host if client else None, request.scope["headers"])
+        return client_address(request, self._proxies)
 
     @contextmanager
     def attempt(self, request: Request) -> Iterator[None]:
@@ -232,6 +231,12 @@ class Callers:
         if now - self._logged >= LOG_INTERVAL:
             logger.error("authorize failed, %d times since the last line", self._outages, exc_info=error)
             self._logged, self._outages = now, 0
+
+
+def client_address(request: Request, proxies: Proxies) -> str:
+    """Return the address of the client of a request, which may come by way of these proxies."""
+    client = request.client
+    return proxies.client_address(client.host if client else None, request.scope["headers"])
 
 
 def refuse_in_url(names: Iterable[str]) -> None:
