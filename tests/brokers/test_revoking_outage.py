@@ -5,10 +5,10 @@ import pytest
 from sse_app.errors import BrokerUnavailable, InvalidToken
 from sse_app.publication import Draft, Position
 from tests.brokers.test_board_outage import answer, first_error, server, world
-from tests.brokers.test_revoking import join, nodes_on, revocation, to_the_end
 from tests.support.broker_process import BrokerProcess
 from tests.support.nodes import data_of
 from tests.support.peers import datas, read_events
+from tests.support.revoking import join, nodes_on, revocation, to_the_end
 from tests.support.worlds import World
 
 __all__ = ["server", "world"]

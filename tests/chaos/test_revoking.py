@@ -9,15 +9,14 @@ from random import Random
 import pytest
 
 from sse_app.brokers import open_broker
-from sse_app.events import Event
 from sse_app.publication import Draft
-from tests.brokers.test_revoking import join, revocation
 from tests.chaos.conftest import count
 from tests.chaos.proxy import proxy_to
 from tests.support.nats_server import NatsServer
 from tests.support.nodes import node_on
-from tests.support.peers import datas, read_events, turns
+from tests.support.peers import read_events, turns
 from tests.support.redis_server import RedisServer
+from tests.support.revoking import LAST, assert_none_was_sent_after_its_revocation, is_complete, join, revocation
 
 USERS = [str(number) for number in range(40)]
 
@@ -27,10 +26,6 @@ def server(request: pytest.FixtureRequest) -> RedisServer | NatsServer:
     server = request.getfixturevalue(f"{request.param}_server")
     assert isinstance(server, RedisServer | NatsServer)
     return server
-
-
-def _is_complete(events: list[Event]) -> bool:
-    return any(event.type == "bye" or event.data == "0" for event in events)
 
 
 @pytest.mark.parametrize("seed", range(count(ci=1, full=10)))
@@ -43,7 +38,7 @@ async def test_a_node_that_is_cut_off_sends_revoked_streams_nothing_published_la
         far_url = url.replace(f":{server.port}", f":{proxy.port}")
         nodes = [await stack.enter_async_context(node_on(open_broker(each))) for each in (url, url, far_url)]
         streams = [(user, await join(node, user)) for user in USERS for node in nodes]
-        reading = [asyncio.create_task(read_events(stream, _is_complete)) for _, stream in streams]
+        reading = [asyncio.create_task(read_events(stream, is_complete)) for _, stream in streams]
         for number in range(1, total + 1):
             if number == total // 4:
                 assert proxy.tasks, "the far node is connected through it"
@@ -57,12 +52,6 @@ async def test_a_node_that_is_cut_off_sends_revoked_streams_nothing_published_la
                 revoked_at.setdefault(user, number - 1)
             await chance.choice(nodes[:2]).publish(Draft.compose(str(number)))
             await turns(chance.randrange(5))
-        await nodes[0].publish(Draft.compose("0"))
-        for (user, _), events in zip(streams, await asyncio.gather(*reading), strict=True):
-            numbers = [int(text) for text in datas(events)]
-            if user in revoked_at:
-                assert events[-1].type == "bye"
-                assert numbers == list(range(1, len(numbers) + 1))
-                assert len(numbers) <= revoked_at[user], "sent after its revocation"
-            else:
-                assert numbers == [*range(1, total + 1), 0]
+        await nodes[0].publish(Draft.compose(LAST))
+        received = zip((user for user, _ in streams), await asyncio.gather(*reading), strict=True)
+        assert_none_was_sent_after_its_revocation(received, revoked_at, total)
