@@ -66,8 +66,8 @@ class ConnectedStreams(NamedTuple):
 
 
 class Kicked(NamedTuple):
-    """How many streams a kick has ended, on this node and those that answered; how many other ``nodes`` there are. Of
-    these, those in ``partial`` did not answer in time: they read of the kick within some seconds.
+    """The outcome of a kick: ``closed`` streams were ended, on this node and those that answered, of ``nodes`` others.
+    Those in ``partial`` did not answer in time: they read of the kick within some seconds.
     """
 
     closed: int

@@ -100,7 +100,7 @@ class _Lease(msgspec.Struct, frozen=True):
 
 
 class Admitted(NamedTuple):
-    """What a ticket opens: a stream with this grant, whose head sets the cookie ``secret``. ``replaces``: older streams
+    """The stream that a ticket opens: with this grant; its head sets the cookie ``secret``. ``replaces``: older streams
     of the ticket end.
     """
 

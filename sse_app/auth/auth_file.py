@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class AuthFile:
-    """What a file says."""
+    """The keys by name and the issuers of a file."""
 
     keys: Mapping[str, Key]
     issuers: Sequence[IssuerSettings]

@@ -59,7 +59,7 @@ class IssuerSettings:
 
     @property
     def rules(self) -> tuple[object, ...]:
-        """What decides which tokens count and what they grant, beside the keys."""
+        """The settings that decide, beside the keys, which tokens count and what they grant."""
         return self.issuer, self.audience, self.algorithms, self.claims
 
     def check_bound_to_issuer(self) -> None:

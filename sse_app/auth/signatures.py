@@ -52,7 +52,7 @@ class VerifyingKey:
 
     @property
     def id(self) -> str:
-        """What a grant and a revocation call it: the ``kid``, else the fingerprint."""
+        """The name that grants and revocations have for it: the ``kid``, else the fingerprint."""
         return self.fingerprint if self.kid is None else self.kid
 
     @property

@@ -48,7 +48,7 @@ class Authorization:
 
 
 class Credentials:
-    """What the requests of a client are authorized by: always the same, or what a token function returns.
+    """The authorization of a client's requests: always the same, or what a token function returns.
 
     Raises ConfigError for a token that no header can carry, and for a function that cannot be called with ``refresh``.
     """

@@ -12,7 +12,7 @@ Command = Callable[..., None]
 
 
 class Granted(TypedDict, total=False):
-    """What is granted, as in a table of ``auth_file`` and in the claim ``sse``; what grants nothing is left out."""
+    """A grant, as in a table of ``auth_file`` and in the claim ``sse``; members that grant nothing are left out."""
 
     publish: list[str]
     subscribe: list[str]
@@ -25,8 +25,8 @@ class Granted(TypedDict, total=False):
 
 
 def grant_options(command: Command) -> Command:
-    """Give a command the options for what is granted. It gets them as keyword ``granted``. They are wrong usage when
-    they grant nothing.
+    """Give a command the options of a grant, which it gets as keyword ``granted``. Options that grant nothing are wrong
+    usage.
     """
 
     @wraps(command)

@@ -54,7 +54,7 @@ FULL = "The broker, a NATS server, has no room left for what hubs keep for each 
 
 
 class _Entry(NamedTuple):
-    """What stands at a key, ended or not. ``revision`` is the sequence number of its message."""
+    """The newest entry of a key, ended or not. ``revision`` is the sequence number of its message."""
 
     revision: int
     value: bytes
@@ -255,7 +255,7 @@ class NatsBoard:
         if self._subscribed_on is not client:
             await client.subscribe(self._subject, cb=self._on_message)
             self._subscribed_on = client
-            # What comes back shows that we hear: a server says nothing of subscriptions, unless it forbids them.
+            # A server does not confirm a subscription, it only forbids one: the probe that comes back is the proof.
             await client.publish(self._subject, PROBE)
 
     async def _on_message(self, message: Msg) -> None:
