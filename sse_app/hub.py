@@ -32,7 +32,7 @@ from sse_app.joining import StreamRequest, parse_cursor
 from sse_app.limits import Failures
 from sse_app.node import Node
 from sse_app.publication import Draft, Names, Position, PublishOptions, Receipt, names
-from sse_app.revocations import LASTS_MAX, Revocation
+from sse_app.revocations import Revocation
 from sse_app.revoking import Revoked
 from sse_app.subscriber import CloseReason
 from sse_app.subscription import Subscription
@@ -269,7 +269,6 @@ class Hub:
         repeated.
         """
         self.node.life.check_here()
-        longest = min(self.config.token_max_age, LASTS_MAX)
         return await self.node.revoke(
             Revocation.of(
                 token=token,
@@ -278,7 +277,8 @@ class Hub:
                 key=key,
                 kid=kid,
                 topics=topics,
-                lasts=longest if lasts is None else lasts,
+                lasts=lasts,
+                token_max_age=self.config.token_max_age,
             )
         )
 

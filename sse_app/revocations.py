@@ -65,12 +65,15 @@ class Revocation:
         key: str | None = None,
         kid: str | None = None,
         topics: Names = None,
-        lasts: float,
+        lasts: float | None = None,
+        token_max_age: float = LASTS_MAX,
         now: float | None = None,
     ) -> Self:
-        """Return the revocation of exactly one of these, from now on and for ``lasts`` seconds. Raises
-        InvalidRevocation, InvalidTopic, TooManyTopics.
+        """Return the revocation of exactly one of these, from now on and for ``lasts`` seconds; without, as long as a
+        token may last, LASTS_MAX at most. Raises InvalidRevocation, InvalidTopic, TooManyTopics.
         """
+        if lasts is None:
+            lasts = min(token_max_age, LASTS_MAX)
         given = {"token": token, "session": session, "user": user, "key": key, "kid": kid}
         found = [(kind, name) for kind, name in given.items() if name is not None]
         if len(found) != 1:

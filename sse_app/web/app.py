@@ -106,7 +106,9 @@ def _middleware(config: Config, hosts: Sequence[str] | None, *, ambient: bool) -
 def _routes(node: Node, config: Config, events: Events, callers: Callers, office: TicketOffice) -> list[BaseRoute]:
     static = static_directory()
     operations, pages = Operations(node, callers), Pages(static)
-    administration = Administration(node, callers, body_deadline=config.head_deadline, revoked_for=config.token_max_age)
+    administration = Administration(
+        node, callers, body_deadline=config.head_deadline, token_max_age=config.token_max_age
+    )
     broadcast = Broadcast(node, callers, body_max=config.body_max, body_deadline=config.head_deadline)
     return [
         Route("/", pages.console),

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from sse_app.connections import LIMIT, Kicked, Wanted
 from sse_app.errors import BadInput, InvalidClient, InvalidParameter, InvalidRevocation, InvalidTopic
 from sse_app.node import Node
-from sse_app.revocations import LASTS_MAX, Revocation
+from sse_app.revocations import Revocation
 from sse_app.web.callers import Callers
 from sse_app.web.endpoints.body import read_body
 from sse_app.web.endpoints.json_answer import json_answer
@@ -36,13 +36,11 @@ class _Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Administration:
-    """The endpoints of one hub. ``body_deadline`` is in seconds, and so is ``revoked_for``: how long a revocation lasts
-    that does not say, 31 days at most.
-    """
+    """The endpoints of one hub. ``body_deadline`` and ``token_max_age`` are in seconds."""
 
-    def __init__(self, node: Node, callers: Callers, *, body_deadline: float, revoked_for: float) -> None:
+    def __init__(self, node: Node, callers: Callers, *, body_deadline: float, token_max_age: float) -> None:
         self._node, self._callers = node, callers
-        self._body_deadline, self._revoked_for = body_deadline, min(revoked_for, LASTS_MAX)
+        self._body_deadline, self._token_max_age = body_deadline, token_max_age
 
     async def connections(self, request: Request) -> Response:
         """GET /connections: the streams that are open on all nodes. DELETE /connections?user=: end those of a user."""
@@ -81,15 +79,7 @@ class Administration:
         """POST /revoke: take grants back on all nodes."""
         await self._check_admin(request)
         asked = _parse(await read_body(request, BODY_MAX, self._body_deadline, _bad_body()))
-        revocation = Revocation.of(
-            token=asked.token,
-            session=asked.session,
-            user=asked.user,
-            key=asked.key,
-            kid=asked.kid,
-            topics=asked.topics,
-            lasts=self._revoked_for if asked.lasts is None else asked.lasts,
-        )
+        revocation = Revocation.of(**msgspec.structs.asdict(asked), token_max_age=self._token_max_age)
         done = await self._node.revoke(revocation)
         return json_answer({"id": str(done.position), "closed": done.closed})
 
