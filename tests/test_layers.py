@@ -14,7 +14,18 @@ PACKAGE = Path(sse_app.__file__).parent
 
 # From the ground up. Modules of one floor do not import one another. A new module has to be placed here.
 FLOORS = (
-    ("errors", "characters", "quantities", "backoff", "stack", "steps", "listening", "descriptors", "patterns"),
+    (
+        "errors",
+        "characters",
+        "coroutines",
+        "quantities",
+        "backoff",
+        "stack",
+        "steps",
+        "listening",
+        "descriptors",
+        "patterns",
+    ),
     ("events", "topics", "content_type", "loop_thread", "address", "refusals"),
     ("payload", "narrowing", "limits"),
     ("publication",),
@@ -120,7 +131,10 @@ APART = {
     "bootstrap": set[str](),
     **dict.fromkeys(BENCH, {"descriptors", "errors", *BENCH} - {"bench.naive"}),
     **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
-    **{name: {"backoff", "errors", "events", "loop_thread", "payload", "publication", *CLIENT} for name in CLIENT},
+    **{
+        name: {"backoff", "coroutines", "errors", "events", "loop_thread", "payload", "publication", *CLIENT}
+        for name in CLIENT
+    },
 }
 ALONE = {
     "bench.naive": {"starlette", "sse_starlette"},

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import anyio
 from anyio import to_thread
 
+from sse_app.coroutines import is_async
 from sse_app.errors import ConfigError
 from sse_app.publication import check_token
 
@@ -139,7 +140,7 @@ async def _ask(function: TokenFunction, *, refresh: bool) -> Authorization:
 
 async def _call(function: TokenFunction, *, refresh: bool) -> Any:
     """Call a coroutine function here, any other one in a thread: it may wait for a server, and this loop must not."""
-    if _is_async(function):
+    if is_async(function):
         pending: Any = function(refresh=refresh)
     else:
         pending = await to_thread.run_sync(partial(function, refresh=refresh), abandon_on_cancel=True)
@@ -168,11 +169,7 @@ def _checked(function: TokenFunction) -> TokenFunction:
     return function
 
 
-def _is_async(function: object) -> bool:
-    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
-
-
 def check_plain(token: object) -> None:
     """Raise ConfigError for a coroutine function, which would run in another event loop than its author's."""
-    if _is_async(token):
+    if is_async(token):
         raise ConfigError("The token function of a SyncClient is a plain one: it is called in a thread.")

@@ -24,6 +24,7 @@ from starlette.requests import Request, cookie_parser
 
 from sse_app.address import Proxies
 from sse_app.auth.credentials import Credentials
+from sse_app.coroutines import is_async
 from sse_app.errors import (
     INVALID,
     AuthorizeFailed,
@@ -210,7 +211,7 @@ class Callers:
     async def _call_authorize(self, request: Request) -> Grant | None:
         authorize = self._access.authorize
         assert authorize is not None
-        if _is_async(authorize):
+        if is_async(authorize):
             found = authorize(request)
         else:
             called = partial(self._call_in_thread, authorize, request)
@@ -276,11 +277,6 @@ def _cookie(request: Request, name: str) -> str | None:
             " be told; delete one of them."
         )
     return values.pop() if values else None
-
-
-def _is_async(function: Callable[..., object]) -> bool:
-    called = getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__ is one too
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 def _reason_of(error: Unauthorized) -> str:
