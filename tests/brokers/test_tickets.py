@@ -16,7 +16,7 @@ from tests.support.web import Web, code_of, web
 from tests.support.worlds import World
 
 SHARED = ("sqlite", "redis", "nats")  # by several hubs
-ANN = Grant.of(user="ann", subscribe=["news/*"], expires_in=600)
+ANN = Grant.of(user="ann", subscribe=["news/*"])
 
 
 @pytest.fixture(params=("memory", *SHARED))

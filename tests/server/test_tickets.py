@@ -12,7 +12,7 @@ from tests.chaos.proxy import no_limit, proxy_to
 from tests.support.paths import served
 from tests.support.peers import PATIENCE, datas, until
 
-ANN = Grant.of(user="ann", subscribe=["news/*"], expires_in=600)
+ANN = Grant.of(user="ann", subscribe=["news/*"])
 COOKIE = re.compile(rb"set-cookie: (sse_lease=[^;]*)", re.IGNORECASE)
 ID = re.compile(rb"^id: (.*)\n(?:.+\n)*\n", re.MULTILINE)
 
