@@ -547,8 +547,11 @@ class Session:
         return SHOWN_ADDRESS.sub(self._address, self._likeness.real(text))
 
     def _write_files(self) -> None:
+        """Write the files of the page that are not there as they are: an app that just starts may be reading one."""
         for name, text in self._files.items():
-            (self._directory / name).write_text(self._real(text) if SHOWN_ADDRESS.search(text) else text)
+            file, real = self._directory / name, self._real(text) if SHOWN_ADDRESS.search(text) else text
+            if not file.exists() or file.read_text() != real:
+                file.write_text(real)
 
     def _open(self, command: list[str], **options: Any) -> Output:
         return Output(
