@@ -13,11 +13,13 @@ from sse_app.blocks import LASTS_MAX as BLOCKED_MAX
 from sse_app.connections import LIMIT, LIMIT_MAX
 from sse_app.errors import BadInput, Forbidden, InvalidData, Unavailable
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, TYPE_MAX
+from sse_app.grants import Grant
 from sse_app.hub import Hub
 from sse_app.joining import LAST_MAX
 from sse_app.notices import GapReason
 from sse_app.revocations import LASTS_MAX
 from sse_app.subscriber import CloseReason
+from sse_app.tickets import LIFETIME, LIFETIME_MAX, TTL, TTL_MAX
 from sse_app.topics import TOPIC_MAX
 from sse_app.web import openapi
 from sse_app.web.endpoints.administration import KICK_PARAMETERS, KICK_USER_PARAMETERS, LIST_PARAMETERS
@@ -201,6 +203,9 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert parameters["/connections", "block"]["maximum"] == parameters["/connections/{client}", "block"]["maximum"]
     assert parameters["/connections", "block"]["maximum"] == BLOCKED_MAX
     assert schemas()["Revocation"]["properties"]["for"]["maximum"] == LASTS_MAX
+    ticket = schemas()["TicketRequest"]["properties"]
+    assert (ticket["ttl"]["maximum"], ticket["ttl"]["default"]) == (TTL_MAX, TTL)
+    assert (ticket["expires_in"]["maximum"], ticket["expires_in"]["default"]) == (LIFETIME_MAX, LIFETIME)
     assert parameters["/events", "topic"]["items"]["maxLength"] == TOPIC_MAX
     assert parameters["/broadcast", "topic"]["items"]["maxLength"] == TOPIC_MAX
     assert parameters["/broadcast", "event"]["maxLength"] == TYPE_MAX
@@ -211,6 +216,21 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert totals["gaps"]["propertyNames"]["enum"] == list(GapReason)
     assert totals["closed"]["propertyNames"]["enum"] == list(CloseReason)
     assert set(schemas()["Bye"]["properties"]["reason"]["enum"]) <= set(CloseReason)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "body"),
+    [
+        ("/tickets", "TicketRequest", dict.fromkeys(("user", "topics", "client", "stats"))),
+        ("/tickets", "TicketRequest", {"topics": ["a"] * 101}),
+        ("/revoke", "Revocation", {"user": "ann", "topics": ["a"] * 101}),
+        ("/revoke", "Revocation", {"user": "ann"} | dict.fromkeys(("token", "session", "key", "topics", "for"))),
+    ],
+)
+async def test_a_member_may_be_null_and_a_topic_may_come_twice(path: str, name: str, body: dict[str, Any]) -> None:
+    check({"$ref": f"#/components/schemas/{name}"}, body)
+    async with web(authorize=lambda request: Grant.of(subscribe=["**"], mint=True, admin=True)) as hub_web:
+        assert (await hub_web.client.post(path, json=body)).is_success
 
 
 async def test_what_the_hub_says_on_a_stream_is_as_described() -> None:
