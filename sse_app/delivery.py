@@ -8,10 +8,12 @@ that a publication names are found by name, so that ``to`` and ``exclude`` cost 
 import asyncio
 import types
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import chain, compress
 
 from sse_app.batch import Batch
 from sse_app.dialects import Dialect
+from sse_app.grants import Grant
 from sse_app.publication import Draft, Position, Publication
 from sse_app.steps import Budget, slices
 from sse_app.subscriber import Subscriber, offer_all
@@ -28,6 +30,8 @@ END = 20  # to end a stream, or to describe it
 NOTED = 2  # groups or subscribers that are noted in one unit
 JOINED_BYTES = 16 * 1024  # that are joined to a batch in one unit
 JOINED = 64  # publications of a piece that are taken into a batch, or left out, in one unit
+
+NOBODY: frozenset[Subscriber] = frozenset()
 
 
 class Group:
@@ -52,34 +56,55 @@ _Named = dict[Group, dict[Subscriber, int]]  # the subscribers that a piece name
 
 
 class ClientIndex:
-    """Finds subscribers by the names that ``to`` and ``exclude`` may have for them."""
+    """Finds subscribers by the names that ``to`` and ``exclude`` may have for them: a client ``tab-7``, all streams of
+    a user ``@42``, or one of them ``tab-7@42``.
+    """
 
     def __init__(self) -> None:
-        self._vouched = _Names()  # by all names of an audience
-        self._claimed = _Names()  # by a client's name for which nobody vouches, so that only `exclude` counts it
+        self._vouched = _Names()  # by the client's name, where the grant vouches for it
+        self._claimed = _Names()  # by a client's name for which nobody vouches, so that alone only `exclude` counts it
+        self._users = _Names()
 
     def add(self, subscriber: Subscriber) -> None:
-        names, client = subscriber.audience
-        for name in names:
-            self._vouched.add(name, subscriber)
-        if client is not None and client not in names:
-            self._claimed.add(client, subscriber)
+        grant = subscriber.grant
+        self._clients(grant).add(subscriber.client, subscriber)
+        if grant.user is not None:
+            self._users.add(grant.user, subscriber)
 
     def remove(self, subscriber: Subscriber) -> None:
-        names, client = subscriber.audience
-        for name in names:
-            self._vouched.remove(name, subscriber)
-        if client is not None and client not in names:
-            self._claimed.remove(client, subscriber)
+        grant = subscriber.grant
+        self._clients(grant).remove(subscriber.client, subscriber)
+        if grant.user is not None:
+            self._users.remove(grant.user, subscriber)
 
-    def find_named(self, names: Collection[str]) -> set[Subscriber]:
+    def find_named(self, names: Iterable[str]) -> set[Subscriber]:
         """Return the subscribers that ``to`` reaches by any of these names."""
-        return self._vouched.find(names)
+        found = set[Subscriber]()
+        for name in names:
+            client, at, user = name.partition("@")
+            found |= self._find_of_user(user, client) if at else self._vouched.find(name)
+        return found
 
     def find_excluded(self, names: Collection[str]) -> set[Subscriber]:
         """Return the subscribers that ``exclude`` means by any of these names."""
-        found = self._vouched.find(names)
-        return found | self._claimed.find(names) if names and self._claimed else found
+        found = self.find_named(names)
+        if self._claimed:
+            found = found.union(*map(self._claimed.find, names))
+        return found
+
+    def find_user(self, user: str) -> set[Subscriber]:
+        """Return the streams of this user."""
+        return set(self._users.find(user))
+
+    def _clients(self, grant: Grant) -> "_Names":
+        return self._claimed if grant.client is None else self._vouched
+
+    def _find_of_user(self, user: str, client: str) -> AbstractSet[Subscriber]:
+        """Return the streams of a user, only those of this client if one is named. Each common part takes the time of
+        the smaller of its two sets.
+        """
+        streams = self._users.find(user)
+        return streams if not client else streams & self._vouched.find(client) | streams & self._claimed.find(client)
 
 
 class _Names:
@@ -106,16 +131,10 @@ class _Names:
         else:
             del self._found[name]
 
-    def find(self, names: Iterable[str]) -> set[Subscriber]:
-        """Return the subscribers with any of these names."""
-        subscribers = set[Subscriber]()
-        for name in names:
-            found = self._found.get(name)
-            if isinstance(found, set):
-                subscribers |= found
-            elif found is not None:
-                subscribers.add(found)
-        return subscribers
+    def find(self, name: str) -> AbstractSet[Subscriber]:
+        """Return the subscribers with this name; not to be kept."""
+        found = self._found.get(name, NOBODY)
+        return {found} if isinstance(found, Subscriber) else found
 
 
 class Delivery:
@@ -153,7 +172,7 @@ class Delivery:
 
     def find_user(self, user: str) -> set[Subscriber]:
         """Return the streams of this user."""
-        return self._clients.find_named((f"@{user}",))
+        return self._clients.find_user(user)
 
     def find_groups(self, topic: str, budget: Budget) -> Generator[None, None, Collection[Group]]:
         """Return the groups whose filter matches a topic, in steps; not to be kept."""

@@ -161,9 +161,10 @@ class Joining:
         newest = group.newest
         if newest is None or newest.position.offset <= oldest.offset:
             return None
-        if newest.visible_to(subscriber.audience):
+        audience = subscriber.audience
+        if newest.visible_to(audience):
             return newest
-        found = await self._broker.newest(1, group.filter, subscriber.audience)
+        found = await self._broker.newest(1, group.filter, audience)
         return found[0] if found else None
 
     def _may_be_told(self, newest: Publication, subscriber: Subscriber) -> bool:

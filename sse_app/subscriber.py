@@ -112,7 +112,7 @@ class Subscriber:
     """
 
     __slots__ = (
-        "_audience", "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_log", "_mode", "_offset",
+        "_bytes", "_count", "_epoch", "_farewell", "_greeting", "_lagging", "_log", "_mode", "_offset",
         "_queue", "_queue_limits", "_ready_in", "_totals", "_until", "_writable", "_writer", "address", "client",
         "closing", "dialect", "ends_at", "filter", "grant", "since", "spawn", "turn",
     )  # fmt: skip
@@ -135,7 +135,6 @@ class Subscriber:
         self.dialect = dialect
         self.client = client
         self.grant = grant
-        self._audience = None if grant.user is None else grant.audience(client)  # else it is soon made
         self.ends_at: int | None = None  # the second of Unix time in which its grant ends it; kept by Expiry
         self.address, self.since = address, since  # where it came from, and the second of Unix time when it began
         self.closing: CloseReason | None = None  # why the stream is to end, once it is to end
@@ -173,8 +172,8 @@ class Subscriber:
 
     @property
     def audience(self) -> Audience:
-        """The names under which a publication may name it."""
-        return self._audience or self.grant.audience(self.client)
+        """The names under which a publication may name it. Made when it is asked for: a stream need not keep them."""
+        return self.grant.audience(self.client)
 
     def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
         """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""
@@ -463,7 +462,8 @@ class Subscriber:
             self._ask_again()
             return None
         parts = [] if page.start == self.position else [self._gap(page.start, until)]
-        visible = [publication for publication in page.publications if publication.visible_to(self.audience)]
+        audience = self.audience
+        visible = [publication for publication in page.publications if publication.visible_to(audience)]
         blocks, events, gaps = write(visible, self.dialect)
         parts += blocks
         self._epoch, self._offset = page.end

@@ -358,6 +358,7 @@ def test_names_lead_exactly_to_who_is_there(steps: list[tuple[bool, Reader]]) ->
         index.remove(subscriber)
     assert not index._vouched
     assert not index._claimed
+    assert not index._users
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("xyz")), max_size=30))
@@ -375,6 +376,7 @@ def test_the_index_of_clients_holds_exactly_who_is_there(steps: list[tuple[bool,
         index.remove(subscriber)
     assert not index._vouched
     assert not index._claimed
+    assert not index._users
 
 
 # The newest of a group
