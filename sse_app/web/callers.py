@@ -236,8 +236,8 @@ class Callers:
 
 def client_address(request: Request, proxies: Proxies) -> str:
     """Return the address of the client of a request, which may come by way of these proxies."""
-    client = request.client
-    return proxies.client_address(client.host if client else None, request.scope["headers"])
+    client = request.scope.get("client")
+    return proxies.client_address(client[0] if client else None, request.scope["headers"])
 
 
 def refuse_in_url(names: Iterable[str]) -> None:

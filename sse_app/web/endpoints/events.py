@@ -39,7 +39,7 @@ class Events:
             if b"ticket=" in request.scope["query_string"]:
                 return await self._stream_by_ticket(request)
             grant = self._callers.everyone or await self._callers.find(request)
-            return self._stream(request, stream_request(request, grant))
+            return self._stream(stream_request(request, grant, address=self._address(request, grant)))
         except SSEAppError as error:
             return refusal(error, request.scope, self._node.retry())
 
@@ -47,15 +47,17 @@ class Events:
         """Return the stream of a request with a ticket, unless a header, which is the stronger, says who asks."""
         ticket = only(parse(request), "ticket", InvalidTicket)
         if ticket is None or bearer(request) is not None:
-            return self._stream(request, stream_request(request, await self._callers.find(request)))
+            grant = await self._callers.find(request)
+            return self._stream(stream_request(request, grant, address=self._address(request, grant)))
         asked = stream_request(request, OPEN)  # one that is not as described uses nothing up
         grant, headers = await self._office.use(request, ticket)
-        return self._stream(request, asked._replace(grant=grant), headers)
+        return self._stream(asked._replace(grant=grant, address=self._address(request, grant)), headers)
 
-    def _stream(self, request: Request, asked: StreamRequest, headers: Mapping[str, str] = {}) -> Response:
-        """Return the stream. Where its request came from is kept on a closed hub alone, for who administers that."""
-        if asked.grant.source != "open":
-            asked = asked._replace(address=self._callers.address(request))
+    def _address(self, request: Request, grant: Grant) -> str | None:
+        """Return where a request came from; it is kept on a closed hub alone, for who administers that."""
+        return None if grant.source == "open" else self._callers.address(request)
+
+    def _stream(self, asked: StreamRequest, headers: Mapping[str, str] = {}) -> Response:
         return EventStream(self._node, asked, door=self._door, headers=headers)
 
 
