@@ -19,13 +19,13 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from sse_app.auth.files import check_private, read_text
 from sse_app.auth.issuer import IssuerSettings
 from sse_app.auth.keys import NAME, Key
 from sse_app.errors import BadInput, ConfigError
-from sse_app.grants import Grant, Stats
+from sse_app.grants import STATS, Grant
 from sse_app.topics import TopicFilter
 
 # Grant.source where no key and no issuer stands behind it; no key and no issuer may be called so.
@@ -121,7 +121,7 @@ def _key(name: str, content: object) -> Key:
     grant = Grant(
         publish=_filter(table, "publish", filters),
         subscribe=_filter(table, "subscribe", filters, table.get("broadcasts", True, "true or false", _is(bool))),
-        stats=table.get("stats", "none", "none, own or all", lambda value: value in get_args(Stats)),
+        stats=table.get("stats", "none", "none, own or all", lambda value: value in STATS),
         mint=table.get("mint", False, "true or false", _is(bool)),
         admin=table.get("admin", False, "true or false", _is(bool)),
         user=table.get("user", None, "the name of a user", _makes(lambda user: Grant(user=user))),

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypedDict, get_args
+from typing import Any, TypedDict
 
 import click
 
-from sse_app.grants import Stats
+from sse_app.grants import STATS, Stats
 
 Command = Callable[..., None]
 
@@ -56,7 +56,7 @@ _OPTIONS = (
     ),
     click.option(
         "--stats",
-        type=click.Choice(get_args(Stats)[1:]),
+        type=click.Choice(STATS[1:]),
         help="Sees statistics: own, of what it may subscribe to; all, /metrics as well.",
     ),
     click.option("--mint", is_flag=True, help="May make tickets for other users."),
