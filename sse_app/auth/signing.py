@@ -5,8 +5,6 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jwt
-
 from sse_app.auth.auth_file import OWN_ISSUER
 from sse_app.auth.credentials import Credentials
 from sse_app.config import Config
@@ -36,6 +34,8 @@ async def sign(config: Config, granted: Mapping[str, object], *, user: str | Non
             "A token is signed with the hub's token_secret: give it in SSE_APP_TOKEN_SECRET, or in a file."
         )
     credentials = Credentials(config)
+    import jwt  # now that it is known to be there
+
     issuer = credentials.tokens.issuers[OWN_ISSUER]
     if "sse" not in issuer.settings.claims:
         raise ConfigError("token_claims is without sse, the claim that says what this token grants.")

@@ -1,5 +1,6 @@
 """A token as an operator makes it, and as a hub with the same settings takes it."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,15 @@ def test_what_no_hub_would_take_is_not_made(arguments: list[str], settings: dict
     assert (done.exit_code, done.stdout) == (2, "")
     assert says in done.stderr
     assert all(value not in done.stderr for name, value in settings.items() if name == "token_secret")
+
+
+def test_without_pyjwt_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("sse_app.auth.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    done = token("--subscribe", "a", token_secret=SECRET)
+    assert done.exit_code == 2
+    assert "pip install 'sse-app[jwt]'" in done.stderr
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff" * 32, b"x" * 32 + b"\n" + b"y" * 32, b"x" * 5_000])
