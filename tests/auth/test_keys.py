@@ -1,8 +1,12 @@
 import hashlib
+import hmac
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from sse_app.auth import keys as module
 from sse_app.auth.keys import NAME, Key, Keys, new_key
 from sse_app.auth.withdrawal import Withdrawal
 from sse_app.grants import Grant
@@ -55,6 +59,40 @@ def test_what_is_no_key_is_not_found(till: str) -> None:
 def test_the_hash_of_nothing_is_the_key_of_nobody(till: str) -> None:
     assert Keys().find(till) is None
     assert Keys({}).find("") is None
+
+
+def other_than(character: str) -> str:
+    return "A" if character != "A" else "B"
+
+
+def test_a_guess_costs_the_same_however_near_it_is(till: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hash and one comparison in constant time, of as many bytes, also where there is no key of that name."""
+    steps = list[tuple[str, int, int]]()
+
+    def sha256(data: bytes) -> Any:
+        steps.append(("hash", len(data), 0))
+        return hashlib.sha256(data)
+
+    def compare_digest(one: bytes, other: bytes) -> bool:
+        steps.append(("compare", len(one), len(other)))
+        return hmac.compare_digest(one, other)
+
+    keys = Keys({"till": key_of(till, TILL), "web": key_of(new_key("web")[0], WEB)})
+    monkeypatch.setattr(module, "hashlib", SimpleNamespace(sha256=sha256))
+    monkeypatch.setattr(module, "hmac", SimpleNamespace(compare_digest=compare_digest))
+    begin = len("ssk_till_")
+    guesses = {
+        "right": till,
+        "first byte wrong": till[:begin] + other_than(till[begin]) + till[begin + 1 :],
+        "last byte wrong": till[:-1] + other_than(till[-1]),
+        "all bytes wrong": new_key("till")[0],
+        "unknown name": new_key("shop")[0],
+        "nearly a name": new_key("tilt")[0],
+    }
+    for name, guess in guesses.items():
+        steps.clear()
+        assert keys.find(guess) is (TILL if name == "right" else None), name
+        assert steps == [("hash", len(till), 0), ("compare", 32, 32)], name
 
 
 def test_a_key_stands_in_no_picture(till: str) -> None:
