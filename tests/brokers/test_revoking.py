@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from sse_app.brokers.sqlite.nodes import Nodes
 from sse_app.errors import InvalidToken
 from sse_app.publication import Draft
 from sse_app.subscriber import CloseReason
@@ -57,6 +58,18 @@ async def test_a_revocation_ends_streams_on_every_node_and_outlives_them(world: 
 
 @pytest.mark.parametrize("world", SHARED, indirect=True)
 async def test_no_publication_after_a_revocation_reaches_a_stream_that_it_names(world: World) -> None:
+    await check_at_random(world)
+
+
+async def test_no_publication_does_so_where_processes_do_not_wake_each_other(
+    sqlite_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their datagrams are lost: each finds out in its own time what the others have appended."""
+    monkeypatch.setattr(Nodes, "wake", lambda *_: None)
+    await check_at_random(sqlite_world)
+
+
+async def check_at_random(world: World) -> None:
     chance = Random(12)
     users = [str(number) for number in range(8)]
     revoked_at = dict[str, int]()  # the newest number that was published before the acknowledgement
