@@ -276,6 +276,30 @@ async def test_a_slow_answer_is_not_waited_for() -> None:
         assert keys.failures == 1
 
 
+class Dripping(httpx.AsyncByteStream):
+    """A body that never ends, a byte a second."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(1)
+
+
+@virtual_time
+async def test_an_answer_of_a_byte_a_second_is_not_waited_for() -> None:
+    """No read of it takes long, but all of them together do."""
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Dripping())
+
+    def client() -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+
+    async with running(RemoteKeys(settings(), open_client=client, stale_after=STALE)) as keys:
+        assert asyncio.get_running_loop().time() == pytest.approx(module.FETCH_TIME)
+        assert (keys.failures, keys.stale) == (1, True)
+
+
 @virtual_time
 @pytest.mark.parametrize(
     "error", [ImportError("socksio"), ValueError("proxy"), httpx.UnsupportedProtocol("x"), OSError()]
