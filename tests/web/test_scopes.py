@@ -154,6 +154,12 @@ async def everything_told(opened: Web, begin: str, name: str) -> str:
         await ask("POST", f"/broadcast?{query}", {"Idempotency-Key": f"key-{len(query)}"}, content="mine")
     for body in ("{}", '{"user": "carl"}', '{"topics": ["**"]}', '{"topics": ["news/1"]}', "[]"):
         await ask("POST", "/tickets", content=body)
+    for query in ("", "user=bob-user", "client=bob-tab", "topic=users/bob-topic", "limit=x", "user=nobody"):
+        await ask("GET", f"/connections?{query}")
+        await ask("DELETE", f"/connections?{query}")
+    await ask("DELETE", "/connections/bob-tab")
+    for body in ('{"user": "bob-user"}', '{"user": "ann", "topics": ["users/bob-topic"]}', '{"user": "bob-user", "x": 1}'):
+        await ask("POST", "/revoke", content=body)
     return "\n".join(told)
 
 
