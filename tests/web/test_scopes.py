@@ -158,7 +158,11 @@ async def everything_told(opened: Web, begin: str, name: str) -> str:
         await ask("GET", f"/connections?{query}")
         await ask("DELETE", f"/connections?{query}")
     await ask("DELETE", "/connections/bob-tab")
-    for body in ('{"user": "bob-user"}', '{"user": "ann", "topics": ["users/bob-topic"]}', '{"user": "bob-user", "x": 1}'):
+    for body in (
+        '{"user": "bob-user"}',
+        '{"user": "ann", "topics": ["users/bob-topic"]}',
+        '{"user": "bob-user", "x": 1}',
+    ):
         await ask("POST", "/revoke", content=body)
     return "\n".join(told)
 
