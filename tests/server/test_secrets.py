@@ -83,7 +83,16 @@ def server() -> Iterator[Running]:
 def requests(given: str, ticket: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Thirty requests with a credential, of which most fail."""
     header, cookie = {"headers": bearer(given)}, {"headers": {"Cookie": f"session={given}"}}
-    for path in ("/grant", "/stats", "/metrics", "/none", "/fails", "/events?topic=users/bob", "/events?last=x"):
+    for path in (
+        "/grant",
+        "/stats",
+        "/metrics",
+        "/connections",
+        "/none",
+        "/fails",
+        "/events?topic=users/bob",
+        "/events?last=x",
+    ):
         yield "GET", path, header
         yield "GET", path, cookie
     for path in (
@@ -96,6 +105,8 @@ def requests(given: str, ticket: str) -> Iterator[tuple[str, str, dict[str, Any]
     yield "POST", "/broadcast?topic=news/1", {"content": "x", **cookie}
     yield "POST", "/broadcast?topic=news/1", {"content": "{", "headers": {**bearer(given), "Content-Type": "text/json"}}
     yield "POST", "/tickets", {"content": "[]", **header}
+    yield "POST", "/revoke", {"content": "{", **header}
+    yield "DELETE", "/connections/nobody", header
     yield "PUT", "/events", header
     for name in ("access_token", "authorization", "token", "jwt"):
         yield "GET", f"/events?{name}={given}", {}
@@ -111,7 +122,8 @@ def send(client: httpx.Client, method: str, path: str, *, headers: Any = (), **o
 
 
 def test_a_token_and_a_ticket_turn_up_in_no_log_answer_or_metric() -> None:
-    ann, stranger = token({**ANN, "stats": "all"}, sub="ann"), token(ANN, secret="another secret of 32 bytes, and more")
+    ann = token({**ANN, "stats": "all", "admin": True}, sub="ann")
+    stranger = token(ANN, secret="another secret of 32 bytes, and more")
     with server() as running:
         client, told = running.client, list[str]()
         made = client.post("/tickets", headers=bearer(ann)).json()
@@ -122,8 +134,13 @@ def test_a_token_and_a_ticket_turn_up_in_no_log_answer_or_metric() -> None:
             told += [f"{answer.status_code} {answer.headers} {answer.text}" for answer in answers]
             assert {400, 404, 405, 500} < {answer.status_code for answer in answers}
             assert answers[0].status_code == (200 if given == ann else 401)
-        with client.stream("GET", made["url"]) as stream:
-            assert stream.status_code == 200
+        with (
+            client.stream("GET", made["url"]) as by_ticket,
+            client.stream("GET", "/events", headers=bearer(ann)) as own,
+        ):
+            assert (by_ticket.status_code, own.status_code) == (200, 200)
+            told.append(connected := client.get("/connections", headers=bearer(ann)).text)
+            assert [stream["user"] for stream in json.loads(connected)["connections"]] == ["ann", "ann"]
         told.append(client.get("/metrics", headers=bearer(ann)).text)
         assert running.output.until(lambda text: text.count("GET /metrics") >= 5), running.output.text
         log = running.output.text
