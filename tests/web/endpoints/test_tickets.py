@@ -1,7 +1,9 @@
 """``POST /tickets``, and streams that a ticket opens."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -9,7 +11,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from sse_app import Hub
+from sse_app import Config, Hub
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable, HubNotStarted, InsufficientScope
 from sse_app.grants import Grant
@@ -17,6 +19,7 @@ from sse_app.joining import StreamRequest
 from sse_app.leases import STREAMS_MAX
 from sse_app.revocations import Revocation
 from sse_app.subscriber import CloseReason
+from sse_app.testing import VirtualTimeLoop, events
 from tests.support.endpoints import payload
 from tests.support.peers import until
 from tests.support.web import Web, code_of, web
@@ -157,6 +160,55 @@ async def test_streams_that_have_ended_and_are_not_read_take_no_place_of_a_ticke
         assert [tab.is_over for tab in tabs] == [True] * STREAMS_MAX + [False] * STREAMS_MAX
         for tab in tabs:
             node.leave(tab, CloseReason.GONE)
+
+
+def virtual(opened: Web) -> Callable[[], float]:
+    """Let tickets age by the time of the loop. Returns that."""
+    loop, begun = asyncio.get_running_loop(), time.time()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.patience = 0  # nothing outside of the loop takes part
+    opened.hub.node.leases.tickets._clock = lambda: begun + loop.time()
+    return loop.time
+
+
+@pytest.mark.virtual_time
+async def test_two_parties_that_look_alike_lose_their_ticket_within_a_minute() -> None:
+    """Both come from one address, with one browser, without a cookie, and come back as soon as they are told to."""
+    async with web(authorize=who) as opened:
+        now, url = virtual(opened), await ticket_url(opened)
+
+        async def party() -> list[str]:
+            """Return why its streams have ended, once there is none to be had any more."""
+            reasons = list[str]()
+            while True:
+                opened.client.cookies.clear()
+                async with opened.client.stream("GET", url) as answer:
+                    if answer.status_code != 200:
+                        assert (answer.status_code, now() <= 60) == (401, True)
+                        return reasons
+                    *_, bye = [event async for event in events(answer)]
+                reasons.append(payload(bye)["reason"])
+                await asyncio.sleep(payload(bye)["retry"] / 1_000)
+
+        async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
+            parties = [tasks.create_task(party()) for _ in range(2)]
+        reasons = [reason for each in parties for reason in each.result()]
+        assert set(reasons) == {"replaced", "contested"}
+        assert reasons.count("contested") == 1, "the stream of the other one"
+        assert opened.hub.node.totals.tickets["contested"] == 1
+
+
+@pytest.mark.virtual_time
+async def test_one_client_that_reconnects_as_often_as_it_can_keeps_its_ticket() -> None:
+    """For five minutes, without its cookie, as of another site."""
+    async with web(authorize=who) as opened:
+        now, url = virtual(opened), await ticket_url(opened)
+        while now() < 300:
+            opened.client.cookies.clear()
+            async with opened.stream(url) as stream:
+                assert payload(await anext(stream))["user"] == "ann"
+            await asyncio.sleep(Config.retry_min)
+        assert opened.hub.node.totals.tickets.keys() == {"minted", "used", "resumed"}
 
 
 async def test_head_and_a_request_that_is_not_as_described_use_nothing_up() -> None:
