@@ -162,6 +162,10 @@ async def test_streams_that_have_ended_and_are_not_read_take_no_place_of_a_ticke
             node.leave(tab, CloseReason.GONE)
 
 
+async def who_without_threads(request: Request) -> Grant | None:
+    return who(request)
+
+
 def virtual(opened: Web) -> Callable[[], float]:
     """Let tickets age by the time of the loop. Returns that."""
     loop, begun = asyncio.get_running_loop(), time.time()
@@ -174,7 +178,7 @@ def virtual(opened: Web) -> Callable[[], float]:
 @pytest.mark.virtual_time
 async def test_two_parties_that_look_alike_lose_their_ticket_within_a_minute() -> None:
     """Both come from one address, with one browser, without a cookie, and come back as soon as they are told to."""
-    async with web(authorize=who) as opened:
+    async with web(authorize=who_without_threads) as opened:
         now, url = virtual(opened), await ticket_url(opened)
 
         async def party() -> list[str]:
@@ -201,7 +205,7 @@ async def test_two_parties_that_look_alike_lose_their_ticket_within_a_minute() -
 @pytest.mark.virtual_time
 async def test_one_client_that_reconnects_as_often_as_it_can_keeps_its_ticket() -> None:
     """For five minutes, without its cookie, as of another site."""
-    async with web(authorize=who) as opened:
+    async with web(authorize=who_without_threads) as opened:
         now, url = virtual(opened), await ticket_url(opened)
         while now() < 300:
             opened.client.cookies.clear()
