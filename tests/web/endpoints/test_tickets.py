@@ -21,7 +21,7 @@ from sse_app.revocations import Revocation
 from sse_app.subscriber import CloseReason
 from sse_app.testing import VirtualTimeLoop, events
 from tests.support.endpoints import payload
-from tests.support.peers import until
+from tests.support.peers import Clock, until
 from tests.support.web import Web, code_of, web
 
 ANN = {"X-User": "ann"}
@@ -98,24 +98,77 @@ async def test_a_copied_url_is_a_401_and_the_rightful_stream_goes_on() -> None:
             assert (await anext(stream)).data == "still here"
 
 
-async def test_all_that_is_no_ticket_gets_one_answer() -> None:
-    async with web(authorize=who) as opened:
+async def test_a_url_opens_for_the_browser_that_used_it_first_and_no_other() -> None:
+    def browser(name: str, address: str, **more: str) -> dict[str, str]:
+        return {"User-Agent": name, "X-Forwarded-For": address, **more}
+
+    proxy: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",), "forwarded_header": "x-forwarded-for"}
+    async with web(authorize=who, **proxy) as opened:
         url = await ticket_url(opened)
-        async with opened.stream(url) as stream:
-            await anext(stream)
-            opened.client.cookies.clear()
-            bodies = set()
-            for asked in (
-                url,
-                f"/events?ticket={'x' * 22}",
-                "/events?ticket=",
-                "/events?ticket=%00",
-                f"{url}&ticket=x",
+        async with opened.client.stream("GET", url, headers=browser("own", "2001:db8:1:2::1")) as response:
+            first = events(response)
+            assert (await anext(first)).type == "welcome"
+            cookie = response.headers["set-cookie"].partition(";")[0]
+            for headers, status in (
+                (browser("another", "2001:db8:1:2::1"), 401),
+                (browser("own", "2001:db8:1:3::1"), 401),
+                (browser("own", "192.0.2.1"), 401),
+                (browser("own", "2001:db8:1:3::1", cookie="sse_lease=" + "x" * 22), 401),
+                (browser("own, on a train", "192.0.2.1", cookie=cookie), 200),
+                (browser("own", "2001:db8:1:2::1"), 401),  # it has shown that it has a cookie
+                (browser("own", "2001:db8:1:2::1", cookie=cookie), 200),
             ):
-                answer = await opened.client.get(asked, headers=FOREIGN)
-                assert answer.status_code == 401
-                bodies.add(answer.text)
-    assert len(bodies) == 2  # one more for the parameter that is given twice
+                opened.client.cookies.clear()
+                async with opened.client.stream("GET", url, headers=headers) as answer:
+                    assert answer.status_code == status, headers
+            await opened.hub.publish("still here", topic="news/1")
+            assert (await anext(first)).data == "still here"
+
+
+async def test_without_a_cookie_a_browser_may_come_from_its_network() -> None:
+    """Many change their address in an IPv6 network every day."""
+    proxy: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",), "forwarded_header": "x-forwarded-for"}
+    async with web(authorize=who, **proxy) as opened:
+        url = await ticket_url(opened)
+        for address in ("2001:db8:1:2::1", "2001:db8:1:2:ffff::2"):
+            opened.client.cookies.clear()
+            async with opened.client.stream("GET", url, headers={"X-Forwarded-For": address}) as answer:
+                assert answer.status_code == 200
+
+
+async def test_all_that_is_no_ticket_gets_one_answer() -> None:
+    clock = Clock(time.time())
+    async with (
+        web(Hub(MemoryBroker(clock=clock, wall=clock), authorize=who)) as opened,
+        web(authorize=who) as elsewhere,
+    ):
+        opened.hub.node.leases.tickets._clock = clock
+        unused, ended, copied = [await ticket_url(opened, **body) for body in ({}, {"expires_in": 40}, {})]
+        for url in (ended, copied):
+            async with opened.client.stream("GET", url) as answer:
+                assert answer.status_code == 200
+        clock.now += 50  # seconds
+        opened.client.cookies.clear()
+        wrong = {
+            "expired": unused,
+            "of a lease that has ended": ended,
+            "copied": copied,
+            "unknown": f"/events?ticket={'x' * 22}",
+            "of another hub": await ticket_url(elsewhere),
+            "empty": "/events?ticket=",
+            "malformed": "/events?ticket=%00",
+            "no ASCII": f"/events?ticket={'é' * 22}",
+            "long": f"/events?ticket={'x' * 4_000}",
+        }
+        seen = set()
+        for name, url in wrong.items():
+            for headers in (FOREIGN, FOREIGN | SSE):
+                answer = await opened.client.get(url, headers=headers)
+                assert code_of(answer) == (401, "invalid_ticket"), name
+                seen.add((answer.content, answer.headers["www-authenticate"]))
+        assert len(seen) == 1
+        twice = await opened.client.get(f"{copied}&ticket=x", headers=FOREIGN)
+        assert code_of(twice) == (401, "invalid_ticket")
 
 
 async def test_without_a_cookie_the_older_stream_is_replaced() -> None:
