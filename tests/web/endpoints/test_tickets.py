@@ -312,6 +312,8 @@ async def test_a_request_for_a_ticket_that_is_not_as_described_is_a_400(body: st
     async with web(authorize=who) as opened:
         answer = await opened.client.post("/tickets", content=body, headers=ANN)
         assert code_of(answer) == (400, "invalid_ticket_request")
+        assert opened.hub.node.totals.tickets == {}
+        assert await opened.hub.broker.board.list("ticket") == {}
 
 
 @pytest.mark.parametrize(
@@ -329,6 +331,7 @@ async def test_nobody_gets_a_ticket_for_more_than_it_has(body: dict[str, Any], s
     async with web(authorize=who) as opened:
         assert code_of(await mint(opened, **body)) == (status, code)
         assert opened.hub.node.totals.tickets == {}
+        assert await opened.hub.broker.board.list("ticket") == {}
 
 
 async def test_a_server_makes_tickets_for_its_users() -> None:
