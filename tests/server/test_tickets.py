@@ -49,8 +49,7 @@ async def test_a_stream_that_is_cut_at_any_byte_resumes_and_has_each_event_once(
         begin = await hub.broker.oldest()
         await hub.publish("0", topic="news/1")
         whole = await get(proxy.port, await ticket_url(), b"", b"data: 0\n\n")
-        head = whole.index(b"\r\n\r\n")
-        for size in (*range(0, head, 20), *range(head, len(whole) - 3)):  # the seconds left may have a digit less
+        for size in range(len(whole) - 3):  # the seconds left may have a digit less
             url = await ticket_url()
             proxy.limit = lambda seen, size=size: size  # type: ignore[misc]
             cut = await get(proxy.port, url, b"")
