@@ -163,19 +163,23 @@ class Tickets:
             if not self._owned[owner]:
                 del self._owned[owner]
 
-    async def look_at(self, ticket: str) -> Grant:
-        """Return the grant of a ticket without using it. Raises InvalidTicket, Unavailable."""
+    async def look_at(self, ticket: str, *, cookie: str | None, agent: str) -> Grant:
+        """Return the grant with which ``use`` would let this one in, and use nothing up. Raises as it does."""
         hashed = _hash(_checked(ticket))
-        if raw := await self._board.get(f"lease.{hashed}"):
-            return _decode(raw, _Lease).granted.grant()
-        return (await self._unused_grant(hashed)).grant()
+        raw = await self._board.get(f"lease.{hashed}")
+        if raw is None:
+            return (await self._unused_grant(hashed)).grant()
+        lease = _decode(raw, _Lease)
+        if not self._may_resume(lease, _proves(lease, _secret_in(cookie)), _hash(agent)):
+            raise _refused()
+        return lease.granted.grant()
 
     async def use(self, ticket: str, *, cookie: str | None, agent: str) -> Admitted:
         """Let in who brings a ticket. ``cookie`` is what an earlier head has set in the same browser, ``agent`` the
         browser and the address. Raises InvalidTicket, Unavailable; then nothing is used up.
         """
         hashed = _hash(_checked(ticket))
-        secret = cookie if cookie and _TICKET.fullmatch(cookie) else None
+        secret = _secret_in(cookie)
         raw = await self._board.get(f"lease.{hashed}")
         if raw is None:
             granted = await self._unused_grant(hashed)
@@ -197,7 +201,7 @@ class Tickets:
         """Let in who comes back to a lease, as it stands on the board."""
         for _ in range(ATTEMPTS):
             lease = _decode(raw, _Lease)
-            proves = secret is not None and secrets.compare_digest(_hash(secret), lease.secret)
+            proves = _proves(lease, secret)
             if not self._may_resume(lease, proves, agent):
                 raise _refused()
             fresh, replaces = secret or secrets.token_urlsafe(16), not proves and self._reconnect == "bound"
@@ -240,6 +244,14 @@ class Tickets:
         if rest <= 0:
             raise _refused()
         return rest
+
+
+def _secret_in(cookie: str | None) -> str | None:
+    return cookie if cookie and _TICKET.fullmatch(cookie) else None
+
+
+def _proves(lease: _Lease, secret: str | None) -> bool:
+    return secret is not None and secrets.compare_digest(_hash(secret), lease.secret)
 
 
 def _refused() -> InvalidTicket:

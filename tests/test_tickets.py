@@ -37,6 +37,9 @@ class Office:
     async def use(self, ticket: str, cookie: str | None = None, agent: str = FIREFOX) -> Admitted:
         return await self.tickets.use(ticket, cookie=cookie, agent=agent)
 
+    async def look_at(self, ticket: str, cookie: str | None = None, agent: str = FIREFOX) -> Grant:
+        return await self.tickets.look_at(ticket, cookie=cookie, agent=agent)
+
     async def refused(self, ticket: str, cookie: str | None = None, agent: str = FIREFOX) -> bool:
         try:
             await self.use(ticket, cookie, agent)
@@ -139,11 +142,17 @@ async def test_what_is_no_ticket_is_refused_with_the_same_words(ticket: str) -> 
 async def test_looking_uses_nothing_up() -> None:
     office = Office()
     ticket = await office.mint()
-    assert (await office.tickets.look_at(ticket)).user == "ann"
-    await office.use(ticket)
-    assert (await office.tickets.look_at(ticket)).user == "ann"
+    assert (await office.look_at(ticket, agent=CURL)).user == "ann"
+    first = await office.use(ticket)
+    assert (await office.look_at(ticket)).user == "ann"
+    again = await office.use(ticket)
+    assert (again.grant.lease, again.replaces) == (Lease(tickets._hash(ticket), 2), True), "it was not used meanwhile"
     with pytest.raises(InvalidTicket):
-        await office.tickets.look_at("x" * 22)
+        await office.look_at("x" * 22)
+    assert (await office.look_at(ticket, again.secret, CURL)).user == "ann"
+    for cookie in (None, first.secret):
+        with pytest.raises(InvalidTicket):
+            await office.look_at(ticket, cookie, CURL)
 
 
 async def _come_back(office: Office, ticket: str, every: float, times: int) -> int | None:
@@ -244,11 +253,11 @@ async def test_a_grant_that_does_not_fit_on_the_board_makes_no_ticket() -> None:
 async def test_what_a_newer_version_wrote_is_not_read_and_stays_as_it_is() -> None:
     office = Office()
     ticket = await office.mint()
-    for kind, opens in (("ticket", office.tickets.look_at), ("lease", office.use)):
+    for kind, opens in (("ticket", office.look_at), ("lease", office.use)):
         key = f"{kind}.{tickets._hash(ticket)}"
         newer = msgspec.json.decode(await office.board.get(key) or b"") | {"v": 2, "only": ["a/1"]}
         await office.board.put(key, msgspec.json.encode(newer), 60)
-        for work in (office.tickets.look_at, office.use):
+        for work in (office.look_at, office.use):
             with pytest.raises(BrokerUnavailable, match="newer version"):
                 await work(ticket)
         assert await office.board.get(key) == msgspec.json.encode(newer)

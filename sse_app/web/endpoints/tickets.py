@@ -66,16 +66,18 @@ class TicketOffice:
         Unavailable.
         """
         self._node.life.check_started()
-        leases = self._node.leases
+        leases, cookie, agent = self._node.leases, request.cookies.get(_cookie_name(request)), self._agent(request)
+        headers: dict[str, str] = {}
         with self._callers.attempt(request):
             if request.method == "HEAD":
-                return await leases.tickets.look_at(ticket), {}
-            self._node.check_room()
-            cookie = request.cookies.get(_cookie_name(request))
-            admitted = await leases.use(ticket, cookie=cookie, agent=self._agent(request))
-            if not self._callers.counts(admitted.grant):
+                grant = await leases.tickets.look_at(ticket, cookie=cookie, agent=agent)
+            else:
+                self._node.check_room()
+                grant, secret, _ = await leases.use(ticket, cookie=cookie, agent=agent)
+                headers["Set-Cookie"] = _cookie(request, secret)
+            if not self._callers.counts(grant):
                 raise InvalidTicket(REFUSED)
-        return admitted.grant, {"Set-Cookie": _cookie(request, admitted.secret)}
+        return grant, headers
 
     def _agent(self, request: Request) -> str:
         """Return what tells one browser at one address from others."""

@@ -118,9 +118,10 @@ async def test_a_url_opens_for_the_browser_that_used_it_first_and_no_other() -> 
                 (browser("own", "2001:db8:1:2::1"), 401),  # it has shown that it has a cookie
                 (browser("own", "2001:db8:1:2::1", cookie=cookie), 200),
             ):
-                opened.client.cookies.clear()
-                async with opened.client.stream("GET", url, headers=headers) as answer:
-                    assert answer.status_code == status, headers
+                for method in ("HEAD", "GET"):
+                    opened.client.cookies.clear()
+                    async with opened.client.stream(method, url, headers=headers) as answer:
+                        assert answer.status_code == status, headers
             await opened.hub.publish("still here", topic="news/1")
             assert (await anext(first)).data == "still here"
 
@@ -166,6 +167,7 @@ async def test_all_that_is_no_ticket_gets_one_answer() -> None:
                 answer = await opened.client.get(url, headers=headers)
                 assert code_of(answer) == (401, "invalid_ticket"), name
                 seen.add((answer.content, answer.headers["www-authenticate"]))
+            assert (await opened.client.head(url, headers=FOREIGN)).status_code == 401, name
         assert len(seen) == 1
         twice = await opened.client.get(f"{copied}&ticket=x", headers=FOREIGN)
         assert code_of(twice) == (401, "invalid_ticket")
