@@ -13,11 +13,26 @@ from sse_app.brokers.memory_board import MemoryBoard
 from sse_app.errors import BrokerUnavailable, InsufficientScope, InvalidTicket, InvalidTicketRequest, TooManyRequests
 from sse_app.grants import Grant, Lease
 from sse_app.tickets import Admitted, Tickets
+from tests.support.peers import turns
 
 BEGIN = 1_000_000.0
 ANN = Grant.of(user="ann", subscribe=["a/*"], client="tab-*", stats="own").within(BEGIN + 3_600)
 FIREFOX, CURL = "10.0.0.1 Firefox", "10.0.0.9 curl"
 COOKIE = "c" * 22
+
+
+class DistantBoard(MemoryBoard):
+    """A board that answers as late as one on another machine: others use it before each answer arrives."""
+
+    async def get(self, key: str) -> bytes | None:
+        found = await super().get(key)
+        await turns()
+        return found
+
+    async def claim(self, key: str, value: bytes, ttl: float) -> bytes | None:
+        found = await super().claim(key, value, ttl)
+        await turns()
+        return found
 
 
 @dataclass
@@ -28,7 +43,7 @@ class Office:
     now: float = BEGIN
 
     def __post_init__(self) -> None:
-        self.board = MemoryBoard(lambda: self.now)
+        self.board = DistantBoard(lambda: self.now)
         self.tickets = Tickets(self.board, shortest=2.0, clock=lambda: self.now, **self.options)
 
     async def mint(self, grant: Grant = ANN, ttl: float = 30.0) -> str:
