@@ -829,6 +829,7 @@ class Source {
   #reason = ""; // of the last bye since the last welcome
   #atOnce = false; // true when the next connection need not wait
   #cut = new AbortController();
+  #watchdog = 0; // the timer that cuts a silent connection
   #wake = () => {};
   /** @type {{ end: string | null, top: string } | null} */
   #replay = null; // until all publications up to the top of the log have come
@@ -915,16 +916,9 @@ class Source {
    * @returns {Promise<Ending>}
    */
   async #read() {
-    const cut = this.#cut;
-    const response = await this.#connect(cut.signal);
-    let timer = 0;
-    // After a computer's sleep, or in a broken network, a connection may stay open and silent for ever.
-    const watch = () => {
-      clearTimeout(timer);
-      timer = setTimeout(() => cut.abort(SILENT), this.#silence);
-    };
     try {
-      watch();
+      const response = await this.#connect(this.#cut.signal);
+      this.#watch();
       if (!response.body || !isStream(response)) return await explain(response);
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       const parser = new Parser();
@@ -933,12 +927,22 @@ class Source {
         if (done) return { why: { detail: FAREWELLS.get(this.#reason) ?? "The hub ended the stream." } };
         if (this.#closed) return { why: {} };
         this.#onBlocks(parser.feed(value));
-        watch();
+        this.#watch();
         if (parser.retry !== null) this.#retry = Math.min(Math.max(parser.retry, RETRY_MIN), RETRY_MAX);
       }
     } finally {
-      clearTimeout(timer);
+      clearTimeout(this.#watchdog);
     }
+  }
+
+  /**
+   * Gives the connection up when nothing comes from now on: after a computer's sleep, or in a broken network, it may stay
+   * open and silent for ever.
+   */
+  #watch() {
+    clearTimeout(this.#watchdog);
+    const cut = this.#cut;
+    this.#watchdog = setTimeout(() => cut.abort(SILENT), this.#silence);
   }
 
   /**
@@ -970,7 +974,8 @@ class Source {
     if (kind === "ticket") query.ticket = secret;
     const url = new URL(address);
     for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
-    return fetch(url, { headers, credentials, cache: "no-store", signal });
+    this.#watch();
+    return fetch(url, { headers, credentials, cache: "no-store", signal }).finally(() => clearTimeout(this.#watchdog));
   }
 
   /** @param {Block[]} blocks */

@@ -786,26 +786,24 @@ def test_a_position_is_sent_once_under_whatever_names_it_was_given(site: Site, s
         assert asked == [first]
 
 
-@pytest.mark.parametrize(
-    ("heartbeat", "silence"), [("15.0", 45), ("0.1", 45), ("120", 360), ("null", 45), ("1e300", None)]
-)
-def test_a_silent_connection_is_given_up_after_three_heartbeats(
-    tabs: Tabs, heartbeat: str, silence: int | None
-) -> None:
-    """The silence, in seconds, is that of a broken network, or of a laptop that slept."""
-    asked = 0
+@contextmanager
+def silent_server(tabs: Tabs, welcome: str | None) -> Iterator[tuple[Page, list[str]]]:
+    """A tab whose time stands still, and a server that sends nothing after a welcome, or without one not even an answer:
+    as in a broken network, or after the sleep of a laptop. The list has an item for each stream that is asked for.
+    """
+    asked: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal asked
         if scope["path"] != "/events":
             html = scope["path"] == "/"
             body = BLANK if html else (static_directory() / "sse-app.js").read_text()
             await Response(body, media_type="text/html" if html else "text/javascript")(scope, receive, send)
             return
-        asked += 1
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
-        welcome = f'id: e-1\nevent: welcome\ndata: {{"client":"c","top":"e-1","heartbeat":{heartbeat}}}\n\n'
-        await send({"type": "http.response.body", "body": welcome.encode(), "more_body": True})
+        asked.append(scope["path"])
+        if welcome is not None:
+            headers = [(b"content-type", b"text/event-stream")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": welcome.encode(), "more_body": True})
         while (await receive())["type"] != "http.disconnect":
             pass
 
@@ -814,16 +812,42 @@ def test_a_silent_connection_is_given_up_after_three_heartbeats(
         page.clock.install(time=0)
         page.goto(server.url)
         page.clock.pause_at(3600)
-        listen(page, "/events", module="/sse-app.js", shared="none")
+        with page.expect_request("**/events*"):
+            listen(page, "/events", module="/sse-app.js", shared="none")
+        yield page, asked
+        page.close()
+
+
+def until_given_up(page: Page, asked: list[str]) -> None:
+    """Wait until a silent connection is given up, and the next one begins."""
+    assert until_error(page)["detail"] == "Nothing has come from the hub for too long."
+    while len(asked) < 2:
+        page.clock.run_for(1000)
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "silence"), [("15.0", 45), ("0.1", 45), ("120", 360), ("null", 45), ("1e300", None)]
+)
+def test_a_silent_connection_is_given_up_after_three_heartbeats(
+    tabs: Tabs, heartbeat: str, silence: int | None
+) -> None:
+    """The silence is in seconds."""
+    welcome = f'id: e-1\nevent: welcome\ndata: {{"client":"c","top":"e-1","heartbeat":{heartbeat}}}\n\n'
+    with silent_server(tabs, welcome) as (page, asked):
         page.wait_for_function("stream.state.name == 'open'")
         page.clock.run_for((silence or 100_000) * 1000 - 1)
         assert page.evaluate("states.map(({ name }) => name)") == ["open"]
         if silence is not None:
             page.clock.run_for(1)
-            assert until_error(page)["detail"] == "Nothing has come from the hub for too long."
-            while asked < 2:
-                page.clock.run_for(1000)
-        page.close()
+            until_given_up(page, asked)
+
+
+def test_a_connection_that_is_not_answered_is_given_up_as_a_silent_one(tabs: Tabs) -> None:
+    with silent_server(tabs, welcome=None) as (page, asked):
+        page.clock.run_for(44_999)
+        assert page.evaluate("[stream.state.name, states.length]") == ["connecting", 0]
+        page.clock.run_for(1)
+        until_given_up(page, asked)
 
 
 CUTS = random.Random(7)
