@@ -327,11 +327,15 @@ def test_a_page_that_was_put_away_comes_back_for_what_it_missed(site: Site, shar
 
 @pytest.mark.parametrize("type", ["welcome", "message"])
 def test_a_stream_that_a_handler_closes_is_silent_from_then_on(
-    site: Site, shared: str, open_tab: Open, type: str
+    site: Site, tabs: Tabs, shared: str, open_tab: Open, type: str
 ) -> None:
-    site.refusal = Response(f"{WELCOME}data: 1\n\ndata: 2\n\n", media_type="text/event-stream")
+    tabs.expected.append("status of")
+    site.refusal = Response(status_code=503)
     page = open_tab(shared=shared, wait=False)
+    until_error(page)  # so that nothing comes before the handler is there
     page.evaluate("type => stream.addEventListener(type, () => stream.close())", type)
+    site.refusal = Response(f"{WELCOME}data: 1\n\ndata: 2\n\n", media_type="text/event-stream")
+    page.evaluate("stream.reconnect()")
     page.wait_for_function("stream.readyState == 2")
     assert types(page)[-1] == type
     assert types(page).count("message") <= 1
@@ -788,8 +792,8 @@ def test_a_position_is_sent_once_under_whatever_names_it_was_given(site: Site, s
 
 @contextmanager
 def silent_server(tabs: Tabs, welcome: str | None) -> Iterator[tuple[Page, list[str]]]:
-    """A tab whose time stands still, and a server that sends nothing after a welcome, or without one not even an answer:
-    as in a broken network, or after the sleep of a laptop. The list has an item for each stream that is asked for.
+    """A tab whose time stands still, and a server that sends nothing after a welcome, or not even an answer, as in a
+    broken network, or after the sleep of a laptop. The list has an item for each stream that is asked for.
     """
     asked: list[str] = []
 
