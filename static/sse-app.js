@@ -454,7 +454,7 @@ function kindOf({ token, ticket }, query) {
  */
 function asking(from, first, kind) {
   return async (refresh) => {
-    const given = first;
+    const given = from && refresh ? null : first; // by now it is an old one
     if (from) first = null;
     try {
       const secret = given || (from && (await within(SECRET_WAIT, from({ refresh }))));
