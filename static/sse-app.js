@@ -790,6 +790,11 @@ class Credential {
     this.#renew = this.kind !== "";
   }
 
+  /** Drops a kept ticket: once the user has logged in again, there is another one. */
+  forget() {
+    this.#secret = "";
+  }
+
   /** Returns the secret for the next connection, "" when it needs none. Throws AskFailed. */
   async get() {
     this.isNew = this.#renew;
@@ -899,6 +904,7 @@ class Source {
     const woken = new Promise((resolve) => (this.#wake = () => resolve(null)));
     if (isFinal(why.status)) {
       this.#failures = 0;
+      this.credential.forget();
       this.#set({ name: "stopped", ...why });
       return woken;
     }

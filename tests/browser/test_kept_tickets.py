@@ -3,7 +3,7 @@
 import pytest
 
 from tests.browser.test_credentials import Door, Open, asked, open_tab, shared, site
-from tests.browser.test_shared import end_streams
+from tests.browser.test_shared import end_streams, until_stopped
 
 pytestmark = pytest.mark.browser
 __all__ = ["open_tab", "shared", "site"]  # fixtures
@@ -20,3 +20,12 @@ def test_a_ticket_in_the_url_is_no_answer_to_who_asks_for_a_new_one(site: Door, 
         page.wait_for_function("states.length > 1 && stream.state.name == 'open'")
     assert (asked(first), asked(second)) == ([False], [True])
     assert site.requests == [("good", 200), ("good", 401), ("fresh", 200)]
+
+
+def test_a_stream_that_has_stopped_asks_for_another_ticket(site: Door, shared: str, open_tab: Open) -> None:
+    page = open_tab("ticket", "stale", "staler", shared=shared, wait=False)
+    until_stopped(page)
+    page.evaluate("window.secret = 'good'; stream.reconnect()")  # the user has logged in
+    page.wait_for_function("stream.state.name == 'open'")
+    assert site.requests == [("stale", 401), ("staler", 401), ("good", 200)]
+    assert asked(page) == [False, True, False]
