@@ -289,6 +289,7 @@ async def test_a_ticket_of_a_key_that_is_gone_opens_nothing(key_file: KeyFile) -
             assert payload(await anext(stream))["reason"] == "revoked"
         assert (await opened.client.head(url)).status_code == 401
         assert code_of(await opened.client.get(url)) == (401, "invalid_ticket")
+        assert (await opened.client.head(url)).status_code == 401
 
 
 async def _revoke(opened: Web, **named: Any) -> int:

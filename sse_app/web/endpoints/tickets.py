@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sse_app.address import bucket
-from sse_app.errors import InvalidTicket, InvalidTicketRequest
+from sse_app.errors import InvalidTicket, InvalidTicketRequest, InvalidToken
 from sse_app.grants import Grant, Stats
 from sse_app.node import Node
 from sse_app.tickets import LIFETIME, LIFETIME_MAX, REFUSED, TTL, TTL_MAX
@@ -75,9 +75,19 @@ class TicketOffice:
                 self._node.check_room()
                 grant, secret, _ = await leases.use(ticket, cookie=cookie, agent=agent)
                 headers["Set-Cookie"] = _cookie(request, secret)
-            if not self._callers.counts(grant):
-                raise InvalidTicket(REFUSED)
+            await self._check(grant)
         return grant, headers
+
+    async def _check(self, grant: Grant) -> None:
+        """Raises InvalidTicket when what a ticket was made from is gone or was taken back, as for every other ticket
+        that does not count; InsufficientScope, Unavailable.
+        """
+        if not self._callers.counts(grant):
+            raise InvalidTicket(REFUSED)
+        try:
+            await self._node.check(grant)
+        except InvalidToken:
+            raise InvalidTicket(REFUSED) from None
 
     def _agent(self, request: Request) -> str:
         """Return what tells one browser at one address from others."""

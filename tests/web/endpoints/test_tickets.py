@@ -173,6 +173,22 @@ async def test_all_that_is_no_ticket_gets_one_answer() -> None:
         assert code_of(twice) == (401, "invalid_ticket")
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("used", [True, False])
+async def test_a_ticket_that_was_taken_back_gets_the_answer_of_all_others(method: str, used: bool) -> None:
+    async with web(authorize=who) as opened:
+        url, unknown = await ticket_url(opened), f"/events?ticket={'x' * 22}"
+        if used:
+            async with opened.stream(url) as stream:
+                await anext(stream)
+        await opened.hub.revoke(user="ann")
+        answers = [await opened.client.request(method, asked, headers=SSE) for asked in (url, unknown)]
+        assert {answer.status_code for answer in answers} == {401}
+        assert answers[0].content == answers[1].content
+        if method == "GET":
+            assert code_of(answers[0]) == (401, "invalid_ticket")
+
+
 async def test_without_a_cookie_the_older_stream_is_replaced() -> None:
     async with web(authorize=who) as opened:
         url = await ticket_url(opened)
