@@ -232,6 +232,17 @@ async def test_who_guesses_waits_and_nobody_else_does() -> None:
         assert code_of(await get("/grant", headers=from_address("192.0.2.2", "x")))[0] == 401
 
 
+async def test_who_tries_a_credential_that_was_taken_back_waits_too() -> None:
+    async with guarded() as opened:
+        revoked = from_address("192.0.2.1", token(ANN, jti="one"))
+        await opened.hub.revoke(token="one")
+        for _ in range(3):
+            assert code_of(await opened.client.get("/grant", headers=revoked)) == (401, "invalid_token")
+        for credential in ("x", token(ANN, sub="bob")):
+            refused = await opened.client.get("/grant", headers=from_address("192.0.2.1", credential))
+            assert code_of(refused) == (429, "too_many_requests")
+
+
 async def test_a_network_of_ipv6_is_one_address_and_a_proxy_that_nobody_named_is_none() -> None:
     async with guarded() as opened:
         answers = [
@@ -391,8 +402,13 @@ async def test_credentials_that_fail_are_one_line_a_reason_in_ten_seconds(caplog
         for _ in range(50):
             await opened.client.get("/events", headers=bearer(token(ANN, lasts=-1)))
             await opened.client.get("/events?ticket=x")
+        revoked = bearer(token(ANN, jti="one"))
+        await opened.hub.revoke(token="one")
+        for _ in range(50):
+            await opened.client.get("/events", headers=revoked)
         lines = [record.getMessage() for record in caplog.records if record.name == "sse_app"]
         assert lines == [
             "refused a request from 127.0.0.1: credential: expired",
             "refused a request from 127.0.0.1: ticket",
+            "refused a request from 127.0.0.1: credential: revoked",
         ]
