@@ -290,7 +290,7 @@ async def test_the_tickets_of_a_revoked_user_open_nothing(closed: Web) -> None:
         assert (await bye(stream))["reason"] == "revoked"
     for url in (used, unused):
         for headers in ({}, SSE):
-            assert code_of(await closed.client.get(url, headers=headers)) == (401, "invalid_token")
+            assert code_of(await closed.client.get(url, headers=headers)) == (401, "invalid_ticket")
     assert len(closed.hub) == 0
 
 
