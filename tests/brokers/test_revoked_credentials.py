@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Site:
         async with AsyncExitStack() as stack:
             yield [await stack.enter_async_context(self.hub()) for _ in range(count if self._world.kept else 1)]
 
-    def hub(self) -> Any:
+    def hub(self) -> AbstractAsyncContextManager[Web]:
         return web(Hub(self._world.open(), **self._settings))
 
     async def check(self, hub: Web) -> None:

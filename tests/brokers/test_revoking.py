@@ -61,7 +61,7 @@ async def test_no_publication_after_a_revocation_reaches_a_stream_that_it_names(
     await check_at_random(world)
 
 
-async def test_no_publication_does_so_where_processes_do_not_wake_each_other(
+async def test_it_holds_where_processes_do_not_wake_each_other(
     sqlite_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their datagrams are lost: each finds out in its own time what the others have appended."""
