@@ -1,24 +1,27 @@
-"""static/sse-app.js with a token or a ticket: who shares, what is asked for anew, what ends a stream, and where no
-secret may turn up.
+"""static/sse-app.js with a token or a ticket, at a hub that asks for one: who shares, what is asked for anew, what ends
+a stream, and where no secret may turn up.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import pytest
 from playwright.sync_api import Error, Page
 from starlette.datastructures import Headers, QueryParams
-from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_app import Hub, notices
-from sse_app.subscriber import CloseReason
+from sse_app import Hub
+from sse_app.errors import INVALID
 from sse_app.testing import live
+from sse_app.tickets import REFUSED, WINDOW
 from tests.browser.conftest import Tabs
 from tests.browser.test_shared import (
-    PROBLEM,
     Publisher,
     Site,
     data,
@@ -28,6 +31,8 @@ from tests.browser.test_shared import (
     until_error,
     until_stopped,
 )
+from tests.support.peers import PATIENCE
+from tests.support.tokens import SECRET, claims, pair, sign
 from tests.support.web import until_open
 
 pytestmark = pytest.mark.browser
@@ -35,7 +40,7 @@ pytestmark = pytest.mark.browser
 # The page has `secret`, and gets `fresh` when it asks for a new one. `fail` has what happens instead, as a function.
 LISTEN = """async ([url, options, kind, secret, fresh, module]) => {
     const { connect } = await import(module);
-    Object.assign(window, { seen: [], states: [], asked: [], secret, fresh, fail: null });
+    Object.assign(window, { seen: [], states: [], asked: [], secret, fresh, fail: null, began: Date.now() });
     const give = async ({ refresh }) => {
         asked.push(refresh);
         if (fail) return fail();
@@ -46,39 +51,107 @@ LISTEN = """async ([url, options, kind, secret, fresh, module]) => {
     for (const type of ["open", "error"]) stream.addEventListener(type, () => states.push(stream.state));
 }"""
 
-INVALID = {"code": "invalid_token", "detail": "The token is not valid."}
+# The code and the text of the hub's answer to a secret that does not count.
+NOT_VALID = {"token": ("invalid_token", INVALID), "ticket": ("invalid_ticket", REFUSED)}
+EVENT_STREAM = "text/event-stream"
+LASTS = {"fresh": 1_800.0, "newer": 3_600.0}  # seconds; other secrets are good for a shorter time
+LASTS_ELSE = 600.0
+
+T = TypeVar("T")
 
 
 @dataclass
-class Door(Site):
-    """A site whose hub lets in who has a secret that is valid, and shows it one topic."""
+class ClosedSite(Site):
+    """A site whose hub lets in who has a token or a ticket that is valid, on one topic.
 
-    valid: dict[str, str] = field(default_factory=dict)  # secret: topic
+    A secret has a name, which is that of its session too. It is made when it is first asked for, unless ``make`` has
+    made it for another user or other topics; one whose name begins with "stale" does not count.
+    """
+
+    made: dict[tuple[str, str], str] = field(default_factory=dict)  # by kind and name
     requests: list[tuple[str, int]] = field(default_factory=list)  # the secret and the status, of requests for a stream
+    heads: list[Headers] = field(default_factory=list)  # of the same
+    passed: float = 0.0  # seconds by which the hub's clock is ahead
+
+    def __post_init__(self) -> None:
+        assert self.hub._credentials is not None
+        # A hub itself takes no clock; a token that really expires soon would be refused on a busy machine.
+        self.hub.node._expiry._wall = self.now
+        self.hub.node.leases.tickets._clock = self.hub._credentials.tokens._clock = self.now
+
+    def now(self) -> float:
+        return time.time() + self.passed
 
     def app(self) -> ASGIApp:
         app = super().app()
-        refused = JSONResponse(INVALID, 401, media_type=PROBLEM)
 
-        async def door(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or scope["path"] != "/hub/events":
-                await app(scope, receive, send)
-                return
-            secret = secret_of(scope)
-            topic = self.valid.get(secret)
-            status = 401 if topic is None else self.refusal.status_code if self.refusal else 200
-            self.requests.append((secret, status))
-            await (refused if topic is None else app)(without_secret(scope, topic), receive, send)
+        async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_noted(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    self.requests.append((self._name(secret_of(scope)), message["status"]))
+                    self.heads.append(Headers(scope=scope))
+                await send(message)
 
-        return door
+            is_stream = scope["type"] == "http" and Headers(scope=scope).get("accept") == EVENT_STREAM
+            await app(scope, receive, send_noted if is_stream else send)
 
-    def end(self, reason: str, retry: int = 20, topic: str | None = None) -> None:
-        """End the open streams, or those of one topic, as the hub does for this reason. ``retry`` is in ms."""
-        loop = self.hub.node.life._loop
-        assert loop is not None
-        for subscriber in list(self.hub.node._delivery):
-            if topic in (None, *subscriber.filter.patterns):
-                loop.call_soon_threadsafe(subscriber.close, CloseReason.DRAIN, notices.bye(reason, retry))
+        return noting
+
+    def _name(self, secret: str) -> str:
+        return next((name for (_, name), text in self.made.items() if text == secret), secret)
+
+    def secret(self, kind: str, name: str) -> str:
+        return self.made[kind, name] if (kind, name) in self.made else self.make(kind, name)
+
+    def make(self, kind: str, name: str, *, user: str | None = "1", topics: tuple[str, ...] = ("news",)) -> str:
+        """Make a secret, issued now, in place of an older one of the name."""
+        is_stale, lasts = name.startswith("stale"), LASTS.get(name, LASTS_ELSE)
+        made = claims(
+            iss=None,
+            aud=None,
+            sub=user,
+            sid=name,
+            exp=self.now() + (-lasts if is_stale else lasts),
+            sse={"subscribe": list(topics)},
+        )
+        token = sign(made, pair("secret"))
+        if kind == "ticket":
+            self.made[kind, name] = secrets.token_urlsafe(16) if is_stale else self._ticket(token)
+        else:
+            self.made[kind, name] = token
+        return self.made[kind, name]
+
+    def _ticket(self, token: str) -> str:
+        """A ticket that the bearer of a token makes for itself: as good as the token, and for as long."""
+        answer = httpx.post(
+            f"{self.url}/hub/tickets",
+            json={"ttl": 300},  # seconds until it must have been used
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=PATIENCE,
+        )
+        return str(answer.raise_for_status().json()["ticket"])
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do something in the hub's loop, as an endpoint of the app would."""
+        return self.hub.node.life.run_from_thread(work, PATIENCE)
+
+    def log_out(self, name: str) -> None:
+        """End the session that a secret is of."""
+        self.run(lambda: self.hub.revoke(session=name))
+
+    def log_out_unseen(self, name: str) -> None:
+        """Cut every open stream, and end a session before the clients are back: nothing tells them of its end."""
+
+        async def cut_and_revoke() -> None:
+            for subscriber in list(self.hub.node._delivery):
+                subscriber.cut()
+            await self.hub.revoke(session=name)
+
+        self.run(cut_and_revoke)
+
+    def let_pass(self, seconds: float) -> None:
+        """Let time pass for the hub."""
+        self.passed += seconds
 
 
 def secret_of(scope: Scope) -> str:
@@ -89,17 +162,16 @@ def secret_of(scope: Scope) -> str:
     return header[7:] or ticket
 
 
-def without_secret(scope: Scope, topic: str | None) -> Scope:
-    query = [(name, value) for name, value in QueryParams(scope["query_string"]).multi_items() if name != "ticket"]
-    headers = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
-    text = str(QueryParams([*query, ("topic", topic or "")]))
-    return {**scope, "query_string": text.encode(), "headers": headers}
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """The settings of a test's hub, beside those of all."""
+    return {}
 
 
 @pytest.fixture
-def site() -> Iterator[Door]:
-    hub = Hub(drain=0.2, retry_min=0.02, retry_max=0.04)  # so that reconnects do not take seconds each
-    site = Door(hub, valid={"good": "news", "fresh": "news"})
+def site(settings: dict[str, Any]) -> Iterator[ClosedSite]:
+    quickly = {"drain": 0.2, "retry_min": 0.02, "retry_max": 0.04}  # so that reconnects do not take seconds each
+    site = ClosedSite(Hub(token_secret=SECRET.decode(), auth_cookies=("token",), **{**quickly, **settings}))
     with live(site.app()) as server:
         site.url = server.url
         yield site
@@ -114,15 +186,16 @@ Open = Callable[..., Page]
 
 
 @pytest.fixture
-def open_tab(site: Door, tabs: Tabs) -> Open:
-    """A tab of user 1 that listens with a secret, and is connected unless ``wait`` is False."""
+def open_tab(site: ClosedSite, tabs: Tabs) -> Open:
+    """A tab of user 1 that listens with the secret of a name, and is connected unless ``wait`` is False."""
     tabs.expected.append("status of")
 
     def open_tab(
         kind: str = "token", secret: str = "good", fresh: str = "fresh", *, wait: bool = True, **options: Any
     ) -> Page:
         page = tabs.open(site.url)
-        listen(page, kind, secret, fresh, **options)
+        texts = [site.secret(kind, name) for name in (secret, fresh)] if kind else ["", ""]
+        listen(page, kind, *texts, **options)
         if wait:
             page.wait_for_function("stream.state.name == 'open'")
         return page
@@ -133,8 +206,8 @@ def open_tab(site: Door, tabs: Tabs) -> Open:
 def listen(
     page: Page,
     kind: str,
-    secret: str = "good",
-    fresh: str = "fresh",
+    secret: str,
+    fresh: str,
     *,
     url: str = "/hub/events",
     module: str = "/hub/static/sse-app.js",
@@ -149,19 +222,24 @@ def asked(page: Page) -> list[bool]:
     return answers
 
 
-def publish(site: Door, *texts: str) -> list[str]:
+def publish(site: ClosedSite, *texts: str) -> list[str]:
     return site.publish(*texts, topic="news")
 
 
-def stopped_clock(site: Door, tabs: Tabs) -> Page:
+def stopped_clock(site: ClosedSite, tabs: Tabs) -> Page:
     """A tab that is connected, and whose time passes only when it is told to."""
     page = tabs.context.new_page()
     page.clock.install(time=0)
     page.goto(site.url)
     page.clock.pause_at(3600)
-    listen(page, "token", shared="none")
+    listen(page, "token", site.secret("token", "good"), site.secret("token", "fresh"), shared="none")
     page.wait_for_function("stream.state.name == 'open'")
     return page
+
+
+def set_secret(page: Page, secret: str) -> None:
+    """Let a page have this secret from now on, as after a login."""
+    page.evaluate("secret => { window.secret = secret; }", secret)
 
 
 def until_open_again(page: Page) -> None:
@@ -169,7 +247,7 @@ def until_open_again(page: Page) -> None:
 
 
 def test_a_token_is_asked_for_before_each_connection_and_goes_in_a_header(
-    site: Door, shared: str, open_tab: Open
+    site: ClosedSite, shared: str, open_tab: Open
 ) -> None:
     page = open_tab(shared=shared)
     published = publish(site, "1")
@@ -179,10 +257,10 @@ def test_a_token_is_asked_for_before_each_connection_and_goes_in_a_header(
     assert ids(page, published[-1]) == published
     assert site.requests == [("good", 200)] * 2
     assert asked(page) == [False, False]
-    assert "good" not in page.evaluate("stream.url")
+    assert site.secret("token", "good") not in page.evaluate("stream.url")
 
 
-def test_a_ticket_is_kept_until_it_is_refused(site: Door, shared: str, open_tab: Open) -> None:
+def test_a_ticket_is_kept_until_it_is_refused(site: ClosedSite, shared: str, open_tab: Open) -> None:
     page = open_tab("ticket", shared=shared)
     published = publish(site, "1")
     ids(page, published[0])
@@ -190,8 +268,7 @@ def test_a_ticket_is_kept_until_it_is_refused(site: Door, shared: str, open_tab:
     published += publish(site, "2")
     ids(page, published[-1])
     assert asked(page) == [False]
-    del site.valid["good"]
-    end_streams(site)
+    site.log_out_unseen("good")
     published += publish(site, "3")
     assert ids(page, published[-1]) == published
     assert site.requests == [("good", 200), ("good", 200), ("good", 401), ("fresh", 200)]
@@ -200,7 +277,7 @@ def test_a_ticket_is_kept_until_it_is_refused(site: Door, shared: str, open_tab:
 
 @pytest.mark.parametrize("kind", ["token", "ticket"])
 def test_a_secret_that_is_refused_is_replaced_once_without_an_error(
-    site: Door, shared: str, open_tab: Open, kind: str
+    site: ClosedSite, shared: str, open_tab: Open, kind: str
 ) -> None:
     page = open_tab(kind, "stale", shared=shared)
     assert site.requests == [("stale", 401), ("fresh", 200)]
@@ -210,45 +287,58 @@ def test_a_secret_that_is_refused_is_replaced_once_without_an_error(
 
 @pytest.mark.parametrize("kind", ["token", "ticket"])
 def test_a_new_secret_that_is_refused_as_well_stops_all_tabs(
-    site: Door, shared: str, open_tab: Open, kind: str
+    site: ClosedSite, shared: str, open_tab: Open, kind: str
 ) -> None:
-    page = open_tab(kind, "stale", "staler", shared=shared, wait=False)
+    page = open_tab(kind, "stale", "stale too", shared=shared, wait=False)
     state = until_stopped(page)
-    assert (state["status"], state["code"], state["detail"]) == (401, *INVALID.values())
-    assert page.evaluate("[stream.readyState, states.at(-1).code]") == [2, "invalid_token"]
+    assert (state["status"], state["code"], state["detail"]) == (401, *NOT_VALID[kind])
+    assert page.evaluate("[stream.readyState, states.at(-1).code]") == [2, NOT_VALID[kind][0]]
     page.evaluate("dispatchEvent(new Event('online'))")  # starts the next attempt of a stream that waits
-    page.evaluate("window.secret = 'good'; stream.reconnect()")  # the user has logged in
+    set_secret(page, site.secret(kind, "good"))
+    page.evaluate("stream.reconnect()")  # the user has logged in
     page.wait_for_function("stream.state.name == 'open'")
-    assert site.requests == [("stale", 401), ("staler", 401), ("good", 200)]
+    assert site.requests == [("stale", 401), ("stale too", 401), ("good", 200)]
 
 
 @pytest.mark.parametrize("kind", ["token", "ticket"])
-def test_a_secret_that_is_the_same_again_is_not_tried_again(site: Door, shared: str, open_tab: Open, kind: str) -> None:
+def test_a_secret_that_is_the_same_again_is_not_tried_again(
+    site: ClosedSite, shared: str, open_tab: Open, kind: str
+) -> None:
     page = open_tab(kind, "stale", "stale", shared=shared, wait=False)
-    assert until_stopped(page)["code"] == "invalid_token"
+    assert until_stopped(page)["code"] == NOT_VALID[kind][0]
     assert site.requests == [("stale", 401)]
-    page.evaluate("window.secret = 'good'; stream.reconnect()")
+    set_secret(page, site.secret(kind, "good"))
+    page.evaluate("stream.reconnect()")
     page.wait_for_function("stream.state.name == 'open'")
     assert site.requests == [("stale", 401), ("good", 200)]
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 405])
-def test_a_refusal_that_no_other_token_changes_asks_for_none(site: Door, open_tab: Open, status: int) -> None:
-    site.refusal = JSONResponse({"code": "too_bad"}, status, media_type=PROBLEM)
-    page = open_tab(shared="none", wait=False)
-    assert until_stopped(page)["code"] == "too_bad"
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [
+        ("/hub/events?since=yesterday", 400, "invalid_since"),
+        ("/hub/events?topic=users/2", 403, "insufficient_scope"),
+        ("/hub/event", 404, "not_found"),
+        ("/hub/broadcast", 405, "method_not_allowed"),
+    ],
+)
+def test_a_refusal_that_no_other_token_changes_asks_for_none(
+    site: ClosedSite, open_tab: Open, url: str, status: int, code: str
+) -> None:
+    page = open_tab(shared="none", wait=False, url=url)
+    state = until_stopped(page)
+    assert (state["status"], state["code"]) == (status, code)
     assert (site.requests, asked(page)) == ([("good", status)], [False])
 
 
 @pytest.mark.parametrize("kind", ["token", "ticket"])
 def test_a_stream_whose_permission_expired_goes_on_with_a_new_one(
-    site: Door, shared: str, open_tab: Open, kind: str
+    site: ClosedSite, shared: str, open_tab: Open, kind: str
 ) -> None:
     page = open_tab(kind, shared=shared)
     with Publisher(site, topic="news") as publisher:
         publisher.more()
-        del site.valid["good"]
-        site.end("expired")
+        site.let_pass(LASTS_ELSE)
         until_open_again(page)
         publisher.more()
     assert ids(page, publisher.published[-1]) == publisher.published
@@ -256,12 +346,14 @@ def test_a_stream_whose_permission_expired_goes_on_with_a_new_one(
     assert asked(page) == [False, True]
 
 
-def test_a_new_token_is_asked_for_at_once_unless_the_last_one_was_new_itself(site: Door, tabs: Tabs) -> None:
+@pytest.mark.parametrize("settings", [{"retry_min": 5, "retry_max": 5}])
+def test_a_new_token_is_asked_for_at_once_unless_the_last_one_was_new_itself(site: ClosedSite, tabs: Tabs) -> None:
     page = stopped_clock(site, tabs)
     page.clock.run_for(5_000)
-    site.end("expired", retry=5_000)
+    site.let_pass(LASTS_ELSE)
     page.wait_for_function("asked.length == 2 && stream.state.name == 'open'")
-    site.end("expired", retry=5_000)
+    page.evaluate("token => { window.fresh = token; }", site.secret("token", "newer"))
+    site.let_pass(LASTS["fresh"])
     assert until_error(page)["reason"] == "expired"
     page.clock.run_for(5_000)
     page.wait_for_function("asked.length == 3 && stream.state.name == 'open'")
@@ -270,63 +362,102 @@ def test_a_new_token_is_asked_for_at_once_unless_the_last_one_was_new_itself(sit
 
 
 @pytest.mark.parametrize("kind", ["token", "ticket"])
-def test_a_stream_that_was_revoked_asks_once_more(site: Door, shared: str, open_tab: Open, kind: str) -> None:
+def test_a_stream_that_was_revoked_asks_once_more(site: ClosedSite, shared: str, open_tab: Open, kind: str) -> None:
     page = open_tab(kind, shared=shared)
-    site.valid.clear()
-    site.end("revoked")
+    site.run(lambda: site.hub.revoke(user="1"))
     assert until_error(page)["reason"] == "revoked"
     state = until_stopped(page)
-    assert (state["code"], state["reason"]) == ("invalid_token", "revoked")
+    assert (state["code"], state["reason"]) == (NOT_VALID[kind][0], "revoked")
     assert site.requests == [("good", 200), ("fresh", 401)]
 
 
-def test_a_stream_that_was_revoked_goes_on_after_a_new_login(site: Door, shared: str, open_tab: Open) -> None:
+def test_a_stream_that_was_revoked_goes_on_after_a_new_login(site: ClosedSite, shared: str, open_tab: Open) -> None:
     page = open_tab(shared=shared)
-    del site.valid["good"]
-    site.end("revoked")
+    site.log_out("good")
     until_open_again(page)
     assert site.requests == [("good", 200), ("fresh", 200)]
     assert page.evaluate("stream.state") == {"name": "open"}
 
 
-def test_a_stream_that_was_kicked_waits_as_long_as_it_is_blocked(site: Door, shared: str, open_tab: Open) -> None:
+def test_a_stream_that_was_kicked_waits_as_long_as_it_is_blocked(site: ClosedSite, shared: str, open_tab: Open) -> None:
     page = open_tab(shared=shared)
-    site.end("kicked", retry=600_000)
-    state = until_error(page)
-    assert state["reason"] == "kicked"
+    site.run(lambda: site.hub.kick(user="1", block=600))
+    assert until_error(page)["reason"] == "kicked"
     assert page.evaluate("stream.state.until > Date.now() + 500_000")
     assert asked(page) == [False]
+    page.evaluate("stream.reconnect()")
+    page.wait_for_function("states.filter(({ name }) => name == 'waiting').length == 2")
+    assert until_error(page)["reason"] == "kicked"
+    assert page.evaluate("stream.state.until - began") >= 29_000  # ms; the hub said 30 s, and the clocks are rounded
+    assert site.requests == [("good", 200)] * 2
 
 
-def test_a_stream_whose_grant_changed_goes_on_with_the_same_token(site: Door, shared: str, open_tab: Open) -> None:
+def test_a_stream_whose_grant_changed_goes_on_with_the_same_token(
+    site: ClosedSite, shared: str, open_tab: Open
+) -> None:
+    site.make("token", "good", topics=("news", "secrets"))
     page = open_tab(shared=shared)
-    site.end("changed")
+    site.run(lambda: site.hub.revoke(user="1", topics=["secrets"]))
     until_open_again(page)
+    assert page.evaluate("states.map(({ reason }) => reason ?? null)") == [None, "changed", None]
+    site.publish("secret", topic="secrets")
     published = publish(site, "narrower")
     assert ids(page, published[0]) == published
     assert asked(page) == [False, False]
     assert site.requests == [("good", 200)] * 2
 
 
-@pytest.mark.parametrize("reason", ["replaced", "contested"])
-def test_a_ticket_that_another_stream_has_is_replaced(site: Door, shared: str, open_tab: Open, reason: str) -> None:
+RARELY = 20.0  # seconds after which a client comes back at the earliest
+OFTEN = round(WINDOW / RARELY) + 1  # times that one client can come back with a ticket while that is counted
+
+
+@pytest.mark.parametrize(
+    ("reason", "others", "settings"),
+    [("replaced", 0, {}), ("contested", OFTEN, {"retry_min": RARELY, "retry_max": RARELY})],
+)
+def test_a_ticket_that_another_stream_has_is_replaced(
+    site: ClosedSite, tabs: Tabs, shared: str, open_tab: Open, reason: str, others: int
+) -> None:
+    """The other one has the page's address and browser, and not its cookie. It comes after the page; contested: also
+    before, as often as one client can.
+    """
+    browser = tabs.open(site.url).evaluate("navigator.userAgent")
+    for _ in range(others):
+        assert use_ticket(site, browser) == 200
     page = open_tab("ticket", shared=shared)
-    site.end(reason)
+    assert use_ticket(site, browser) == (200 if reason == "replaced" else 401)
+    assert until_error(page)["reason"] == reason
+    page.evaluate("stream.reconnect()")
     until_open_again(page)
-    assert site.requests == [("good", 200), ("fresh", 200)]
+    assert site.requests[others:] == [("good", 200), ("good", 200 if reason == "replaced" else 401), ("fresh", 200)]
 
 
-def test_a_limit_is_waited_for_and_named(site: Door, shared: str, open_tab: Open) -> None:
-    site.refusal = Response(notices.bye("limit", 600_000), media_type="text/event-stream")
+def use_ticket(site: ClosedSite, browser: str) -> int:
+    """Open a stream with the page's first ticket, in another browser of this name. Return the status."""
+    headers = {"Accept": EVENT_STREAM, "User-Agent": browser}
+    query = {"ticket": site.secret("ticket", "good")}
+    with httpx.stream("GET", f"{site.url}/hub/events", params=query, headers=headers, timeout=PATIENCE) as answer:
+        return answer.status_code
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"failed_credentials": "1/h", "trusted_proxies": ["192.0.2.1"], "forwarded_header": "x-forwarded-for"}],
+)
+def test_a_limit_is_waited_for_and_named(site: ClosedSite, shared: str, open_tab: Open) -> None:
+    headers = {"Authorization": f"Bearer {site.secret('token', 'stale')}"}
+    assert httpx.get(f"{site.url}/hub/grant", headers=headers, timeout=PATIENCE).status_code == 401
     page = open_tab(shared=shared, wait=False)
     state = until_error(page)
     assert (state["reason"], "too many" in state["detail"]) == ("limit", True)
-    assert page.evaluate("stream.state.until > Date.now() + 500_000")
+    assert page.evaluate("stream.state.until - began") >= 29_000  # ms; the hub said 30 s, and the clocks are rounded
+    assert (site.requests, asked(page)) == ([("good", 200)], [False])
 
 
 @pytest.mark.parametrize("text", ["event: bye\ndata: so long\n\n", "event: bye\ndata: null\n\n"])
-def test_a_bye_without_a_reason_ends_a_stream_all_the_same(site: Door, open_tab: Open, text: str) -> None:
-    site.refusal = Response(f"data: last words\n\n{text}", media_type="text/event-stream")
+def test_a_bye_without_a_reason_ends_a_stream_all_the_same(site: ClosedSite, open_tab: Open, text: str) -> None:
+    """Another server's: a hub's ``bye`` has a reason. So this answer is made up."""
+    site.refusal = Response(f"data: last words\n\n{text}", media_type=EVENT_STREAM)
     page = open_tab(shared="none", wait=False)
     assert until_error(page)["detail"] == "The hub ended the stream."
     assert data(page, "last words")[0] == "last words"
@@ -343,7 +474,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
 def test_a_function_that_fails_is_asked_again_without_a_request(
-    site: Door, tabs: Tabs, shared: str, open_tab: Open, failure: str
+    site: ClosedSite, tabs: Tabs, shared: str, open_tab: Open, failure: str
 ) -> None:
     tabs.expected += ["no network", "undefined", "token returned no token"]
     page = open_tab(shared=shared)
@@ -358,7 +489,7 @@ def test_a_function_that_fails_is_asked_again_without_a_request(
     assert page.evaluate("stream.state") == {"name": "open"}
 
 
-def test_a_function_that_hangs_has_failed_after_a_while(site: Door, tabs: Tabs) -> None:
+def test_a_function_that_hangs_has_failed_after_a_while(site: ClosedSite, tabs: Tabs) -> None:
     tabs.expected.append("no answer within 30 s")
     page = stopped_clock(site, tabs)
     page.evaluate("() => { window.fail = () => new Promise(() => {}); }")
@@ -374,10 +505,11 @@ def test_a_function_that_hangs_has_failed_after_a_while(site: Door, tabs: Tabs) 
 # Sharing
 
 
-def test_two_users_of_one_browser_have_a_stream_each(site: Door, open_tab: Open) -> None:
+def test_two_users_of_one_browser_have_a_stream_each(site: ClosedSite, open_tab: Open) -> None:
     """Over a worker, and over locks: the tabs of a user share, and get no event of the other user."""
     for shared in ("worker", "locks"):
-        site.valid.update(first="users/1", second="users/2")
+        for name, number in [("first", "1"), ("second", "2")]:
+            site.make("token", name, user=number, topics=(f"users/{number}",))  # a new login, after the last round's
         site.requests.clear()
         tabs = {
             user: [open_tab(secret=secret, fresh=secret, user=user, shared=shared) for _ in range(2)]
@@ -389,8 +521,7 @@ def test_two_users_of_one_browser_have_a_stream_each(site: Door, open_tab: Open)
             site.publish(text, topic=f"users/{user}")
         for user, pages in tabs.items():
             assert [data(page, texts[user]) for page in pages] == [[texts[user]]] * 2
-        del site.valid["first"]  # the first user logs out
-        site.end("revoked", topic="users/1")
+        site.run(lambda: site.hub.revoke(user="1"))  # the first user logs out
         assert [until_stopped(page)["reason"] for page in tabs[1]] == ["revoked"] * 2
         assert site.requests == [("first", 200), ("second", 200), ("first", 401)]
         site.publish("still", topic="users/2")
@@ -399,34 +530,39 @@ def test_two_users_of_one_browser_have_a_stream_each(site: Door, open_tab: Open)
             page.close()
 
 
-def test_tabs_that_name_no_user_do_not_share(site: Door, open_tab: Open) -> None:
+def test_tabs_that_name_no_user_do_not_share(site: ClosedSite, open_tab: Open) -> None:
     pages = [open_tab(kind, user=None) for kind in ("token", "ticket")]
     assert [page.evaluate("stream.shared") for page in pages] == ["none", "none"]
     assert len(site.hub) == 2
 
 
-def test_users_with_a_cookie_do_not_share_either(site: Door, open_tab: Open) -> None:
-    site.valid[""] = "news"
+def set_cookie(site: ClosedSite, tabs: Tabs) -> None:
+    """Log user 2 in, with a cookie of the hub's."""
+    token = site.make("token", "cookie", user="2")
+    tabs.context.add_cookies([{"name": "token", "value": token, "url": site.url, "httpOnly": True}])
+
+
+def test_users_with_a_cookie_do_not_share_either(site: ClosedSite, tabs: Tabs, open_tab: Open) -> None:
+    set_cookie(site, tabs)
     for user in (1, 1, "two"):
         assert open_tab("", user=user).evaluate("stream.shared") == "worker"
     assert len(site.hub) == 2
+    assert site.requests == [("", 200)] * 2
 
 
-def welcome_of(user: str | None, text: str) -> Response:
-    """A stream of one event that ends, for this user."""
-    data = json.dumps({"client": "c-1", "top": "e-1", "last": None, "user": user})
-    stream = f"retry: 100\nid: e-1\nevent: welcome\ndata: {data}\n\ndata: {text}\n\n"
-    return Response(stream, media_type="text/event-stream")
-
-
-def test_a_stream_does_not_go_on_as_another_user(site: Door, shared: str, open_tab: Open) -> None:
+def test_a_stream_does_not_go_on_as_another_user(site: ClosedSite, shared: str, open_tab: Open) -> None:
     """One user logs out and another one in, in another tab: the page of the first one has the other's token."""
-    site.refusal = welcome_of("1", "mine")
-    pages = [open_tab(shared=shared) for _ in range(2)]
+    for user, name in [("1", "first"), ("2", "second")]:
+        site.make("token", name, user=user, topics=(f"users/{user}",))
+    pages = [open_tab(secret="first", shared=shared) for _ in range(2)]
+    end_streams(site)
+    site.publish("mine", topic="users/1")
     for page in pages:
-        until_error(page)
+        data(page, "mine")
         page.wait_for_function("states.filter(({ name }) => name == 'open').length > 1")  # as the same user it goes on
-    site.refusal = welcome_of("2", "not mine")
+        set_secret(page, site.secret("token", "second"))
+    end_streams(site)
+    site.publish("not mine", topic="users/2")  # which the other user's stream goes on with
     for page in pages:
         page.wait_for_function("stream.readyState == 2")
         state = page.evaluate("stream.state")
@@ -434,19 +570,24 @@ def test_a_stream_does_not_go_on_as_another_user(site: Door, shared: str, open_t
         assert page.evaluate("states.at(-1).reason") == "user_changed"  # the event is an error
         assert "not mine" not in page.evaluate("seen.map(([, data]) => data)")
         assert '"2"' not in page.evaluate("seen.map(([, data]) => data).join()")
+    assert site.requests[-1] == ("second", 200)
 
 
-def test_a_user_of_whom_the_hub_has_said_nothing_is_no_other(site: Door, open_tab: Open) -> None:
-    site.refusal = welcome_of(None, "x")
+def test_a_user_of_whom_the_hub_has_said_nothing_is_no_other(site: ClosedSite, open_tab: Open) -> None:
+    site.make("token", "good", user=None)
     page = open_tab(shared="none")
-    for user in ("1", None, "1"):
-        site.refusal = welcome_of(user, f"for {user}")
+    for number, user in enumerate(("1", None, "1")):
+        set_secret(page, site.make("token", f"of {user}", user=user))
         page.evaluate("seen.length = 0")
-        data(page, f"for {user}")
+        end_streams(site)
+        publish(site, f"text {number}")
+        data(page, f"text {number}")
+        assert page.evaluate("seen.map(([type]) => type)") == ["welcome", "message"]
+        assert json.loads(page.evaluate("seen[0][1]")).get("user") == user
 
 
 @pytest.mark.parametrize("shared", ["worker", "locks"])
-def test_a_tab_that_has_to_catch_up_asks_its_own_page(site: Door, shared: str, open_tab: Open) -> None:
+def test_a_tab_that_has_to_catch_up_asks_its_own_page(site: ClosedSite, shared: str, open_tab: Open) -> None:
     published = publish(site, "1", "2")
     leader, late = open_tab(shared=shared), open_tab(secret="fresh", shared=shared, last=2)
     assert ids(late, published[-1]) == published
@@ -456,7 +597,9 @@ def test_a_tab_that_has_to_catch_up_asks_its_own_page(site: Door, shared: str, o
 
 
 @pytest.mark.parametrize("shared", ["worker", "locks"])
-def test_when_the_tab_whose_token_it_is_goes_another_one_is_asked(site: Door, shared: str, open_tab: Open) -> None:
+def test_when_the_tab_whose_token_it_is_goes_another_one_is_asked(
+    site: ClosedSite, shared: str, open_tab: Open
+) -> None:
     first, second = open_tab(shared=shared), open_tab(secret="fresh", shared=shared)
     published = publish(site, "1")
     assert ids(second, published[0]) == ids(first, published[0]) == published
@@ -468,7 +611,7 @@ def test_when_the_tab_whose_token_it_is_goes_another_one_is_asked(site: Door, sh
     assert site.requests[-1] == ("fresh", 200)
 
 
-def test_a_worker_asks_the_other_tabs_when_one_has_no_token(site: Door, tabs: Tabs, open_tab: Open) -> None:
+def test_a_worker_asks_the_other_tabs_when_one_has_no_token(site: ClosedSite, tabs: Tabs, open_tab: Open) -> None:
     tabs.expected.append("no network")
     pages = [open_tab(shared="worker") for _ in range(3)]
     for page in pages[1:]:
@@ -483,7 +626,7 @@ def test_a_worker_asks_the_other_tabs_when_one_has_no_token(site: Door, tabs: Ta
     assert [len(asked(page)) for page in pages] == [3, 1, 1]  # the one that had a token is asked first
 
 
-def test_a_worker_does_not_wait_for_a_tab_that_goes(site: Door, open_tab: Open) -> None:
+def test_a_worker_does_not_wait_for_a_tab_that_goes(site: ClosedSite, open_tab: Open) -> None:
     stays, goes = open_tab(shared="worker"), open_tab(shared="worker")
     goes.evaluate("() => { window.fail = () => new Promise(() => {}); }")
     end_streams(site)
@@ -495,13 +638,12 @@ def test_a_worker_does_not_wait_for_a_tab_that_goes(site: Door, open_tab: Open) 
 
 @pytest.mark.parametrize("shared", ["worker", "locks"])
 def test_a_tab_that_comes_with_a_good_token_connects_those_that_were_refused(
-    site: Door, shared: str, open_tab: Open
+    site: ClosedSite, shared: str, open_tab: Open
 ) -> None:
     page = open_tab(fresh="stale", shared=shared)
     published = publish(site, "1")
     ids(page, published[0])
-    del site.valid["good"]
-    site.end("revoked")
+    site.log_out("good")
     until_stopped(page)
     published += publish(site, "2")
     other = open_tab(secret="fresh", shared=shared)
@@ -512,7 +654,7 @@ def test_a_tab_that_comes_with_a_good_token_connects_those_that_were_refused(
 
 @pytest.mark.parametrize("shared", ["worker", "locks"])
 def test_a_tab_that_comes_with_a_token_connects_those_that_got_none(
-    site: Door, tabs: Tabs, shared: str, open_tab: Open
+    site: ClosedSite, tabs: Tabs, shared: str, open_tab: Open
 ) -> None:
     tabs.expected.append("no network")
     page = open_tab(shared=shared)
@@ -528,21 +670,19 @@ def test_a_tab_that_comes_with_a_token_connects_those_that_got_none(
 
 
 @pytest.mark.parametrize("shared", ["worker", "locks"])
-def test_reconnect_asks_the_tab_that_called_it(site: Door, shared: str, open_tab: Open) -> None:
+def test_reconnect_asks_the_tab_that_called_it(site: ClosedSite, shared: str, open_tab: Open) -> None:
     """Each tab has its own token, and only the user of the first one has logged in again."""
     pages = [open_tab(fresh="stale", shared=shared) for _ in range(3)]
-    del site.valid["good"]
-    site.end("revoked")
+    site.log_out("good")
     for page in pages:
         until_stopped(page)
-    for page in (pages[1], pages[0]):
-        site.valid = {"new": "news"}
-        page.evaluate("window.secret = 'new'; stream.reconnect()")
+    for name, page in [("new", pages[1]), ("newer", pages[0])]:
+        set_secret(page, site.secret("token", name))
+        page.evaluate("stream.reconnect()")
         for other in pages:
             other.wait_for_function("stream.state.name == 'open'")
-        site.valid = {}
-        page.evaluate("window.fresh = window.secret = 'stale'")
-        site.end("revoked")
+        set_secret(page, site.secret("token", "stale"))
+        site.log_out(name)
         for other in pages:
             until_stopped(other)
 
@@ -567,23 +707,23 @@ WATCH = """
 
 @pytest.mark.parametrize("kind", ["token", "ticket"])
 def test_no_secret_in_names_messages_states_storage_or_the_console(
-    site: Door, tabs: Tabs, shared: str, open_tab: Open, kind: str
+    site: ClosedSite, tabs: Tabs, shared: str, open_tab: Open, kind: str
 ) -> None:
     said: list[str] = []
     tabs.context.on("console", lambda message: said.append(message.text))
     tabs.context.add_init_script(WATCH)
-    site.valid = {"S3CRET-1": "news", "S3CRET-2": "news"}
-    pages = [open_tab(kind, "S3CRET-0", f"S3CRET-{number}", shared=shared) for number in (1, 2)]
-    site.valid.clear()
-    site.end("expired")
+    pages = [open_tab(kind, "stale", name, shared=shared) for name in ("one", "other")]
+    site.let_pass(LASTS_ELSE)
     for page in pages:
         until_stopped(page)
         shown = page.evaluate(
             "JSON.stringify([shown, states, stream, stream.url, { ...localStorage }, { ...sessionStorage }])"
         )
         assert ("sse-app" in shown) == (shared != "none")
-        assert "S3CRET" not in shown
-    assert "S3CRET" not in "".join(said)
+        said.append(shown)
+    assert {name for _, name in site.made} == {"stale", "one", "other"}
+    for secret in site.made.values():
+        assert secret.rpartition(".")[2] not in "".join(said)  # of a token its signature, without which it is none
 
 
 BAD = {
@@ -596,7 +736,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("options", BAD.values(), ids=BAD.keys())
-def test_options_that_cannot_be_honoured_are_refused_without_the_secret(site: Door, tabs: Tabs, options: str) -> None:
+def test_options_that_cannot_be_honoured_are_refused_without_the_secret(
+    site: ClosedSite, tabs: Tabs, options: str
+) -> None:
     page = tabs.open(site.url)
     with pytest.raises(Error, match="TypeError: ") as refusal:
         page.evaluate(
@@ -610,27 +752,29 @@ def test_options_that_cannot_be_honoured_are_refused_without_the_secret(site: Do
     assert site.requests == []
 
 
-def test_a_ticket_in_the_url_is_the_first_one(site: Door, shared: str, open_tab: Open) -> None:
-    page = open_tab("ticket", url="/hub/events?ticket=good&topic=news", shared=shared)
+def test_a_ticket_in_the_url_is_the_first_one(site: ClosedSite, shared: str, open_tab: Open) -> None:
+    ticket = site.secret("ticket", "good")
+    page = open_tab("ticket", url=f"/hub/events?ticket={ticket}&topic=news", shared=shared)
     assert (site.requests, asked(page)) == ([("good", 200)], [])
     assert page.evaluate("stream.url") == f"{site.url}/hub/events?topic=news"
-    del site.valid["good"]
-    end_streams(site)
+    site.log_out_unseen("good")
     until_open_again(page)
     assert site.requests[1:] == [("good", 401), ("fresh", 200)]
 
 
-def test_a_ticket_in_the_url_and_no_function_is_tried_until_it_is_refused(site: Door, open_tab: Open) -> None:
-    page = open_tab("", url="/hub/events?ticket=good", user=None)
+def test_a_ticket_in_the_url_and_no_function_is_tried_until_it_is_refused(site: ClosedSite, open_tab: Open) -> None:
+    page = open_tab("", url=f"/hub/events?ticket={site.secret('ticket', 'good')}", user=None)
     assert page.evaluate("stream.shared") == "none"
-    del site.valid["good"]
     end_streams(site)
-    assert until_stopped(page)["code"] == "invalid_token"
-    assert site.requests == [("good", 200), ("good", 401)]
+    until_open_again(page)
+    site.log_out_unseen("good")
+    assert until_stopped(page)["code"] == "invalid_ticket"
+    assert site.requests == [("good", 200), ("good", 200), ("good", 401)]
 
 
 @pytest.mark.parametrize("credentials", ["include", "omit", None])
-def test_cookies_go_where_the_page_says(site: Door, tabs: Tabs, credentials: str | None) -> None:
+def test_cookies_go_where_the_page_says(site: ClosedSite, tabs: Tabs, credentials: str | None) -> None:
+    set_cookie(site, tabs)
     page = tabs.open(site.url)
     page.evaluate(
         """() => {
@@ -639,7 +783,10 @@ def test_cookies_go_where_the_page_says(site: Door, tabs: Tabs, credentials: str
             window.fetch = (url, options) => { sent.push(options.credentials); return fetch(url, options); };
         }"""
     )
-    listen(page, "token", shared="none", **({"credentials": credentials} if credentials else {}))
+    options = {"credentials": credentials} if credentials else {}
+    listen(page, "token", site.secret("token", "good"), site.secret("token", "fresh"), shared="none", **options)
     page.wait_for_function("stream.state.name == 'open'")
     assert page.evaluate("sent") == [credentials or "same-origin"]
+    assert ("cookie" in site.heads[0]) == (credentials != "omit")
     assert types(page) == ["welcome"]
+    assert json.loads(page.evaluate("seen[0][1]"))["user"] == "1"  # of the token, which is the stronger
