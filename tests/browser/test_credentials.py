@@ -762,6 +762,18 @@ def test_a_ticket_in_the_url_is_the_first_one(site: ClosedSite, shared: str, ope
     assert site.requests[1:] == [("good", 401), ("fresh", 200)]
 
 
+def test_a_ticket_in_the_url_is_no_answer_to_who_asks_for_a_new_one(site: ClosedSite, open_tab: Open) -> None:
+    """The worker had the ticket of another tab so far. The one in this tab's URL has been there as long."""
+    first = open_tab("ticket", shared="worker")
+    second = open_tab("ticket", url=f"/hub/events?ticket={site.secret('ticket', 'stale')}", shared="worker")
+    site.log_out_unseen("good")
+    second.wait_for_function("asked.length == 1")
+    for page in (first, second):
+        until_open_again(page)
+    assert (asked(first), asked(second)) == ([False], [True])
+    assert site.requests == [("good", 200), ("good", 401), ("fresh", 200)]
+
+
 def test_a_ticket_in_the_url_and_no_function_is_tried_until_it_is_refused(site: ClosedSite, open_tab: Open) -> None:
     page = open_tab("", url=f"/hub/events?ticket={site.secret('ticket', 'good')}", user=None)
     assert page.evaluate("stream.shared") == "none"
