@@ -5,6 +5,7 @@ nothing comes after the end; and the mode changes only along the arrows of the t
 """
 
 import asyncio
+import inspect
 import json
 import re
 import sys
@@ -483,8 +484,8 @@ TestSubscriberMachine.settings = settings(stateful_step_count=60)
 def test_the_table_in_the_docstring_has_exactly_these_arrows() -> None:
     drawn: dict[Mode, set[Mode]] = {}
     mode = None
-    for line in (Mode.__doc__ or "").splitlines():
-        if begin := re.match(r" {4}([A-Z]+) +(written|queued|dropped)", line):
+    for line in inspect.cleandoc(Mode.__doc__ or "").splitlines():
+        if begin := re.match(r"([A-Z]+) +(written|queued|dropped)", line):
             mode = Mode[begin[1]]
             drawn[mode] = set()
         if mode is not None and (arrow := re.search(r" ([A-Z]+): ", line)):
