@@ -48,8 +48,8 @@ async def examine(
     idle: seconds for which a stream is watched in silence; 0 leaves that out
     progress: called with the name of each check before it is done
 
-    Raises DoctorRefused for a URL or an origin that is none, and DoctorFailed when nothing answers there. Takes some
-    seconds more than ``idle``, and about a minute where everything is held back.
+    Raises DoctorRefused for a URL or an origin that is none, and for a token or key that cannot be sent; DoctorFailed
+    when nothing answers there. Takes some seconds more than ``idle``, and about a minute where everything is held back.
     """
     visit = Visit(url, token=token, publish_key=publish_key, origin=origin, idle=idle)
     async with visit:

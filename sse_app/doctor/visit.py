@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Self
 import httpx
 
 from sse_app.doctor.stream import WELCOME_SECONDS, Stream
-from sse_app.errors import DoctorFailed, DoctorRefused, NotChecked
+from sse_app.errors import ConfigError, DoctorFailed, DoctorRefused, NotChecked
 from sse_app.events import MEDIA_TYPE
-from sse_app.publication import Position
+from sse_app.publication import Position, check_publish_key, check_token
 
 REQUEST_SECONDS = 15.0
 TICKET_SECONDS = 60.0  # that a ticket's streams may last
@@ -28,7 +28,7 @@ class Published(NamedTuple):
 
 
 class Visit:
-    """A hub under examination. Raises DoctorRefused for a ``url`` that is none.
+    """A hub under examination. Raises DoctorRefused for a ``url`` that is none, and for secrets that cannot be sent.
 
     url: the hub's base URL
     client, to: the name of our streams, and that by which a publication reaches them alone; "" for no such name
@@ -59,8 +59,7 @@ class Visit:
         self.blocked = False
         self.cuts: list[Stream] = []
         self.epochs: set[str] = set()  # of the logs that answered so far
-        self._bearer = _bearer(token)
-        self._publisher = _bearer(token or publish_key)
+        self._bearer, self._publisher = _credentials(token, publish_key)
         try:
             self._http = httpx.AsyncClient(
                 base_url=f"{self.url}/", timeout=REQUEST_SECONDS, headers={"User-Agent": "sse-app-doctor"}
@@ -244,6 +243,15 @@ class Visit:
     def _note_epoch(self, event_id: str) -> None:
         if position := Position.parse(event_id.encode()):
             self.epochs.add(position.epoch)
+
+
+def _credentials(token: str | None, publish_key: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the header of all requests, and that of publications. Raises DoctorRefused for what no header can have."""
+    try:
+        token, publish_key = check_token(token), check_publish_key(publish_key)
+    except ConfigError as error:
+        raise DoctorRefused(str(error)) from None
+    return _bearer(token), _bearer(token or publish_key)
 
 
 def _bearer(secret: str | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -305,3 +306,17 @@ async def test_what_is_no_url_is_refused(url: str) -> None:
 async def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(DoctorRefused, match="no path"):
         await examine("http://127.0.0.1:1", origin=origin)
+
+
+@pytest.mark.parametrize("name", ["token", "publish_key"])
+@pytest.mark.parametrize("secret", ["S3CRET\nX: y", "S3CRET x", "S3CRETé"])
+async def test_a_secret_that_no_header_can_have_is_refused_and_not_repeated(name: str, secret: str) -> None:
+    given: dict[str, Any] = {name: secret}
+    with pytest.raises(DoctorRefused, match=f"^{name} is visible ASCII") as refusal:
+        await examine("http://localhost:1", **given)
+    assert "S3CRET" not in "".join(traceback.format_exception(refusal.value))
+
+
+async def test_white_space_around_a_secret_is_none_of_it() -> None:
+    async with Visit("http://localhost:1", token=" a-token\n") as visit:
+        assert visit._bearer == visit._publisher == {"Authorization": "Bearer a-token"}
