@@ -69,7 +69,7 @@
 const PROTOCOL = "sse-app 3"; // of the messages between tabs; tabs with different numbers do not share
 const BEGIN = ["lastEventId", "last_event_id", "last", "since"]; // parameters that say where one stream begins
 const [WELCOME, GAP, CURSOR, BYE] = ["welcome", "gap", "cursor", "bye"]; // as in sse_app/events.py
-const IN_NO_URL = ["access_token", "authorization", "token", "jwt"]; // a hub refuses them: URLs are logged
+const IN_NO_URL = /^(access_token|authorization|token|jwt)$/i; // a hub refuses them: URLs are logged
 const EXPIRED = "expired"; // the reason of a bye, as the others here
 const RENEWED = new Set([EXPIRED, "revoked", "replaced", "contested"]); // the old secret would be refused
 const FAREWELLS = new Map([
@@ -438,7 +438,9 @@ function kindOf({ token, ticket }, query) {
   for (const [name, ask] of Object.entries({ token, ticket })) {
     if (ask != null && typeof ask !== "function") throw new TypeError(`${name} is a function that returns the ${name}`);
   }
-  if (IN_NO_URL.some((name) => query.has(name))) throw new TypeError("a URL is no place for a token: use the option");
+  if ([...query.keys()].some((name) => IN_NO_URL.test(name))) {
+    throw new TypeError("a URL is no place for a token: use the option");
+  }
   if (!ticket && !query.has("ticket")) return token ? "token" : "";
   if (token) throw new TypeError("a stream has a token or a ticket, not both");
   return "ticket";

@@ -20,6 +20,7 @@ from sse_app import Hub
 from sse_app.errors import INVALID
 from sse_app.testing import live
 from sse_app.tickets import REFUSED, WINDOW
+from sse_app.web.callers import IN_URL
 from tests.browser.conftest import Tabs
 from tests.browser.test_shared import (
     Publisher,
@@ -802,3 +803,17 @@ def test_cookies_go_where_the_page_says(site: ClosedSite, tabs: Tabs, credential
     assert ("cookie" in site.heads[0]) == (credentials != "omit")
     assert types(page) == ["welcome"]
     assert json.loads(page.evaluate("seen[0][1]"))["user"] == "1"  # of the token, which is the stronger
+
+
+@pytest.mark.parametrize("name", sorted(IN_URL))
+def test_a_token_in_the_url_is_refused_however_it_is_spelled(site: ClosedSite, tabs: Tabs, name: str) -> None:
+    page = tabs.open(site.url)
+    for spelling in (name, name.title(), name.upper()):
+        with pytest.raises(Error, match="TypeError: a URL is no place for a token"):
+            page.evaluate(
+                f"""async () => {{
+                    const {{ connect }} = await import("/hub/static/sse-app.js");
+                    connect("/hub/events?{spelling}=S3CRET");
+                }}"""
+            )
+    assert site.requests == []
