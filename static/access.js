@@ -12,6 +12,7 @@ export class Access {
   #grant = null; // as GET /grant has answered last
   #back = null; // where the focus was before the form took it
   #ticking = 0;
+  #cancelled = 0; // how often the form was left: an answer to what was tried before is dropped
 
   /**
    * `changed(same)` is called after signing in or out; `same`: as the user that it was before. `known()` is called when
@@ -21,7 +22,7 @@ export class Access {
     this.changed = changed;
     this.known = known;
     byId("account").addEventListener("click", () => this.#onAccount());
-    byId("sign-in").addEventListener("keydown", ({ key }) => key === "Escape" && this.#close());
+    byId("sign-in").addEventListener("keydown", ({ key }) => key === "Escape" && this.#cancel());
     byId("sign-in").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#signIn(byId("secret").value.trim().replace(/^Bearer\s+/i, ""));
@@ -71,16 +72,18 @@ export class Access {
   async #signIn(secret) {
     if (!SECRET.test(secret)) return this.#refuse("Paste a token or a key: one word, without spaces.");
     const button = byId("sign-in-button");
+    const cancelled = this.#cancelled;
     let grant;
     button.disabled = true;
     try {
       grant = await call("grant", { headers: authorization(secret) });
     } catch (error) {
-      return this.#refuse(error.asksWho ? whyAsked({ signedIn: true }).detail : error.message);
+      if (cancelled === this.#cancelled) this.#refuse(error.asksWho ? whyAsked({ signedIn: true }).detail : error.message);
+      return;
     } finally {
       button.disabled = false;
     }
-    this.#accept(secret, grant);
+    if (cancelled === this.#cancelled) this.#accept(secret, grant);
   }
 
   #accept(secret, grant) {
@@ -100,14 +103,20 @@ export class Access {
   #onAccount() {
     if (session.signedIn) this.#signOut();
     else if (byId("sign-in").hidden) this.ask({ focus: true });
-    else this.#close();
+    else this.#cancel();
   }
 
   #signOut() {
     session.signOut();
-    this.#close();
+    this.#cancel();
     this.#show(null);
     this.changed(false);
+  }
+
+  /** Takes the form away because the user asked for it: a secret that is being tried is not taken then. */
+  #cancel() {
+    this.#cancelled += 1;
+    this.#close();
   }
 
   #close() {

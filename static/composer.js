@@ -75,19 +75,28 @@ export class Composer {
     return { topic: topic.trim(), type: type.trim(), body: byId("body").value, exclude, ...changes };
   }
 
-  async #submit() {
+  #submit() {
     if (byId("send").disabled) return;
-    byId("send").disabled = true;
     showText(byId("broadcast-error"), "");
     byId("receipt").textContent = "";
+    this.#while(byId("send"), async (isCurrent) => {
+      const { subscribers, durable } = await this.#publish(this.#draft());
+      const reached = subscribers === 1 ? "1 subscriber" : `${subscribers.toLocaleString()} subscribers`;
+      if (isCurrent()) byId("receipt").textContent = `Sent to ${reached}, ${DURABLE[durable] ?? durable}`;
+    });
+  }
+
+  /** Disables the button while `work` lasts, and shows why that failed: not to who has signed in or out meanwhile. */
+  async #while(button, work) {
+    const { turn } = session;
+    const isCurrent = () => turn === session.turn;
+    button.disabled = true;
     try {
-      const answer = await this.#publish(this.#draft());
-      const reached = answer.subscribers === 1 ? "1 subscriber" : `${answer.subscribers.toLocaleString()} subscribers`;
-      byId("receipt").textContent = `Sent to ${reached}, ${DURABLE[answer.durable] ?? answer.durable}`;
+      await work(isCurrent);
     } catch (error) {
-      this.#refused(error);
+      if (isCurrent()) this.#refused(error);
     } finally {
-      byId("send").disabled = false;
+      button.disabled = false;
     }
   }
 
@@ -109,15 +118,10 @@ export class Composer {
   }
 
   /** Publishes pings that only this tab receives, one after the other. */
-  async #measure() {
-    byId("measure").disabled = true;
-    try {
-      for (let i = 1; i <= PINGS; i += 1) await this.#ping(i);
-    } catch (error) {
-      this.#refused(error);
-    } finally {
-      byId("measure").disabled = false;
-    }
+  #measure() {
+    this.#while(byId("measure"), async (isCurrent) => {
+      for (let i = 1; i <= PINGS && isCurrent(); i += 1) await this.#ping(i);
+    });
   }
 
   async #ping(number) {
