@@ -179,6 +179,57 @@ def test_signing_out_forgets_the_secret_and_what_it_showed(gated: Gated, tab: Pa
     expect(row(tab, "for 42 alone").locator(".replayed")).to_be_visible()  # which this user may see too
 
 
+def hold(page: Page, path: str) -> list[Route]:
+    """Keep back the requests for a path from now on."""
+    held: list[Route] = []
+    page.route(path, lambda route: held.append(route))  # Playwright takes no builtin
+    return held
+
+
+def let_go(page: Page, held: list[Route]) -> None:
+    """Let the hub answer a request that is kept back, and the page do with it what it does."""
+    with page.expect_response(held[0].request.url) as answered:
+        held[0].continue_()
+    answered.value.finished()
+    page.unroute_all()
+
+
+def test_a_secret_that_is_being_tried_is_left_by_escape(tab: Page) -> None:
+    held = hold(tab, "**/grant")
+    sign_in(tab, READER)
+    expect(tab.locator("#sign-in-button")).to_be_disabled()
+    tab.get_by_label("Token or key").press("Escape")
+    let_go(tab, held)
+    expect(tab.locator("#sign-in-button")).to_be_enabled()
+    expect(tab.locator("#account")).to_have_text("Sign in")
+    assert tab.evaluate("sessionStorage.getItem('sse-app.credential')") is None
+
+
+def test_who_signs_out_while_another_secret_is_tried_stays_signed_out(gated: Gated, tab: Page) -> None:
+    connected(sign_in(tab, ADMIN))
+    del gated.grants[ADMIN]
+    send(tab, "too late")
+    held = hold(tab, "**/grant")
+    sign_in(tab, READER)
+    expect(tab.locator("#sign-in-button")).to_be_disabled()
+    tab.get_by_role("button", name="Sign out").click()
+    let_go(tab, held)
+    expect(tab.locator("#sign-in-button")).to_be_enabled()
+    expect(tab.locator("#state")).to_have_text("Not signed in")
+    assert tab.evaluate("sessionStorage.getItem('sse-app.credential')") is None
+
+
+def test_what_comes_of_a_publication_is_told_to_nobody_else(tab: Page) -> None:
+    connected(sign_in(tab, ADMIN))
+    held = hold(tab, "**/broadcast*")
+    send(tab, "by root")
+    expect(tab.locator("#send")).to_be_disabled()
+    tab.get_by_role("button", name="Sign out").click()
+    let_go(tab, held)
+    expect(tab.locator("#send")).to_be_enabled()
+    expect(tab.locator("#receipt")).to_have_text("")
+
+
 def test_what_is_granted_is_said_in_words(tab: Page) -> None:
     connected(sign_in(tab, READER))
     assert facts(tab) == {
