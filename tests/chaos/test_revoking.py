@@ -90,9 +90,6 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-ADMIN = bearer(token_of("admin", admin=True, publish=["**"]))
-
-
 @asynccontextmanager
 async def asked(port: int, user: str, cursor: str = "") -> AsyncIterator[Stream]:
     """A stream that a user has asked for. The server may not have answered yet."""
@@ -111,9 +108,8 @@ async def read(stream: Stream) -> int:
     return head.status
 
 
-async def revoke(near: list[Connection], user: str, chance: Random) -> None:
-    body = json.dumps({"user": user}).encode()
-    answer = await chance.choice(near).request("POST", "/revoke", body, **ADMIN)
+async def revoke(node: Connection, user: str, **headers: str) -> None:
+    answer = await node.request("POST", "/revoke", json.dumps({"user": user}).encode(), **headers)
     assert answer.status == 200, answer
 
 
@@ -122,10 +118,10 @@ async def test_a_process_that_stood_still_sends_revoked_streams_nothing_publishe
     servers: list[Server], seed: int
 ) -> None:
     chance, total, revoked_at = Random(seed), count(ci=200, full=1_000), dict[str, int]()
-    far = servers[-1]
+    far, admin = servers[-1], bearer(token_of("admin", admin=True, publish=["**"]))
     async with AsyncExitStack() as stack:
         near = [await stack.enter_async_context(await Connection.open(server.port)) for server in servers[:-1]]
-        first = await near[0].publish("1", **ADMIN)
+        first = await near[0].publish("1", **admin)
         begin = first.rpartition("-")[0] + BEGIN
         users = USERS[:16]
         opened = [
@@ -145,10 +141,10 @@ async def test_a_process_that_stood_still_sends_revoked_streams_nothing_publishe
                 far.process.send_signal(signal.SIGCONT)
             if number % (total // 20) == 0:
                 user = chance.choice(users)
-                await revoke(near, user, chance)
+                await revoke(chance.choice(near), user, **admin)
                 revoked_at.setdefault(user, number - 1)
-            await chance.choice(near).publish(str(number), **ADMIN)
-        await near[0].publish(LAST, **ADMIN)
+            await chance.choice(near).publish(str(number), **admin)
+        await near[0].publish(LAST, **admin)
         statuses = await asyncio.gather(*reading)
         assert set(statuses[: len(opened)]) == {200}
         assert set(statuses[len(opened) :]) <= {200, 401}
