@@ -423,7 +423,7 @@ def test_a_page_whose_user_has_changed_shows_nothing_of_the_first(gated: Gated, 
 
 def test_a_token_signs_in_until_it_is_revoked(tabs: Tabs) -> None:
     tabs.expected.append("status of 401")
-    token = jwt.encode({"sub": "42", "exp": time.time() + 600, "sse": {"subscribe": ["rooms/*"]}}, SECRET, "HS256")
+    token = jwt.encode({"sub": "42", "exp": time.time() + 9.5 * 60, "sse": {"subscribe": ["rooms/*"]}}, SECRET, "HS256")
     app = create_app(Config(token_secret=SECRET.decode()))
     hub: Hub = app.state.hub
     with live(app) as server:

@@ -1,12 +1,13 @@
-"""The board in NATS: its entries in a stream of JetStream, its messages on a subject that keeps nothing.
+"""The board in NATS: its entries in streams of JetStream, its messages on a subject that keeps nothing.
 
     claim, replace -> publish, if the newest message of the key is still the one that was read
     list -> a consumer of the subjects of the kind
     send -> the subject of messages, to which each node is subscribed -> messages()
 
-The stream holds one message for each key: the entry, with a header that says when it ends. That is the Unix time of the
-node that wrote it, since servers before 2.11 have no lifetimes of single messages; the clocks of the nodes have to
-agree. What has ended is removed by one of the nodes, once a minute.
+There is a stream for each kind, so that each has bounds of its own: tickets, of which any user may have many, leave
+room for revocations. It holds one message for each key: the entry, with a header that says when it ends. That is the
+Unix time of the node that wrote it, since servers before 2.11 have no lifetimes of single messages; the clocks of the
+nodes have to agree. What has ended is removed by one of the nodes that use the kind, once a minute.
 """
 
 import asyncio
@@ -38,11 +39,12 @@ SWEEP = 60.0  # seconds between two removals of what has ended
 SWEEPING = 60.0  # seconds that one takes at most; the next goes on
 DELETIONS_AT_ONCE = 64
 PAGE_COUNT, PAGE_BYTES = 256, 256 * 1024  # of entries that are read at once
-ENTRIES_MAX = 200_000
+ENTRIES_MAX = 200_000  # of a kind
 
 ENDS = "SSE-App-Ends"  # the header: whole microseconds of Unix time
-# The last parts of subjects that no key has: of what each list writes, and of the entry that says who sweeps.
-MARK, TURN = "{kind}.=", "=.turn"
+# The last parts of subjects that no key has: of what each list and each sweep writes, which is there from the start, so
+# that both go on in a stream that is full; and of the entry that says who sweeps.
+MARK, TURN = "=", "=turn"
 
 PROBE = b"v0"  # a message for nobody
 
@@ -62,7 +64,7 @@ class _Entry(NamedTuple):
 
 
 class NatsBoard:
-    """The board in NATS. An entry is as durable as a publication, ``durable`` or not; 200,000 at most.
+    """The board in NATS. An entry is as durable as a publication, ``durable`` or not; at most 200,000 of each kind.
 
     ``client`` returns the connection, or None without one.
     """
@@ -75,7 +77,8 @@ class NatsBoard:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._nodes, self._client, self._wall = nodes, client, wall
-        self._stream, self._replicas = f"SSE_BOARD_{address.name}", address.replicas
+        self._streams, self._replicas = f"SSE_BOARD_{address.name}", address.replicas
+        self._kinds: set[str] = set()  # that were written or listed here, and are swept
         self._subjects, self._subject = f"sse-app.{address.name}.board", f"sse-app.{address.name}.messages"
         self._messages = Messages(nodes.name)
         self._subscribed_on: Client | None = None
@@ -128,17 +131,18 @@ class NatsBoard:
         check_key(key)
         async with self._in_time(DEADLINE) as js:
             if (there := await self._read(js, key)) is not None:
-                await self._remove(js, there.revision)
+                await self._remove(js, _kind(key), there.revision)
 
     async def list(self, kind: str) -> dict[str, bytes]:
         check_kind(kind)
         async with self._in_time(LISTING) as js:
             # Any server of a cluster may serve a consumer: once it has this mark, it has all that was written before.
-            mark = await self._write(js, MARK.format(kind=kind), b"", 0.0)
+            mark = await self._write(js, f"{kind}.{MARK}", b"", 0.0)
             found = dict[str, bytes]()
-            async for message in self._read_all(js, f"{kind}.*", mark):
-                if _ends(message.headers) > self._wall():
-                    found[message.subject.removeprefix(f"{self._subjects}.")] = message.data
+            async for message in self._read_all(js, kind, mark):
+                key = message.subject.removeprefix(f"{self._subjects}.")
+                if _ends(message.headers) > self._wall() and key != f"{kind}.{TURN}":
+                    found[key] = message.data
         return found
 
     @asynccontextmanager
@@ -161,12 +165,16 @@ class NatsBoard:
             raise BrokerUnavailable(UNREACHABLE)
         return client
 
-    # The stream. Methods raise FAILURES.
+    # The streams. Methods raise FAILURES.
+
+    def _stream(self, kind: str) -> str:
+        return f"{self._streams}_{kind}"
 
     async def _write(
         self, js: JetStreamContext, key: str, value: bytes, ends: float, revision: int | None = None
     ) -> int:
         """Write an entry, and return its revision. With a revision, and another one at this key now, return 0."""
+        self._kinds.add(_kind(key))
         headers = {ENDS: str(round(ends * 1_000_000))}
         if revision is not None:
             headers[api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(revision)
@@ -174,7 +182,7 @@ class NatsBoard:
             try:
                 ack = await js.publish(f"{self._subjects}.{key}", value, headers=headers)
             except NoStreamResponseError:
-                await self._make_stream(js)
+                await self._make_stream(js, _kind(key))
                 ack = await js.publish(f"{self._subjects}.{key}", value, headers=headers)
         except APIError as error:
             if error.err_code not in WRONG_LAST_SEQUENCE:
@@ -182,11 +190,11 @@ class NatsBoard:
             return 0
         return ack.seq
 
-    async def _make_stream(self, js: JetStreamContext) -> None:
+    async def _make_stream(self, js: JetStreamContext, kind: str) -> None:
         config = api.StreamConfig(
-            name=self._stream,
+            name=self._stream(kind),
             description="What the nodes of an sse-app hub keep for each other",
-            subjects=[f"{self._subjects}.*.*"],
+            subjects=[f"{self._subjects}.{kind}.*"],
             storage=api.StorageType.FILE,
             num_replicas=self._replicas,
             max_msgs_per_subject=1,
@@ -201,31 +209,32 @@ class NatsBoard:
         except APIError as error:
             if error.err_code != NAME_IN_USE:  # another node has made it a moment ago
                 raise
+        await self._write(js, f"{kind}.{MARK}", b"", 0.0, 0)
 
     async def _read(self, js: JetStreamContext, key: str) -> _Entry | None:
         """Return the newest message of a key. The stream's leader answers."""
         try:
-            message = await js.get_last_msg(self._stream, f"{self._subjects}.{key}")
+            message = await js.get_last_msg(self._stream(_kind(key)), f"{self._subjects}.{key}")
         except NotFoundError:
             return None
         assert message.seq is not None
         return _Entry(message.seq, message.data or b"", _ends(message.headers))
 
-    async def _remove(self, js: JetStreamContext, revision: int) -> None:
+    async def _remove(self, js: JetStreamContext, kind: str, revision: int) -> None:
         """Remove a message, unless it is gone: another one has taken its place."""
         try:
-            await js.delete_msg(self._stream, revision)
+            await js.delete_msg(self._stream(kind), revision)
         except APIError:
             with suppress(NotFoundError):
-                await js.get_msg(self._stream, revision)
+                await js.get_msg(self._stream(kind), revision)
                 raise
 
     async def _read_all(
-        self, js: JetStreamContext, subjects: str, until: int, *, headers_only: bool = False
+        self, js: JetStreamContext, kind: str, until: int, *, headers_only: bool = False
     ) -> AsyncIterator[Msg]:
-        """Return the messages of some subjects up to a revision, which has one of them, or a later one."""
-        consumers = Consumers(self._connected(), js, self._stream, DEADLINE)
-        subject, newest = f"{self._subjects}.{subjects}", 0
+        """Return the messages of a kind up to a revision, which has one of them, or a later one."""
+        consumers = Consumers(self._connected(), js, self._stream(kind), DEADLINE)
+        subject, newest = f"{self._subjects}.{kind}.*", 0
         async with consumers.consumer(start=1, subject=subject, headers_only=headers_only) as consumer:
             while newest < until:
                 messages, _ = await consumers.pull(consumer, PAGE_COUNT, max_bytes=PAGE_BYTES)
@@ -270,37 +279,52 @@ class NatsBoard:
         # On Python 3.11 wait_for, which nats-py uses, may swallow the cancellation that ends this.
         while task is None or not task.cancelling():
             await asyncio.sleep(SWEEP * random.uniform(0.5, 1))
-            with suppress(BrokerError):
-                if await self._claim(TURN, self.name.encode(), SWEEP / 2) is None:
-                    await self.sweep()
+            for kind in sorted(self._kinds):
+                with suppress(BrokerError):
+                    if await self._takes_turn(kind):
+                        await self._sweep(kind)
+
+    async def _takes_turn(self, kind: str) -> bool:
+        try:
+            return await self._claim(f"{kind}.{TURN}", self.name.encode(), SWEEP / 2) is None
+        except LogFull:  # before anybody had the first turn
+            return True
 
     async def sweep(self) -> None:
-        """Remove what has ended. Raises BrokerError."""
+        """Remove what has ended of each kind that is used here. Raises BrokerError."""
+        for kind in sorted(self._kinds):
+            await self._sweep(kind)
+
+    async def _sweep(self, kind: str) -> None:
         async with self._in_time(SWEEPING) as js:
-            first, others = await self._ended(js)
-            for kind, newest in first.items():
-                await js.purge_stream(self._stream, seq=newest + 1, subject=f"{self._subjects}.{kind}.*")
+            first, others = await self._ended(js, kind)
+            if first:
+                await js.purge_stream(self._stream(kind), seq=first + 1, subject=f"{self._subjects}.{kind}.*")
             for start in range(0, len(others), DELETIONS_AT_ONCE):
                 some = others[start : start + DELETIONS_AT_ONCE]
-                await asyncio.gather(*(self._remove(js, revision) for revision in some))
+                await asyncio.gather(*(self._remove(js, kind, revision) for revision in some))
 
-    async def _ended(self, js: JetStreamContext) -> tuple[dict[str, int], Sequence[int]]:
-        """Return what has ended: of each kind the newest entry before the first one that has not, and all others.
+    async def _ended(self, js: JetStreamContext, kind: str) -> tuple[int, Sequence[int]]:
+        """Return what has ended: the newest entry before the first one that has not, 0 for none, and all others.
 
         Entries of a kind often end in the order in which they were written: then one request removes them.
         """
-        until = await self._write(js, MARK.format(kind="="), b"", 0.0)
-        first, others, standing = dict[str, int](), list[int](), set[str]()
-        async for message in self._read_all(js, "*.*", until, headers_only=True):
-            kind, name = message.subject.removeprefix(f"{self._subjects}.").split(".")
+        until = await self._write(js, f"{kind}.{MARK}", b"", 0.0)
+        first, others, standing = 0, list[int](), False
+        async for message in self._read_all(js, kind, until, headers_only=True):
+            name = message.subject.rpartition(".")[2]
             revision = message.metadata.sequence.stream
-            if name == "=" or _ends(message.headers) > self._wall():  # a list of another node may wait for the mark
-                standing.add(kind)
-            elif kind in standing:
+            if name == MARK or _ends(message.headers) > self._wall():  # a list of another node may wait for its mark
+                standing = True
+            elif standing:
                 others.append(revision)
             else:
-                first[kind] = revision
+                first = revision
         return first, others
+
+
+def _kind(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _ends(headers: dict[str, str] | None) -> float:

@@ -67,10 +67,10 @@ def js(client: Client) -> JetStreamContext:
 
 
 async def keys_in(js: JetStreamContext, board: NatsBoard) -> set[str]:
-    """The keys of the messages in the stream, ended or not, without those of the board itself."""
-    info = await js.stream_info(board._stream, subjects_filter=">")
-    keys = {subject.removeprefix(f"{board._subjects}.") for subject in info.state.subjects or {}}
-    return {key for key in keys if "=" not in key}
+    """The keys of the messages in the streams, ended or not, without those of the board itself."""
+    infos = [await js.stream_info(board._stream(kind), subjects_filter=">") for kind in board._kinds]
+    subjects = [subject for info in infos for subject in info.state.subjects or {}]
+    return {subject.removeprefix(f"{board._subjects}.") for subject in subjects if "=" not in subject}
 
 
 # --- nodes ---
@@ -88,7 +88,7 @@ async def test_who_only_publishes_has_no_board_and_is_no_node_of_it(
             pass
         assert msgspec.json.decode(message.data).keys() == {"node", "subscribers"}
         with pytest.raises(NotFoundError):
-            await js.stream_info("SSE_BOARD_publishing")
+            await js.stream_info("SSE_BOARD_publishing_revoked")
         async with opened(url) as broker, opened(url) as other:
             await until(lambda: {*broker.board.nodes()} == {other.board.name})
 
@@ -134,7 +134,7 @@ async def test_what_is_not_there_yet_is_nothing(board: NatsBoard) -> None:
 async def test_a_stream_that_somebody_deletes_is_made_anew(board: NatsBoard, js: JetStreamContext) -> None:
     for write in (board.put("a.b", b"x", LONG), board.claim("a.b", b"x", LONG)):
         assert await write is None
-        await js.delete_stream(board._stream)
+        await js.delete_stream(board._stream("a"))
         assert await board.get("a.b") is None
         assert await board.list("a") == {}
 
@@ -143,9 +143,9 @@ async def test_the_stream_is_for_as_many_servers_as_that_of_the_log_and_refuses_
     board: NatsBoard, js: JetStreamContext
 ) -> None:
     await board.put("a.b", b"x", LONG)
-    config = (await js.stream_info(board._stream)).config
+    config = (await js.stream_info(board._stream("a"))).config
     assert (config.num_replicas, config.max_msgs_per_subject, config.max_age) == (1, 1, TTL)
-    await js.update_stream(config, max_msgs=2)
+    await js.update_stream(config, max_msgs=3)  # with the mark
     await board.put("a.c", b"x", LONG)
     for write in (board.put("a.d", b"x", LONG), board.claim("a.d", b"x", LONG)):
         with pytest.raises(LogFull, match="nothing was kept"):
@@ -153,6 +153,28 @@ async def test_the_stream_is_for_as_many_servers_as_that_of_the_log_and_refuses_
     await board.put("a.b", b"y", LONG)
     assert await board.replace("a.c", b"x", b"y", LONG)
     assert {key: await board.get(key) for key in ("a.b", "a.c", "a.d")} == {"a.b": b"y", "a.c": b"y", "a.d": None}
+
+
+async def test_a_kind_that_is_full_leaves_room_for_the_others_and_is_swept(
+    board: NatsBoard, js: JetStreamContext, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_app.brokers.nats.board.ENTRIES_MAX", 6)  # with the mark
+    for number in range(5):
+        await board.put(f"lease.{number}", b"x", 30)
+    with pytest.raises(LogFull):
+        await board.claim("lease.5", b"x", LONG)
+    await board.put("revoked.a", b"x", LONG)
+    assert await board.list("revoked") == {"revoked.a": b"x"}
+    assert len(await board.list("lease")) == 5
+    clock.now += 31
+    monkeypatch.setattr("sse_app.brokers.nats.board.SWEEP", 0.02)
+    running = asyncio.create_task(board.run())
+    async with asyncio.timeout(PATIENCE):
+        while await keys_in(js, board) != {"revoked.a"}:
+            pass  # each asking is a request, which is the wait
+    running.cancel()
+    await asyncio.wait([running])
+    assert await board.claim("lease.5", b"x", LONG) is None
 
 
 @pytest.mark.parametrize("headers", [None, {"SSE-App-Ends": "soon"}, {"SSE-App-Ends": "9" * 18}])
@@ -204,7 +226,7 @@ async def test_a_list_leaves_no_consumer(
     await board.put("a.b", b"x", LONG)
     assert await board.list("a") == {"a.b": b"x"}
     async with asyncio.timeout(PATIENCE):
-        while (await js.stream_info(board._stream)).state.consumer_count:
+        while (await js.stream_info(board._stream("a"))).state.consumer_count:
             pass  # each asking is a request, which is the wait
 
 
@@ -252,8 +274,8 @@ async def test_what_is_written_meanwhile_is_not_removed(board: NatsBoard, clock:
         there = await board._read(js, "a.b")
         assert there is not None
         await board.put("a.b", b"y", LONG)
-        await board._remove(js, there.revision)
-        await board._remove(js, there.revision)
+        await board._remove(js, "a", there.revision)
+        await board._remove(js, "a", there.revision)
     assert await board.get("a.b") == b"y"
 
 
@@ -286,9 +308,12 @@ async def test_one_of_the_nodes_removes_what_has_ended_now_and_then(
 async def test_what_a_list_of_another_node_waits_for_is_not_removed(board: NatsBoard, js: JetStreamContext) -> None:
     await board.put("a.b", b"x", LONG)
     assert await board.list("a") == {"a.b": b"x"}
-    before = (await js.get_last_msg(board._stream, f"{board._subjects}.a.=")).seq
+    before = (await js.get_last_msg(board._stream("a"), f"{board._subjects}.a.=")).seq
     await board.sweep()
-    assert (await js.get_last_msg(board._stream, f"{board._subjects}.a.=")).seq == before
+    after = (await js.get_last_msg(board._stream("a"), f"{board._subjects}.a.=")).seq
+    assert after is not None
+    assert before is not None
+    assert after > before, "the list waits for this mark or a later one"
 
 
 # --- connections ---
@@ -330,9 +355,9 @@ async def test_these_subjects_are_all_that_it_needs(start_nats: StartNats) -> No
     api_subjects = [
         *(f"STREAM.{what}.SSE_{kind}_x" for what in ("INFO", "CREATE", "UPDATE") for kind in ("LOG", "KEYS")),
         *(f"CONSUMER.{what}.SSE_LOG_x.*" for what in ("CREATE", "MSG.NEXT", "DELETE")),
-        *(f"STREAM.{what}.SSE_BOARD_x" for what in ("CREATE", "MSG.GET", "MSG.DELETE", "PURGE")),
-        "CONSUMER.CREATE.SSE_BOARD_x.>",
-        *(f"CONSUMER.{what}.SSE_BOARD_x.*" for what in ("MSG.NEXT", "DELETE")),
+        *(f"STREAM.{what}.SSE_BOARD_x_a" for what in ("CREATE", "MSG.GET", "MSG.DELETE", "PURGE")),
+        "CONSUMER.CREATE.SSE_BOARD_x_a.>",
+        *(f"CONSUMER.{what}.SSE_BOARD_x_a.*" for what in ("MSG.NEXT", "DELETE")),
     ]
     allowed = json.dumps(["sse-app.x.>", "$JS.FC.SSE_LOG_x.>", *(f"$JS.API.{name}" for name in api_subjects)])
     hears = '["sse-app.x.nodes", "sse-app.x.messages", "_INBOX.>"]'
