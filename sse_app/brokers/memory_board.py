@@ -86,74 +86,87 @@ class _Entry(NamedTuple):
 
 
 class Entries:
-    """Entries with lifetimes, within the bounds of memory. Writing one sweeps some of those that have ended."""
+    """Entries with lifetimes, within the bounds of memory. Writing one sweeps some of those that have ended, of its own
+    kind first.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._kinds: defaultdict[str, dict[str, _Entry]] = defaultdict(dict)
-        self._bytes: defaultdict[str, int] = defaultdict(int)  # of each kind
-        # The keys that end in each slot of time, and the slots as a heap: those that end next come first.
-        self._ending: dict[int, set[str]] = {}
-        self._slots: list[int] = []
+        self._kinds: defaultdict[str, _Kind] = defaultdict(_Kind)
 
     def __len__(self) -> int:
-        return sum(map(len, self._kinds.values()))
+        return sum(len(kind.entries) for kind in self._kinds.values())
 
     def keys(self, kind: str) -> Sequence[str]:
         """Return the keys of a kind, also those of entries that have ended and are not swept yet."""
-        return list(self._kinds[kind])
+        return list(self._kinds[kind].entries)
 
     def get(self, key: str) -> bytes | None:
-        entry = self._kinds[_kind(key)].get(key)
+        entry = self._kind_of(key).entries.get(key)
         return entry.value if entry is not None and entry.ends > self._clock() else None
 
     def write(self, key: str, value: bytes, ttl: float) -> None:
         """Raises LogFull, and changes nothing, beyond the bounds."""
-        self._sweep()
-        self._check_room(key, value)
+        kind, now = self._kind_of(key), self._clock()
+        left = kind.sweep(now, SWEPT_AT_ONCE)
+        for other in self._kinds.values():
+            left = other.sweep(now, left)
+        kind.write(key, _Entry(value, now + ttl))
+
+    def remove(self, key: str) -> None:
+        self._kind_of(key).remove(key)
+
+    def _kind_of(self, key: str) -> "_Kind":
+        return self._kinds[key.partition(".")[0]]
+
+
+class _Kind:
+    """The entries of a kind, which have ``size`` bytes."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, _Entry] = {}
+        self.size = 0
+        # The keys that end in each slot of time, and the slots as a heap: those that end next come first.
+        self._ending: dict[int, set[str]] = {}
+        self._slots: list[int] = []
+
+    def write(self, key: str, entry: _Entry) -> None:
+        """Raises LogFull, and changes nothing, beyond the bounds."""
+        before = self.entries.get(key)
+        count, size = len(self.entries) + 1, self.size + _size(key, entry)
+        if before is not None:
+            count, size = count - 1, size - _size(key, before)
+        if count > ENTRIES_MAX or size > BYTES_MAX:
+            raise LogFull(FULL)
         self.remove(key)
-        entry = self._kinds[_kind(key)][key] = _Entry(value, self._clock() + ttl)
-        self._bytes[_kind(key)] += _size(key, value)
+        self.entries[key], self.size = entry, size
         slot = _slot(entry.ends)
         if slot not in self._ending:
             self._ending[slot] = set()
             heapq.heappush(self._slots, slot)
         self._ending[slot].add(key)
 
-    def _check_room(self, key: str, value: bytes) -> None:
-        of_kind = self._kinds[_kind(key)]
-        before = of_kind.get(key)
-        count, size = len(of_kind) + 1, self._bytes[_kind(key)] + _size(key, value)
-        if before is not None:
-            count, size = count - 1, size - _size(key, before.value)
-        if count > ENTRIES_MAX or size > BYTES_MAX:
-            raise LogFull(FULL)
-
     def remove(self, key: str) -> None:
-        entry = self._kinds[_kind(key)].pop(key, None)
+        entry = self.entries.pop(key, None)
         if entry is not None:
-            self._bytes[_kind(key)] -= _size(key, entry.value)
+            self.size -= _size(key, entry)
             self._ending[_slot(entry.ends)].discard(key)
 
-    def _sweep(self) -> None:
-        """Remove some entries of the slots that have passed, the oldest first."""
-        now, swept = _slot(self._clock()), 0
-        while swept < SWEPT_AT_ONCE and self._slots and self._slots[0] < now:
+    def sweep(self, now: float, most: int) -> int:
+        """Remove some entries of the slots that have passed, the oldest first. Return how many more it might have."""
+        while most and self._slots and self._slots[0] < _slot(now):
             keys = self._ending[self._slots[0]]
             if keys:
                 self.remove(next(iter(keys)))
-                swept += 1
+                most -= 1
             else:
                 del self._ending[heapq.heappop(self._slots)]
-
-
-def _kind(key: str) -> str:
-    return key.partition(".")[0]
+        return most
 
 
 def _slot(time: float) -> int:
     return int(time / SLOT)
 
 
-def _size(key: str, value: bytes) -> int:
-    return len(key) + len(value) + OVERHEAD
+def _size(key: str, entry: _Entry) -> int:
+    return len(key) + len(entry.value) + OVERHEAD

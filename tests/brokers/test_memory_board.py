@@ -77,13 +77,26 @@ async def test_what_has_ended_is_swept_by_what_is_written(clock: Clock) -> None:
     assert not entries.keys("x")
 
 
+async def test_a_kind_of_which_all_has_ended_is_not_full(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_board, "ENTRIES_MAX", 100)
+    entries = Entries(clock)
+    for kind in ("lease", "ticket"):  # the leases end first, and there are more than one writing sweeps
+        for number in range(100):
+            entries.write(f"{kind}.{number}", b"", 30)
+        clock.now += SLOT
+    clock.now += 30 + SLOT
+    entries.write("ticket.new", b"", LONG)
+    assert entries.get("ticket.new") == b""
+
+
 async def test_tickets_that_come_and_go_need_no_more_room_than_those_that_live(clock: Clock) -> None:
     entries = Entries(clock)
     for number in range(20_000):
         entries.write(f"ticket.{number}", b"", 30)
         clock.now += 0.1
         assert len(entries) <= (30 + 2 * SLOT) / 0.1
-    assert len(entries._ending) == len(entries._slots) <= 30 / SLOT + 3
+    tickets = entries._kinds["ticket"]
+    assert len(tickets._ending) == len(tickets._slots) <= 30 / SLOT + 3
 
 
 async def test_a_lease_that_is_renewed_is_one_entry(clock: Clock) -> None:
@@ -92,8 +105,9 @@ async def test_a_lease_that_is_renewed_is_one_entry(clock: Clock) -> None:
         entries.write("lease.x", b"", LONG)
         clock.now += 1
     assert len(entries) == 1
-    assert sum(map(len, entries._ending.values())) == 1
-    assert len(entries._slots) <= LONG / SLOT + 2
+    leases = entries._kinds["lease"]
+    assert sum(map(len, leases._ending.values())) == 1
+    assert len(leases._slots) <= LONG / SLOT + 2
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -107,9 +121,10 @@ def test_count_and_bytes_are_those_of_the_entries_held(clock: Clock, seed: int) 
             entries.remove(key)
         clock.now += random.choice((0, 1, 20))
         held = entries._kinds["x"]
-        assert len(entries) == len(held) == sum(map(len, entries._ending.values()))
-        assert entries._bytes["x"] == sum(len(key) + len(held[key].value) + memory_board.OVERHEAD for key in held)
-        assert {key for keys in entries._ending.values() for key in keys} == held.keys()
+        assert len(entries) == len(held.entries) == sum(map(len, held._ending.values()))
+        sizes = [len(key) + len(entry.value) + memory_board.OVERHEAD for key, entry in held.entries.items()]
+        assert held.size == sum(sizes)
+        assert {key for keys in held._ending.values() for key in keys} == held.entries.keys()
 
 
 async def test_a_long_list_lets_the_loop_turn(board: MemoryBoard, monkeypatch: pytest.MonkeyPatch) -> None:
