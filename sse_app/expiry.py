@@ -39,7 +39,9 @@ class Expiry:
         if expires is None and (max_age is None or subscriber.grant is OPEN):  # that is nobody's credential
             return
         now = self._wall()
-        ends = min(now + max_age if max_age is not None else math.inf, expires if expires is not None else math.inf)
+        ends = math.inf if max_age is None else now + max_age
+        if expires is not None and expires < ends:
+            ends = expires
         # The clock may have been set back since it was last read, and is followed from there on.
         next_one = min(self._looked, int(now)) + 1
         subscriber.ends_at = max(math.ceil(ends), next_one)

@@ -7,7 +7,7 @@ subscribe -> Delivery.add -> Joining.begin: the end of the log, the welcome -> r
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from types import TracebackType
@@ -312,12 +312,12 @@ class Node:
 
     # Taking grants back
 
-    async def check(self, grant: Grant) -> Grant:
+    def check(self, grant: Grant) -> Awaitable[Grant]:
         """Return what is left of the grant of a request; the caller uses it before it awaits anything else.
 
         Raises InvalidToken if it was taken back, InsufficientScope, and Unavailable when that cannot be told.
         """
-        return await self._revoking.check(grant)
+        return self._revoking.check(grant)
 
     async def revoke(self, revocation: Revocation) -> Revoked:
         """Take grants back, on all nodes.

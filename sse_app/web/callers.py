@@ -104,7 +104,11 @@ class Callers:
             refuse_in_url(request.query_params)
         try:
             found = await self._find(request) if self._closed else self._find_by_publish_key(request)
-            grant = await self._left_of(found, request)
+            try:
+                grant = await self._node.check(found)
+            except InvalidToken as error:  # taken back: counted and logged as one that was never good
+                self._note(error, self.address(request))
+                raise
         except SSEAppError as error:
             self._outcomes[_outcome_of(error)] += 1
             raise
@@ -144,14 +148,6 @@ class Callers:
     def counts(self, grant: Grant) -> bool:
         """Return True while the credential counts that a grant came from."""
         return self._access.credentials is None or self._access.credentials.counts(grant)
-
-    async def _left_of(self, grant: Grant, request: Request) -> Grant:
-        """Return what revocations have left of a grant. Raises InvalidToken, counted and logged as in ``attempt``."""
-        try:
-            return await self._node.check(grant)
-        except InvalidToken as error:
-            self._note(error, self.address(request))
-            raise
 
     def _note(self, error: Unauthorized, address: str) -> None:
         """Count and log a credential that does not count."""
