@@ -96,7 +96,7 @@ class Node:
         self._cursors = Cursors(broker, self._delivery)
         self._heartbeats = Heartbeats(self.totals, self._cursors)
         self._log = ReachedLog(broker, self._delivery)
-        self._revoking = Revoking(broker, self._delivery, self.end, wall=wall)
+        self.revoking = Revoking(broker, self._delivery, self.end, wall=wall)
         self._expiry = Expiry(partial(self.end, reason=CloseReason.EXPIRED), max_age=auth_max_age, wall=wall)
         self._admission = Admission(self.totals, max_subscribers, lambda: self._drain.note_progress())
         self._exchange = Exchange(broker.board)
@@ -127,13 +127,13 @@ class Node:
             self.spawn(self._keep_alive())
             self.spawn(self._exchange.run())
             self.spawn(self._expiry.run())
-            self.spawn(self._revoking.run())
+            self.spawn(self.revoking.run())
             self.spawn(self.connections.asking.run())
             self.spawn(self.connections.run())
             self._stack = stack.pop_all()
         self._admission.start()
         self._drain.reset()
-        self._revoking.reset()
+        self.revoking.reset()
         self.connections.reset()
         self._drain_begun = False
         self.life.begin()
@@ -217,7 +217,7 @@ class Node:
     async def _read_again(self) -> None:
         """Let everyone read on from the log: the tail began another epoch, or left publications out."""
         top = await self.broker.top()
-        await self._revoking.read_again()  # behind the top: an entry on the board is older than its record in the log
+        await self.revoking.read_again()  # behind the top: an entry on the board is older than its record in the log
         self._delivery.reached = top
         self._delivery.forget_newest()
         await outside_tasks(in_steps(Subscriber.fall_behind, list(self._delivery)))
@@ -226,7 +226,7 @@ class Node:
     def _deliver(self, publications: Sequence[Publication]) -> Iterator[None]:
         """Offer a piece of what the log announced to all whom it is for, in steps."""
         end = publications[-1].position
-        shown = yield from self._revoking.apply(publications)
+        shown = yield from self.revoking.apply(publications)
         self._delivery.reached = end  # before it is offered: who asks now where the log ends may be passed over below
         if shown:
             yield from self._delivery.deliver(shown)
@@ -260,8 +260,8 @@ class Node:
         """
         self.life.check_here()
         grant = request.grant
-        if grant.source != "open":  # which a revocation cannot name
-            grant = await self._revoking.check(grant)  # no other await follows until the stream is added
+        if grant.source != "open" and not self.revoking.settled:  # no revocation names what is open
+            grant = await self.revoking.check(grant)  # no other await follows until the stream is added
         client = grant.check_name(request.client)
         self.connections.check(grant, client)
         topic_filter = self._delivery.shared(grant.narrow(request.topic_filter), NATIVE)
@@ -317,7 +317,7 @@ class Node:
 
         Raises InvalidToken if it was taken back, InsufficientScope, and Unavailable when that cannot be told.
         """
-        return self._revoking.check(grant)
+        return self.revoking.check(grant)
 
     async def revoke(self, revocation: Revocation) -> Revoked:
         """Take grants back, on all nodes.
@@ -326,11 +326,11 @@ class Node:
         Unavailable when other nodes may not have heard of it: it is to be repeated.
         """
         self.life.check_here()
-        return await self._revoking.revoke(revocation)
+        return await self.revoking.revoke(revocation)
 
     async def end_all(self, covers: Callable[[Grant], bool], reason: CloseReason) -> int:
         """End the streams of this node whose grants are covered. Return how many there were."""
-        return await self._revoking.end_all(covers, reason)
+        return await self.revoking.end_all(covers, reason)
 
     def _count_subscribers(self, change: int) -> None:
         self.totals.subscribers += change
@@ -432,11 +432,11 @@ class Node:
             "log_top_offset": self._delivery.position.offset,
             "subscribers_elsewhere": self.broker.subscribers_elsewhere,
             "bad_envelopes": self.broker.bad_envelopes
-            + self._revoking.bad_records
+            + self.revoking.bad_records
             + self.connections.blocks.bad_records,
-            "revocations": len(self._revoking.revocations),
+            "revocations": len(self.revoking.revocations),
             "blocks": len(self.connections.blocks),
-            "board_failures": self._revoking.board_failures + self.connections.board_failures,
+            "board_failures": self.revoking.board_failures + self.connections.board_failures,
         }
 
 

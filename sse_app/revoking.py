@@ -76,13 +76,16 @@ class Revoking:
 
     # Requests
 
+    @property
+    def settled(self) -> bool:
+        """True while it is known that nothing is taken back: then no grant needs a check. Each connect asks twice."""
+        return self._has_read_board and not self.revocations.count
+
     async def check(self, grant: Grant) -> Grant:
         """Return what is left of a grant, as far as this node knows; the caller uses it in the same step. Raises
         InvalidToken, InsufficientScope, and a BrokerError when that cannot be told.
         """
-        if self._has_read_board and not self.revocations:
-            return grant  # before it is asked what could name it: each connect comes by here twice
-        if not is_revocable(grant):
+        if self.settled or not is_revocable(grant):
             return grant
         if not self._has_read_board:
             self._uses_board = True

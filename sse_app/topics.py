@@ -161,7 +161,7 @@ class TopicFilter:
     @property
     def any_topic(self) -> bool:
         """True when every topic matches that is not denied."""
-        return not self.patterns or self._has("**")
+        return not self.patterns or "**" in self.patterns
 
     @property
     def plain(self) -> tuple[str, ...] | None:

@@ -411,13 +411,13 @@ async def test_nothing_may_be_read_behind_a_record_before_its_streams_have_ended
     async with world(2) as (here, there), AsyncExitStack() as stack:
         for _ in range(500):
             await stack.enter_async_context(subscribed(there, grant=GRANT))
-        reached, end = set[int](), there._revoking._end
+        reached, end = set[int](), there.revoking._end
 
         def noted(subscriber: Subscriber, reason: CloseReason) -> None:
             reached.add(there._delivery.reached.offset)
             end(subscriber, reason)
 
-        monkeypatch.setattr(there._revoking, "_end", noted)
+        monkeypatch.setattr(there.revoking, "_end", noted)
         await publish(here, "before")
         await asyncio.sleep(MOMENT)
         position, _ = await here.revoke(revocation(user="42"))
@@ -509,7 +509,7 @@ async def test_a_board_that_is_away_later_refuses_nobody() -> None:
         await asyncio.sleep(60)
         async with connected(node) as client:
             assert kinds(await client.events()) == ["welcome"]
-        assert node._revoking.board_failures > 1
+        assert node.revoking.board_failures > 1
 
 
 async def test_a_node_keeps_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -573,7 +573,7 @@ async def test_a_node_without_grants_that_can_be_taken_back_never_uses_the_board
         async with connected(node, grant=replace(OPEN, publish=None)) as reader:
             assert kinds(await reader.events()) == ["welcome"]
         assert datas(await client.events()) == ["a"]
-        assert node._revoking.board_failures == 0
+        assert node.revoking.board_failures == 0
 
 
 # At random

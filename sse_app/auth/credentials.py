@@ -16,7 +16,7 @@ from sse_app.auth.tokens import Tokens
 from sse_app.auth.waiting import Waiting
 from sse_app.auth.withdrawal import Withdrawal
 from sse_app.config import Config
-from sse_app.errors import ConfigError
+from sse_app.errors import INVALID, ConfigError, InvalidToken
 from sse_app.grants import Grant
 
 logger = logging.getLogger("sse_app")
@@ -58,6 +58,18 @@ class Credentials:
             "jwks_failures": sum(keys.failures for keys in remote),
             "auth_file_failures": self.failures,
         }
+
+    def kept(self, given: str) -> Grant | None:
+        """Return what a key grants, or a token that was verified before; None when ``verify`` has to look."""
+        return self.tokens.kept(given) if _is_token(given) else self.keys.find(given)
+
+    async def verify(self, given: str) -> Grant:
+        """Return what a key or token grants. Raises InvalidToken, KeysUnavailable, Overloaded."""
+        if _is_token(given):
+            return await self.tokens.verify(given)
+        if (found := self.keys.find(given)) is None:
+            raise InvalidToken(INVALID)
+        return found
 
     def counts(self, grant: Grant) -> bool:
         """Return True while the key, or the issuer's key, that a grant came from is there. Such a grant may be older
@@ -110,6 +122,10 @@ class Credentials:
         issuers = _open(settings, before, config.jwks_stale)
         read = (path for issuer in issuers for path in issuer.files)
         return _Loaded(file.keys, issuers, (*([] if path is None else [path]), *read))
+
+
+def _is_token(given: str) -> bool:
+    return given.count(".") == 2
 
 
 def _own_issuer(config: Config) -> list[IssuerSettings]:

@@ -465,7 +465,7 @@ async def test_a_revocation_lasts_as_long_as_a_token_may_but_at_most_31_days() -
     for age, lasts in ((3_600.0, 3_600.0), (365 * 86_400.0, REVOKED_MAX)):
         async with Hub(token_max_age=age) as hub:
             await hub.revoke(user="ann")
-            ((revocation,),) = hub.node._revoking.revocations._standing.values()
+            ((revocation,),) = hub.node.revoking.revocations._standing.values()
             assert revocation.until - revocation.made == pytest.approx(lasts)
 
 
