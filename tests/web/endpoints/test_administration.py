@@ -328,7 +328,7 @@ async def test_a_revoked_administrator_administers_nothing() -> None:
 
 
 async def test_what_authorize_grants_after_a_revocation_counts(closed: Web) -> None:
-    """It was asked anew, and still says so."""
+    """The app was asked anew, and still grants."""
     assert (await revoke(closed, {"user": "admin"})).status_code == 200
     assert (await closed.client.get("/connections", headers=ADMIN)).status_code == 200
 
