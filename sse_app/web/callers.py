@@ -103,7 +103,7 @@ class Callers:
             refuse_in_url(request.query_params)
         try:
             if self._closed:
-                found = self._kept(request) or await self._find(request)
+                found = self._kept(bearer(request)) or await self._find(request)
             else:
                 found = self._find_by_publish_key(request)
             try:
@@ -168,11 +168,12 @@ class Callers:
         with self.attempt(request):
             raise refusal
 
-    def _kept(self, request: Request) -> Grant | None:
+    def _kept(self, given: str | None) -> Grant | None:
         """Return the grant of a key or token that nothing has to be waited for: a reconnect, as most connects are."""
         credentials = self._access.credentials
-        given = None if credentials is None else bearer(request)
-        return None if credentials is None or given is None else credentials.kept(given)
+        if credentials is None or given is None or self._is_publish_key(given):
+            return None
+        return credentials.kept(given)
 
     async def _find(self, request: Request) -> Grant:
         access, given = self._access, bearer(request)
@@ -180,7 +181,7 @@ class Callers:
             return await self._verify(request, given)
         for name in access.cookies:
             if cookie := _cookie(request, name):
-                return replace(await self._verify(request, cookie), admin=False)
+                return replace(self._kept(cookie) or await self._verify(request, cookie), admin=False)
         grant = await self._authorize(request) if access.authorize else None
         grant = grant or access.anonymous
         if grant is None:
@@ -188,12 +189,10 @@ class Callers:
         return grant
 
     async def _verify(self, request: Request, given: str) -> Grant:
-        """Return the grant of a token or key. Raises InvalidToken, TooManyRequests, Unavailable."""
+        """Return the grant of a credential that is not kept. Raises InvalidToken, TooManyRequests, Unavailable."""
         credentials = self._access.credentials
         if credentials is None or self._is_publish_key(given):
             return PUBLISHER
-        if (found := credentials.kept(given)) is not None:
-            return found
         with self.attempt(request):
             return await credentials.verify(given)
 
