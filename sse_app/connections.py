@@ -126,7 +126,8 @@ class Connections:
     def reset(self) -> None:
         """Be ready for another run of the node, perhaps in another event loop."""
         self._uses_board = asyncio.Event()
-        self._caught_up: dict[tuple[Who, str, float], int] = {}  # streams that ended when the board was last read
+        # The streams that each block ends of which the board told first. Its kick counts them too.
+        self._caught_up: dict[tuple[Who, str, float], list[Subscriber]] = {}
 
     def check(self, grant: Grant, client: str) -> None:
         """Raises Blocked for a stream that is kept out; the caller adds it in the same step."""
@@ -225,8 +226,9 @@ class Connections:
 
     async def _kick_here(self, block: Block) -> int:
         """End the streams of this node that a kick names. Return how many that were, also before it was told."""
-        ended = await self._apply(block, self._streams_of(block))
-        return ended + self._caught_up.pop((block.who, block.name, block.made), 0)
+        ended = list[Subscriber]()
+        await self._apply(block, self._streams_of(block), ended)
+        return len(ended) + len(self._caught_up.pop((block.who, block.name, block.made), ()))
 
     def _streams_of(self, block: Block) -> list[Subscriber]:
         """Return the streams of the client or user that a block names."""
@@ -235,22 +237,24 @@ class Connections:
             found = self._delivery.find_clients(block.name)
         return [subscriber for subscriber in found if not subscriber.is_over]
 
-    async def _apply(self, block: Block, named: Sequence[Subscriber]) -> int:
-        """Keep out whom a block names, and end these streams. Return how many there are."""
+    async def _apply(self, block: Block, named: Sequence[Subscriber], ended: list[Subscriber]) -> None:
+        """Keep out whom a block names, and end these streams. Those that nobody ended before are added to ``ended``."""
         self._uses_board.set()
         self.blocks.add(block)  # in the same step as the search for the streams: who joins from here on is kept out
         tickets = list(self._tickets_of(named, block))
         for ticket in tickets:
             self.blocks.add(ticket)
-        await outside_tasks(in_steps(lambda subscriber: self._end_for(subscriber, block), named, END))
+        await outside_tasks(in_steps(lambda subscriber: self._end_for(subscriber, block, ended), named, END))
         for ticket in tickets:
             await self.blocks.put(ticket)
             await self._exchange.send("block", {"block": ticket})
-        return len(named)
 
-    def _end_for(self, subscriber: Subscriber, block: Block) -> None:
+    def _end_for(self, subscriber: Subscriber, block: Block, ended: list[Subscriber]) -> None:
+        if subscriber.is_over:
+            return  # the board may tell of a block while the streams that its kick names are being ended
         rest = round((block.until - self._wall()) * 1_000)
         self._end(subscriber, CloseReason.KICKED, rest + random.randint(*BACK) if rest > 0 else None)
+        ended.append(subscriber)
 
     def _tickets_of(self, named: Iterable[Subscriber], block: Block) -> Iterator[Block]:
         """Yield the blocks of the tickets of a client's streams, which could come back under another name. Those of a
@@ -284,7 +288,8 @@ class Connections:
         if self.blocks.add(block):
             stands = block.until > self._wall()
             named = [one for one in self._streams_of(block) if stands or one.since <= block.made]
-            self._caught_up[block.who, block.name, block.made] = await self._apply(block, named)
+            ended = self._caught_up[block.who, block.name, block.made] = []
+            await self._apply(block, named, ended)
 
 
 def _first(topics: tuple[str, ...]) -> tuple[str, ...]:

@@ -105,7 +105,12 @@ class Revoking:
                 "As many revocations stand as a node keeps; make them shorter, or wait until some have ended."
             )
         lifetime = min(revocation.until - self._wall(), LASTS_MAX)
-        await self._broker.board.put(revocation.entry, revocation.encode(), lifetime, durable=True)
+        self._seen.add(revocation.entry)  # else who reads the board meanwhile ends the streams, and they go uncounted
+        try:
+            await self._broker.board.put(revocation.entry, revocation.encode(), lifetime, durable=True)
+        except BaseException:
+            self._seen.discard(revocation.entry)  # it may stand there all the same
+            raise
         covered, ended = self.revocations.add(revocation), list[Subscriber]()
         await outside_tasks(self._end_named([revocation], ended))
         position = await self._broker.publish(record_of(revocation))

@@ -419,6 +419,31 @@ async def test_streams_that_ended_before_their_node_was_told_are_counted() -> No
         assert answers.items == [1]
 
 
+async def test_streams_that_a_node_ends_for_both_the_board_and_the_kick_are_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(1) as here:
+        for _ in range(3):
+            await here.open(0, client="tab", grant=ANN)
+        board, is_read = here.board(0), asyncio.Event()
+        claim, read = board.claim, board.list
+
+        async def claim_slowly(*entry: Any) -> bytes | None:
+            stands = await claim(*entry)
+            await is_read.wait()
+            return stands
+
+        async def read_and_tell(kind: str) -> dict[str, bytes]:
+            entries = dict(await read(kind))
+            if entries:
+                is_read.set()
+            return entries
+
+        monkeypatch.setattr(board, "claim", claim_slowly)
+        monkeypatch.setattr(board, "list", read_and_tell)
+        assert (await here.nodes[0].connections.kick("user", "ann")).closed == 3
+
+
 async def test_a_node_that_came_later_reads_of_a_block() -> None:
     async with world(1) as here:
         await here.nodes[0].connections.kick("user", "ann", 3_600.0)

@@ -131,6 +131,22 @@ async def test_a_revocation_ends_the_streams_that_it_names_on_every_node(what: A
     assert here.totals.closed["revoked"] == there.totals.closed["revoked"] == 1
 
 
+async def test_streams_that_a_revocation_ends_are_counted_though_its_node_reads_the_board_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(1) as (node,), connected(node) as client:
+        await client.events()
+        put = node.broker.board.put
+
+        async def put_and_read(*entry: Any, **options: Any) -> None:
+            await put(*entry, **options)
+            await node.revoking.read_again()
+
+        monkeypatch.setattr(node.broker.board, "put", put_and_read)
+        assert (await node.revoke(revocation(user="42"))).closed == 1
+        assert kinds(await client.events()) == ["bye"]
+
+
 async def test_a_grant_that_was_taken_back_opens_no_stream_and_a_new_login_does() -> None:
     async with world() as nodes:
         await nodes[0].revoke(revocation(user="42"))
@@ -479,6 +495,24 @@ async def test_a_revocation_that_the_board_did_not_take_is_refused_and_did_nothi
         way(here).on_board.down = False
         await here.revoke(revocation(user="42"))
         assert kinds(await client.events()) == kinds(await other.events()) == ["bye"]
+
+
+async def test_a_revocation_that_the_board_took_without_saying_so_is_found_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with world(1) as (node,), connected(node) as client:
+        await client.events()
+        put = node.broker.board.put
+
+        async def put_in_silence(*entry: Any, **options: Any) -> None:
+            await put(*entry, **options)
+            raise BrokerUnavailable("The board has not answered.")
+
+        monkeypatch.setattr(node.broker.board, "put", put_in_silence)
+        with pytest.raises(BrokerUnavailable):
+            await node.revoke(revocation(user="42"))
+        await node.revoking.read_again()
+        assert kinds(await client.events()) == ["bye"]
 
 
 async def test_a_revocation_that_the_log_did_not_take_is_refused_and_found_on_the_board() -> None:
