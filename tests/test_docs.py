@@ -267,7 +267,7 @@ class Session:
         for name in sorted(self._unused.difference(tests)):
             self._run([sys.executable, "-c", f"import {Path(name).stem}"], name)
         if tests:
-            self._run([sys.executable, "-m", "pytest", "-q", *tests], ", ".join(tests))
+            self._run_tests(tests, ", ".join(tests))
 
     def close(self) -> None:
         for stream in self._streams:
@@ -376,7 +376,7 @@ class Session:
             case ["python3", "-m", "pip", "install", extra] if extra.startswith(".["):
                 assert extra[2:-1] in PROJECT["optional-dependencies"], where
             case ["python3", "-m", "pytest", name]:
-                self._run([sys.executable, "-m", "pytest", "-q", name], where)
+                self._run_tests([name], where)
                 self._unused -= {name, "conftest.py"}
             case ["python3", "-m", "venv" | "http.server" as module, _]:
                 assert find_spec(module), where
@@ -559,6 +559,10 @@ class Session:
                 command, cwd=self._directory, env=self._environment, stdout=subprocess.PIPE, bufsize=0, **options
             )
         )
+
+    def _run_tests(self, names: list[str], where: str) -> None:
+        # It takes 4 s of CPU until pytest has its plugins.
+        self._run([sys.executable, "-m", "pytest", "-q", *names], where, patience=3 * PATIENCE)
 
     def _run(self, command: list[str], where: str, *, patience: float = PATIENCE) -> str:
         self._write_files()
