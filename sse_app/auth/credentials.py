@@ -64,12 +64,13 @@ class Credentials:
         return self.tokens.kept(given) if _is_token(given) else self.keys.find(given)
 
     async def verify(self, given: str) -> Grant:
-        """Return what a key or token grants. Raises InvalidToken, KeysUnavailable, Overloaded."""
-        if _is_token(given):
-            return await self.tokens.verify(given)
-        if (found := self.keys.find(given)) is None:
+        """Return what a token grants that is not ``kept``. Raises InvalidToken, KeysUnavailable, Overloaded.
+
+        All that is no token raises InvalidToken: a key that is not kept is none.
+        """
+        if not _is_token(given):
             raise InvalidToken(INVALID)
-        return found
+        return await self.tokens.verify(given)
 
     def counts(self, grant: Grant) -> bool:
         """Return True while the key, or the issuer's key, that a grant came from is there. Such a grant may be older

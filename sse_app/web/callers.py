@@ -106,11 +106,7 @@ class Callers:
                 found = self._kept(bearer(request)) or await self._find(request)
             else:
                 found = self._find_by_publish_key(request)
-            try:
-                grant = found if self._node.revoking.settled else await self._node.check(found)
-            except InvalidToken as error:  # taken back: counted and logged as one that was never good
-                self._note(error, self.address(request))
-                raise
+            grant = found if self._node.revoking.settled else await self._left_of(request, found)
         except SSEAppError as error:
             self._outcomes[_outcome_of(error)] += 1
             raise
@@ -170,31 +166,41 @@ class Callers:
 
     def _kept(self, given: str | None) -> Grant | None:
         """Return the grant of a key or token that nothing has to be waited for: a reconnect, as most connects are."""
-        credentials = self._access.credentials
-        if credentials is None or given is None or self._is_publish_key(given):
+        if given is None:
             return None
-        return credentials.kept(given)
+        if self._is_publish_key(given):
+            return PUBLISHER
+        credentials = self._access.credentials
+        return None if credentials is None else credentials.kept(given)
 
     async def _find(self, request: Request) -> Grant:
+        """Return the grant of a request whose header has no credential that is kept."""
         access, given = self._access, bearer(request)
-        if given is not None and (access.credentials is not None or self._is_publish_key(given)):
-            return await self._verify(request, given)
-        for name in access.cookies:
-            if cookie := _cookie(request, name):
-                return replace(self._kept(cookie) or await self._verify(request, cookie), admin=False)
+        if access.credentials is not None:
+            if given is not None:
+                return await self._verify(request, access.credentials, given)
+            for name in access.cookies:
+                if cookie := _cookie(request, name):
+                    found = self._kept(cookie) or await self._verify(request, access.credentials, cookie)
+                    return replace(found, admin=False)
         grant = await self._authorize(request) if access.authorize else None
         grant = grant or access.anonymous
         if grant is None:
             raise Unauthorized("This needs a credential: send `Authorization: Bearer <token or key>`.")
         return grant
 
-    async def _verify(self, request: Request, given: str) -> Grant:
+    async def _verify(self, request: Request, credentials: Credentials, given: str) -> Grant:
         """Return the grant of a credential that is not kept. Raises InvalidToken, TooManyRequests, Unavailable."""
-        credentials = self._access.credentials
-        if credentials is None or self._is_publish_key(given):
-            return PUBLISHER
         with self.attempt(request):
             return await credentials.verify(given)
+
+    async def _left_of(self, request: Request, grant: Grant) -> Grant:
+        """Return what revocations have left of a grant. Raises as ``Node.check`` does."""
+        try:
+            return await self._node.check(grant)
+        except InvalidToken as error:  # taken back: counted and logged as one that was never good
+            self._note(error, self.address(request))
+            raise
 
     def _is_publish_key(self, given: str) -> bool:
         return self._publish_key is not None and hmac.compare_digest(given.encode(), self._publish_key)
