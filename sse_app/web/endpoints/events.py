@@ -1,6 +1,6 @@
 """``GET /events``: the stream of one subscriber."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -38,8 +38,7 @@ class Events:
         try:
             if b"ticket=" in request.scope["query_string"]:
                 return await self._stream_by_ticket(request)
-            grant = self._callers.everyone or await self._callers.find(request)
-            return self._stream(stream_request(request, grant, address=self._address(request, grant)))
+            return self._stream(request, self._callers.everyone or await self._callers.find(request))
         except SSEAppError as error:
             return refusal(error, request.scope, self._node.retry())
 
@@ -47,18 +46,19 @@ class Events:
         """Return the stream of a request with a ticket, unless a header, which is the stronger, says who asks."""
         ticket = only(parse(request), "ticket", InvalidTicket)
         if ticket is None or bearer(request) is not None:
-            grant = await self._callers.find(request)
-            return self._stream(stream_request(request, grant, address=self._address(request, grant)))
+            return self._stream(request, await self._callers.find(request))
         asked = stream_request(request, OPEN)  # one that is not as described uses nothing up
         grant, headers = await self._office.use(request, ticket)
-        return self._stream(asked._replace(grant=grant, address=self._address(request, grant)), headers)
+        asked = asked._replace(grant=grant, address=self._address(request, grant))
+        return EventStream(self._node, asked, door=self._door, headers=headers)
+
+    def _stream(self, request: Request, grant: Grant) -> Response:
+        asked = stream_request(request, grant, address=self._address(request, grant))
+        return EventStream(self._node, asked, door=self._door)
 
     def _address(self, request: Request, grant: Grant) -> str | None:
         """Return where a request came from; it is kept on a closed hub alone, for who administers that."""
         return None if grant.source == "open" else self._callers.address(request)
-
-    def _stream(self, asked: StreamRequest, headers: Mapping[str, str] = {}) -> Response:
-        return EventStream(self._node, asked, door=self._door, headers=headers)
 
 
 def stream_request(
