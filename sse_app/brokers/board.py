@@ -116,6 +116,10 @@ def check_kind(kind: str) -> None:
         raise ValueError("A kind of the board's entries has only the characters a-z.")
 
 
+def kind_of(key: str) -> str:
+    return key.partition(".")[0]
+
+
 def check_value(value: bytes) -> None:
     if len(value) > VALUE_BYTES:
         raise ValueError("A value on the board has at most 16 KiB.")

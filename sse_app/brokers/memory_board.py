@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import NamedTuple
 
-from sse_app.brokers.board import check_entry, check_key, check_kind, check_message, check_value
+from sse_app.brokers.board import check_entry, check_key, check_kind, check_message, check_value, kind_of
 from sse_app.errors import LogFull
 
 # Each kind has bounds of its own: tickets, of which any user may have many, leave room for revocations.
@@ -117,7 +117,7 @@ class Entries:
         self._kind_of(key).remove(key)
 
     def _kind_of(self, key: str) -> "_Kind":
-        return self._kinds[key.partition(".")[0]]
+        return self._kinds[kind_of(key)]
 
 
 class _Kind:

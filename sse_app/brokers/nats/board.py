@@ -23,7 +23,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
-from sse_app.brokers.board import TTL, check_entry, check_key, check_kind, check_message, check_value
+from sse_app.brokers.board import TTL, check_entry, check_key, check_kind, check_message, check_value, kind_of
 from sse_app.brokers.messages import Messages
 from sse_app.brokers.nats.connection import FAILURES
 from sse_app.brokers.nats.consumers import Consumers
@@ -131,7 +131,7 @@ class NatsBoard:
         check_key(key)
         async with self._in_time(DEADLINE) as js:
             if (there := await self._read(js, key)) is not None:
-                await self._remove(js, _kind(key), there.revision)
+                await self._remove(js, kind_of(key), there.revision)
 
     async def list(self, kind: str) -> dict[str, bytes]:
         check_kind(kind)
@@ -174,7 +174,7 @@ class NatsBoard:
         self, js: JetStreamContext, key: str, value: bytes, ends: float, revision: int | None = None
     ) -> int:
         """Write an entry, and return its revision. With a revision, and another one at this key now, return 0."""
-        self._kinds.add(_kind(key))
+        self._kinds.add(kind_of(key))
         headers = {ENDS: str(round(ends * 1_000_000))}
         if revision is not None:
             headers[api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(revision)
@@ -182,7 +182,7 @@ class NatsBoard:
             try:
                 ack = await js.publish(f"{self._subjects}.{key}", value, headers=headers)
             except NoStreamResponseError:
-                await self._make_stream(js, _kind(key))
+                await self._make_stream(js, kind_of(key))
                 ack = await js.publish(f"{self._subjects}.{key}", value, headers=headers)
         except APIError as error:
             if error.err_code not in WRONG_LAST_SEQUENCE:
@@ -214,7 +214,7 @@ class NatsBoard:
     async def _read(self, js: JetStreamContext, key: str) -> _Entry | None:
         """Return the newest message of a key. The stream's leader answers."""
         try:
-            message = await js.get_last_msg(self._stream(_kind(key)), f"{self._subjects}.{key}")
+            message = await js.get_last_msg(self._stream(kind_of(key)), f"{self._subjects}.{key}")
         except NotFoundError:
             return None
         assert message.seq is not None
@@ -282,7 +282,7 @@ class NatsBoard:
             for kind in sorted(self._kinds):
                 with suppress(BrokerError):
                     if await self._takes_turn(kind):
-                        await self._sweep(kind)
+                        await self.sweep(kind)
 
     async def _takes_turn(self, kind: str) -> bool:
         try:
@@ -290,12 +290,8 @@ class NatsBoard:
         except LogFull:  # before anybody had the first turn
             return True
 
-    async def sweep(self) -> None:
-        """Remove what has ended of each kind that is used here. Raises BrokerError."""
-        for kind in sorted(self._kinds):
-            await self._sweep(kind)
-
-    async def _sweep(self, kind: str) -> None:
+    async def sweep(self, kind: str) -> None:
+        """Remove what has ended of a kind. Raises BrokerError."""
         async with self._in_time(SWEEPING) as js:
             first, others = await self._ended(js, kind)
             if first:
@@ -321,10 +317,6 @@ class NatsBoard:
             else:
                 first = revision
         return first, others
-
-
-def _kind(key: str) -> str:
-    return key.partition(".")[0]
 
 
 def _ends(headers: dict[str, str] | None) -> float:

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sse_app.brokers.board import MESSAGES
+from sse_app.brokers.board import MESSAGES, kind_of
 from sse_app.brokers.sqlite.files import BOARD, make_database_beside
 from sse_app.brokers.sqlite.log import connect
 from sse_app.brokers.sqlite.opening import CHECK_PATIENCE, LogFile, is_damage, patiently, set_aside
@@ -235,8 +235,8 @@ class BoardFile:
         return row and row[0]
 
     def _write(self, key: str, value: bytes, ends: float) -> None:
-        kind = key.partition(".")[0]
-        self._connection.execute("REPLACE INTO entries VALUES (?, ?, ?, ?)", (kind, key, value, ends))
+        row = kind_of(key), key, value, ends
+        self._connection.execute("REPLACE INTO entries VALUES (?, ?, ?, ?)", row)
 
     # Messages
 

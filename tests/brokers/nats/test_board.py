@@ -248,7 +248,8 @@ async def test_what_has_ended_is_removed_and_nothing_else(board: NatsBoard, cloc
         assert len(await keys_in(js, board)) == PAGE_COUNT + DELETIONS_AT_ONCE + 35
         clock.now += 31
         await board.put("lease.written-again", b"y", 30)
-        await board.sweep()
+        for kind in ("ticket", "lease", "told"):
+            await board.sweep(kind)
     assert await keys_in(js, board) == {"lease.kept", "lease.written-again"}
     assert await board.list("lease") == {"lease.kept": b"x", "lease.written-again": b"y"}
 
@@ -264,7 +265,7 @@ async def test_entries_that_end_in_their_order_are_removed_in_one_request(
         await board.put(f"ticket.{number}", b"x", 30)
         clock.now += 1
     clock.now += 20  # 10 of them have ended
-    await board.sweep()
+    await board.sweep("ticket")
     assert await keys_in(js, board) == {f"ticket.{number}" for number in range(11, 20)}
 
 
@@ -309,7 +310,7 @@ async def test_what_a_list_of_another_node_waits_for_is_not_removed(board: NatsB
     await board.put("a.b", b"x", LONG)
     assert await board.list("a") == {"a.b": b"x"}
     before = (await js.get_last_msg(board._stream("a"), f"{board._subjects}.a.=")).seq
-    await board.sweep()
+    await board.sweep("a")
     after = (await js.get_last_msg(board._stream("a"), f"{board._subjects}.a.=")).seq
     assert after is not None
     assert before is not None
@@ -374,7 +375,7 @@ async def test_these_subjects_are_all_that_it_needs(start_nats: StartNats) -> No
         assert await two.get("a.b") == b"y"
         assert await two.list("a") == {"a.b": b"y"}
         assert isinstance(one, NatsBoard)
-        await one.sweep()
+        await one.sweep("a")
         async with listening_to(one, two) as inbox:
             await two.send(b"x")
             assert await inbox.take(1) == [b"x"]
