@@ -58,7 +58,7 @@ class Proxies:
         It is the first from the right that no trusted proxy has. What is no address ends the search at the hop before,
         as do HOPS_MAX hops. Ports, brackets and zones are left out, and an IPv4-mapped address is IPv4.
         """
-        if peer and ":" not in peer and not (self.networks or self.unix):
+        if peer and ":" not in peer and not self:
             return peer  # IPv4, as sockets write it: to look into it would cost each connect 10 us
         address = parse_address(peer or "")
         found = str(address) if address else peer or UNIX

@@ -208,15 +208,15 @@ class Revocations:
         self._wall = wall
         self._standing: dict[tuple[str, str], list[Revocation]] = {}  # by kind and name
         self._ending: dict[int, set[tuple[str, str]]] = {}  # the kinds and names of those that end in each slot of time
-        self.count = 0  # of them
+        self._count = 0
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     @property
     def is_full(self) -> bool:
         """True when there are as many as a node keeps."""
-        return self.count >= STANDING_MAX
+        return self._count >= STANDING_MAX
 
     def add(self, revocation: Revocation) -> Collection[Revocation]:
         """Add a revocation. Return those that it covers, which are removed: they are needed nowhere any more."""
@@ -226,7 +226,7 @@ class Revocations:
             return ()
         covered = [one for one in of_name if revocation.covers(one)]
         of_name[:] = [*(one for one in of_name if one not in covered), revocation]
-        self.count += 1 - len(covered)
+        self._count += 1 - len(covered)
         self._ending.setdefault(_slot(revocation.until), set()).add(name)
         return covered
 
@@ -256,7 +256,7 @@ class Revocations:
             for name in self._ending.pop(slot):
                 of_name = self._standing.pop(name, [])
                 left = [one for one in of_name if one.until > now]
-                self.count -= len(of_name) - len(left)
+                self._count -= len(of_name) - len(left)
                 if left:
                     self._standing[name] = left
 

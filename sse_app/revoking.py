@@ -79,7 +79,7 @@ class Revoking:
     @property
     def settled(self) -> bool:
         """True while it is known that nothing is taken back: then no grant needs a check. Each connect asks twice."""
-        return self._has_read_board and not self.revocations.count
+        return self._has_read_board and not self.revocations
 
     async def check(self, grant: Grant) -> Grant:
         """Return what is left of a grant, as far as this node knows; the caller uses it in the same step. Raises
