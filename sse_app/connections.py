@@ -126,7 +126,7 @@ class Connections:
     def reset(self) -> None:
         """Be ready for another run of the node, perhaps in another event loop."""
         self._uses_board = asyncio.Event()
-        # The streams that each block ends of which the board told first. Its kick counts them too.
+        # By block: the streams that its entry on the board has ended. The kick, of which a message tells, counts them.
         self._caught_up: dict[tuple[Who, str, float], list[Subscriber]] = {}
 
     def check(self, grant: Grant, client: str) -> None:

@@ -561,7 +561,7 @@ class Session:
         )
 
     def _run_tests(self, names: list[str], where: str) -> None:
-        # It takes 4 s of CPU until pytest has its plugins.
+        # Pytest needs 4 s of CPU to load its plugins.
         self._run([sys.executable, "-m", "pytest", "-q", *names], where, patience=3 * PATIENCE)
 
     def _run(self, command: list[str], where: str, *, patience: float = PATIENCE) -> str:

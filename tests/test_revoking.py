@@ -5,7 +5,7 @@ On virtual time, over a log in memory. Each interleaving of a revocation with wh
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,6 +59,18 @@ async def world(count: int = 2, log: MemoryBroker | None = None, **settings: Any
 def way(node: Node) -> SharedLog:
     assert isinstance(node.broker, SharedLog)
     return node.broker
+
+
+def when_written(node: Node, act: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do this whenever an entry stands on the board, before the node that wrote it is told."""
+    board = way(node).log.board
+    put = board.put
+
+    async def put_and_act(*entry: Any, **options: Any) -> None:
+        await put(*entry, **options)
+        await act()
+
+    monkeypatch.setattr(board, "put", put_and_act)
 
 
 async def publish(node: Node, *texts: str, **options: Any) -> None:
@@ -136,13 +148,7 @@ async def test_streams_that_a_revocation_ends_are_counted_though_its_node_reads_
 ) -> None:
     async with world(1) as (node,), connected(node) as client:
         await client.events()
-        put = node.broker.board.put
-
-        async def put_and_read(*entry: Any, **options: Any) -> None:
-            await put(*entry, **options)
-            await node.revoking.read_again()
-
-        monkeypatch.setattr(node.broker.board, "put", put_and_read)
+        when_written(node, node.revoking.read_again, monkeypatch)
         assert (await node.revoke(revocation(user="42"))).closed == 1
         assert kinds(await client.events()) == ["bye"]
 
@@ -502,15 +508,14 @@ async def test_a_revocation_that_the_board_took_without_saying_so_is_found_there
 ) -> None:
     async with world(1) as (node,), connected(node) as client:
         await client.events()
-        put = node.broker.board.put
 
-        async def put_in_silence(*entry: Any, **options: Any) -> None:
-            await put(*entry, **options)
-            raise BrokerUnavailable("The board has not answered.")
+        async def cut_off() -> None:
+            way(node).on_board.down = True
 
-        monkeypatch.setattr(node.broker.board, "put", put_in_silence)
+        when_written(node, cut_off, monkeypatch)
         with pytest.raises(BrokerUnavailable):
             await node.revoke(revocation(user="42"))
+        way(node).on_board.down = False
         await node.revoking.read_again()
         assert kinds(await client.events()) == ["bye"]
 
