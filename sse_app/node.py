@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -196,12 +196,12 @@ class Node:
                 subscribers = self._receipts.settle(key, position, subscribers)
         return Receipt(position, subscribers, self.broker.durability)
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a publisher's request as open while this is entered: a drain waits for it. Raises Draining."""
+    def admitted(self) -> Admission:
+        """Return the context of a publisher's request, for which a drain waits; it raises Draining when it is entered.
+        Raises HubNotStarted.
+        """
         self.life.check_started()
-        with self._admission.publisher():
-            yield
+        return self._admission
 
     # Delivering
 

@@ -158,6 +158,27 @@ def check_recipients(names: Iterable[str]) -> frozenset[str]:
     return unique
 
 
+class Envelope(NamedTuple):
+    """All of a publication beside its data, checked: its type, the topics it is on, the clients that may get it, and
+    those that may not. Drafts may share one.
+    """
+
+    type: str = "message"
+    topics: tuple[str, ...] = ()
+    to: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, *, topic: Names = None, event: str = "message", to: Names = None, exclude: Names = None) -> Self:
+        """Return the envelope of what a publisher gave. Raises BadInput."""
+        return cls(
+            check_type(event),
+            check_topics(recipients("topic", topic, InvalidTopic)),
+            check_recipients(recipients("to", to, InvalidClient)),
+            check_recipients(names("exclude", exclude, InvalidClient)),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A publication that is checked and has no position yet, as every publisher hands it to the broker.
@@ -196,15 +217,15 @@ class Draft:
         """Return the draft of what a publisher gave, checked. ``data`` is sent as it is when it is a str, else as JSON.
         It has ``body_max`` bytes at most; ``is_json`` tells that a str is JSON. Raises BadInput.
         """
-        topics = check_topics(recipients("topic", topic, InvalidTopic))
-        return cls(
-            Event(encode_data(data, body_max), check_type(event)),
-            topics,
-            check_recipients(recipients("to", to, InvalidClient)),
-            check_recipients(names("exclude", exclude, InvalidClient)),
-            idempotency_key,
-            not isinstance(data, str) if is_json is None else is_json,
-        )
+        envelope = Envelope.of(topic=topic, event=event, to=to, exclude=exclude)
+        as_json = not isinstance(data, str) if is_json is None else is_json
+        return cls.enclose(encode_data(data, body_max), envelope, is_json=as_json, idempotency_key=idempotency_key)
+
+    @classmethod
+    def enclose(cls, text: str, envelope: Envelope, *, is_json: bool, idempotency_key: str | None = None) -> Self:
+        """Return the draft of an encoded text in an envelope."""
+        type, topics, to, exclude = envelope
+        return cls(Event(text, type), topics, to, exclude, idempotency_key, is_json)
 
     def with_data(self, data: object) -> Self:
         """Return this draft with other data, which is sent as it is when it is a str, else as JSON. Raises InvalidData,

@@ -25,7 +25,7 @@ def test_everyone_is_refused_from_a_stop_until_the_next_start() -> None:
     admission.stop()
     with pytest.raises(Draining, match="connect again"):
         admission.check_subscriber()
-    with pytest.raises(Draining, match="publish again"), admission.publisher():
+    with pytest.raises(Draining, match="publish again"), admission:
         pytest.fail("admitted")
     assert (totals.refused, admission.open_requests) == (1, 0)
     admission.start()
@@ -35,7 +35,7 @@ def test_everyone_is_refused_from_a_stop_until_the_next_start() -> None:
 def test_a_publishers_request_is_open_until_it_ends_however_it_ends() -> None:
     left = list[int]()
     admission = Admission(Totals(), 1, lambda: left.append(admission.open_requests))
-    with suppress(KeyError), admission.publisher():
+    with suppress(KeyError), admission:
         assert admission.open_requests == 1
         raise KeyError
     assert left == [0]

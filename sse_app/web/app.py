@@ -1,6 +1,6 @@
 """The web face of a node: its endpoints and the console, as an ASGI app."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,20 @@ from sse_app.web.endpoints.events import Events
 from sse_app.web.endpoints.operations import HEALTH, Operations
 from sse_app.web.endpoints.pages import Pages
 from sse_app.web.endpoints.tickets import TicketOffice
-from sse_app.web.guard import Guard
+from sse_app.web.guard import Guard, Rules
 from sse_app.web.prefix import route_path, with_prefix
 from sse_app.web.problems import HANDLERS, problem
 
 
 class _App(Starlette):
-    """Starlette, with ``GET /events`` outside its routing and error handling, whose wrappers around every ``send`` cost
-    more than the sending. The middleware ``ours`` is made once, and is in front of both. When the app's user adds
-    middleware, it comes before ``ours``, and /events goes through Starlette like all other endpoints.
+    """Starlette, with the paths that are called all the time outside its routing and error handling, whose wrappers
+    around every ``send`` cost more than the sending. The middleware ``ours`` is made once, and is in front of both.
+    When the app's user adds middleware, it comes before ``ours``, and these paths go through Starlette like all others.
     """
 
-    def __init__(self, events: Events, ours: list[Middleware], **options: Any) -> None:
+    def __init__(self, direct: Mapping[str, ASGIApp], ours: list[Middleware], **options: Any) -> None:
         super().__init__(**options)
-        self._events, self._ours = events, ours
+        self._direct, self._ours = direct, ours
 
     def build_middleware_stack(self) -> ASGIApp:
         if added := [item for item in self.user_middleware if item not in self._ours]:
@@ -46,9 +46,11 @@ class _App(Starlette):
         return _prefixed(app)
 
     def _split(self, rest: ASGIApp) -> ASGIApp:
+        direct = self._direct
+
         def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            of_streams = scope["type"] == "http" and route_path(scope) == "/events"
-            return (self._events if of_streams else rest)(scope, receive, send)
+            app = direct.get(route_path(scope), rest) if scope["type"] == "http" else rest
+            return app(scope, receive, send)
 
         return dispatch
 
@@ -75,10 +77,15 @@ def build_app(
     """
     office = TicketOffice(node, callers, body_deadline=config.head_deadline)
     events = Events(node, door, callers, office)
+    broadcast = Broadcast(node, callers, body_max=config.body_max, body_deadline=config.head_deadline)
     app = _App(
-        events,
+        {"/events": events, "/broadcast": broadcast},
         _middleware(config, hosts, ambient=callers.ambient),
-        routes=_routes(node, config, events, callers, office),
+        routes=[
+            Route("/events", events, methods=["GET"]),
+            Route("/broadcast", broadcast, methods=["POST"]),
+            *_routes(node, config, callers, office),
+        ],
         exception_handlers=dict(HANDLERS),
         lifespan=lifespan,
     )
@@ -88,32 +95,22 @@ def build_app(
 
 def _middleware(config: Config, hosts: Sequence[str] | None, *, ambient: bool) -> list[Middleware]:
     origins, credentials = config.cors_origins, config.cors_credentials
-    guard = Middleware(
-        Guard,
-        hosts=hosts,
-        origins=origins,
-        refuse=problem,
-        any_host=HEALTH,
-        ambient=ambient,
-        credentials=credentials,
-    )
+    rules = Rules(hosts=hosts, origins=origins, any_host=HEALTH, ambient=ambient, credentials=credentials)
+    guard = Middleware(Guard, rules=rules, refuse=problem)
     if not origins:
         return [guard]
     cors = Middleware(Cors, origins=origins, headers=config.cors_headers, refuse=problem, credentials=credentials)
     return [guard, cors]
 
 
-def _routes(node: Node, config: Config, events: Events, callers: Callers, office: TicketOffice) -> list[BaseRoute]:
+def _routes(node: Node, config: Config, callers: Callers, office: TicketOffice) -> list[BaseRoute]:
     static = static_directory()
     operations, pages = Operations(node, callers), Pages(static)
     administration = Administration(
         node, callers, body_deadline=config.head_deadline, token_max_age=config.token_max_age
     )
-    broadcast = Broadcast(node, callers, body_max=config.body_max, body_deadline=config.head_deadline)
     return [
         Route("/", pages.console),
-        Route("/events", events, methods=["GET"]),
-        Route("/broadcast", broadcast.broadcast, methods=["POST"]),
         Route("/tickets", office.mint, methods=["POST"]),
         Route("/connections", administration.connections, methods=["GET", "DELETE"]),
         Route("/connections/{client}", administration.kick, methods=["DELETE"]),

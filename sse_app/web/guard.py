@@ -49,57 +49,52 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _WHITE = b" \t"
 _SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing (RFC 9110, 9.2.1)
 _CONNECTION = (b"connection", b"proxy-connection")
+KNOWN_HOSTS = 128  # Hosts that are looked at once, of
+KNOWN_HOST = 255  # characters at most
+
+_HeldTo = tuple[bytes, tuple[object, ...], object]  # a Host, with the server and the scheme that it is compared with
 
 
-class Guard:
-    """ASGI middleware. ``hosts`` are the names this server answers to (``*.example.com`` for all below), None or
-    ``*`` for any; ``origins`` are the foreign origins whose pages may ask, ``*`` for any. ``refuse`` makes an error a
-    response. ``any_host`` are paths whose answers reveal nothing, so that every Host may ask for them.
+class Rules:
+    """The rules for requests. ``hosts`` are the names this server answers to (``*.example.com`` for all below), None or
+    ``*`` for any; ``origins`` are the foreign origins whose pages may ask, ``*`` for any. ``any_host`` are paths whose
+    answers reveal nothing, so that every Host may ask for them.
 
     ``ambient``: the hub takes credentials that browsers add by themselves. Then a request with one that changes
     something has to come from a page of this server; with ``credentials``, also from one of ``origins`` that is named.
-
-    In the requests that it passes on, header values have no white space around them, and no header of ONCE is repeated.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
         *,
         hosts: Collection[str] | None,
         origins: Collection[str],
-        refuse: Callable[[BadInput], ASGIApp],
         any_host: Collection[str] = (),
         ambient: bool = False,
         credentials: bool = False,
     ) -> None:
-        self._app, self._refuse = app, refuse
         self._hosts = None if hosts is None or "*" in hosts else frozenset(map(_canonical, hosts))
         self._origins = frozenset(origins)
         self._any_host = frozenset(any_host)
         self._ambient, self._credentials = ambient, credentials
+        self._known: dict[_HeldTo, str] = {}  # Hosts that were let in
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        app = self._app
-        if scope["type"] == "http":
-            try:
-                scope = _trimmed(scope)
-                self._check(scope, _once(scope))
-            except BadInput as error:
-                app = self._refuse(error)
-        return app(scope, receive, send)
-
-    def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+    def check(self, scope: Scope) -> Scope:
+        """Return a request that keeps the rules, as it is to be passed on: header values have no white space around
+        them, and no header of ONCE is repeated. Raises BadInput.
+        """
+        scope = _trimmed(scope)
+        headers, upgrades = _once(scope)
         if scope["method"] == "CONNECT":
             raise UnsafeUpgrade("This is no proxy, and opens no tunnel.")
-        if _offers_upgrade_with_body(scope["headers"]):
+        if upgrades and _offers_upgrade_with_body(scope["headers"]):
             raise UnsafeUpgrade("A request that offers an upgrade has no body here: leave the Upgrade header out.")
         host = self._checked_host(headers.get(b"host"), scope)
-        origin = headers.get(b"origin")
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
         if origin is None:
-            foreign = headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate"
+            foreign = site == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate"
         else:
-            foreign = not self._may_ask(origin.decode("latin-1"), host, headers.get(b"sec-fetch-site"))
+            foreign = not self._may_ask(origin.decode("latin-1"), host, site)
         if foreign:
             raise BadOrigin("This page's origin may not use this hub; its operator can allow it with cors_origins.")
         if self._ambient and scope["method"] not in _SAFE and not self._may_be_as_the_visitor(scope, headers, host):
@@ -107,6 +102,7 @@ class Guard:
                 "With a cookie only pages of this hub, and of origins that may send credentials (cors_origins,"
                 " cors_credentials), change something here. Other callers send `Authorization: Bearer ...`."
             )
+        return scope
 
     def _may_be_as_the_visitor(self, scope: Scope, headers: Mapping[bytes, bytes], host: str) -> bool:
         """Return True unless a foreign page may have made a visitor's browser send this, with a credential of his."""
@@ -127,23 +123,46 @@ class Guard:
     def _checked_host(self, raw: bytes | None, scope: Scope) -> str:
         if raw is None and scope["http_version"] == "1.0":
             return ""  # HTTP/1.0 has no Host; browsers, whose pages this check is about, do not use it
+        held_to = raw or b"", tuple(scope.get("server") or ()), scope.get("scheme")
+        if (known := self._known.get(held_to)) is not None:
+            return known
         given = "" if raw is None else raw.decode("latin-1")
         match = _HOST.fullmatch(given)
         if match is None or (given.startswith("[") and _address(match["name"]) is None):
             raise BadHost("A request has exactly one Host header, a name or address with or without a port.")
-        if not (
-            self._answers_to(_canonical(match["name"]))
-            or _is_local_address(match["name"], match["port"], scope)
-            or route_path(scope) in self._any_host
-        ):
+        if self._answers_to(_canonical(match["name"])) or _is_local_address(match["name"], match["port"], scope):
+            self._note(held_to, given)
+        elif route_path(scope) not in self._any_host:
             raise UnknownHost("This server does not answer to that Host; its operator can add it with allowed_hosts.")
         return given
+
+    def _note(self, held_to: _HeldTo, host: str) -> None:
+        if len(host) <= KNOWN_HOST:
+            if len(self._known) >= KNOWN_HOSTS:
+                self._known.clear()
+            self._known[held_to] = host
 
     def _answers_to(self, name: str) -> bool:
         if self._hosts is None or name in self._hosts:
             return True
         parents = (name[index:] for index, char in enumerate(name) if char == ".")
         return any(f"*{parent}" in self._hosts for parent in parents)
+
+
+class Guard:
+    """ASGI middleware that passes on what keeps the rules. ``refuse`` makes an error a response."""
+
+    def __init__(self, app: ASGIApp, *, rules: Rules, refuse: Callable[[BadInput], ASGIApp]) -> None:
+        self._app, self._rules, self._refuse = app, rules, refuse
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self._app
+        if scope["type"] == "http":
+            try:
+                scope = self._rules.check(scope)
+            except BadInput as error:
+                app = self._refuse(error)
+        return app(scope, receive, send)
 
 
 def _trimmed(scope: Scope) -> Scope:
@@ -156,24 +175,26 @@ def _trimmed(scope: Scope) -> Scope:
     return scope
 
 
-def _once(scope: Scope) -> dict[bytes, bytes]:
-    """Return the headers of ONCE. Raises BadInput for one that comes twice."""
+def _once(scope: Scope) -> tuple[dict[bytes, bytes], bool]:
+    """Return the headers of ONCE, and True when there is an Upgrade header. Raises BadInput for one that comes twice."""
     found: dict[bytes, bytes] = {}
+    upgrades = False
     for name, value in scope["headers"]:
         if name in ONCE:
             if name in found:
                 raise ONCE[name](f"A request has at most one {name.decode().title()} header.")
             found[name] = value
-    return found
+        elif name == b"upgrade":
+            upgrades = True
+    return found, upgrades
 
 
 def _offers_upgrade_with_body(headers: Collection[tuple[bytes, bytes]]) -> bool:
-    """Return True for an upgrade offered with a body. Two fields together offer an upgrade (RFC 9110, 7.8): Upgrade and
-    Connection, for which httptools also takes Proxy-Connection, which proxies pass on.
+    """Return True for an upgrade offered with a body, in headers that have an Upgrade field. With another field it
+    offers an upgrade (RFC 9110, 7.8): Connection, for which httptools also takes Proxy-Connection, which proxies pass
+    on.
     """
     names = {name for name, _ in headers}
-    if b"upgrade" not in names:
-        return False
     has_body = any(name == b"content-length" and value != b"0" for name, value in headers)
     offered = any(name in _CONNECTION and b"upgrade" in value.lower() for name, value in headers)
     return offered and (has_body or b"transfer-encoding" in names)

@@ -178,8 +178,13 @@ def _not_found(request: Request) -> Response:
     return _response(NOT_FOUND._replace(detail=NOT_FOUND.detail + advice))
 
 
-async def _on_mistake(request: Request, error: Exception) -> Response:
+def mistake() -> Response:
+    """Return the answer to a request on which the server failed."""
     return _response(INTERNAL_ERROR)
+
+
+async def _on_mistake(request: Request, error: Exception) -> Response:
+    return mistake()
 
 
 HANDLERS = {errors.SSEAppError: _on_error, HTTPException: _on_refusal_of_starlette, Exception: _on_mistake}

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.types import Send
 
 from sse_app.batch import Batch
+from sse_app.coroutines import Suspended
 from sse_app.subscriber import Subscriber
 
 
@@ -29,7 +30,7 @@ def _try(send: Send, tried: "asyncio.Future[Awaitable[None] | bool]") -> None:
     steps = send({"type": "http.response.body", "body": b"", "more_body": True}).__await__()
     outcome: Awaitable[None] | bool
     try:
-        outcome = _Suspended(next(steps), steps)
+        outcome = Suspended(next(steps), steps)
     except StopIteration:
         outcome = True
     except Exception:
@@ -63,7 +64,7 @@ class SteppedWriter:
         except Exception:
             self.end()  # the peer is gone
             return False
-        self._rest = self._subscriber.spawn(_sent(_Suspended(waiting, steps)))
+        self._rest = self._subscriber.spawn(_sent(Suspended(waiting, steps)))
         self._rest.add_done_callback(partial(self._finished, steps))  # called also if it is cancelled unstarted
         return False
 
@@ -91,28 +92,9 @@ class SteppedWriter:
             self._rest.cancel()
 
 
-async def _sent(suspended: "_Suspended") -> bool:
+async def _sent(suspended: Suspended[None]) -> bool:
     try:
         await suspended
     except Exception:
         return False
     return True
-
-
-class _Suspended:
-    """The rest of a coroutine that was stepped once: awaits the future it is suspended on, then runs it to its end."""
-
-    def __init__(self, waiting: Any, steps: Generator[Any, Any, None]) -> None:
-        self._waiting, self._steps = waiting, steps
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        while True:
-            try:
-                given = yield self._waiting
-                step = partial(self._steps.send, given)
-            except BaseException as error:
-                step = partial(self._steps.throw, error)
-            try:
-                self._waiting = step()
-            except StopIteration:
-                return

@@ -14,7 +14,7 @@ from sse_app.grants import OPEN
 from sse_app.pytest_plugin import HubServer
 from sse_app.server.protocol import Protocol
 from sse_app.web.endpoints.operations import HEALTH
-from sse_app.web.guard import ONCE, Guard
+from sse_app.web.guard import ONCE, Guard, Rules
 from sse_app.web.problems import ANSWERS, problem
 from tests.chaos.client import Connection
 from tests.support.paths import reading, served
@@ -32,7 +32,7 @@ async def ask(
     **scope: Any,
 ) -> int:
     """The status of the answer to a request with these headers, which are encoded in UTF-8."""
-    guard = Guard(PlainTextResponse("let in"), hosts=hosts, origins=origins, refuse=problem)
+    guard = Guard(PlainTextResponse("let in"), rules=Rules(hosts=hosts, origins=origins), refuse=problem)
     raw = [(name.lower().encode(), value.encode()) for name, value in headers]
     answer = await call(guard, headers=raw, **scope)
     if answer.status_code == 200:
@@ -277,7 +277,8 @@ async def ask_as(
     credentials: bool = False,
 ) -> int:
     app = PlainTextResponse("let in")
-    guard = Guard(app, hosts=HOSTS, origins=origins, refuse=problem, ambient=ambient, credentials=credentials)
+    rules = Rules(hosts=HOSTS, origins=origins, ambient=ambient, credentials=credentials)
+    guard = Guard(app, rules=rules, refuse=problem)
     answer = await call(guard, method, headers=[(name.lower().encode(), value.encode()) for name, value in headers])
     assert answer.status_code == 200 or code_of(answer) == (403, "bad_origin")
     return answer.status_code
@@ -365,7 +366,7 @@ async def test_what_is_behind_the_guard_sees_values_without_their_white_space() 
         await PlainTextResponse("let in")(scope, receive, send)
 
     given = [(b"host", b"localhost\t"), (b"x-any", b" a b "), (b"empty", b""), (b"white", b" \t")]
-    guard = Guard(app, hosts=HOSTS, origins=(), refuse=problem)
+    guard = Guard(app, rules=Rules(hosts=HOSTS, origins=()), refuse=problem)
     assert (await call(guard, headers=given)).status_code == 200
     assert seen[0]["headers"] == [(b"host", b"localhost"), (b"x-any", b"a b"), (b"empty", b""), (b"white", b"")]
     assert given[0] == (b"host", b"localhost\t")  # the caller's scope keeps the original value
@@ -404,7 +405,7 @@ BODIES = [
 async def test_an_upgrade_with_a_body_is_refused_and_its_connection_closed(
     offer: tuple[str, str], field: str, connection: str, body: tuple[str, str]
 ) -> None:
-    guard = Guard(PlainTextResponse("let in"), hosts=None, origins=(), refuse=problem)
+    guard = Guard(PlainTextResponse("let in"), rules=Rules(hosts=None, origins=()), refuse=problem)
     fields = [OWN, ("Connection", "x"), (field, connection), offer, body]
     headers = [(name.lower().encode(), value.encode()) for name, value in fields]
     answer = await call(guard, "POST", headers=headers)

@@ -78,7 +78,8 @@ class Administration:
     async def revoke(self, request: Request) -> Response:
         """POST /revoke: take grants back on all nodes."""
         await self._check_admin(request)
-        asked = _parse(await read_body(request, BODY_MAX, self._body_deadline, _bad_body()))
+        body = await read_body(request.scope, request.receive, BODY_MAX, self._body_deadline, _bad_body)
+        asked = _parse(body)
         revocation = Revocation.of(**msgspec.structs.asdict(asked), token_max_age=self._token_max_age)
         done = await self._node.revoke(revocation)
         return json_answer({"id": str(done.position), "closed": done.closed})

@@ -2,30 +2,59 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive, Scope
 
+from sse_app.coroutines import Suspended, step
 from sse_app.errors import BadInput, InvalidBody, TooSlow
 
+LENGTH = re.compile(rb"[0-9]{1,18}")
 
-async def read_body(request: Request, most: int, deadline: float, too_large: BadInput) -> bytes:
-    """Return the body, which has ``deadline`` seconds to arrive. Raises ``too_large`` for more than ``most`` bytes,
+
+async def read_body(
+    scope: Scope, receive: Receive, most: int, deadline: float, too_large: Callable[[], BadInput]
+) -> bytes:
+    """Return the body, which has ``deadline`` seconds to arrive. Raises ``too_large()`` for more than ``most`` bytes,
     InvalidBody, TooSlow.
     """
-    declared = request.headers.get("content-length", "0")
-    if not re.fullmatch("[0-9]{1,18}", declared):
-        raise InvalidBody("Content-Length is not a number of bytes.")
-    if int(declared) > most:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(deadline):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise too_large
-    except TimeoutError:
-        raise TooSlow("The body did not arrive in time (head_deadline).") from None
-    except ClientDisconnect:
-        raise InvalidBody("The connection ended before the body did.") from None
+    check_length(scope, most, too_large)
+    first = step(receive())
+    if not isinstance(first, Suspended) and not first.get("more_body"):
+        body = _piece(first)  # it is there, as most are: no timer is needed
+    else:
+        try:
+            async with asyncio.timeout(deadline):
+                body = await _collect(first, receive, most)
+        except TimeoutError:
+            raise TooSlow("The body did not arrive in time (head_deadline).") from None
+    if len(body) > most:
+        raise too_large()
+    return body
+
+
+def check_length(scope: Scope, most: int, too_large: Callable[[], BadInput]) -> None:
+    """Raise ``too_large()`` for a Content-Length of more than ``most`` bytes, InvalidBody for one that is no number."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            if not LENGTH.fullmatch(value):
+                raise InvalidBody("Content-Length is not a number of bytes.")
+            if int(value) > most:
+                raise too_large()
+
+
+async def _collect(first: Message | Suspended[Message], receive: Receive, most: int) -> bytes:
+    """Return the body from its first message on, or as much of it as is too much."""
+    message = await first if isinstance(first, Suspended) else first
+    body = bytearray(_piece(message))
+    while message.get("more_body") and len(body) <= most:
+        message = await receive()
+        body += _piece(message)
     return bytes(body)
+
+
+def _piece(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise InvalidBody("The connection ended before the body did.")
+    piece: bytes = message.get("body", b"")
+    return piece

@@ -1,81 +1,125 @@
 """``POST /broadcast``: publish the body."""
 
 import asyncio
-from functools import partial
+from functools import lru_cache, partial
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from sse_app.content_type import is_json
-from sse_app.errors import EmptyBody, InvalidEvent, InvalidUTF8, UnsupportedEncoding
+from sse_app.errors import EmptyBody, InvalidEvent, InvalidUTF8, SSEAppError, TooLarge, UnsupportedEncoding
 from sse_app.node import Node
 from sse_app.payload import check_json, too_large
-from sse_app.publication import Draft
+from sse_app.publication import Draft, Envelope, Receipt
 from sse_app.web.callers import Callers
 from sse_app.web.endpoints.body import read_body
-from sse_app.web.endpoints.json_answer import json_answer
-from sse_app.web.endpoints.parameters import Parameters, only, parse, refuse_unknown
+from sse_app.web.endpoints.parameters import only, parse_query, refuse_unknown
+from sse_app.web.problems import method_not_allowed, mistake, problem
 
 BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
 LARGE = 256 * 1024  # bytes: a larger body is checked and encoded in a thread, since it would hold up the loop
+ENVELOPES = 512  # queries whose envelopes are kept
+QUERY_KEPT = 512  # bytes of such a query at most
+HEADERS = ((b"cache-control", b"no-store"), (b"content-type", b"application/json"))  # of the answer
 
 
 class Broadcast:
-    """The endpoint of one hub. ``body_max`` is in bytes, ``body_deadline`` in seconds."""
+    """The endpoint of one hub as an ASGI app, since it is called outside Starlette's routing (``app.py``). It answers
+    its errors itself. ``body_max`` is in bytes, ``body_deadline`` in seconds.
+    """
 
     def __init__(self, node: Node, callers: Callers, *, body_max: int, body_deadline: float) -> None:
         self._node, self._callers = node, callers
         self._body_max, self._body_deadline = body_max, body_deadline
 
-    async def broadcast(self, request: Request) -> Response:
-        """POST /broadcast: publish the body."""
-        grant = self._callers.everyone or await self._callers.find(request)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await method_not_allowed({"Allow": "POST"})(scope, receive, send)
+            return
+        try:
+            body = answer(await self._publish(scope, receive))
+        except SSEAppError as error:
+            await problem(error)(scope, receive, send)
+            return
+        except Exception:
+            await mistake()(scope, receive, send)
+            raise  # for the server's log, as from an endpoint in Starlette's routing
+        headers = [*HEADERS, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _publish(self, scope: Scope, receive: Receive) -> Receipt:
+        grant = self._callers.everyone or await self._callers.find(Request(scope))
         with self._node.admitted():
-            given = parse(request)
-            refuse_unknown(given, BROADCAST_PARAMETERS)
-            event = only(given, "event", InvalidEvent)
-            must_be_json = _is_declared_json(request)
+            envelope = envelope_of(scope["query_string"])
+            must_be_json, key = _described(scope)
             with self._callers.scope_counted():
-                grant.check_publish(tuple(given.get("topic", ())))
-            key = grant.scope_key(request.headers.get("idempotency-key"))
-            body = await read_body(request, self._body_max, self._body_deadline, too_large(self._body_max))
-            compose = partial(_compose, body, must_be_json, given, event, key)
+                grant.check_publish(envelope.topics)
+            key = grant.scope_key(key)
+            body = await read_body(scope, receive, self._body_max, self._body_deadline, self._too_large)
+            compose = partial(draft_of, body, envelope, is_json=must_be_json, idempotency_key=key)
             if len(body) > LARGE:
                 draft = await asyncio.to_thread(lambda: compose().encoded())
             else:
                 draft = compose()
-            receipt = await self._node.publish(draft, grant)
-        return json_answer({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
+            return await self._node.publish(draft, grant)
+
+    def _too_large(self) -> TooLarge:
+        return too_large(self._body_max)
 
 
-def _is_declared_json(request: Request) -> bool:
-    """Return True when the Content-Type of a body is JSON. Raises BadInput for one that cannot be taken."""
-    must_be_json = is_json(request.headers.get("content-type") or "text/plain")
-    if (request.headers.get("content-encoding") or "identity").lower() != "identity":
-        raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
-    return must_be_json
+def answer(receipt: Receipt) -> bytes:
+    """Return the body of the answer to a publication."""
+    return msgspec.json.encode({"id": receipt.id, "subscribers": receipt.subscribers, "durable": receipt.durable})
 
 
-def _compose(
-    body: bytes, must_be_json: bool, given: Parameters, event: str | None, idempotency_key: str | None
-) -> Draft:
-    """Return the draft of a body and its parameters. Raises BadInput, also for a body that its headers describe
-    wrongly.
+def envelope_of(query: bytes) -> Envelope:
+    """Return the envelope that a query describes. Raises BadInput."""
+    return _kept_envelope(query) if len(query) <= QUERY_KEPT else _envelope(query)
+
+
+def _envelope(query: bytes) -> Envelope:
+    given = parse_query(query)
+    refuse_unknown(given, BROADCAST_PARAMETERS)
+    event = only(given, "event", InvalidEvent)
+    return Envelope.of(
+        topic=given.get("topic"),
+        event="message" if event is None else event,
+        to=given.get("to"),
+        exclude=given.get("exclude"),
+    )
+
+
+_kept_envelope = lru_cache(ENVELOPES)(_envelope)
+
+
+def _described(scope: Scope) -> tuple[bool, str | None]:
+    """Return what the headers say of a body: True when it is JSON, and its idempotency key. Raises BadInput for a body
+    that cannot be taken.
     """
+    content_type, encoding, key = b"", b"", None
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"content-encoding":
+            encoding = value
+        elif name == b"idempotency-key":
+            key = value.decode("latin-1")
+    must_be_json = is_json(content_type.decode("latin-1") or "text/plain")
+    if encoding and encoding.lower() != b"identity":
+        raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
+    return must_be_json, key
+
+
+def draft_of(body: bytes, envelope: Envelope, *, is_json: bool, idempotency_key: str | None) -> Draft:
+    """Return the draft of a body in its envelope. Raises BadInput for a body that is not as it is described."""
     if not body:
         raise EmptyBody("The body is the data to publish, and it is empty.")
     try:
         text = body.decode()
     except UnicodeDecodeError:
         raise InvalidUTF8("The body is not valid UTF-8 text.") from None
-    if must_be_json:
+    if is_json:
         check_json(body)
-    return Draft.compose(
-        text,
-        is_json=must_be_json,
-        topic=given.get("topic"),
-        event="message" if event is None else event,
-        to=given.get("to"),
-        exclude=given.get("exclude"),
-        idempotency_key=idempotency_key,
-    )
+    return Draft.enclose(text, envelope, is_json=is_json, idempotency_key=idempotency_key)

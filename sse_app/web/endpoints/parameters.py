@@ -21,15 +21,20 @@ Parameters = dict[str, list[str]]
 
 
 def parse(request: Request) -> Parameters:
-    """Return the query's parameters, each with its values. Raises InvalidUTF8, TokenInURL.
+    """Return ``parse_query`` of a request's query."""
+    return parse_query(request.scope["query_string"])
+
+
+def parse_query(query: bytes) -> Parameters:
+    """Return a query's parameters, each with its values. Raises InvalidUTF8, TokenInURL.
 
     Starlette's query_params replace invalid UTF-8 by U+FFFD: a publication would silently go to another topic.
     """
     given: Parameters = {}
+    if not query:
+        return given
     try:
-        for name, value in parse_qsl(
-            request.scope["query_string"].decode("ascii"), keep_blank_values=True, errors="strict"
-        ):
+        for name, value in parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict"):
             given.setdefault(name, []).append(value)
     except UnicodeDecodeError:
         raise InvalidUTF8("The query is not valid percent-encoded UTF-8.") from None

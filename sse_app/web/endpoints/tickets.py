@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sse_app.address import bucket
-from sse_app.errors import InvalidTicket, InvalidTicketRequest, InvalidToken
+from sse_app.errors import BadInput, InvalidTicket, InvalidTicketRequest, InvalidToken
 from sse_app.grants import Grant, Stats
 from sse_app.node import Node
 from sse_app.tickets import LIFETIME, LIFETIME_MAX, REFUSED, TTL, TTL_MAX
@@ -44,8 +44,8 @@ class TicketOffice:
         asked_at = time.time()  # a revocation that comes while the body is read takes the ticket back too
         grant = await self._callers.find(request)
         self._node.life.check_started()
-        error = InvalidTicketRequest(f"The body of a request for a ticket has at most {BODY_MAX} bytes.")
-        asked = _parse(await read_body(request, BODY_MAX, self._body_deadline, error))
+        body = await read_body(request.scope, request.receive, BODY_MAX, self._body_deadline, _too_large)
+        asked = _parse(body)
         with self._callers.scope_counted():
             granted = grant.ticket(
                 now=asked_at,
@@ -92,6 +92,10 @@ class TicketOffice:
     def _agent(self, request: Request) -> str:
         """Return what tells one browser at one address from others."""
         return f"{bucket(self._callers.address(request))} {request.headers.get('user-agent', '')}"
+
+
+def _too_large() -> BadInput:
+    return InvalidTicketRequest(f"The body of a request for a ticket has at most {BODY_MAX} bytes.")
 
 
 def _parse(body: bytes) -> _Asked:
