@@ -183,6 +183,11 @@ class Subscriber:
         if behind and self._mode is WAITING:  # else its queue ran over already, or it has ended
             self._enter(BEHIND)
 
+    def take_greeting(self) -> bytes:
+        """Return the first bytes of the stream, for a connection that writes them itself, before it is attached."""
+        greeting, self._greeting = self._greeting, b""
+        return greeting
+
     def _enter(self, mode: Mode) -> None:
         """Change the mode, along the table of ``Mode``. Nothing else sets it."""
         self._mode = mode

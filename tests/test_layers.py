@@ -70,10 +70,11 @@ FLOORS = (
     ("web.endpoints", "web.endpoints.body", "web.endpoints.json_answer", "web.endpoints.parameters"),
     ("web.endpoints.tickets",),
     ("web.endpoints.administration", "web.endpoints.events", "web.endpoints.broadcast", "web.endpoints.operations"),
-    ("web.endpoints.pages",),
-    ("web.app", "server.direct", "server.logs"),
+    ("web.endpoints.pages", "web.desk"),
+    ("web.app", "server.direct", "server.logs", "server.answers", "server.deadlines"),
     ("hub",),
     ("server.protocol",),
+    ("server.front",),
     ("server",),
     ("server.sockets",),
     ("server.server",),
@@ -95,7 +96,7 @@ STDLIB_ONLY = {name for floor in FLOORS[:4] for name in floor} - {"payload"}  # 
 NATS = ("board", "connection", "consumers", "feed", "internals", "log", "nodes")
 KNOWS = {
     "starlette": {
-        "hub",
+        *("hub", "web.desk"),
         *(f"web.{name}" for name in ("stream", "stepped", "callers", "guard", "prefix", "problems", "cors", "app")),
         *(
             f"web.endpoints.{name}"
@@ -104,11 +105,14 @@ KNOWS = {
                 *("parameters", "tickets"),
             )
         ),
-        *("server.direct", "server.server", "pytest_plugin", "bench.naive"),
+        *("server.direct", "server.server", "server.answers", "pytest_plugin", "bench.naive"),
         *(f"testing.{name}" for name in ("call", "lifespan", "recording", "server", "transport")),
     },
     "sse_starlette": {"web.stream", "web.exit_signal", "bench.naive"},
-    "uvicorn": {"server.uvicorn_internals", "server.protocol", "server.server", "cli", "testing.server"},
+    "uvicorn": {
+        *(f"server.{name}" for name in ("uvicorn_internals", "protocol", "front", "server")),
+        *("cli", "testing.server"),
+    },
     "pytest": {"pytest_plugin"},
     "click": {"cli", *COMMANDS},
     "redis": {"brokers.redis", "brokers.redis.board", "brokers.redis.connection"},

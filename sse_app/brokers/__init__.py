@@ -68,6 +68,9 @@ class Broker(Protocol):
     """
 
     durability: Durability
+    # True when its coroutines may be stepped outside of a task, since they use no timeouts of asyncio. A publisher that
+    # needs not wait then needs no task.
+    steppable: bool
     subscribers_here: int  # the hub keeps it up to date
     subscribers_elsewhere: int  # on the other nodes, by what they announced some seconds ago
 

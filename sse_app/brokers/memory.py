@@ -52,6 +52,7 @@ class MemoryBroker:
     """
 
     durability: Durability = "none"
+    steppable = True
     bad_envelopes, outdated = 0, False  # only this process writes here
 
     def __init__(

@@ -120,6 +120,19 @@ class Protocol(HttpToolsProtocol):
             self._waiting.add(transport)
         self._wait_for_head()
 
+    def take_over(self, transport: asyncio.Transport, data: bytes, head_left: float | None, *, paused: bool) -> None:
+        """Go on with a connection that another protocol had, and with the bytes that it has received. ``head_left`` are
+        the seconds that a head may still take, None for ``head_deadline``; ``paused`` when the socket is full.
+        """
+        self.connection_made(transport)
+        if head_left is not None and self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = self.loop.call_later(head_left, self._on_head_timeout)
+        if paused:
+            self.pause_writing()
+        if data:
+            self.data_received(data)
+
     def shutdown(self) -> None:
         super().shutdown()
         if self.transport.is_closing():

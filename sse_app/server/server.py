@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_app import descriptors
@@ -27,6 +28,7 @@ from sse_app.node import Node
 from sse_app.refusals import Refusals
 from sse_app.server import logs
 from sse_app.server.direct import DirectStream
+from sse_app.server.front import Front, front_of
 from sse_app.server.protocol import Protocol
 from sse_app.server.sockets import BACKLOG
 from sse_app.web import exit_signal
@@ -77,8 +79,7 @@ class Server(uvicorn.Server):
         if self._node.life.started and not self.force_exit:
             await self._drain()
         for connection in list(self.server_state.connections):
-            cycle = getattr(connection, "cycle", None)
-            if isinstance(connection, DirectStream) or (cycle is not None and not cycle.response_complete):
+            if _is_busy(connection):
                 connection.transport.abort()  # its drain is over; close() would wait for a flush that may never come
         late = asyncio.get_running_loop().call_later(GRACE / 2, self._abort_remaining)
         await super().shutdown(sockets)
@@ -108,6 +109,13 @@ class Server(uvicorn.Server):
             while not drain.done() and not self.force_exit:
                 await asyncio.wait([drain], timeout=0.1)
             drain.cancel()
+
+
+def _is_busy(connection: object) -> bool:
+    """Return True for a connection with a stream, or with a request that has no answer yet."""
+    cycle = getattr(connection, "cycle", None)
+    unanswered = connection.busy if isinstance(connection, Front) else cycle is not None and not cycle.response_complete
+    return isinstance(connection, DirectStream) or unanswered
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -170,17 +178,20 @@ def _tune_collector() -> None:
     gc.set_threshold(50_000, 50, 100)
 
 
-def uvicorn_config(app: Any, config: Config) -> uvicorn.Config:
+def uvicorn_config(app: Starlette, config: Config) -> uvicorn.Config:
+    """Return the configuration of a server for the app of a hub."""
+    waiting = Waiting.within(descriptors.limit())
     protocol = partial(
         Protocol,
         head_max=config.head_max,
         head_deadline=config.head_deadline,
-        waiting=Waiting.within(descriptors.limit()),
+        waiting=waiting,
         refusals=Refusals(),
     )
+    front = front_of(app.state.desk, protocol, head_deadline=config.head_deadline, waiting=waiting)
     return uvicorn.Config(
         app,
-        http=protocol,  # type: ignore[arg-type]
+        http=front,  # type: ignore[arg-type]
         log_config=logs.config(),
         ws="none",
         lifespan="on",

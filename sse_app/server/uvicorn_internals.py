@@ -12,6 +12,8 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_client_addr, get_local_addr, get_remote_addr, is_ssl
+from uvicorn.protocols.utils import get_path_with_query_string as target_of
 from uvicorn.server import ServerState
 
 __all__ = [
@@ -22,6 +24,11 @@ __all__ = [
     "HttpToolsProtocol",
     "RequestResponseCycle",
     "ServerState",
+    "get_client_addr",
+    "get_local_addr",
+    "get_remote_addr",
+    "is_ssl",
+    "target_of",
 ]
 
 USED: Mapping[type, frozenset[str]] = {
@@ -44,7 +51,7 @@ USED: Mapping[type, frozenset[str]] = {
         }
     ),
     FlowControl: frozenset({"pause_reading", "resume_reading", "write_paused"}),
-    ServerState: frozenset({"connections", "tasks", "total_requests"}),
+    ServerState: frozenset({"connections", "default_headers", "tasks", "total_requests"}),
     uvicorn.Server: frozenset(
         {
             *("_captured_signals", "capture_signals", "config", "force_exit", "handle_exit", "lifespan", "run"),

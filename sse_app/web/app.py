@@ -14,6 +14,7 @@ from sse_app.config import Config
 from sse_app.node import Node
 from sse_app.web.callers import Callers
 from sse_app.web.cors import Cors
+from sse_app.web.desk import Desk
 from sse_app.web.door import Door
 from sse_app.web.endpoints.administration import Administration
 from sse_app.web.endpoints.broadcast import Broadcast
@@ -78,9 +79,16 @@ def build_app(
     office = TicketOffice(node, callers, body_deadline=config.head_deadline)
     events = Events(node, door, callers, office)
     broadcast = Broadcast(node, callers, body_max=config.body_max, body_deadline=config.head_deadline)
+    rules = Rules(
+        hosts=hosts,
+        origins=config.cors_origins,
+        any_host=HEALTH,
+        ambient=callers.ambient,
+        credentials=config.cors_credentials,
+    )
     app = _App(
         {"/events": events, "/broadcast": broadcast},
-        _middleware(config, hosts, ambient=callers.ambient),
+        _middleware(config, rules),
         routes=[
             Route("/events", events, methods=["GET"]),
             Route("/broadcast", broadcast, methods=["POST"]),
@@ -89,13 +97,13 @@ def build_app(
         exception_handlers=dict(HANDLERS),
         lifespan=lifespan,
     )
+    app.state.desk = Desk(node, callers, rules, body_max=config.body_max, cors=bool(config.cors_origins))
     app.router.redirect_slashes = False  # a redirect would repeat the query
     return app
 
 
-def _middleware(config: Config, hosts: Sequence[str] | None, *, ambient: bool) -> list[Middleware]:
+def _middleware(config: Config, rules: Rules) -> list[Middleware]:
     origins, credentials = config.cors_origins, config.cors_credentials
-    rules = Rules(hosts=hosts, origins=origins, any_host=HEALTH, ambient=ambient, credentials=credentials)
     guard = Middleware(Guard, rules=rules, refuse=problem)
     if not origins:
         return [guard]

@@ -21,6 +21,7 @@ from functools import partial
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request, cookie_parser
+from starlette.types import Scope
 
 from sse_app.address import Proxies
 from sse_app.auth.credentials import Credentials
@@ -110,8 +111,30 @@ class Callers:
         except SSEAppError as error:
             self._outcomes[_outcome_of(error)] += 1
             raise
-        self._outcomes["anonymous" if found is self._access.anonymous else "ok"] += 1
+        self.count(found)
         return grant
+
+    def known(self, scope: Scope, given: str | None) -> Grant | None:
+        """Return the grant of a request with this bearer, which is None for no credential in its header, if it is known
+        without a wait, and counts; else None: then ``find`` says what it is. A grant that is used has to be counted.
+        """
+        if self.everyone is not None:
+            return self.everyone
+        if not self._node.revoking.settled:
+            return None
+        if not self._closed:
+            if scope["method"] == "GET" and given is None:
+                return READER
+            return OPEN if given is not None and self._is_publish_key(given) else None
+        if given is not None:
+            return self._kept(given)
+        may_be_another = self._access.authorize is not None or any(name == b"cookie" for name, _ in scope["headers"])
+        return None if may_be_another else self._access.anonymous
+
+    def count(self, found: Grant) -> None:
+        """Count a request whose grant was ``known``."""
+        if self.everyone is None:
+            self._outcomes["anonymous" if found is self._access.anonymous else "ok"] += 1
 
     def address(self, request: Request) -> str:
         """Return the address of the client of a request."""

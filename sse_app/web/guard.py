@@ -176,7 +176,7 @@ def _trimmed(scope: Scope) -> Scope:
 
 
 def _once(scope: Scope) -> tuple[dict[bytes, bytes], bool]:
-    """Return the headers of ONCE, and True when there is an Upgrade header. Raises BadInput for one that comes twice."""
+    """Return the headers of ONCE, and True with an Upgrade header. Raises BadInput for one of ONCE that comes twice."""
     found: dict[bytes, bytes] = {}
     upgrades = False
     for name, value in scope["headers"]:

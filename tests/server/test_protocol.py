@@ -14,8 +14,11 @@ HEAD_MAX = 2048
 POST = b"POST /broadcast HTTP/1.1\r\nHost: localhost\r\n"
 
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
+
 @pytest.fixture
-def server() -> Iterator[LiveHub]:
+def server(both_ways: None) -> Iterator[LiveHub]:
     with live_hub(drain=0.2, head_max=HEAD_MAX, body_max=1000) as running:
         yield running
 

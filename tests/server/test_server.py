@@ -32,8 +32,11 @@ CLOSE = HOST + b"Connection: close\r\n"
 HEAD_MAX = 2048
 
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[LiveHub]:
+def server(both_ways: None) -> Iterator[LiveHub]:
     with live_hub(drain=0.2, head_max=HEAD_MAX) as running:
         yield running
 

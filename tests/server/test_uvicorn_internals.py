@@ -29,7 +29,7 @@ from sse_app.server.uvicorn_internals import (
 MOVED = f"uvicorn {uvicorn.__version__} has no {{}}: see sse_app/server/uvicorn_internals.py"
 HERE = Path(uvicorn_internals.__file__).parent
 # Members of uvicorn whose names our sources also use for others: settings of a Config, Hub.drain, serve().
-OTHERS = {"access_log", "app", "drain", "serve"}
+OTHERS = {"access_log", "app", "drain", "serve", "timeout_keep_alive"}
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:

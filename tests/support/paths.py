@@ -1,5 +1,6 @@
 """The paths of a stream to its client, on one loop with the test, and a client that keeps every byte.
 
+    short way      the front of our server joins the stream itself, at once or in a task
     direct         our HTTP protocol hands the connection over
     httptools      the stepped path on stock uvicorn
     h11            the same, on its other protocol
@@ -28,12 +29,20 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from sse_app import descriptors
+from sse_app.address import Proxies
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.descriptors import Waiting
 from sse_app.joining import StreamRequest
+from sse_app.limits import Failures, Rate
 from sse_app.node import Node
 from sse_app.server.direct import DirectStream
+from sse_app.server.front import front_of
 from sse_app.server.protocol import Protocol
 from sse_app.testing import StreamingASGITransport
+from sse_app.web.callers import Access, Callers
+from sse_app.web.desk import Desk
+from sse_app.web.guard import Rules
 from sse_app.web.stream import EventStream
 from tests.chaos.client import HOST, Chunks, Connection
 from tests.support.peers import PATIENCE, until
@@ -194,6 +203,32 @@ async def over_sockets(
 
 
 @asynccontextmanager
+async def over_the_short_way(
+    steppable: bool, node: Node, target: str, method: str, headers: str
+) -> AsyncIterator[Reader]:
+    """Over a socket to the front; what it leaves to the app goes on there."""
+    node.broker.steppable = steppable
+    failures = Failures(Rate.parse("100/m"), proxies=False)
+    callers = Callers(Access(), node, proxies=Proxies(), failures=failures)
+    desk = Desk(node, callers, Rules(hosts=None, origins=()), body_max=1_000, cors=False)
+    app, left = streams_of(node), list[Protocol]()
+
+    def leave(*arguments: Any) -> Protocol:
+        left.append(Protocol(*arguments))
+        return left[-1]
+
+    path, question, query = target.partition("?")
+    assert path == "/"
+    asked = f"/events?{query}" + ("" if "client=" in query else "&client=c" if question else "client=c")
+    make = front_of(desk, leave, head_deadline=PATIENCE, waiting=Waiting.within(descriptors.limit()))
+    async with served(app, make) as server, reading(server.port, asked, method, headers) as reader:
+        if method == "GET":
+            await until(lambda: bool(server.direct), "the stream is direct")
+        assert bool(left) == (method != "GET" or "since=" in query), "the stream takes the path that is tested"
+        yield reader
+
+
+@asynccontextmanager
 async def in_process(node: Node, target: str, method: str, headers: str) -> AsyncIterator[Reader]:
     fields = dict(line.split(": ") for line in headers.split("\r\n") if line)
     transport = StreamingASGITransport(streams_of(node))
@@ -212,6 +247,8 @@ async def in_process(node: Node, target: str, method: str, headers: str) -> Asyn
 
 reference: Path = partial(over_sockets, HttpToolsProtocol, ReferenceStream)
 PATHS: dict[str, Path] = {
+    "short way": partial(over_the_short_way, True),
+    "short way in a task": partial(over_the_short_way, False),
     "direct": partial(over_sockets, Protocol, EventStream),
     "httptools": partial(over_sockets, HttpToolsProtocol, EventStream),
     "h11": partial(over_sockets, H11Protocol, EventStream),

@@ -63,6 +63,7 @@ class SharedLog:
     """
 
     durability: Durability = "none"
+    steppable = True
     bad_envelopes, outdated = 0, False
     subscribers_elsewhere = 0
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +10,13 @@ from typing import Any
 
 import httpx
 import msgspec
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message
 
-from sse_app import Config, Event, Hub, create_app
+from sse_app import Config, Event, Hub, create_app, descriptors
+from sse_app.descriptors import Waiting
 from sse_app.server import Protocol
+from sse_app.server.front import front_of
 from sse_app.server.server import Server
 from sse_app.testing import StreamingASGITransport, UvicornOptions, VirtualTimeLoop, events, live
 from tests.support.paths import served
@@ -149,14 +152,25 @@ def until_open(hub: Hub, subscribers: int) -> None:
     asyncio.run_coroutine_threadsafe(open_there, hub.node.life._loop).result()
 
 
+def connections_of(app: Starlette, config: Config) -> Callable[..., asyncio.Protocol]:
+    """Return what our server makes of each connection. In tests of both ways another function takes its place."""
+    protocol = app_alone(app, config)
+    waiting = Waiting.within(descriptors.limit())
+    return front_of(app.state.desk, protocol, head_deadline=config.head_deadline, waiting=waiting)
+
+
+def app_alone(app: Starlette, config: Config) -> Callable[..., Protocol]:
+    """Return what makes of each connection one whose requests all go to the app."""
+    return partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline)
+
+
 @contextmanager
 def live_hub(**settings: Any) -> Iterator[LiveHub]:
     config = Config(**settings)
     app = create_app(config)
     hub = app.state.hub
-    protocol = partial(Protocol, head_max=config.head_max, head_deadline=config.head_deadline)
     options: UvicornOptions = {
-        "http": protocol,
+        "http": connections_of(app, config),
         "ws": "none",
         "proxy_headers": False,
         "server_header": False,
@@ -192,9 +206,10 @@ class HastyHub:
 
 @asynccontextmanager
 async def hasty_hub(**settings: Any) -> AsyncIterator[HastyHub]:
-    protocol = partial(Protocol, head_deadline=DEADLINE)
-    async with Hub(head_deadline=DEADLINE, **settings) as hub, served(hub.app, protocol) as server:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualTimeLoop)
-        loop.patience = 0.2  # real seconds: nothing on loopback takes so long
-        yield HastyHub(hub, server.port)
+    async with Hub(head_deadline=DEADLINE, **settings) as hub:
+        make = connections_of(hub.app, hub.config)
+        async with served(hub.app, make) as server:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualTimeLoop)
+            loop.patience = 0.2  # real seconds: nothing on loopback takes so long
+            yield HastyHub(hub, server.port)

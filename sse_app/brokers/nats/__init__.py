@@ -71,6 +71,7 @@ class NatsBroker:
     that names none leaves them.
     """
 
+    steppable = False
     outdated = False  # each message says its version
 
     def __init__(

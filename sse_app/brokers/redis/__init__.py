@@ -107,6 +107,7 @@ class RedisBroker:
     none leaves them.
     """
 
+    steppable = False
     outdated = False  # each entry says its version
 
     def __init__(

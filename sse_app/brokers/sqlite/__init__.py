@@ -75,6 +75,7 @@ class SQLiteBroker:
     The limits are kept in the file: a process that names some sets them for all, a process that names none leaves them.
     """
 
+    steppable = True
     subscribers_here = 0
 
     def __init__(

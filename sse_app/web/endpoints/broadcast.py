@@ -53,7 +53,7 @@ class Broadcast:
         grant = self._callers.everyone or await self._callers.find(Request(scope))
         with self._node.admitted():
             envelope = envelope_of(scope["query_string"])
-            must_be_json, key = _described(scope)
+            must_be_json, key = described(scope)
             with self._callers.scope_counted():
                 grant.check_publish(envelope.topics)
             key = grant.scope_key(key)
@@ -94,7 +94,7 @@ def _envelope(query: bytes) -> Envelope:
 _kept_envelope = lru_cache(ENVELOPES)(_envelope)
 
 
-def _described(scope: Scope) -> tuple[bool, str | None]:
+def described(scope: Scope) -> tuple[bool, str | None]:
     """Return what the headers say of a body: True when it is JSON, and its idempotency key. Raises BadInput for a body
     that cannot be taken.
     """
