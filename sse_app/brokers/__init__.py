@@ -4,14 +4,17 @@ A broker keeps one ordered sequence of publications. An implementation inherits 
 """
 
 import sys
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import accumulate
+from operator import attrgetter
 from types import TracebackType
 from typing import Protocol, Self, Unpack, cast
 
 from sse_app.brokers.board import Board
-from sse_app.brokers.limits import BrokerSettings, matches_per_step
+from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, BrokerSettings, matches_per_step
 from sse_app.errors import ConfigError
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
@@ -25,6 +28,9 @@ ALIASES = {
 }
 
 
+_body = attrgetter("body")
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """A piece of the log: the publications that ``replay`` found between two positions.
@@ -36,6 +42,17 @@ class Page:
     start: Position
     publications: Sequence[Publication]
     end: Position
+
+    @classmethod
+    def cut(cls, start: Position, found: Sequence[Publication], last: int, most: int = PAGE_COUNT) -> "Page":
+        """Return the page of what was found up to the offset ``last``: at most so many, which are no larger together
+        than a page, and nothing behind them.
+        """
+        sizes = list(accumulate(map(len, map(_body, found))))
+        count = min(bisect_left(sizes, PAGE_BYTES) + 1, most)
+        if len(found) >= count:
+            found, last = found[:count], found[count - 1].position.offset
+        return cls(start, found, start._replace(offset=last))
 
     def matching(self, topic_filter: TopicFilter) -> "Page":
         """Return the page without what the filter does not match; a shorter one for a filter that is dear to match."""

@@ -7,14 +7,14 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import accumulate, islice, takewhile
+from itertools import islice, takewhile
 from operator import attrgetter
 from types import TracebackType
 from typing import NamedTuple, Self, Unpack
 
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.board import Board
-from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES, PAGE_COUNT, Limits, LogSettings, matches_per_step
+from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_COUNT, Limits, LogSettings, matches_per_step
 from sse_app.brokers.memory_board import MemoryBoard
 from sse_app.brokers.offsets import BROADCAST, TopicOffsets, footprint
 from sse_app.brokers.tail import QueuedTail
@@ -190,7 +190,7 @@ class MemoryBroker:
         start, last = self._range(after, until.offset)
         if topic_filter.unrestricted:
             last = min(last, start + PAGE_COUNT)
-            return self._shortened(start, self._between(start + 1, last), last)
+            return Page.cut(Position(self._epoch, start), self._between(start + 1, last), last, PAGE_COUNT)
         if last - start <= PAGE_COUNT:
             last = min(last, start + matches_per_step(topic_filter))
             return self._page(start, last, lambda item: topic_filter.matches(item.topics))
@@ -211,19 +211,14 @@ class MemoryBroker:
 
     def _page(self, start: int, last: int, matches: Callable[[Publication], bool]) -> Page:
         """The page of the publications up to ``last`` that match, which are read one by one."""
-        return self._shortened(start, list(islice(filter(matches, self._between(start + 1, last)), PAGE_COUNT)), last)
+        found = list(islice(filter(matches, self._between(start + 1, last)), PAGE_COUNT))
+        return Page.cut(Position(self._epoch, start), found, last, PAGE_COUNT)
 
     def _page_by_topic(self, topics: Iterable[str], start: int, last: int) -> Page:
         """The page of the publications up to ``last`` on these topics, by the index."""
         offsets = self._offsets.oldest(topics, start, PAGE_COUNT)
-        return self._shortened(start, [self._at(offset) for offset in offsets if offset <= last], last)
-
-    def _shortened(self, start: int, found: Sequence[Publication], last: int) -> Page:
-        """The page of all that was found up to ``last``, without what exceeds the size of a page."""
-        sizes = list(accumulate(len(publication.body) for publication in found))
-        count = min(bisect_left(sizes, PAGE_BYTES) + 1, PAGE_COUNT)
-        end = found[count - 1].position.offset if len(found) >= count else last
-        return Page(Position(self._epoch, start), found[:count], Position(self._epoch, end))
+        found = [self._at(offset) for offset in offsets if offset <= last]
+        return Page.cut(Position(self._epoch, start), found, last, PAGE_COUNT)
 
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         self._trim()

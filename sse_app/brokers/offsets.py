@@ -32,8 +32,8 @@ def footprint(publication: Publication) -> int:
     size = len(publication.body) + OVERHEAD
     for topic in publication.topics:
         size += getsizeof(topic) + TOPIC_OVERHEAD
-    for names in (publication.to, publication.exclude):
-        if names:
+    if publication.to or publication.exclude:
+        for names in filter(None, (publication.to, publication.exclude)):
             size += getsizeof(names) + sum(map(getsizeof, names))
     return size
 

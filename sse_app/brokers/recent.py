@@ -1,16 +1,21 @@
 """The newest publications of a log that a server keeps, as a node received them: most readers catch up from here."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
+from itertools import islice
 
-from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES
+from sse_app.brokers import Page
+from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES, PAGE_COUNT, matches_per_step
 from sse_app.brokers.offsets import TopicOffsets, footprint
-from sse_app.publication import Publication
+from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
 
 COUNT = 10_000  # publications at most
 BYTES = 16 * 1024 * 1024
 TOPICS_MAX = 100_000  # topics whose newest publication is known, some 20 MB
 FILTER_TOPICS_MAX = 2_000  # topics of a filter; with more of them the newest match is near the top in any case
+SCAN_NEWEST = 64  # of the newest publications: read first, since that is enough for a filter that matches most
+INDEXED_TOPICS_MAX = 128  # topics of a filter whose publications are found by the index, in the step of a reader
 
 
 class Recent:
@@ -22,6 +27,7 @@ class Recent:
     def __init__(self, count: int = COUNT, size: int = BYTES) -> None:
         self._limits = min(count, COUNT), min(size, BYTES)
         self._held: dict[int, Publication] = {}  # by offset
+        self._sizes = deque[int]()  # the footprint of each, so that it is computed once
         self._offsets = TopicOffsets()  # of the publications held, and the newest one of each other topic
         self.restart(0)
 
@@ -29,8 +35,9 @@ class Recent:
         """Drop everything; the publication behind ``top`` comes next."""
         self.top = self._known_from = top  # of each topic the newest offset above _known_from is known
         self._complete_from = top + 1  # from here on all offsets of publications held are known
-        self._bytes = 0
+        self._bytes = self._lost = 0
         self._held.clear()
+        self._sizes.clear()
         self._offsets.clear()
 
     @property
@@ -45,19 +52,23 @@ class Recent:
             self.restart(offset - 1)
         self.top = offset
         self._held[offset] = publication
-        self._bytes += footprint(publication)
+        size = footprint(publication)
+        self._sizes.append(size)
+        self._bytes += size
+        self._lost += publication.lost
         self._offsets.append(publication.topics, offset)
         if len(self._offsets) > TOPICS_MAX:
             self._offsets.clear()
             self._known_from, self._complete_from = offset, offset + 1
-        count, size = self._limits
-        while len(self._held) > count or (self._bytes > size and len(self._held) > 1):
+        most, most_bytes = self._limits
+        while len(self._held) > most or (self._bytes > most_bytes and len(self._held) > 1):
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         offset = self.top + 1 - len(self._held)
         gone = self._held.pop(offset)
-        self._bytes -= footprint(gone)
+        self._bytes -= self._sizes.popleft()
+        self._lost -= gone.lost
         self._offsets.trim(gone.topics, offset, keep_newest=True)
 
     def trim(self, oldest: int) -> None:
@@ -85,6 +96,65 @@ class Recent:
         first = max(self.top - len(self._held), until - count) + 1
         return [self._held[offset] for offset in range(until, first - 1, -1)]
 
+    def matching(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        """Return the next page of what a filter matches in ``(after, until]``; None if it has to be read from the log.
+
+        A filter with few topics finds them by the index: a page of them may lead through all that is held.
+        """
+        start, last = after.offset, min(until.offset, self.top)
+        if start + 1 not in self._held:
+            return None
+        if topic_filter.unrestricted or last - start <= PAGE_COUNT:
+            return self._compared(after, last, topic_filter)
+        topics = self._indexed(topic_filter, start + 1)
+        if topics is None or self._lost:  # each reader is told of lost ones, whatever their topics
+            return self._compared(after, last, topic_filter)
+        offsets = self._offsets.oldest(topics, start, PAGE_COUNT)
+        return Page.cut(after, [self._held[offset] for offset in offsets if offset <= last], last, PAGE_COUNT)
+
+    def _compared(self, after: Position, last: int, topic_filter: TopicFilter) -> Page:
+        """The page of what a filter matches up to ``last``, which is compared with it one by one."""
+        last = min(last, after.offset + min(PAGE_COUNT, matches_per_step(topic_filter)))
+        items = map(self._held.__getitem__, range(after.offset + 1, last + 1))
+        if topic_filter.unrestricted:
+            return Page.cut(after, list(items), last)
+        return Page.cut(after, [item for item in items if topic_filter.matches(item.topics) or item.lost], last)
+
+    def _indexed(self, topic_filter: TopicFilter, first: int) -> Collection[str] | None:
+        """The topics of a filter, if the index has all that is held of them from ``first`` on, and they are few."""
+        if first < self._complete_from:
+            return None
+        topics = self._offsets.topics(topic_filter, LOOK_UPS_PER_STEP)
+        return None if topics is None or len(topics) > INDEXED_TOPICS_MAX else topics
+
+    def newest(
+        self, count: int, topic_filter: TopicFilter, audience: Audience | None, oldest: int
+    ) -> Sequence[Publication] | None:
+        """Return the newest ``count`` that a filter matches and these readers may see, oldest first; None if they have
+        to be read from the log, which holds what is behind the offset ``oldest``.
+        """
+        size = min(SCAN_NEWEST, matches_per_step(topic_filter))
+        near = [item for item in self.back_from(self.top, size) if topic_filter.matches(item.topics)]
+        found = _visible(near, count, audience)
+        first = self.top + 1 - len(self._held)
+        if len(found) == count or (len(self._held) <= size and first - 1 <= oldest):
+            return found
+        further = self._further(topic_filter, first)
+        if further is None:
+            return None
+        found = _visible(further, count, audience)
+        return found if len(found) == count or (len(further) < PAGE_COUNT and first - 1 <= oldest) else None
+
+    def _further(self, topic_filter: TopicFilter, first: int) -> Sequence[Publication] | None:
+        """The newest ``PAGE_COUNT`` that match of those held, from offset ``first`` on, newest first."""
+        if topic_filter.unrestricted:
+            return self.back_from(self.top, PAGE_COUNT)
+        topics = self._indexed(topic_filter, first)
+        if topics is None:
+            return None
+        offsets = self._offsets.newest(topics, self.top, PAGE_COUNT)
+        return [self._held[offset] for offset in offsets if offset >= first]
+
     def search_from(self, top: int, topic_filter: TopicFilter) -> int:
         """Return the offset from which a search downwards begins: above it, up to ``top``, nothing matches.
 
@@ -108,3 +178,8 @@ class Recent:
             self._known_from = after
             for publication in reversed(publications):
                 self._offsets.add_older(publication.topics, publication.position.offset)
+
+
+def _visible(items: Sequence[Publication], count: int, audience: Audience | None) -> Sequence[Publication]:
+    """The first ``count`` of these that the readers may see, in the opposite order."""
+    return list(islice((item for item in items if item.visible_to(audience) and not item.lost), count))[::-1]

@@ -36,12 +36,15 @@ def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Also with bounds so low that a short log is read in pages, and searched by its index."""
     if request.param:
         for module, name, value in (
-            *((module, "PAGE_COUNT", 4) for module in (memory, pages, known)),
+            *((module, "PAGE_COUNT", 4) for module in (memory, pages, known, recent)),
             (memory, "SCAN_NEWEST", 3),
             (memory, "SCAN_PER_STEP", 5),
             (memory, "LOOK_UPS_PER_STEP", 2),
             (memory, "FILTER_TOPICS_MAX", 2),
             (recent, "FILTER_TOPICS_MAX", 2),
+            (recent, "INDEXED_TOPICS_MAX", 2),
+            (recent, "LOOK_UPS_PER_STEP", 2),
+            (recent, "SCAN_NEWEST", 3),
             (pages, "SCAN", 5),
             (pages, "TOPICS_AT_ONCE", 2),
         ):

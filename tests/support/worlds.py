@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.limits import LogSettings
-from tests.support.peers import Clock
+from sse_app.brokers.sqlite import SQLiteBroker
+from tests.support.peers import Clock, until
 
 
 @dataclass
@@ -38,3 +39,24 @@ def memory_world() -> World:
 @pytest.fixture
 def sqlite_world(tmp_path: Path) -> World:
     return World(f"sqlite:///{tmp_path}/hub.db")
+
+
+class FollowedSQLiteBroker(SQLiteBroker):
+    """A log whose newest publications are in memory from the start, as they are soon when a hub reads the tail."""
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        self._join()
+        await until(lambda: self._unkept is None, "all is in memory")
+        return self
+
+
+class FollowedWorld(World):
+    def open(self, **settings: Any) -> Broker:
+        path = Path(self.url.removeprefix("sqlite:///"))
+        return FollowedSQLiteBroker(path, clock=self.clock, wall=self.wall, **settings)
+
+
+@pytest.fixture
+def sqlite_followed_world(tmp_path: Path) -> World:
+    return FollowedWorld(f"sqlite:///{tmp_path}/hub.db")

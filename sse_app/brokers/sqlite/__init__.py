@@ -2,7 +2,7 @@
 
     publish -> writer thread -> log.append, one commit for all that wait -> tails, publishers, datagrams to other nodes
     a datagram, or a newer watermark -> _run_tail -> pages.replay -> tails
-    replay, newest, last, since -> a few reading threads -> pages
+    replay, newest, last -> what was announced to the tails lately, else a few reading threads -> pages
 
 The event loop never waits for the disk, except for small reads of one page that is always cached (``watermark.py``).
 """
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -25,6 +26,7 @@ from urllib.parse import parse_qsl, unquote
 from sse_app.backoff import Backoff
 from sse_app.brokers import Page, Tail
 from sse_app.brokers.limits import BrokerSettings, Limits
+from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.sqlite.board import SQLiteBoard
 from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, State, connect
 from sse_app.brokers.sqlite.nodes import LOOPBACK, TOLD, Node
@@ -101,6 +103,8 @@ class SQLiteBroker:
         self._clock, self._wall = clock, wall
         self._wall_at_zero = wall() - clock()
         self._tails: list[QueuedTail] = []
+        self._recent = Recent(history or COUNT, history_bytes or BYTES)  # empty until somebody reads the tail
+        self._unkept: list[Publication] | None = None  # announced while _recent is filled with what comes before
         self._unread = asyncio.Event()  # another process has appended
         self._trouble: BrokerError | None = None
         self._unreadable = False
@@ -122,7 +126,9 @@ class SQLiteBroker:
             state = self._file.state
             self._port = 0
             self._announced = self._known = state.position
-            self._oldest = state.oldest
+            self._oldest, self._size = state.oldest, state.size
+            self._recent.restart(state.top)
+            self._unkept = None
             self._threads = ThreadPoolExecutor(READERS, "sse-app log reader")
             stack.push_async_callback(asyncio.to_thread, self._stop_reading)
             self._writer = Writer(asyncio.get_running_loop(), self._append, self._on_commit)
@@ -192,9 +198,14 @@ class SQLiteBroker:
     def _update(self, state: State) -> None:
         if state.epoch == self._known.epoch:
             self._known = max(self._known, state.position)
-            self._oldest = max(self._oldest, state.oldest)
+            self._oldest, self._size = max(self._oldest, state.oldest), state.size
+            self._recent.trim(self._oldest)
 
     def _announce(self, publications: Sequence[Publication], end: Position) -> None:
+        if self._unkept is None:
+            self._keep(publications)
+        else:
+            self._unkept += publications
         self._announced = end
         if publications:
             self.bad_envelopes += sum(publication.lost for publication in publications)
@@ -203,7 +214,10 @@ class SQLiteBroker:
 
     def _begin_anew(self, state: State) -> None:
         self._announced = self._known = state.position
-        self._oldest = state.oldest
+        self._oldest, self._size = state.oldest, state.size
+        self._recent.restart(state.top)
+        if self._unkept:
+            self._unkept.clear()
         for tail in self._tails:
             tail.begin_anew()
 
@@ -230,14 +244,37 @@ class SQLiteBroker:
 
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await self._trim()
+        await asyncio.sleep(0)  # a long replay gives way to the others at every page
+        if (page := self._recent_page(after, until, topic_filter)) is not None:
+            return page
         return await self._read(lambda reader: reader.replay(after, until, topic_filter))
+
+    def _recent_page(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        """Return the next page if it is in memory."""
+        if not self._port or after.epoch != self._announced.epoch:
+            return None
+        start = after._replace(offset=max(after.offset, self._oldest))
+        return self._recent.matching(start, until, topic_filter)
 
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         await self._trim()
+        if (found := self._recent_newest(count, topic_filter, audience)) is not None:
+            return found
         return await self._read(lambda reader: reader.newest(count, topic_filter, audience))
+
+    def _recent_newest(
+        self, count: int, topic_filter: TopicFilter, audience: Audience | None
+    ) -> Sequence[Publication] | None:
+        """Return the newest that match, if they are in memory, as they are when nobody has appended anything else."""
+        if not self._port or self._recent.top != self._known.offset:
+            return None
+        return self._recent.newest(count, topic_filter, audience, self._oldest)
 
     async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
         await self._trim()
+        if (found := self._recent_newest(count, topic_filter, audience)) is not None:
+            before = found[0].position.offset - 1 if found else self._known.offset
+            return self._known._replace(offset=before), len(found) >= count
         return await self._read(lambda reader: reader.last(count, topic_filter, audience))
 
     async def since(self, time: float) -> tuple[Position, bool]:
@@ -293,7 +330,9 @@ class SQLiteBroker:
         if mark is not None and mark.epoch == self._known.epoch:
             self._known = max(self._known, mark)
         self._announced = self._known  # the first tail begins here
-        for work in (self._run_tail(), self._poll()):
+        self._recent.restart(max(self._oldest, self._announced.offset - self._recent_count()))
+        self._unkept = []
+        for work in (self._run_tail(), self._poll(), self._fill(self._announced)):
             self._stack.callback(self._tasks.create_task(work).cancel)
 
     def _listen(self) -> int:
@@ -340,6 +379,32 @@ class SQLiteBroker:
         self._update(state)
         self._announce(page.publications, page.end)
         return page.end.offset >= state.top
+
+    def _recent_count(self) -> int:
+        """Return how many publications can be kept in memory, by the size of an average one in the file."""
+        mean_size = self._size // max(1, self._known.offset - self._oldest)
+        return min(self._recent.capacity, BYTES // max(1, mean_size))
+
+    async def _fill(self, end: Position) -> None:
+        """Read the newest publications into memory, up to what was announced: most readers catch up from there."""
+        assert self._unkept is not None
+        while self._recent.top < end.offset and self._announced.epoch == end.epoch:
+            start = end._replace(offset=self._recent.top)
+            try:
+                page = await self._read(partial(Reader.replay, after=start, until=end, topic_filter=EVERYTHING))
+            except BrokerError:
+                self._recent.restart(self._announced.offset - len(self._unkept))
+                break
+            if page.end.epoch == self._announced.epoch and self._recent.top == start.offset:
+                self._keep(page.publications)
+                if self._recent.top < page.end.offset:  # all of it was trimmed before it was read
+                    self._recent.restart(page.end.offset)
+        self._keep(self._unkept)
+        self._unkept = None
+
+    def _keep(self, publications: Sequence[Publication]) -> None:
+        for publication in publications:
+            self._recent.append(publication)
 
     async def _poll(self) -> None:
         refreshed = self._clock()
