@@ -6,15 +6,15 @@ A broker keeps one ordered sequence of publications. An implementation inherits 
 import sys
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import accumulate
 from operator import attrgetter
 from types import TracebackType
-from typing import Protocol, Self, Unpack, cast
+from typing import NamedTuple, Protocol, Self, Unpack, cast
 
 from sse_app.brokers.board import Board
-from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, BrokerSettings, matches_per_step
+from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, BrokerSettings, Limits, matches_per_step
 from sse_app.errors import ConfigError
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
@@ -31,17 +31,26 @@ ALIASES = {
 _body = attrgetter("body")
 
 
+class Written(NamedTuple):
+    """Publications as the ``data`` of a stream, with as many ``events``, and ``gaps`` in place of lost ones."""
+
+    data: bytes
+    events: int
+    gaps: int
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """A piece of the log: the publications that ``replay`` found between two positions.
 
     ``start`` is the position asked for, or a later one if the log no longer holds what is between: that is a gap. The
-    next page begins at ``end``.
+    next page begins at ``end``. ``forms`` keeps what the readers who share the page have made of it.
     """
 
     start: Position
     publications: Sequence[Publication]
     end: Position
+    forms: dict[object, Written] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def cut(cls, start: Position, found: Sequence[Publication], last: int, most: int = PAGE_COUNT) -> "Page":
@@ -60,6 +69,21 @@ class Page:
         found = [item for item in compared if topic_filter.matches(item.topics) or item.lost]
         is_whole = len(compared) == len(self.publications)
         return Page(self.start, found, self.end if is_whole else compared[-1].position)
+
+
+class Extent(NamedTuple):
+    """How much the log holds, as far as this node knows: all behind ``oldest``. ``capacity`` is how many publications
+    it holds before the oldest are trimmed, at the sizes and ages of those that it holds now.
+    """
+
+    oldest: Position
+    capacity: int
+
+    @classmethod
+    def of(cls, oldest: Position, held: int, limits: Limits, size: int, age: float) -> Self:
+        """Return that of a log which holds so many publications, of ``size`` bytes, the oldest ``age`` seconds old."""
+        share = max(held / limits.publications, size / limits.size, age / limits.age)
+        return cls(oldest, min(limits.publications, int(held / share)) if held else limits.publications)
 
 
 class Tail(Protocol):
@@ -135,8 +159,16 @@ class Broker(Protocol):
         fails."""
         ...
 
+    def extent(self) -> Extent:
+        """Return how much the log holds, without asking for it: ``oldest()`` with what it takes to fill the log."""
+        ...
+
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         """Return the next page of matching publications in ``(after, until]``, oldest first."""
+        ...
+
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        """Return the page that ``replay`` would, when that takes no waiting and no more than a step of the loop."""
         ...
 
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:

@@ -8,8 +8,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from sse_app.brokers import Page
-from sse_app.brokers.limits import PAGE_COUNT, matches_per_step
+from sse_app.brokers import Extent, Page
+from sse_app.brokers.limits import PAGE_COUNT, Limits, matches_per_step
 from sse_app.brokers.recent import BYTES, Recent
 from sse_app.brokers.tail import QueuedTail
 from sse_app.publication import Audience, Position, Publication
@@ -34,6 +34,7 @@ class KnownLog:
         self.top = Position("", 0)  # the newest position
         self.oldest = 0  # the offset before the oldest publication that the log holds
         self.history = UNBOUNDED  # publications that count as held, if the log holds some more
+        self.limits: Limits | None = None  # of the log, once they are known
         self.recent = recent  # what the tail has read
         self.bad_envelopes = 0  # entries without a publication that can be read and shown
         self._name = name  # for our own log
@@ -122,12 +123,21 @@ class KnownLog:
 
     # Questions of readers
 
+    def extent(self, now: float) -> Extent:
+        """Return how much the log holds at this Unix time."""
+        return self.recent.extent(self.top._replace(offset=self.held_from), self.top.offset, self.limits, now)
+
     def page(self, after: Position, until: Position) -> Page | None:
         """Return the next page of ``(after, until]``, or None when it has to be read from the log."""
         if after.epoch != self.top.epoch or after.offset >= until.offset:
             return None
         held = self.recent.page(after.offset, until.offset, PAGE_COUNT)
         return Page(after, held, held[-1].position) if held else None
+
+    def matching(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        """Return what a filter matches of the next page, or None when the page has to be read from the log."""
+        page = self.page(after, until)
+        return page and page.matching(topic_filter)
 
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
         return [publication async for publication in self._newest_first(count, topic_filter, audience)][::-1]

@@ -12,7 +12,7 @@ from operator import attrgetter
 from types import TracebackType
 from typing import NamedTuple, Self, Unpack
 
-from sse_app.brokers import Page, Tail
+from sse_app.brokers import Extent, Page, Tail
 from sse_app.brokers.board import Board
 from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_COUNT, Limits, LogSettings, matches_per_step
 from sse_app.brokers.memory_board import MemoryBoard
@@ -185,8 +185,25 @@ class MemoryBroker:
         self._trim()
         return Position(self._epoch, self._oldest - 1)
 
+    def extent(self) -> Extent:
+        self._trim()
+        held = len(self._log) - self._start
+        age = self._clock() - self._appended[self._start] if held else 0.0
+        return Extent.of(Position(self._epoch, self._oldest - 1), held, self._limits, self._bytes, age)
+
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
+        if (page := self.at_hand(after, until, topic_filter)) is not None:
+            return page
+        topics = await self._topics(topic_filter)
+        if not isinstance(topics, set) or len(topics) <= FILTER_TOPICS_MAX:
+            return self._page_by_topic(topics, *self._range(after, until.offset))
+        async with self._searching:
+            await asyncio.sleep(0)
+            start, last = self._range(after, until.offset)
+            return self._page(start, min(last, start + SCAN_PER_STEP), partial(_is_on, topics))
+
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
         start, last = self._range(after, until.offset)
         if topic_filter.unrestricted:
             last = min(last, start + PAGE_COUNT)
@@ -194,13 +211,10 @@ class MemoryBroker:
         if last - start <= PAGE_COUNT:
             last = min(last, start + matches_per_step(topic_filter))
             return self._page(start, last, lambda item: topic_filter.matches(item.topics))
-        topics = await self._topics(topic_filter)
-        if not isinstance(topics, set) or len(topics) <= FILTER_TOPICS_MAX:
-            return self._page_by_topic(topics, *self._range(after, last))
-        async with self._searching:
-            await asyncio.sleep(0)
-            start, last = self._range(after, last)
-            return self._page(start, min(last, start + SCAN_PER_STEP), partial(_is_on, topics))
+        topics = self._offsets.topics(topic_filter, LOOK_UPS_AT_ONCE)
+        if topics is None or len(topics) > FILTER_TOPICS_MAX:
+            return None
+        return self._page_by_topic(topics, start, last)
 
     def _range(self, after: Position, until: int) -> tuple[int, int]:
         """The offset behind which a page begins, and the last one that it may have."""

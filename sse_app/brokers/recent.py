@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from itertools import islice
 
-from sse_app.brokers import Page
-from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES, PAGE_COUNT, matches_per_step
+from sse_app.brokers import Extent, Page
+from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_BYTES, PAGE_COUNT, Limits, matches_per_step
 from sse_app.brokers.offsets import TopicOffsets, footprint
 from sse_app.publication import Audience, Position, Publication
 from sse_app.topics import TopicFilter
@@ -75,6 +75,16 @@ class Recent:
         """Drop all publications up to this offset, which the log has trimmed."""
         while self._held and self.top - len(self._held) < oldest:
             self._drop_oldest()
+
+    def extent(self, oldest: Position, top: int, limits: Limits | None, now: float) -> Extent:
+        """Return how much a log with these ends holds. One of which not everything is kept here, or whose limits nobody
+        knows, counts as full. ``now`` is Unix time.
+        """
+        held = top - oldest.offset
+        if limits is None or len(self._held) < held:
+            return Extent(oldest, held)
+        age = max(0.0, now - self._held[oldest.offset + 1].time) if held else 0.0
+        return Extent.of(oldest, held, limits, self._bytes, age)
 
     def page(self, after: int, until: int, count: int) -> Sequence[Publication] | None:
         """Return the next ``count`` in ``(after, until]``, fewer if they are large; None if they have to be read from

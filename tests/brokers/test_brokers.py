@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from sse_app.brokers import SCHEMES, Broker, open_broker
+from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import ConfigError, InvalidEvent, KeyReused
 from sse_app.events import Event
 from sse_app.publication import Audience, Draft, Position, Publication
 from sse_app.topics import TopicFilter
 from tests.support.peers import PATIENCE, until
-from tests.support.worlds import World
+from tests.support.worlds import FollowedSQLiteBroker, World
 
 BROKERS = ("memory", "sqlite", "sqlite_followed", "redis", "nats")
 KEPT = tuple(name for name in BROKERS if name != "memory")  # in logs that outlive them, and that several may share
@@ -106,6 +107,56 @@ def test_a_broker_whose_driver_is_missing_says_how_to_get_it(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "redis.asyncio.connection", None)
     with pytest.raises(ConfigError, match=r"rediss:// .* pip install 'sse-app\[redis\]'"):
         open_broker("rediss://localhost")
+
+
+# --- what takes no waiting ---
+
+
+async def test_a_page_at_hand_is_the_one_that_a_replay_reads(broker: Broker) -> None:
+    for number in range(6):
+        await publish(broker, str(number), topic=f"t/{number % 2}")
+    top, oldest = await broker.top(), await broker.oldest()
+    found = 0
+    for topics in ([], ["t/1"], ["t/*"], ["none"]):
+        for offset in range(7):
+            asked = oldest._replace(offset=offset), top, TopicFilter.parse(topics)
+            page = broker.at_hand(*asked)
+            assert page is None or page == await broker.replay(*asked)
+            found += page is not None
+    if isinstance(broker, MemoryBroker | FollowedSQLiteBroker):
+        assert found >= 4 * 6
+
+
+async def test_the_extent_is_what_the_log_holds_and_could_hold(broker: Broker) -> None:
+    top = await broker.top()
+    assert broker.extent().oldest == top
+    await publish(broker, *"abc")
+    extent = broker.extent()
+    assert extent.oldest == await broker.oldest()
+    assert extent.capacity >= 3
+
+
+async def test_a_young_log_has_room_and_a_full_one_has_not(world: World) -> None:
+    async with world.open(history=100) as broker:
+        broker.tail()
+        await publish(broker, *map(str, range(10)))
+        await until(lambda: broker.extent().capacity == 100, "all is known")
+        await publish(broker, *map(str, range(95)))
+        await until(lambda: broker.extent().oldest.offset >= 5, "it is trimmed")
+        assert 100 <= broker.extent().capacity <= 105
+
+
+@clocked
+async def test_a_log_that_is_full_by_age_or_bytes_has_no_more_room(world: World) -> None:
+    async with world.open(history=1_000, history_bytes=1_000_000, history_age=100.0) as broker:
+        broker.tail()
+        await publish(broker, *map(str, range(10)))
+        await until(lambda: broker.extent().capacity == 1_000, "all is known")
+        world.clock.now += 50
+        world.wall.now += 50
+        assert broker.extent().capacity <= 21
+        await publish(broker, *("x" * 50_000 for _ in range(10)))
+        await until(lambda: broker.extent().capacity <= 45, "it is half full")
 
 
 # --- order and positions ---

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from inspect import iscoroutinefunction
 from typing import Any, Self, cast
 
-from sse_app.brokers import Page, Tail
+from sse_app.brokers import Extent, Page, Tail
 from sse_app.brokers.board import Board
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import BrokerUnavailable
@@ -91,6 +91,12 @@ class SharedLog:
 
     async def oldest(self) -> Position:
         return await self.log.oldest()
+
+    def extent(self) -> Extent:
+        return self.log.extent()
+
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        return None
 
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         page = await self.log.replay(after, until, topic_filter)

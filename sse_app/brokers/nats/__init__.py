@@ -22,7 +22,7 @@ from typing import NamedTuple, Self, Unpack
 from nats.aio.client import Client
 
 from sse_app.backoff import Backoff
-from sse_app.brokers import Page, Tail
+from sse_app.brokers import Extent, Page, Tail
 from sse_app.brokers.known import KnownLog
 from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, LimitSettings
 from sse_app.brokers.nats.board import NatsBoard
@@ -231,7 +231,7 @@ class NatsBroker:
 
     def _apply(self, asked_in: str, state: State) -> None:
         """Take over the state of the log."""
-        self.durability, self._known.history = state.durability, state.history
+        self.durability, self._known.history, self._known.limits = state.durability, state.history, state.limits
         if self._known.update(asked_in, state.top, state.oldest):
             self._newest_message = _NewestMessage(0, 0.0)
             self._restart_feed()
@@ -300,6 +300,12 @@ class NatsBroker:
         return position
 
     # Reading
+
+    def extent(self) -> Extent:
+        return self._known.extent(time.time())
+
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        return self._known.matching(after, until, topic_filter)
 
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page

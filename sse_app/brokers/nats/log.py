@@ -15,7 +15,7 @@ from nats.js import api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from sse_app.brokers.known import UNBOUNDED
-from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES
+from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES, Limits
 from sse_app.brokers.nats.connection import FAILURES, reason
 from sse_app.brokers.nats.consumers import Consumers
 from sse_app.brokers.nats.entries import Message
@@ -76,6 +76,7 @@ class State(NamedTuple):
     history: int
     durability: Durability
     subject: str
+    limits: Limits
 
 
 class Log:
@@ -192,7 +193,10 @@ class Log:
         limit = info.config.max_msgs or -1
         history = UNBOUNDED if limit < 1 else limit - SLACK if limit > SLACK else limit
         durability: Durability = "none" if info.config.storage == api.StorageType.MEMORY else "log"
-        return State(Position(epoch, state.last_seq), max(0, state.first_seq - 1), history, durability, subjects[0])
+        size, age = max(0, info.config.max_bytes or 0), info.config.max_age or 0
+        limits = Limits(history, size or UNBOUNDED, age or UNBOUNDED)
+        top, oldest = Position(epoch, state.last_seq), max(0, state.first_seq - 1)
+        return State(top, oldest, history, durability, subjects[0], limits)
 
     def publish_to(self, state: State) -> None:
         """Publish under the subject of this state from now on. The server refuses messages under a former subject."""

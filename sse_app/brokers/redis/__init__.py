@@ -26,11 +26,11 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from sse_app.backoff import Backoff
-from sse_app.brokers import Page, Tail
+from sse_app.brokers import Extent, Page, Tail
 from sse_app.brokers.board import ABSENT
 from sse_app.brokers.formats import lost
 from sse_app.brokers.known import KnownLog
-from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES, PAGE_COUNT, LogSettings
+from sse_app.brokers.limits import DEFAULTS, PAGE_BYTES, PAGE_COUNT, Limits, LogSettings
 from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.redis.board import RedisBoard
 from sse_app.brokers.redis.connection import (
@@ -297,6 +297,12 @@ class RedisBroker:
         self._apply(sent, answer)
         return answer
 
+    def extent(self) -> Extent:
+        return self._known.extent(time.time() if self._wall is None else self._wall())
+
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        return self._known.matching(after, until, topic_filter)
+
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
         return (self._known.page(after, until) or await self._page(after, until)).matching(topic_filter)
@@ -398,6 +404,8 @@ class RedisBroker:
             name.decode(errors="replace"): now + ABSENT - age for name, age in zip(names, ages, strict=True)
         }
         self._refresh_due = now + (REFRESH_SOON if answer[4] else REFRESH)
+        history, history_bytes, age = answer[7]
+        self._known.limits = Limits(history, history_bytes, age / 1_000_000)
         self._mean_size = max(1, answer[5] // max(1, self._known.top.offset - self._known.oldest))
 
     async def _read_tail(self, connection: AbstractConnection, seconds: float) -> None:

@@ -247,7 +247,7 @@ function operations.refresh()
       end
     end
   end
-  return {epoch, oldest, top, others, more and 1 or 0, bytes, heard}
+  return {epoch, oldest, top, others, more and 1 or 0, bytes, heard, {limits[1], limits[2], limits[3]}}
 end
 
 -- Reads behind 13 epoch and 14 offset, up to 15 offset, about 16 entries or 17 bytes. Returns {.., the offset behind

@@ -24,7 +24,7 @@ from typing import Self, TypeVar, Unpack
 from urllib.parse import parse_qsl, unquote
 
 from sse_app.backoff import Backoff
-from sse_app.brokers import Page, Tail
+from sse_app.brokers import Extent, Page, Tail
 from sse_app.brokers.limits import BrokerSettings, Limits
 from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.sqlite.board import SQLiteBoard
@@ -242,15 +242,18 @@ class SQLiteBroker:
 
     # Reading
 
+    def extent(self) -> Extent:
+        oldest = self._known._replace(offset=min(self._oldest, self._known.offset))
+        return self._recent.extent(oldest, self._known.offset, self._file.log.limits, self._stamp())
+
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         await self._trim()
         await asyncio.sleep(0)  # a long replay gives way to the others at every page
-        if (page := self._recent_page(after, until, topic_filter)) is not None:
+        if (page := self.at_hand(after, until, topic_filter)) is not None:
             return page
         return await self._read(lambda reader: reader.replay(after, until, topic_filter))
 
-    def _recent_page(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
-        """Return the next page if it is in memory."""
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
         if not self._port or after.epoch != self._announced.epoch:
             return None
         start = after._replace(offset=max(after.offset, self._oldest))

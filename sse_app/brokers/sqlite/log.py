@@ -122,6 +122,7 @@ class Log:
         """Raises ConfigError for a database of something else."""
         self._path = path
         self.outdated = False  # another process has migrated the file to a newer version
+        self.limits: Limits | None = None  # as they were read last
         self._connection = connect(path, create=create)
         try:
             if not is_empty(self._connection):
@@ -248,7 +249,8 @@ class Log:
 
     def _limits(self) -> Limits:
         (row,) = self._connection.execute("SELECT publications, bytes, age, window FROM limits").fetchall()
-        return Limits(*row)
+        self.limits = Limits(*row)
+        return self.limits
 
     def _trim(self, state: State, limits: Limits, now: float, at_most: int) -> State:
         """Delete the oldest publications that are too many, too large or too old, and return the state without them.
@@ -289,10 +291,11 @@ class Log:
                 state = State(secrets.token_hex(6), 0, 0, 0, 0.0, 0.0, float("-inf"))
                 self._connection.execute("INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?)", state)
                 self._connection.execute("INSERT INTO limits VALUES (1, ?, ?, ?, ?)", limits or DEFAULTS)
+                self._limits()
                 return state
             if migrate(self._connection):
                 logger.warning("%s is now a log of this version; older ones of sse-app cannot open it", self._path)
-            if limits is not None and limits != self._limits():
+            if limits != self._limits() and limits is not None:
                 self._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
             state = read_state(self._connection)
             if watermark is None or watermark.epoch != state.epoch or watermark.top > state.top:

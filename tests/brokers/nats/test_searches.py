@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 
 from sse_app.brokers import open_broker
+from sse_app.brokers.limits import DEFAULTS
 from sse_app.brokers.nats.entries import Message, envelope
 from sse_app.brokers.nats.log import State
 from sse_app.events import Event
@@ -28,7 +29,7 @@ class ReplacedLog:
         self._answer.set()
 
     async def state(self) -> State:
-        return State(Position(self.epoch, self.top), 0, 10_000, "log", self.epoch)
+        return State(Position(self.epoch, self.top), 0, 10_000, "log", self.epoch, DEFAULTS)
 
     async def ensure_streams(self) -> None: ...
 
