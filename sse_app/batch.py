@@ -38,9 +38,9 @@ class Batch:
     @classmethod
     def join(cls, publications: Sequence[Publication], dialect: Dialect = NATIVE) -> "Batch":
         """Return the batch of these publications, of which there is at least one."""
-        blocks, events, gaps = write(publications, dialect)
+        data, events, gaps = write(publications, dialect)
         first, top = publications[0].position.offset, publications[-1].position.offset
-        return cls(b"".join(blocks), first, top, publications, count=events, gaps=gaps)
+        return cls(data, first, top, publications, count=events, gaps=gaps)
 
 
 class Writer(Protocol):

@@ -7,11 +7,12 @@ and notices.
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from sse_app import notices
+from sse_app.brokers import Page, Written
 from sse_app.notices import GapReason, Welcome
-from sse_app.publication import Position, Publication
+from sse_app.publication import Audience, Position, Publication
 
 
 class Dialect(Protocol):
@@ -62,18 +63,21 @@ NATIVE = Native()
 _is_lost = attrgetter("lost")
 
 
-class Written(NamedTuple):
-    """Publications as blocks of a stream: as many as there are ``events``, and ``gaps`` in place of lost ones."""
-
-    blocks: list[bytes]
-    events: int
-    gaps: int
+def write_page(page: Page, dialect: Dialect, audience: Audience) -> Written:
+    """Return what these readers may see of a page. What all may see is written once for all who share the page."""
+    if (shared := page.forms.get(dialect)) is not None:
+        return shared
+    visible = [publication for publication in page.publications if publication.visible_to(audience)]
+    written = write(visible, dialect)
+    if not any(publication.to or publication.exclude for publication in page.publications):
+        page.forms[dialect] = written
+    return written
 
 
 def write(publications: Sequence[Publication], dialect: Dialect) -> Written:
-    """Return the blocks of a stream's publications, in order. Lost ones that follow each other are one gap."""
+    """Return a stream's publications, in order. Lost ones that follow each other are one gap."""
     if not any(map(_is_lost, publications)):
-        return Written(list(map(dialect.frame, publications)), len(publications), 0)
+        return Written(b"".join(map(dialect.frame, publications)), len(publications), 0)
     blocks = list[bytes]()
     events = gaps = 0
     for lost, run in groupby(publications, _is_lost):
@@ -84,7 +88,7 @@ def write(publications: Sequence[Publication], dialect: Dialect) -> Written:
         else:
             blocks += map(dialect.frame, items)
             events += len(items)
-    return Written(blocks, events, gaps)
+    return Written(b"".join(blocks), events, gaps)
 
 
 def _lost(first: Position, last: Position, dialect: Dialect) -> bytes:

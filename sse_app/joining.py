@@ -8,16 +8,19 @@ from typing import NamedTuple, Self
 
 from sse_app.brokers import Broker
 from sse_app.delivery import Delivery, Group
+from sse_app.dialects import write_page
 from sse_app.errors import InvalidSince, InvalidTopic
 from sse_app.grants import OPEN, Grant
 from sse_app.metrics import Totals
 from sse_app.notices import GapReason, Welcome
 from sse_app.publication import Position, Publication, check_client, names
+from sse_app.reached import ReachedLog
 from sse_app.revocations import is_revocable
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 
 LAST_MAX = 1_000_000  # publications that a new subscriber may ask for
+PAGE_BYTES_AT_ONCE = 64 * 1024  # that a stream may begin with: its reader has not said yet how fast it reads
 TIME_MAX = 1e14  # seconds: three million years, more than `since=999999999d` asks for
 
 
@@ -95,9 +98,16 @@ class Joining:
     """
 
     def __init__(
-        self, broker: Broker, delivery: Delivery, totals: Totals, *, retry: Callable[[], int], heartbeat: float
+        self,
+        broker: Broker,
+        log: ReachedLog,
+        delivery: Delivery,
+        totals: Totals,
+        *,
+        retry: Callable[[], int],
+        heartbeat: float,
     ) -> None:
-        self._broker, self._delivery, self._totals = broker, delivery, totals
+        self._broker, self._log, self._delivery, self._totals = broker, log, delivery, totals
         self._retry, self._heartbeat = retry, heartbeat
 
     async def begin(self, subscriber: Subscriber, request: StartRequest) -> None:
@@ -120,7 +130,23 @@ class Joining:
             self._totals.gaps[start.gap] += 1
             requested = start.requested and str(start.requested)
             greeting += dialect.gap(start.gap, requested, start=start.position, oldest=oldest.next(), top=top)
-        subscriber.begin(start.position, greeting, behind=start.position != top)
+        if start.position == top:
+            subscriber.begin(top, greeting, behind=False)
+        else:
+            self._begin_in_log(subscriber, greeting, start.position)
+
+    def _begin_in_log(self, subscriber: Subscriber, greeting: bytes, position: Position) -> None:
+        """Begin a stream for which the log holds more: with the next page of it, if that is at hand, and is no more
+        than may wait for the connection.
+        """
+        page = self._log.at_hand(position, subscriber.filter)
+        if page is not None and page.start == position:
+            written = write_page(page, subscriber.dialect, subscriber.audience)
+            if len(written.data) <= PAGE_BYTES_AT_ONCE:
+                behind = page.end != self._delivery.reached
+                subscriber.begin(page.end, greeting, behind=behind, page=written)
+                return
+        subscriber.begin(position, greeting, behind=True)
 
     async def _start(self, subscriber: Subscriber, request: StartRequest, oldest: Position, top: Position) -> Start:
         if request.after is not None:

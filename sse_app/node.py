@@ -90,12 +90,12 @@ class Node:
         self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
         self._receipts = Receipts()
         self._delivery = Delivery()
-        self._joining = Joining(broker, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
+        self._log = ReachedLog(broker, self._delivery)
+        self._joining = Joining(broker, self._log, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
         self._wall, self._now = wall, 0
         self._beat_interval = heartbeat / SLOTS
         self._cursors = Cursors(broker, self._delivery)
         self._heartbeats = Heartbeats(self.totals, self._cursors)
-        self._log = ReachedLog(broker, self._delivery)
         self.revoking = Revoking(broker, self._delivery, self.end, wall=wall)
         self._expiry = Expiry(partial(self.end, reason=CloseReason.EXPIRED), max_age=auth_max_age, wall=wall)
         self._admission = Admission(self.totals, max_subscribers, lambda: self._drain.note_progress())
@@ -359,6 +359,7 @@ class Node:
             await asyncio.sleep(self._beat_interval)
             if self.broker.outdated:
                 self.begin_drain()  # its subscribers come back to a node that reads what a newer version writes
+            self._log.pages.age()
             await self._heartbeats.send_next()
 
     # Stopping

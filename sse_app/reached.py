@@ -1,9 +1,73 @@
-"""The log as the streams of a node read it: as far as the node's tail has come."""
+"""The log as the streams of a node read it: as far as the node's tail has come, and its pages once for all of them."""
+
+import asyncio
+from typing import NamedTuple
 
 from sse_app.brokers import Broker, Page
 from sse_app.delivery import Delivery
 from sse_app.publication import Position
 from sse_app.topics import TopicFilter
+
+PAGES_BYTES = 4 * 1024 * 1024  # of bodies in the pages that are kept, about: as much again for what is written of them
+PUBLICATION_BYTES = 64  # that a publication of a page counts as beside its body
+KEY_BYTES = 300  # that a page counts as which was read once
+
+_Key = tuple[Position, TopicFilter]  # the position behind which a page begins, and the filter that it is read with
+
+
+class _Kept(NamedTuple):
+    page: Page
+    is_full: bool  # it ends where it does because of its size, whatever has been published since
+
+
+class SharedPages:
+    """Pages that were read lately, and more than once. When the connections of many clients were cut at once, most of
+    them come back with the same cursor: the page that they lack is then read and written for the first two alone.
+    """
+
+    def __init__(self) -> None:
+        # What was used since the last call of age(), and before that. None for what was read once: the pages of one
+        # long replay, which nobody else reads, are not kept.
+        self._young: dict[_Key, _Kept | None] = {}
+        self._old: dict[_Key, _Kept | None] = {}
+        self._bytes = 0  # in _young
+
+    def __len__(self) -> int:
+        """Return how many pages are kept."""
+        return sum(kept is not None for kept in (self._old | self._young).values())
+
+    def find(self, after: Position, until: Position, topic_filter: TopicFilter, oldest: Position) -> Page | None:
+        """Return the page of ``(after, until]`` from a log that holds all behind ``oldest``, if it is kept."""
+        key = after, topic_filter
+        kept = self._young.get(key) or self._old.get(key)
+        if kept is None or not (oldest <= after and after.epoch == oldest.epoch == until.epoch):
+            return None
+        end = kept.page.end
+        if end != until and not (kept.is_full and end < until):
+            return None
+        if key not in self._young:
+            self._keep(key, kept)
+        return kept.page
+
+    def add(self, after: Position, until: Position, topic_filter: TopicFilter, page: Page) -> None:
+        """Keep a page that was read of ``(after, until]``, unless something of it was trimmed, or it is the first."""
+        key = after, topic_filter
+        if key not in self._young and key not in self._old:
+            self._keep(key, None)
+        elif page.start == after and page.end.epoch == until.epoch:
+            self._keep(key, _Kept(page, page.end < until))
+
+    def _keep(self, key: _Key, kept: _Kept | None) -> None:
+        self._young[key] = kept
+        self._bytes += KEY_BYTES
+        if kept is not None:
+            self._bytes += sum(len(item.body) + PUBLICATION_BYTES for item in kept.page.publications)
+        if self._bytes > PAGES_BYTES // 2:
+            self.age()
+
+    def age(self) -> None:
+        """Drop the pages that nobody has read since the last call."""
+        self._old, self._young, self._bytes = self._young, {}, 0
 
 
 class ReachedLog:
@@ -16,11 +80,30 @@ class ReachedLog:
 
     def __init__(self, broker: Broker, delivery: Delivery) -> None:
         self._broker, self._delivery = broker, delivery
+        self.pages = SharedPages()
 
     async def top(self) -> Position:
         """Return the end of what may be read."""
         return self._delivery.reached
 
+    def at_hand(self, after: Position, topic_filter: TopicFilter) -> Page | None:
+        """Return the next page of what may be read behind a position, when that takes no waiting."""
+        until = self._delivery.reached
+        if after.epoch != until.epoch or after >= until:
+            return None
+        page = self._shared(after, until, topic_filter)
+        if page is None and (page := self._broker.at_hand(after, until, topic_filter)) is not None:
+            self.pages.add(after, until, topic_filter, page)
+        return page
+
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         """Return the next page of matching publications in ``(after, until]``, oldest first."""
-        return await self._broker.replay(after, until, topic_filter)
+        if (page := self._shared(after, until, topic_filter)) is not None:
+            await asyncio.sleep(0)  # a long replay gives way to the others at every page
+            return page
+        page = await self._broker.replay(after, until, topic_filter)
+        self.pages.add(after, until, topic_filter, page)
+        return page
+
+    def _shared(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        return self.pages.find(after, until, topic_filter, self._broker.extent().oldest)

@@ -12,8 +12,8 @@ from typing import Any, NoReturn, Protocol
 
 from sse_app.backoff import Backoff
 from sse_app.batch import Batch, Writer
-from sse_app.brokers import Page
-from sse_app.dialects import NATIVE, Dialect, write
+from sse_app.brokers import Page, Written
+from sse_app.dialects import NATIVE, Dialect, write, write_page
 from sse_app.errors import BrokerError
 from sse_app.grants import OPEN, Grant
 from sse_app.metrics import Totals
@@ -175,11 +175,13 @@ class Subscriber:
         """The names under which a publication may name it. Made when it is asked for: a stream need not keep them."""
         return self.grant.audience(self.client)
 
-    def begin(self, position: Position, greeting: bytes, *, behind: bool) -> None:
-        """Start at a position, with these bytes first; ``behind`` when the log holds more that it has to read."""
+    def begin(self, position: Position, greeting: bytes, *, behind: bool, page: Written | None = None) -> None:
+        """Start at a position, with these bytes first, and then with the ``page`` that was read of the log up to there.
+        ``behind`` when the log holds more that it has to read.
+        """
         self._epoch, self._offset = position
         if self._mode not in OVER:
-            self._greeting = greeting
+            self._greeting = greeting if page is None else self._written(page, greeting)
         if behind and self._mode is WAITING:  # else its queue ran over already, or it has ended
             self._enter(BEHIND)
 
@@ -466,16 +468,17 @@ class Subscriber:
         if page.end.epoch != until.epoch:
             self._ask_again()
             return None
-        parts = [] if page.start == self.position else [self._gap(page.start, until)]
-        audience = self.audience
-        visible = [publication for publication in page.publications if publication.visible_to(audience)]
-        blocks, events, gaps = write(visible, self.dialect)
-        parts += blocks
+        gap = b"" if page.start == self.position else self._gap(page.start, until)
+        data = self._written(write_page(page, self.dialect, self.audience), gap)
         self._epoch, self._offset = page.end
-        self._count_written(events, gaps)
         if self._mode is not BEHIND:  # it was not told to go on from the log meanwhile
             self._leave_log_at(until)
-        return b"".join(parts)
+        return data
+
+    def _written(self, written: Written, before: bytes = b"") -> bytes:
+        """Return what was written for this stream, behind other bytes, and count it."""
+        self._count_written(written.events, written.gaps)
+        return before + written.data if before else written.data
 
     def _ask_again(self) -> None:
         if self._mode is not BEHIND:
@@ -515,9 +518,7 @@ class Subscriber:
             self._count_written(batch.count, batch.gaps)
             return batch.data
         rest = [item for item in batch.publications if item.position.offset > self._offset]
-        blocks, events, gaps = write(rest, self.dialect)
-        self._count_written(events, gaps)
-        return b"".join(blocks)
+        return self._written(write(rest, self.dialect))
 
     def _count_written(self, events: int, gaps: int) -> None:
         self._totals.delivered += events

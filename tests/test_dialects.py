@@ -36,7 +36,7 @@ def test_lost_publications_in_a_row_are_one_gap_with_the_position_of_the_last(
 ) -> None:
     written = write([publication(offset, lost=str(offset) in lost) for offset in range(3, 8)], NATIVE)
     found = []
-    for event in EventDecoder().feed(b"".join(written.blocks)):
+    for event in EventDecoder().feed(written.data):
         position = Position.parse((event.id or "").encode())
         assert position
         if event.type == "gap":

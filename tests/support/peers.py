@@ -217,6 +217,9 @@ class DistantBroker(MemoryBroker):
         await self._travel()
         return top
 
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        return None
+
     async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
         await self._travel()
         page = await super().replay(after, until, filter)
@@ -274,6 +277,9 @@ class TroubledBroker(MemoryBroker):
         if fresh:
             self.check()
         return await super().top()
+
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        return None if self.down else super().at_hand(after, until, topic_filter)
 
     async def replay(self, after: Position, until: Position, filter: TopicFilter) -> Page:
         self.check()

@@ -269,6 +269,9 @@ async def test_a_subscription_against_the_rules_never_begins(hub_web: Web) -> No
 class Unreadable(MemoryBroker):
     """A log that fails to be read from anywhere but its end."""
 
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> None:
+        return None
+
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         raise ValueError("m4rk3r")
 
@@ -297,7 +300,8 @@ async def test_one_stream_that_fails_ends_alone_and_is_logged_in_one_line(
 
 def test_one_direct_stream_that_fails_ends_alone_with_the_final_chunk(caplog: pytest.LogCaptureFixture) -> None:
     with live_hub(drain=0.2) as server, server.connect() as connection:
-        server.hub.broker.replay = Unreadable().replay  # type: ignore[method-assign]
+        for name in ("at_hand", "replay"):
+            setattr(server.hub.broker, name, getattr(Unreadable(), name))
         server.hub.publish_threadsafe("0")
         cursor = str(server.hub.publish_threadsafe("1").position._replace(offset=1))
         connection.sendall(f"GET /events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {cursor}\r\n\r\n".encode())

@@ -1,0 +1,199 @@
+"""The pages of the log that many streams read at once, which are read and written once for all of them."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from sse_app import reached as module
+from sse_app.brokers import Page
+from sse_app.brokers.memory import MemoryBroker
+from sse_app.dialects import NATIVE
+from sse_app.events import EventDecoder
+from sse_app.publication import Position, Publication
+from sse_app.reached import SharedPages
+from sse_app.topics import TopicFilter
+from tests.support.nodes import node_on, publish, subscribed
+from tests.support.peers import Socket, datas
+
+pytestmark = pytest.mark.virtual_time
+
+EVERYTHING = TopicFilter()
+OLDEST = Position("e", 0)
+
+
+def page(first: int, last: int, size: int = 10) -> Page:
+    found = [Publication(Position("e", offset), "message", (), b"x" * size, 0.0) for offset in range(first, last + 1)]
+    return Page(Position("e", first - 1), found, Position("e", last))
+
+
+def read_twice(pages: SharedPages, of: Page, end: int | None = None) -> None:
+    for _ in range(2):
+        pages.add(of.start, of.end._replace(offset=end or of.end.offset), EVERYTHING, of)
+
+
+class Frames:
+    """The native dialect, which counts the publications that it writes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, frame = 0, NATIVE.frame
+
+        def counted(publication: Publication) -> bytes:
+            self.count += 1
+            return frame(publication)
+
+        monkeypatch.setattr(NATIVE, "frame", counted, raising=False)
+
+
+class CountingBroker(MemoryBroker):
+    """Counts the pages that are read."""
+
+    pages = 0
+
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
+        self.pages += 1
+        return super().at_hand(after, until, topic_filter)
+
+
+async def texts_of(subscriber: Any) -> list[str]:
+    return datas(EventDecoder().feed(await subscriber.read())[1:])
+
+
+# --- which page ---
+
+
+def test_a_page_is_kept_when_it_is_read_again() -> None:
+    pages, one = SharedPages(), page(1, 5)
+    pages.add(one.start, one.end, EVERYTHING, one)
+    assert pages.find(one.start, one.end, EVERYTHING, OLDEST) is None, "it may be one long replay"
+    pages.add(one.start, one.end, EVERYTHING, one)
+    assert pages.find(one.start, one.end, EVERYTHING, OLDEST) is one
+    assert pages.find(one.start, one.end, TopicFilter.parse(["a"]), OLDEST) is None
+
+
+@pytest.mark.parametrize(
+    ("is_full", "until", "found"), [(False, 5, True), (False, 6, False), (True, 6, True), (True, 4, False)]
+)
+def test_a_page_is_the_same_as_long_as_nothing_follows_or_no_more_fits(is_full: bool, until: int, found: bool) -> None:
+    pages, one = SharedPages(), page(1, 5)
+    read_twice(pages, one, end=9 if is_full else None)
+    assert (pages.find(one.start, Position("e", until), EVERYTHING, OLDEST) is one) == found
+
+
+def test_a_page_of_what_was_trimmed_or_of_another_epoch_is_not_found() -> None:
+    pages, one = SharedPages(), page(3, 5)
+    read_twice(pages, one)
+    assert pages.find(one.start, one.end, EVERYTHING, Position("e", 2)) is one
+    assert pages.find(one.start, one.end, EVERYTHING, Position("e", 3)) is None
+    assert pages.find(one.start, one.end, EVERYTHING, Position("f", 0)) is None
+    assert pages.find(one.start, Position("f", 5), EVERYTHING, OLDEST) is None
+
+
+def test_a_page_with_a_gap_is_not_kept() -> None:
+    pages, one = SharedPages(), page(3, 5)
+    for _ in range(2):
+        pages.add(OLDEST, one.end, EVERYTHING, one)
+    assert not len(pages)
+
+
+def test_what_nobody_reads_any_more_is_dropped() -> None:
+    pages, one = SharedPages(), page(1, 5)
+    read_twice(pages, one)
+    for _ in range(3):
+        pages.age()
+        assert pages.find(one.start, one.end, EVERYTHING, OLDEST) is one
+    pages.age()
+    pages.age()
+    assert not len(pages)
+
+
+def test_no_more_is_kept_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGES_BYTES", 10_000)
+    pages = SharedPages()
+    for first in range(1, 1_000, 5):
+        read_twice(pages, page(first, first + 4, size=100))
+        kept = [one for one in (pages._old | pages._young).values() if one]
+        assert sum(len(item.body) for one in kept for item in one.page.publications) <= 10_000
+    for offset in range(1_000):
+        pages.add(Position("e", offset), Position("e", 2_000), EVERYTHING, page(1, 1))
+        assert len(pages._old | pages._young) <= 100
+
+
+# --- streams ---
+
+
+async def test_a_storm_of_resumes_reads_and_writes_its_page_for_two_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = CountingBroker()
+    async with node_on(broker) as node:
+        positions = await publish(node, *map(str, range(101)))
+        frames = Frames(monkeypatch)
+        for _ in range(50):
+            async with subscribed(node, after=positions[0]) as subscriber:
+                assert await texts_of(subscriber) == list(map(str, range(1, 101)))
+        assert (broker.pages, frames.count) == (2, 200)
+        assert node.totals.delivered == 50 * 100
+
+
+async def test_a_page_at_hand_goes_out_with_the_welcome_in_one_write_and_no_task() -> None:
+    async with node_on(MemoryBroker()) as node:
+        positions = await publish(node, *"abc")
+        tasks = asyncio.all_tasks()
+        async with subscribed(node, after=positions[0]) as subscriber:
+            subscriber.attach(socket := Socket(room=10))
+            assert socket.room == 9
+            assert datas(EventDecoder().feed(socket.take())[1:]) == ["b", "c"]
+            assert asyncio.all_tasks() == tasks
+            assert not subscriber.is_behind
+            await publish(node, "d")
+            assert datas(EventDecoder().feed(socket.take())) == ["d"]
+
+
+async def test_who_may_not_see_all_of_a_page_gets_its_own_form_of_it() -> None:
+    async with node_on(MemoryBroker()) as node:
+        start = await node.broker.top()
+        for text, named in (("a", {}), ("b", {"exclude": ["c-1"]}), ("c", {"to": ["c-1"]}), ("d", {})):
+            await publish(node, text, **named)
+        for _ in range(3):
+            for client, seen in (("c-1", ["a", "c", "d"]), ("c-2", ["a", "b", "d"])):
+                async with subscribed(node, after=start, client=client) as subscriber:
+                    assert await texts_of(subscriber) == seen
+
+
+async def test_a_large_page_waits_until_the_connection_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse_app.joining.PAGE_BYTES_AT_ONCE", 100)
+    async with node_on(MemoryBroker()) as node:
+        start = await node.broker.top()
+        await publish(node, *"abcdefgh")
+        async with subscribed(node, after=start) as subscriber:
+            assert subscriber.is_behind
+            assert node.totals.delivered == 0
+            assert [event.type for event in EventDecoder().feed(await subscriber.read())] == ["welcome"]
+            assert datas(EventDecoder().feed(await subscriber.read())) == list("abcdefgh")
+            assert not subscriber.is_behind
+
+
+async def test_a_stream_with_more_to_read_than_a_page_goes_on_in_the_log() -> None:
+    async with node_on(MemoryBroker()) as node:
+        start = await node.broker.top()
+        await publish(node, *map(str, range(700)))
+        found: Sequence[str] = []
+        async with subscribed(node, after=start) as subscriber:
+            assert subscriber.is_behind
+            found = await texts_of(subscriber)
+            assert len(found) == 256
+            while len(found) < 700:
+                found = [*found, *datas(EventDecoder().feed(await subscriber.read()))]
+        assert found == list(map(str, range(700)))
+
+
+async def test_pages_that_nobody_reads_are_dropped_while_the_node_is_idle() -> None:
+    async with node_on(MemoryBroker(), heartbeat=15.0) as node:
+        start = await node.broker.top()
+        await publish(node, *"abc")
+        for _ in range(3):
+            async with subscribed(node, after=start):
+                pass
+        assert len(node._log.pages) == 1
+        await asyncio.sleep(2.5)  # two beats
+        assert not len(node._log.pages)
