@@ -1,54 +1,60 @@
 """Heartbeats, which keep the connection of an idle stream open, and cursors, which keep the stream resumable."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sse_app.batch import Batch
 from sse_app.brokers import Broker
 from sse_app.delivery import Delivery, in_steps
 from sse_app.dialects import Dialect
 from sse_app.metrics import Totals
+from sse_app.publication import Position
 from sse_app.steps import outside_tasks
 from sse_app.subscriber import Subscriber
 
 SLOTS = 15  # of the heartbeats: each subscriber is in one, and the slots take turns, so that the writes are spread
-CURSOR_STEP = 64  # publications at least between two searches for cursors that fall behind
+CURSOR_STEP = 64  # publications at least between two searches, and that a cursor may lie behind the top in any log
 
 
 class Cursors:
     """Moves the cursors of clients whose streams are quiet, before what lies behind them is trimmed: a client that came
     back with such a cursor would be told a gap.
+
+    A cursor is safe while half of what the log can hold may still be appended before the log trims what lies behind it.
+    All are searched each time a quarter of that is new, or was trimmed. So a log that is not half full moves none.
     """
 
     def __init__(self, broker: Broker, delivery: Delivery) -> None:
         self._broker, self._delivery = broker, delivery
-        self._searched = delivery.position  # of the last search among all subscribers
-        self._step = CURSOR_STEP
+        # The ends of the log at the last search among all subscribers.
+        self._top, self._oldest = delivery.position, delivery.position._replace(offset=0)
 
     @property
     def due(self) -> bool:
-        """True when it is time to search all subscribers for cursors that fall behind: ``CURSOR_STEP`` publications
-        after the last search in this epoch, or a quarter of what the log holds if that is more.
-        """
-        now, then = self._delivery.position, self._searched
-        return now.offset - (then.offset if then.epoch == now.epoch else 0) >= self._step
+        """True when it is time to search all subscribers for cursors that fall behind."""
+        extent, top = self._broker.extent(), self._delivery.position
+        new = top.offset - (self._top.offset if self._top.epoch == top.epoch else 0)
+        trimmed = extent.oldest.offset - (self._oldest.offset if self._oldest.epoch == extent.oldest.epoch else 0)
+        return max(new, trimmed) >= max(CURSOR_STEP, extent.capacity // 4)
 
     async def move_all(self) -> None:
         """Move the cursors that fall behind, of all subscribers."""
-        self._searched = self._delivery.position
-        await self.move(list(self._delivery))
+        self._top, self._oldest = self._delivery.position, self._broker.extent().oldest
+        await self.move(lambda: list(self._delivery))
 
-    async def move(self, subscribers: Sequence[Subscriber]) -> None:
-        """Move those of these cursors that lie in the older half of the log: all are searched each time a quarter of it
-        is new, so a cursor still lies in the log when its client comes back.
-        """
-        oldest = (await self._broker.oldest()).offset
-        top = self._delivery.position
-        held = top.offset - oldest
-        self._step = max(CURSOR_STEP, held // 4)
-        safe = min(oldest + held // 2, top.offset - CURSOR_STEP + 1)
-        behind = [subscriber for subscriber in subscribers if subscriber.position.offset < safe]
-        if behind:
-            await outside_tasks(in_steps(lambda subscriber: subscriber.offer_cursor(top), behind))
+    async def move(self, subscribers: Callable[[], Sequence[Subscriber]]) -> None:
+        """Move those of these cursors that fall behind."""
+        extent, top = self._broker.extent(), self._delivery.position
+        oldest = extent.oldest.offset
+        room = max(0, extent.capacity - (top.offset - oldest))  # until the log is full
+        safe = min(oldest + extent.capacity // 2 - room, top.offset - CURSOR_STEP + 1)
+        if safe > 0:
+            behind = in_steps(lambda subscriber: _move(subscriber, safe, top), subscribers())
+            await outside_tasks(behind)
+
+
+def _move(subscriber: Subscriber, safe: int, top: Position) -> None:
+    if subscriber.position.offset < safe:
+        subscriber.offer_cursor(top)
 
 
 class Batches(dict[Dialect, Batch]):
@@ -83,7 +89,7 @@ class Heartbeats:
         """Send the heartbeats of the next slot, and move the cursors of its subscribers."""
         self._current = (self._current + 1) % SLOTS
         subscribers = list(self._slots[self._current])
-        await self._cursors.move(subscribers)
+        await self._cursors.move(lambda: subscribers)
         batches = Batches()
         await outside_tasks(in_steps(lambda subscriber: subscriber.beat(batches[subscriber.dialect]), subscribers))
         self._totals.heartbeats += len(subscribers)

@@ -118,7 +118,7 @@ async def test_publications_that_come_between_two_slices_come_after_it_to_everyo
 @pytest.mark.virtual_time
 async def test_cursors_are_moved_without_holding_up_the_loop() -> None:
     """All of a large hub's quiet streams fall behind at the same time."""
-    async with node_on(fixed_broker(), heartbeat=ENDLESS) as node:
+    async with node_on(fixed_broker(history=120), heartbeat=ENDLESS) as node:
         written: dict[int, int] = {}
         with Turns() as loop:
 

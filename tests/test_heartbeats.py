@@ -18,7 +18,7 @@ from sse_app.publication import Draft, Position
 from sse_app.subscriber import Subscriber
 from sse_app.topics import TopicFilter
 from tests.support.nodes import cursor_of, data_of, node_on, replay, subscribed
-from tests.support.peers import Socket, available, datas, log_of, received
+from tests.support.peers import MOMENT, Socket, available, datas, log_of, received
 
 pytestmark = pytest.mark.virtual_time
 
@@ -94,9 +94,9 @@ async def test_a_log_that_begins_anew_is_searched_for_cursors_at_once() -> None:
         cursors = Cursors(broker, delivery)
         await cursors.move_all()
         assert not cursors.due
-        delivery.position = Position("old", 62_499)
+        delivery.position = Position("old", 52_499)
         assert not cursors.due
-        delivery.position = Position("old", 62_500)  # a quarter of what this log holds is new
+        delivery.position = Position("old", 52_500)  # a quarter of what this log can hold is new
         assert cursors.due
         delivery.position = Position("new", 40_000)
         assert cursors.due
@@ -105,7 +105,7 @@ async def test_a_log_that_begins_anew_is_searched_for_cursors_at_once() -> None:
 
 
 async def test_a_cursor_is_moved_with_the_heartbeat_too() -> None:
-    async with node_on(MemoryBroker(history=1_000)) as node, subscribed(node, "quiet") as subscriber:
+    async with node_on(MemoryBroker(history=100)) as node, subscribed(node, "quiet") as subscriber:
         decoder = EventDecoder()
         decoder.feed(await available(subscriber))
         for number in range(64):
@@ -113,6 +113,48 @@ async def test_a_cursor_is_moved_with_the_heartbeat_too() -> None:
         await asyncio.sleep(15)
         decoder.feed(await available(subscriber))
         assert decoder.last_event_id == str(await node.broker.top())
+
+
+@pytest.mark.parametrize("named", [{}, {"exclude": ["c-1"]}])
+async def test_a_young_log_moves_no_cursors(named: dict[str, list[str]]) -> None:
+    async with node_on(MemoryBroker()) as node, AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(subscribed(node, "quiet", client=f"c-{n}")) for n in range(10)]
+        for subscriber in readers:
+            subscriber.attach(Socket(room=3))  # fails when it is written to more often
+        for number in range(4_999):
+            await node.publish(Draft.compose(str(number), topic="loud", **named))
+            await asyncio.sleep(0)
+        await asyncio.sleep(MOMENT)
+        assert {subscriber.position.offset for subscriber in readers} == {0}
+        for number in range(2_600):
+            await node.publish(Draft.compose(str(number), topic="loud", **named))
+            await asyncio.sleep(0)
+        assert min(subscriber.position.offset for subscriber in readers) >= 4_999
+
+
+async def test_an_idle_stream_keeps_its_cursor_when_few_large_publications_trim_the_log() -> None:
+    async with node_on(MemoryBroker(history_bytes=1_000_000)) as node, subscribed(node, "quiet") as subscriber:
+        decoder = EventDecoder()
+        for number in range(1_200):
+            await node.publish(Draft.compose(str(number), topic="loud"))
+        for _ in range(1_000):
+            await node.publish(Draft.compose("x" * 4_000, topic="loud"))
+            await asyncio.sleep(0)
+            decoder.feed(await available(subscriber))
+            assert cursor_of(decoder) >= await node.broker.oldest()
+
+
+async def test_a_log_that_is_trimmed_by_age_moves_cursors_before() -> None:
+    broker = MemoryBroker(history_age=600.0, clock=asyncio.get_running_loop().time)
+    async with node_on(broker) as node, subscribed(node, "quiet") as subscriber:
+        decoder = EventDecoder()
+        for second in range(2_000):
+            await node.publish(Draft.compose(str(second), topic="loud"))
+            await asyncio.sleep(1)
+            decoder.feed(await available(subscriber))
+            if second < 290:
+                assert cursor_of(decoder).offset == 0
+            assert cursor_of(decoder) >= await broker.oldest()
 
 
 async def test_who_gets_everything_is_sent_no_cursors(node: Node) -> None:
