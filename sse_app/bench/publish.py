@@ -8,54 +8,74 @@ from typing import cast
 from sse_app.bench.load import Load
 from sse_app.bench.tally import Tally
 from sse_app.bench.target import Target
-from sse_app.bench.wire import answered_status, event_data
+from sse_app.bench.wire import Answers, event_data
 
 FAILURES_MAX = 100  # failed POSTs after which publishing stops
 NS = 1_000_000_000
 
 
 class Poster(asyncio.Protocol):
-    """A kept connection that POSTs one event at a time."""
+    """A kept connection that POSTs one request at a time, and waits for an answer for `patience` seconds."""
 
-    def __init__(self) -> None:
-        self.usable = False
+    def __init__(self, answers: Answers, patience: float) -> None:
+        self._answers, self._patience = answers, patience
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[int] | None = None
+        self._asked = 0.0  # the loop's time of the last request
+        self._timer: asyncio.TimerHandle | None = None
         self._buffer = b""
 
-    async def post(self, request: bytes) -> int:
-        """Send a request and return the status of its answer. Raises `OSError` when there is none."""
+    @property
+    def usable(self) -> bool:
+        """True while a request can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def post(self, request: bytes) -> asyncio.Future[int]:
+        """Send a request. The future gets the status of its answer, or an `OSError` when there is none."""
         assert self._transport
         self._buffer = b""
-        self._answer = asyncio.get_running_loop().create_future()
+        self._answer, self._asked = self._loop.create_future(), self._loop.time()
+        # One timer for the connection, which looks back: setting one for each request costs more than the request does.
+        self._timer = self._timer or self._loop.call_later(self._patience, self._give_up)
         self._transport.write(request)
-        return await self._answer
+        return self._answer
 
     def close(self) -> None:
-        self.usable = False
         if self._transport:
             self._transport.abort()
+        if self._timer:
+            self._timer.cancel()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport, self.usable = cast(asyncio.Transport, transport), True
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if not self._answer or self._answer.done():
-            return
         try:
-            status = answered_status(self._buffer)
+            status = self._answers.status(self._buffer)
         except ValueError as error:
-            self._answer.set_exception(ConnectionError(str(error)))
+            self._fail(ConnectionError(str(error)))
             return
-        if status is not None:
-            self._buffer = b""
+        if status is not None and self._answer and not self._answer.done():
             self._answer.set_result(status)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.usable = False
+        self._fail(exc or ConnectionError("connection closed before the answer"))
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if not self._answer or self._answer.done():
+            return
+        left = self._asked + self._patience - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._give_up)
+        else:
+            self._fail(TimeoutError("no answer in time"))
+
+    def _fail(self, error: Exception) -> None:
         if self._answer and not self._answer.done():
-            self._answer.set_exception(exc or ConnectionError("connection closed before the answer"))
+            self._answer.set_exception(error)
 
 
 class Publishers:
@@ -63,6 +83,8 @@ class Publishers:
 
     def __init__(self, load: Load, target: Target, tally: Tally) -> None:
         self._load, self._target, self._tally = load, target, tally
+        self._head = target.publish(load.token or load.publish_key)
+        self._answers = Answers()
         self._idle: list[Poster] = []
         self._started = self._ends = self._taken = 0
         self._most: float = 0
@@ -104,26 +126,27 @@ class Publishers:
         return moment
 
     async def _post(self, number: int, sent: int) -> None:
-        tally, load = self._tally, self._load
-        data = event_data(tally.run, number, sent, load.data_size)
+        tally = self._tally
+        data = event_data(tally.run, number, sent, self._load.data_size)
         poster = self._idle.pop()
         try:
-            async with asyncio.timeout(load.patience):
-                if not poster.usable:
-                    poster = await self._poster()
-                status = await poster.post(self._target.publish(data, load.token or load.publish_key))
+            if not poster.usable:
+                poster = await self._poster()
+            status = await poster.post(b"%b%d\r\n\r\n%b" % (self._head, len(data), data))
             if not 200 <= status < 300:
                 tally.fail(number, f"POST answered {status}")
         except OSError as error:
             poster.close()
-            tally.fail(number, f"POST: {str(error) or 'no answer in time'}")
+            tally.fail(number, f"POST: {error}")
         finally:
             self._idle.append(poster)
 
     async def _poster(self) -> Poster:
+        def poster() -> Poster:
+            return Poster(self._answers, self._load.patience)
+
         connect = asyncio.get_running_loop().create_connection
-        _, poster = await connect(Poster, self._target.address, self._target.port)
-        return poster
+        return (await connect(poster, self._target.address, self._target.port))[1]
 
 
 async def _until(moment: int) -> None:

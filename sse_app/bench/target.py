@@ -27,11 +27,10 @@ class Target(NamedTuple):
         head = f"GET {self.path}/events HTTP/1.1\r\nHost: {self.host}\r\n{_bearer(token)}"
         return f"{head}Accept: text/event-stream\r\nCache-Control: no-store\r\n\r\n".encode()
 
-    def publish(self, data: str, key: str | None) -> bytes:
-        """Return the request that publishes `data`."""
+    def publish(self, key: str | None) -> bytes:
+        """Return the head of a request that publishes, up to the value of its Content-Length, which ends it."""
         head = f"POST {self.path}/broadcast HTTP/1.1\r\nHost: {self.host}\r\n{_bearer(key)}"
-        head = f"{head}Content-Type: application/json\r\n"
-        return f"{head}Content-Length: {len(data)}\r\n\r\n{data}".encode()
+        return f"{head}Content-Type: application/json\r\nContent-Length: ".encode()
 
 
 def _bearer(secret: str | None) -> str:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 HEAD_MAX = 16_384  # bytes
 MARKER_MAX = 64  # bytes
+HEADS_MAX = 256  # heads of answers that are remembered
 
 _CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
@@ -68,25 +69,47 @@ def is_chunked(head: bytes) -> bool:
     return _CHUNKED.search(head) is not None
 
 
-def answered_status(data: bytes) -> int | None:
-    """Return the status of a response that is there with its whole body, else None."""
-    head, end, body = data.partition(b"\r\n\r\n")
-    if not end:
-        return None
-    if is_chunked(head):
-        decoder = ChunkedDecoder()
-        decoder.feed(body)
-        complete = decoder.ended and data.endswith(b"\r\n\r\n")  # trailers included: the next answer follows
-    else:
+class Answers:
+    """The reader of the answers to POSTs, one at a time for each connection.
+
+    It remembers heads: within a second, whose `date` they carry, a server's are equal, and one that was parsed before
+    is a dictionary lookup (0.3 us instead of 4).
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, tuple[int, int | None]] = {}
+
+    def status(self, data: bytes) -> int | None:
+        """Return the status of an answer that is there with its whole body, else None. Raises `ValueError` when its
+        body is not what its head says.
+        """
+        head, end, body = data.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        status, length = self._heads.get(head) or self._parse(head)
+        complete = _all_chunks(body) if length is None else len(body) >= length
+        return status if complete else None
+
+    def _parse(self, head: bytes) -> tuple[int, int | None]:
+        """Return the status, and the length of the body: None when it comes in chunks."""
         length = _LENGTH.search(head)
-        complete = len(body) >= (int(length[1]) if length else 0)
-    return status_of(head) if complete else None
+        parsed = status_of(head), None if is_chunked(head) else int(length[1]) if length else 0
+        if len(self._heads) >= HEADS_MAX:
+            self._heads.clear()
+        self._heads[head] = parsed
+        return parsed
 
 
-def event_data(run: str, number: int, sent: int, size: int) -> str:
+def _all_chunks(body: bytes) -> bool:
+    decoder = ChunkedDecoder()
+    decoder.feed(body)
+    return decoder.ended and body.endswith(b"\r\n\r\n")  # trailers included: the next answer follows
+
+
+def event_data(run: str, number: int, sent: int, size: int) -> bytes:
     """Return an event's data, of `size` bytes or what its marker needs. It is JSON: some hubs take nothing else."""
     marker = f'{{"bench":"@{run}.{number}.{sent}!'
-    return marker.ljust(size - 2, "x") + '"}'
+    return (marker.ljust(size - 2, "x") + '"}').encode()
 
 
 def marker_pattern(run: str) -> re.Pattern[bytes]:

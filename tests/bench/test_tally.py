@@ -27,8 +27,7 @@ def test_percentile_is_the_nearest_rank(counts: dict[int, int], share: float, va
 
 
 def frames(*numbers: int) -> bytes:
-    texts = [f"id: {number}\ndata: {event_data('beef', number, 5, 60)}\n\n" for number in numbers]
-    return "".join(texts).encode()
+    return b"".join(b"id: %d\ndata: %b\n\n" % (number, event_data("beef", number, 5, 60)) for number in numbers)
 
 
 def take(stream: Subscriber, *numbers: int) -> bool:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sse_app.bench.wire import ChunkedDecoder, answered_status, event_data, find_markers, marker_pattern
+from sse_app.bench.wire import HEADS_MAX, Answers, ChunkedDecoder, event_data, find_markers, marker_pattern
 from tests.bench.fake_hub import chunk
 
 
@@ -55,7 +55,21 @@ def test_what_is_not_chunked_is_an_error(wire: bytes) -> None:
     ],
 )
 def test_answer_is_complete_or_not(wire: bytes, status: int | None) -> None:
-    assert answered_status(wire) == status
+    answers = Answers()
+    assert answers.status(wire) == status
+    assert answers.status(wire) == status  # its head is known now
+
+
+def test_a_known_head_says_how_much_must_follow() -> None:
+    answers, head = Answers(), b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    assert [answers.status(head + body) for body in (b"{}", b"{", b"", b"[]")] == [200, None, None, 200]
+
+
+def test_not_every_head_is_remembered() -> None:
+    answers = Answers()
+    for number in range(2 * HEADS_MAX):
+        assert answers.status(b"HTTP/1.1 204 No Content\r\nX: %d\r\n\r\n" % number) == 204
+    assert len(answers._heads) <= HEADS_MAX
 
 
 @pytest.mark.parametrize("payload", [1, 60, 100, 5000])
@@ -63,7 +77,7 @@ def test_event_data_is_json_of_the_size_asked_for_that_holds_its_marker(payload:
     data = event_data("beef", 12, 345, payload)
     assert json.loads(data)
     assert len(data) == max(payload, len('{"bench":"@beef.12.345!"}'))
-    batch, rest = find_markers(marker_pattern("beef"), data.encode())
+    batch, rest = find_markers(marker_pattern("beef"), data)
     assert batch
     assert (batch.numbers, batch.sent, rest) == ([12], [345], b"")
 
