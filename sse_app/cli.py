@@ -48,10 +48,8 @@ Flag: TypeAlias = str | bool | tuple[str, ...] | None  # as click gives it: a te
 class _LoadOptions(TypedDict):
     """The flags that are fields of ``bench.Load``."""
 
-    subscribers: int
     duration: float
     rate: float
-    inflight: int
     payload: int | None
     slow: float
     publish_key: str | None
@@ -119,14 +117,16 @@ def serve(**flags: Flag) -> None:
     show_default=True,
     metavar="NAME,...",
     help="connect: all at once; closed: one event at a time; burst: several POSTs at a time; rate: so many per second,"
-    " come what may; slow: as rate, with some that have stopped reading.",
+    " come what may; slow: as rate, with some that have stopped reading; publish: as fast as POSTs are answered.",
 )
 @click.option("--repeat", type=Whole(1), default=1, show_default=True, help="Repetitions; medians are shown.")
-@click.option("--subscribers", type=Whole(), default=1000, show_default=True, help="Open streams.")
+@click.option("--subscribers", type=Whole(), help="Open streams. Default: 1,000, for publish 1.")
 @click.option("--duration", type=Number(), default=5.0, show_default=True, help="Seconds of publishing.")
 @click.option("--rate", type=Number(), default=50.0, show_default=True, help="Events per second, for rate and slow.")
 @click.option(
-    "--inflight", type=Whole(), default=8, show_default=True, help="POSTs at a time, for burst, rate and slow."
+    "--inflight",
+    type=Whole(),
+    help="POSTs at a time, for burst, rate, slow and publish. Default: 8; publish runs with 1 and with 64.",
 )
 @click.option("--payload", type=Whole(), help="Bytes of data in an event. Default: 100, for slow 2,000.")
 @click.option("--slow", type=Number(), default=0.1, show_default=True, help="Share that does not read, for slow.")
@@ -138,6 +138,8 @@ def bench(
     against: tuple[str, ...],
     workload: str,
     repeat: int,
+    subscribers: int | None,
+    inflight: int | None,
     as_json: bool,
     flags: tuple[str, ...],
     token: Token,
@@ -147,7 +149,7 @@ def bench(
     from rich.console import Console
     from uvloop import new_event_loop
 
-    from sse_app.bench import Load, compare, document
+    from sse_app.bench import Load, cases, compare, document
 
     descriptors.raise_limit()
     servers = tuple(dict.fromkeys((url or "sse-app", *against)))
@@ -155,7 +157,8 @@ def bench(
         if url and flags:
             raise BenchRefused("flags of serve go without a URL.")
         names = workload.split(",")  # Load checks them
-        loads = [Load(cast("Workload", name), token=token_text(token), **load) for name in names]
+        named = [Load(cast("Workload", name), token=token_text(token), **load) for name in names]
+        loads = [case for each in named for case in cases(each, subscribers=subscribers, inflight=inflight)]
     # SIGTERM raises SystemExit, so that the server that was started is stopped.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -176,18 +179,18 @@ def bench(
 
 
 def _print_tables(reports: "Sequence[Report]") -> None:
-    """Print a table for each workload, and the first error in it."""
+    """Print a table for each load, and the first error in it."""
     from rich.console import Console
     from rich.table import Column, Table
 
     from sse_app.bench import table
 
     console = Console()
-    for workload in dict.fromkeys(report.workload for report in reports):
-        runs = [report for report in reports if report.workload == workload]
+    for title in dict.fromkeys(report.title for report in reports):
+        runs = [report for report in reports if report.title == title]
         head, *rows = table(runs)
         columns = [Column(name, justify="right") for name in head[1:]]
-        shown = Table("", *columns, title=workload, title_justify="left", box=None)
+        shown = Table("", *columns, title=title, title_justify="left", box=None)
         for row in rows:
             shown.add_row(*row)
         console.print(shown)

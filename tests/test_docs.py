@@ -52,7 +52,7 @@ from sse_app import (
 from sse_app.auth.auth_file import AuthFile
 from sse_app.auth.claims import SOURCES
 from sse_app.auth.credentials import Credentials
-from sse_app.bench import Load
+from sse_app.bench import Load, cases
 from sse_app.cli import commands
 from sse_app.client import Client
 from sse_app.commands import Exit
@@ -448,7 +448,8 @@ class Session:
         except click.ClickException as error:
             pytest.fail(f"{where}: {error.message}")
         for workload in options["workload"].split(","):
-            Load(workload, subscribers=options["subscribers"], rate=options["rate"], payload=options["payload"])
+            load = Load(workload, rate=options["rate"], payload=options["payload"])
+            cases(load, **{name: options[name] for name in ("subscribers", "inflight")})
 
     def _doctor(self, url: str, flags: list[str], shown: str, where: str) -> None:
         """Run the doctor on the page's hub, and compare the verdicts. For any other address only parse the command."""

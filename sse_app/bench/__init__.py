@@ -8,9 +8,9 @@ Latency runs from the moment an event was sent (where there is a rate: was due) 
 of one process. It contains this process's own turn at reading all sockets, some us for each subscriber.
 """
 
-from sse_app.bench.load import Load
+from sse_app.bench.load import Load, cases
 from sse_app.bench.measure import compare, run
 from sse_app.bench.report import Report, document, medians, table
 from sse_app.errors import BenchFailed, BenchRefused
 
-__all__ = ["BenchFailed", "BenchRefused", "Load", "Report", "compare", "document", "medians", "run", "table"]
+__all__ = ["BenchFailed", "BenchRefused", "Load", "Report", "cases", "compare", "document", "medians", "run", "table"]

@@ -1,18 +1,20 @@
 """The parameters of a run, and the limits that this machine sets to them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from sse_app import descriptors
 from sse_app.errors import BenchRefused
 
-Workload = Literal["connect", "closed", "burst", "rate", "slow"]
+Workload = Literal["connect", "closed", "burst", "rate", "slow", "publish"]
 
 SPARE_DESCRIPTORS = 64  # for the event loop, the server's log and imports
 PAYLOAD = 100
 SLOW_PAYLOAD = 2_000  # bytes: enough to fill the buffers of a subscriber that does not read within seconds
 PAYLOAD_MAX = 256 * 1024  # bytes, the default of body_max
+SUBSCRIBERS, INFLIGHT = 1_000, 8
+PUBLISHERS = (1, 64)  # what `publish` stands for: POSTs at a time. 64 keep a server's core busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Load:
         `burst`: `inflight` POSTs at a time, and twice as many events on their way to the average subscriber
         `rate`: `rate` events per second, whatever comes back; latency counts from when each was due
         `slow`: as `rate`, while a share of the subscribers has stopped reading
+        `publish`: `inflight` POSTs at a time, and after each the next one, whoever has got the event
     subscribers: open streams, at most the descriptor limit less `inflight` and 64
     duration, warmup: seconds of publishing, measured and before; events: stop after so many, if sooner
     rate: events per second, of `rate` and `slow`
@@ -40,12 +43,12 @@ class Load:
     """
 
     workload: Workload = "closed"
-    subscribers: int = 1000
+    subscribers: int = SUBSCRIBERS
     duration: float = 5.0
     warmup: float = 0.5
     events: int | None = None
     rate: float = 50.0
-    inflight: int = 8
+    inflight: int = INFLIGHT
     payload: int | None = None
     slow: float = 0.1
     settle: float = 0.5
@@ -65,6 +68,11 @@ class Load:
             raise BenchRefused(f"{', '.join(wrong)}: out of range")
 
     @property
+    def title(self) -> str:
+        """The workload, of `publish` with its kind."""
+        return titled(self.workload, self.inflight)
+
+    @property
     def data_size(self) -> int:
         """Bytes of an event's data."""
         return (SLOW_PAYLOAD if self.workload == "slow" else PAYLOAD) if self.payload is None else self.payload
@@ -80,8 +88,12 @@ class Load:
         return 1 if self.workload in ("connect", "closed") else self.inflight
 
     @property
-    def window(self) -> int:
-        """The number of events that may be on their way to the average subscriber."""
+    def window(self) -> int | None:
+        """The number of events that may be on their way to the average subscriber. None for any number: the answers
+        alone set the pace.
+        """
+        if self.workload == "publish":
+            return None
         return 1 if self.posts == 1 else 2 * self.posts
 
     def reads(self, number: int) -> bool:
@@ -97,3 +109,19 @@ class Load:
                 f"{self.subscribers} subscribers need more open files than the {limit} allowed here: "
                 f"at most {room}, or raise the limit (ulimit -n)"
             )
+
+
+def cases(load: Load, *, subscribers: int | None = None, inflight: int | None = None) -> list[Load]:
+    """Return the loads that a workload stands for where these are not given: `publish` has one subscriber, and stands
+    for several.
+    """
+    publish = load.workload == "publish"
+    if subscribers is None:
+        subscribers = 1 if publish else SUBSCRIBERS
+    at_a_time = (inflight,) if inflight is not None else PUBLISHERS if publish else (INFLIGHT,)
+    return [replace(load, subscribers=subscribers, inflight=number) for number in at_a_time]
+
+
+def titled(workload: str, inflight: int) -> str:
+    """Return how a load is called in tables."""
+    return f"publish, {inflight} at a time" if workload == "publish" else workload

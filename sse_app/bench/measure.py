@@ -44,7 +44,7 @@ async def compare(
     for repetition in range(repeat):
         for load in loads:
             for server in servers:
-                progress(f"{load.workload}: {server}, {repetition + 1} of {repeat}")
+                progress(f"{load.title}: {server}, {repetition + 1} of {repeat}")
                 reports.append(await run(load, server, flags))
     return reports
 
@@ -65,7 +65,7 @@ async def run(load: Load, server: str = OURS, flags: Sequence[str] = ()) -> Repo
             with serving(server, flags) as running:
                 return await _measure(load, server, running)
     except TimeoutError:
-        raise BenchFailed(f"{server}, {load.workload}: not finished within {RUN_SECONDS:g} s") from None
+        raise BenchFailed(f"{server}, {load.title}: not finished within {RUN_SECONDS:g} s") from None
     except OSError as error:
         raise BenchFailed(f"{server} is out of reach: {error}") from error
 
@@ -144,7 +144,7 @@ async def _publish(load: Load, publishers: Publishers, tally: Tally, sample: Cal
         await publishers.publish(load.warmup)
     tally.begin()
     before = sample()
-    if not publishers.stalled:
+    if load.window is None or not publishers.stalled:  # waiting for deliveries, there is no more to come
         await publishers.publish(load.duration, 1 if storm else load.events)
     return before
 
@@ -157,10 +157,12 @@ def _report(load: Load, server: str, tally: Tally, course: _Samples, stalled: bo
     spent = _difference(before, after, lambda used: used.cpu)
     published = _difference(settled, after, lambda used: used.rss_kb)
     wall = (tally.last_arrival - before.left) / NS
+    posts, posting = sum(tally.answers.values()), (tally.last_answer - before.left) / NS
     busy_from, busy_until = (start, connected) if load.workload == "connect" else (before, after)
     return Report(
         workload=load.workload,
         server=server,
+        inflight=load.inflight,
         subscribers=subscribers,
         slow_subscribers=tally.slow,
         failed_connects=load.subscribers - subscribers,
@@ -168,6 +170,10 @@ def _report(load: Load, server: str, tally: Tally, course: _Samples, stalled: bo
         cpu_us_per_connect=None if connecting is None else connecting * 1e6 / subscribers,
         memory_kb_per_connection=None if grown is None else grown / subscribers,
         events=after.published - before.published,
+        posts_per_s=posts / posting if posting > 0 else 0.0,
+        posts_per_cpu_s=posts / spent if spent else None,
+        answer_p50_ms=_ms(percentile(tally.answers, 0.5)),
+        answer_p99_ms=_ms(percentile(tally.answers, 0.99)),
         failed_posts=len(tally.failed),
         closed_early=len(tally.ended),
         deliveries=tally.deliveries,

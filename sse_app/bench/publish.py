@@ -114,7 +114,7 @@ class Publishers:
         """Wait until the next event may be sent. Return the time from which its latency counts, None at the end."""
         if self._load.paced:
             moment = self._started + int(self._taken * NS / self._load.rate)
-        elif await self._tally.until_owed(self._load.window, self._load.patience):
+        elif self._load.window is None or await self._tally.until_owed(self._load.window, self._load.patience):
             moment = time.monotonic_ns()
         else:
             self.stalled = self._tally.owed > 0
@@ -132,8 +132,11 @@ class Publishers:
         try:
             if not poster.usable:
                 poster = await self._poster()
+            asked = time.monotonic_ns()
             status = await poster.post(b"%b%d\r\n\r\n%b" % (self._head, len(data), data))
-            if not 200 <= status < 300:
+            if 200 <= status < 300:
+                tally.answered(asked, time.monotonic_ns())
+            else:
                 tally.fail(number, f"POST answered {status}")
         except OSError as error:
             poster.close()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, get_type_hints
 
+from sse_app.bench.load import titled
+
 COUNTED = ("failed_connects", "failed_posts", "closed_early", "lost", "doubled")  # over all repetitions, not medians
 
 
@@ -14,6 +16,7 @@ class Report:
 
     workload: str
     server: str
+    inflight: int
     subscribers: int
     slow_subscribers: int
     failed_connects: int
@@ -21,6 +24,10 @@ class Report:
     cpu_us_per_connect: float | None
     memory_kb_per_connection: float | None
     events: int
+    posts_per_s: float
+    posts_per_cpu_s: float | None
+    answer_p50_ms: float | None
+    answer_p99_ms: float | None
     failed_posts: int
     closed_early: int
     deliveries: int
@@ -37,6 +44,11 @@ class Report:
     stalled: bool
     load_cpu_share: float
     first_error: str | None
+
+    @property
+    def title(self) -> str:
+        """The title of the load."""
+        return titled(self.workload, self.inflight)
 
     @property
     def clean(self) -> bool:
@@ -78,23 +90,33 @@ DELIVERING = (
     Figure("latency_max_ms", "latency, longest, ms"),
     Figure("wire_bytes_per_delivery", "bytes per delivery"),
 )
+PUBLISHING = (
+    Figure("events", "events published"),
+    Figure("posts_per_s", "POSTs per second", ratio=True),
+    Figure("posts_per_cpu_s", "POSTs per CPU second", ratio=True),
+    Figure("answer_p50_ms", "answer, median, ms", ratio=True),
+    Figure("answer_p99_ms", "answer, 99 %, ms", ratio=True),
+    Figure("latency_p50_ms", "latency, median, ms", ratio=True),
+    Figure("latency_p99_ms", "latency, 99 %, ms", ratio=True),
+)
 FAULTS = (
     Figure("lost", "lost"),
     Figure("doubled", "doubled"),
     Figure("errors", "errors"),
     Figure("load_cpu_share", "load's own CPU, cores"),
 )
+FIGURES = {"connect": CONNECTING, "publish": PUBLISHING}  # of any other workload: DELIVERING
 
 
 def table(reports: Sequence[Report]) -> list[list[str]]:
-    """Return the figures of one workload: a head, then rows of a label, each server's median, and the ratios.
+    """Return the figures of one load: a head, then rows of a label, each server's median, and the ratios.
 
     reports: in the order in which they were made; the server of the first is compared with the others.
     """
     servers = list(dict.fromkeys(report.server for report in reports))
     middle = {server: medians(_of(reports, server)) for server in servers}
     against = {server: ratios(_of(reports, servers[0]), _of(reports, server)) for server in servers[1:]}
-    figures = (CONNECTING if reports[0].workload == "connect" else DELIVERING) + FAULTS
+    figures = FIGURES.get(reports[0].workload, DELIVERING) + FAULTS
     rows = [["", *servers, *(f"x {server}" for server in against)]]
     for figure in figures:
         values = [_shown(getattr(middle[server], figure.name)) for server in servers]
@@ -106,14 +128,20 @@ def table(reports: Sequence[Report]) -> list[list[str]]:
 def document(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:
     """Return all for a program: each run, the medians over the repetitions, and the ratios to the first server."""
     first = reports[0].server
-    groups = list(dict.fromkeys((report.workload, report.server) for report in reports))
-    of = {group: [report for report in reports if (report.workload, report.server) == group] for group in groups}
+    groups = list(dict.fromkeys((report.title, report.server) for report in reports))
+    of = {group: [report for report in reports if (report.title, report.server) == group] for group in groups}
     return {
         "runs": [asdict(report) for report in reports],
         "medians": [asdict(medians(of[group])) for group in groups],
         "ratios": [
-            {"workload": workload, "server": first, "against": server, **ratios(of[workload, first], group)}
-            for (workload, server), group in of.items()
+            {
+                "workload": group[0].workload,
+                "inflight": group[0].inflight,
+                "server": first,
+                "against": server,
+                **ratios(of[title, first], group),
+            }
+            for (title, server), group in of.items()
             if server != first
         ],
     }
@@ -142,7 +170,7 @@ def ratios(ours: Sequence[Report], theirs: Sequence[Report]) -> dict[str, float]
     A ratio is taken inside a repetition, so that a disturbance of the machine meets both.
     """
     found = {}
-    for figure in dict.fromkeys(CONNECTING + DELIVERING):
+    for figure in dict.fromkeys(CONNECTING + DELIVERING + PUBLISHING):
         pairs = [
             (getattr(our, figure.name), getattr(their, figure.name)) for our, their in zip(ours, theirs, strict=True)
         ]

@@ -21,6 +21,20 @@ def percentile(counts: Mapping[int, int], share: float) -> int | None:
     return None
 
 
+class Times(defaultdict[int, int]):
+    """Durations in ns, to 10 bits, and how often each came."""
+
+    def __init__(self) -> None:
+        super().__init__(int)
+
+    def since(self, moments: Sequence[int], now: int) -> None:
+        """Count the time from each of the moments until now."""
+        for moment in moments:
+            took = now - moment
+            shift = took.bit_length() - 10
+            self[took >> shift << shift if shift > 0 else took] += 1
+
+
 class Tally:
     """The events published and delivered, over all subscribers of a run.
 
@@ -43,7 +57,9 @@ class Tally:
         self.bytes = 0
         self.calls = 0  # callbacks of the event loop for streams
         self.last_arrival = 0
-        self.late: defaultdict[int, int] = defaultdict(int)  # latency in ns, to 10 bits, -> count
+        self.late = Times()
+        self.answers = Times()  # of the POSTs that were answered with success
+        self.last_answer = 0
         self.first_error: str | None = None
         self._wake_below = -1
         self._moved = asyncio.Event()
@@ -54,14 +70,20 @@ class Tally:
 
     def begin(self) -> None:
         """Measure from here on: all counts but lost and doubled start again."""
-        self.deliveries = self.bytes = self.last_arrival = 0
+        self.deliveries = self.bytes = self.last_arrival = self.last_answer = 0
         self.late.clear()
+        self.answers.clear()
 
     def publish(self) -> int:
         """Return the number of the next event, which is owed to every open stream from now on."""
         self.published += 1
         self.owed += len(self.streams)
         return self.published
+
+    def answered(self, asked: int, now: int) -> None:
+        """Count a POST that was answered with success."""
+        self.last_answer = now
+        self.answers.since((asked,), now)
 
     def fail(self, number: int, why: str) -> None:
         """Note that the POST of this event failed: it is owed to nobody, and not counted where it comes after all."""
@@ -94,11 +116,7 @@ class Tally:
         self.deliveries += len(sent)
         self.owed -= len(sent)
         self.last_arrival = now
-        late = self.late
-        for moment in sent:
-            took = now - moment
-            shift = took.bit_length() - 10
-            late[took >> shift << shift if shift > 0 else took] += 1
+        self.late.since(sent, now)
         if self.owed <= self._wake_below:
             self._wake()
 

@@ -58,6 +58,16 @@ def test_options_name_loads_servers_and_repetitions(monkeypatch: pytest.MonkeyPa
     assert compared.asked == (loads, ("sse-app", "naive", "http://127.0.0.1:1"), 3, ("--drain", "1s"))
 
 
+def test_publishing_is_one_load_for_each_number_of_posts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, many = (replace(REPORT, workload="publish", inflight=number) for number in (1, 64))
+    compared = Compared(monkeypatch, one, many)
+    shown = CliRunner().invoke(commands, ["bench", "--workload", "publish", "--duration", "2"]).stdout
+    assert compared.asked[0] == [Load("publish", subscribers=1, inflight=number, duration=2) for number in (1, 64)]
+    assert re.search(r"publish, 1 at a time(.|\n)+POSTs per CPU second(.|\n)+publish, 64 at a time", shown)
+    assert CliRunner().invoke(commands, ["bench", "--workload", "publish,burst", "--inflight", "4"]).exit_code == 0
+    assert compared.asked[0] == [Load("publish", subscribers=1, inflight=4), Load("burst", inflight=4)]
+
+
 @pytest.mark.parametrize(("report", "code"), [(REPORT, 0), (replace(REPORT, lost=3), 1)])
 def test_it_prints_the_figures_and_fails_when_something_was_lost(
     monkeypatch: pytest.MonkeyPatch, report: Report, code: int

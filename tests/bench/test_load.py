@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from sse_app.bench.load import Load, Workload
+from sse_app.bench.load import Load, Workload, cases
 from sse_app.errors import BenchRefused
 
 
@@ -29,7 +29,30 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
 
 def test_workloads_differ_in_what_may_be_under_way() -> None:
     under_way = {name: (load.posts, load.window) for name in get_args(Workload) if (load := Load(name, inflight=4))}
-    assert under_way == {"connect": (1, 1), "closed": (1, 1), "burst": (4, 8), "rate": (4, 8), "slow": (4, 8)}
+    one, many = (1, 1), (4, 8)
+    assert under_way == {
+        "connect": one,
+        "closed": one,
+        "burst": many,
+        "rate": many,
+        "slow": many,
+        "publish": (4, None),
+    }
+
+
+def test_publishing_stands_for_one_and_for_many_at_a_time_to_one_subscriber() -> None:
+    kinds = cases(Load("publish", duration=3))
+    assert kinds == [Load("publish", subscribers=1, duration=3, inflight=number) for number in (1, 64)]
+    assert [load.title for load in kinds] == ["publish, 1 at a time", "publish, 64 at a time"]
+    assert cases(Load("publish"), inflight=5, subscribers=7) == [Load("publish", subscribers=7, inflight=5)]
+
+
+def test_other_workloads_stand_for_themselves() -> None:
+    assert cases(Load("burst")) == [Load("burst", subscribers=1000, inflight=8)]
+    assert cases(Load("burst"), subscribers=7, inflight=5) == [Load("burst", subscribers=7, inflight=5)]
+    assert Load("burst").title == "burst"
+    with pytest.raises(BenchRefused, match="subscribers, inflight"):
+        cases(Load("publish"), subscribers=0, inflight=0)
 
 
 def test_data_is_large_enough_to_fill_the_buffers_of_the_slow() -> None:

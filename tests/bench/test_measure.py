@@ -21,7 +21,7 @@ SERVERS = ["sse-app", "naive", *(["nchan"] if nchan_here() else [])]
 TINY: dict[str, Any] = {"subscribers": 3, "warmup": 0, "settle": 0, "duration": 30, "events": 2, "patience": 30}
 
 
-@pytest.mark.parametrize("workload", ["closed", "burst", "rate"])
+@pytest.mark.parametrize("workload", ["closed", "burst", "rate", "publish"])
 async def test_a_good_hub_gets_a_clean_report(workload: str) -> None:
     report = await measured(FakeHub(), workload=workload, rate=10_000.0)
     assert report.clean
@@ -38,6 +38,27 @@ async def test_connecting_ends_with_one_event_to_all() -> None:
     assert report.clean
     assert (report.subscribers, report.events, report.deliveries) == (20, 1, 20)
     assert report.connects_per_s > 0
+
+
+async def test_publishing_counts_the_posts_that_were_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([Usage(1.0, 100)] * 4 + [Usage(1.5, 100)])
+    monkeypatch.setattr(measure, "usage", lambda pid: next(used))
+    monkeypatch.setattr("sse_app.bench.peers.listener", lambda port: os.getpid())
+    report = await measured(FakeHub(statuses={2: 503, 5: 0}), workload="publish", inflight=3, subscribers=1)
+    assert (report.events, report.failed_posts, report.deliveries, report.lost) == (12, 2, 10, 0)
+    assert report.posts_per_cpu_s == 10 / 0.5
+    assert report.posts_per_s > 0
+    assert report.answer_p50_ms is not None
+    assert report.answer_p99_ms is not None
+    assert 0 < report.answer_p50_ms <= report.answer_p99_ms
+
+
+async def test_publishing_goes_on_whatever_was_lost() -> None:
+    hub = FakeHub(lambda stream, number: 0)
+    report = await measured(hub, workload="publish", subscribers=1, warmup=0.01, patience=0.05)
+    assert report.stalled
+    assert report.events == 12
+    assert report.lost == hub.received > 12  # also those of the warm-up
 
 
 async def test_of_those_that_do_not_read_nothing_is_counted() -> None:

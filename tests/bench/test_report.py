@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from sse_app.bench.report import CONNECTING, DELIVERING, FAULTS, Report, document, medians, ratios, table
+from sse_app.bench.report import CONNECTING, DELIVERING, FAULTS, PUBLISHING, Report, document, medians, ratios, table
 
 REPORT = Report(
     workload="closed",
     server="sse-app",
+    inflight=8,
     subscribers=2,
     slow_subscribers=0,
     failed_connects=0,
@@ -18,6 +19,10 @@ REPORT = Report(
     cpu_us_per_connect=80.0,
     memory_kb_per_connection=None,
     events=3,
+    posts_per_s=600.0,
+    posts_per_cpu_s=800.0,
+    answer_p50_ms=0.5,
+    answer_p99_ms=0.75,
     failed_posts=0,
     closed_early=0,
     deliveries=6,
@@ -46,7 +51,7 @@ def test_a_report_is_clean_when_nothing_went_wrong(fault: str) -> None:
 
 
 def test_every_row_shows_a_figure_that_there_is() -> None:
-    assert all(hasattr(REPORT, figure.name) for figure in CONNECTING + DELIVERING + FAULTS)
+    assert all(hasattr(REPORT, figure.name) for figure in CONNECTING + DELIVERING + PUBLISHING + FAULTS)
 
 
 def test_a_table_has_a_column_for_each_server_and_each_ratio() -> None:
@@ -64,6 +69,13 @@ def test_a_table_of_connecting_shows_what_connecting_costs() -> None:
     assert head == ["", "sse-app"]
     assert ["server CPU per connect, us", "80.00"] in rows
     assert ["one event to all, ms", "2.50"] in rows
+
+
+def test_a_table_of_publishing_shows_what_posts_cost() -> None:
+    ours, theirs = (replace(report, workload="publish") for report in (REPORT, OTHER))
+    _, *rows = table([ours, replace(theirs, posts_per_cpu_s=1600.0)])
+    assert ["POSTs per CPU second", "800.00", "1,600", "0.50"] in rows
+    assert ["answer, 99 %, ms", "0.75", "0.75", "1.00"] in rows
 
 
 def test_several_runs_give_medians_and_the_sum_of_what_went_wrong() -> None:
@@ -96,3 +108,16 @@ def test_the_document_has_runs_medians_and_ratios() -> None:
         ("burst", "sse-app", "naive"),
     ]
     assert shown["ratios"][0]["latency_p50_ms"] == 0.25
+
+
+def test_the_document_tells_apart_what_publishing_stands_for() -> None:
+    kinds = [
+        replace(report, workload="publish", inflight=number, posts_per_s=100.0 * number)
+        for number in (1, 64)
+        for report in (REPORT, OTHER)
+    ]
+    shown = document(kinds)
+    assert [(row["inflight"], row["posts_per_s"]) for row in shown["medians"]] == [
+        *((1, 100.0), (1, 100.0), (64, 6400.0), (64, 6400.0))
+    ]
+    assert [(row["workload"], row["inflight"]) for row in shown["ratios"]] == [("publish", 1), ("publish", 64)]
