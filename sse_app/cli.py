@@ -128,6 +128,9 @@ def serve(**flags: Flag) -> None:
     type=Whole(),
     help="POSTs at a time, for burst, rate, slow and publish. Default: 8; publish runs with 1 and with 64.",
 )
+@click.option(
+    "--batch", type=Whole(), help="Events in a POST, for publish. Default: 1; publish also runs with 10 and with 100."
+)
 @click.option("--payload", type=Whole(), help="Bytes of data in an event. Default: 100, for slow 2,000.")
 @click.option("--slow", type=Number(), default=0.1, show_default=True, help="Share that does not read, for slow.")
 @credential_options(publish_key=True)
@@ -140,6 +143,7 @@ def bench(
     repeat: int,
     subscribers: int | None,
     inflight: int | None,
+    batch: int | None,
     as_json: bool,
     flags: tuple[str, ...],
     token: Token,
@@ -158,7 +162,8 @@ def bench(
             raise BenchRefused("flags of serve go without a URL.")
         names = workload.split(",")  # Load checks them
         named = [Load(cast("Workload", name), token=token_text(token), **load) for name in names]
-        loads = [case for each in named for case in cases(each, subscribers=subscribers, inflight=inflight)]
+        given = {"subscribers": subscribers, "inflight": inflight, "batch": batch}
+        loads = [case for each in named for case in cases(each, **given)]
     # SIGTERM raises SystemExit, so that the server that was started is stopped.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -190,9 +195,10 @@ def _print_tables(reports: "Sequence[Report]") -> None:
         runs = [report for report in reports if report.title == title]
         head, *rows = table(runs)
         columns = [Column(name, justify="right") for name in head[1:]]
-        shown = Table("", *columns, title=title, title_justify="left", box=None)
+        shown = Table(Column(no_wrap=True), *columns, box=None)
         for row in rows:
             shown.add_row(*row)
+        console.print(title, style="italic", highlight=False)
         console.print(shown)
         for server, error in dict.fromkeys((report.server, report.first_error) for report in runs):
             if error:

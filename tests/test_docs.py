@@ -449,7 +449,7 @@ class Session:
             pytest.fail(f"{where}: {error.message}")
         for workload in options["workload"].split(","):
             load = Load(workload, rate=options["rate"], payload=options["payload"])
-            cases(load, **{name: options[name] for name in ("subscribers", "inflight")})
+            cases(load, **{name: options[name] for name in ("subscribers", "inflight", "batch")})
 
     def _doctor(self, url: str, flags: list[str], shown: str, where: str) -> None:
         """Run the doctor on the page's hub, and compare the verdicts. For any other address only parse the command."""

@@ -1,6 +1,7 @@
 """The parameters of a run, and the limits that this machine sets to them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -14,7 +15,9 @@ PAYLOAD = 100
 SLOW_PAYLOAD = 2_000  # bytes: enough to fill the buffers of a subscriber that does not read within seconds
 PAYLOAD_MAX = 256 * 1024  # bytes, the default of body_max
 SUBSCRIBERS, INFLIGHT = 1_000, 8
-PUBLISHERS = (1, 64)  # what `publish` stands for: POSTs at a time. 64 keep a server's core busy
+BATCH_MAX = 1_000  # events in a POST
+# What `publish` stands for: POSTs at a time, and events in each. 64 keep a server's core busy, and of batches 8.
+PUBLISHING = ((1, 1), (64, 1), (8, 10), (8, 100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,13 @@ class Load:
         `burst`: `inflight` POSTs at a time, and twice as many events on their way to the average subscriber
         `rate`: `rate` events per second, whatever comes back; latency counts from when each was due
         `slow`: as `rate`, while a share of the subscribers has stopped reading
-        `publish`: `inflight` POSTs at a time, and after each the next one, whoever has got the event
+        `publish`: `inflight` POSTs at a time of `batch` events each, and after each the next one, whoever has got the
+            events
     subscribers: open streams, at most the descriptor limit less `inflight` and 64
     duration, warmup: seconds of publishing, measured and before; events: stop after so many, if sooner
     rate: events per second, of `rate` and `slow`
     inflight: POSTs at a time, at most
+    batch: events in a POST of `publish`; more than one are lines of NDJSON
     payload: bytes of an event's data, no fewer than its marker needs (about 45). None: 100, in `slow` 2,000
     slow: the share of subscribers that do not read in `slow`; their deliveries are not counted
     settle: seconds between the last connect and reading the server's memory
@@ -49,6 +54,7 @@ class Load:
     events: int | None = None
     rate: float = 50.0
     inflight: int = INFLIGHT
+    batch: int = 1
     payload: int | None = None
     slow: float = 0.1
     settle: float = 0.5
@@ -64,13 +70,19 @@ class Load:
         wrong += [name for name in ("warmup", "settle") if not 0 <= getattr(self, name) < math.inf]
         wrong += ["payload"] * (not 1 <= self.data_size <= PAYLOAD_MAX)
         wrong += ["slow"] * (not 0 < self.slow < 1)
+        wrong += ["batch"] * (not 1 <= self.batch <= (BATCH_MAX if self.workload == "publish" else 1))
         if wrong:
             raise BenchRefused(f"{', '.join(wrong)}: out of range")
 
     @property
     def title(self) -> str:
         """The workload, of `publish` with its kind."""
-        return titled(self.workload, self.inflight)
+        return titled(self.workload, self.inflight, self.batch)
+
+    @property
+    def key(self) -> str | None:
+        """The bearer token of a POST."""
+        return self.token or self.publish_key
 
     @property
     def data_size(self) -> int:
@@ -111,17 +123,23 @@ class Load:
             )
 
 
-def cases(load: Load, *, subscribers: int | None = None, inflight: int | None = None) -> list[Load]:
+def cases(
+    load: Load, *, subscribers: int | None = None, inflight: int | None = None, batch: int | None = None
+) -> list[Load]:
     """Return the loads that a workload stands for where these are not given: `publish` has one subscriber, and stands
-    for several.
+    for several loads, unless it is given how many POSTs at a time or how many events in each.
     """
     publish = load.workload == "publish"
     if subscribers is None:
         subscribers = 1 if publish else SUBSCRIBERS
-    at_a_time = (inflight,) if inflight is not None else PUBLISHERS if publish else (INFLIGHT,)
-    return [replace(load, subscribers=subscribers, inflight=number) for number in at_a_time]
+    kinds: Sequence[tuple[int, int]] = PUBLISHING
+    if not publish or inflight is not None or batch is not None:
+        kinds = ((INFLIGHT if inflight is None else inflight, batch if publish and batch is not None else 1),)
+    return [replace(load, subscribers=subscribers, inflight=number, batch=events) for number, events in kinds]
 
 
-def titled(workload: str, inflight: int) -> str:
+def titled(workload: str, inflight: int, batch: int) -> str:
     """Return how a load is called in tables."""
-    return f"publish, {inflight} at a time" if workload == "publish" else workload
+    if workload != "publish":
+        return workload
+    return f"publish, {inflight} at a time" + (f", {batch} events in each" if batch > 1 else "")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from sse_app.bench.abilities import inability
 from sse_app.bench.busy_loop import BusyLoop
 from sse_app.bench.connect import Streams
 from sse_app.bench.load import Load
@@ -102,6 +103,8 @@ async def _measure(load: Load, name: str, server: Server) -> Report:
 
     gc.disable()  # a full collection over all these streams would show as latency
     try:
+        if unable := await inability(load, target):
+            return Report(load.workload, name, load.inflight, load.batch, unable=unable)
         if name != server.url:
             await _warm_up(load, target)
         start = sample()
@@ -121,7 +124,7 @@ async def _warm_up(load: Load, target: Target) -> None:
     """Open one stream and publish one event, so that what a server makes only once is not part of the figures."""
     first, tally = replace(load, subscribers=1), Tally(secrets.token_hex(2))
     async with _connected(first, target, tally):
-        await Publishers(first, target, tally).publish(first.duration, 1)
+        await Publishers(first, target, tally).publish(first.duration, first.batch)
 
 
 @contextlib.asynccontextmanager
@@ -163,6 +166,7 @@ def _report(load: Load, server: str, tally: Tally, course: _Samples, stalled: bo
         workload=load.workload,
         server=server,
         inflight=load.inflight,
+        batch=load.batch,
         subscribers=subscribers,
         slow_subscribers=tally.slow,
         failed_connects=load.subscribers - subscribers,
@@ -172,9 +176,10 @@ def _report(load: Load, server: str, tally: Tally, course: _Samples, stalled: bo
         events=after.published - before.published,
         posts_per_s=posts / posting if posting > 0 else 0.0,
         posts_per_cpu_s=posts / spent if spent else None,
+        events_per_cpu_s=posts * load.batch / spent if spent else None,
         answer_p50_ms=_ms(percentile(tally.answers, 0.5)),
         answer_p99_ms=_ms(percentile(tally.answers, 0.99)),
-        failed_posts=len(tally.failed),
+        failed_posts=tally.failed_posts,
         closed_early=len(tally.ended),
         deliveries=tally.deliveries,
         deliveries_per_s=tally.deliveries / wall if wall > 0 else 0.0,

@@ -3,12 +3,13 @@
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from typing import cast
 
 from sse_app.bench.load import Load
 from sse_app.bench.tally import Tally
 from sse_app.bench.target import Target
-from sse_app.bench.wire import Answers, event_data
+from sse_app.bench.wire import Answers, event_data, request
 
 FAILURES_MAX = 100  # failed POSTs after which publishing stops
 NS = 1_000_000_000
@@ -31,14 +32,14 @@ class Poster(asyncio.Protocol):
         """True while a request can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def post(self, request: bytes) -> asyncio.Future[int]:
+    def post(self, sent: bytes) -> asyncio.Future[int]:
         """Send a request. The future gets the status of its answer, or an `OSError` when there is none."""
         assert self._transport
         self._buffer = b""
         self._answer, self._asked = self._loop.create_future(), self._loop.time()
         # One timer for the connection, which looks back: setting one for each request costs more than the request does.
         self._timer = self._timer or self._loop.call_later(self._patience, self._give_up)
-        self._transport.write(request)
+        self._transport.write(sent)
         return self._answer
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class Publishers:
 
     def __init__(self, load: Load, target: Target, tally: Tally) -> None:
         self._load, self._target, self._tally = load, target, tally
-        self._head = target.publish(load.token or load.publish_key)
+        self._head = target.publish(load.key, several=load.batch > 1)
         self._answers = Answers()
         self._idle: list[Poster] = []
         self._started = self._ends = self._taken = 0
@@ -92,7 +93,7 @@ class Publishers:
 
     async def publish(self, seconds: float, events: int | None = None) -> None:
         """Publish for `seconds` or `events`, then wait until every subscriber has every event or nothing more comes."""
-        self._idle = [await self._poster() for _ in range(self._load.posts)]
+        self._idle = [await self._dial() for _ in range(self._load.posts)]
         self._most = math.inf if events is None else events
         self._taken, self._started = 0, time.monotonic_ns()
         self._ends = self._started + int(seconds * NS)
@@ -108,7 +109,7 @@ class Publishers:
 
     async def _work(self) -> None:
         while (sent := await self._next_due()) is not None:
-            await self._post(self._tally.publish(), sent)
+            await self._post([self._tally.publish() for _ in range(self._load.batch)], sent)
 
     async def _next_due(self) -> int | None:
         """Wait until the next event may be sent. Return the time from which its latency counts, None at the end."""
@@ -119,37 +120,46 @@ class Publishers:
         else:
             self.stalled = self._tally.owed > 0
             return None
-        if moment >= self._ends or self._taken >= self._most or len(self._tally.failed) >= FAILURES_MAX:
+        if moment >= self._ends or self._taken >= self._most or self._tally.failed_posts >= FAILURES_MAX:
             return None
-        self._taken += 1
+        self._taken += self._load.batch
         await _until(moment)
         return moment
 
-    async def _post(self, number: int, sent: int) -> None:
-        tally = self._tally
-        data = event_data(tally.run, number, sent, self._load.data_size)
+    async def _post(self, numbers: Sequence[int], sent: int) -> None:
+        tally, size = self._tally, self._load.data_size
         poster = self._idle.pop()
         try:
             if not poster.usable:
-                poster = await self._poster()
+                poster = await self._dial()
             asked = time.monotonic_ns()
-            status = await poster.post(b"%b%d\r\n\r\n%b" % (self._head, len(data), data))
+            status = await poster.post(request(self._head, [event_data(tally.run, n, sent, size) for n in numbers]))
             if 200 <= status < 300:
                 tally.answered(asked, time.monotonic_ns())
             else:
-                tally.fail(number, f"POST answered {status}")
+                tally.fail(numbers, f"POST answered {status}")
         except OSError as error:
             poster.close()
-            tally.fail(number, f"POST: {error}")
+            tally.fail(numbers, f"POST: {error}")
         finally:
             self._idle.append(poster)
 
-    async def _poster(self) -> Poster:
-        def poster() -> Poster:
-            return Poster(self._answers, self._load.patience)
+    async def _dial(self) -> Poster:
+        return await dial(self._target, self._answers, self._load.patience)
 
-        connect = asyncio.get_running_loop().create_connection
-        return (await connect(poster, self._target.address, self._target.port))[1]
+
+async def dial(target: Target, answers: Answers, patience: float) -> Poster:
+    """Return a publisher's connection, just opened. Raises `ConnectionError` when that takes longer than `patience`."""
+
+    def poster() -> Poster:
+        return Poster(answers, patience)
+
+    try:
+        async with asyncio.timeout(patience):
+            _, opened = await asyncio.get_running_loop().create_connection(poster, target.address, target.port)
+    except TimeoutError:
+        raise ConnectionError("no connection in time") from None
+    return opened
 
 
 async def _until(moment: int) -> None:

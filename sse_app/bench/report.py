@@ -12,48 +12,54 @@ COUNTED = ("failed_connects", "failed_posts", "closed_early", "lost", "doubled")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The figures of one run. None where the server's process is not known or nothing arrived."""
+    """The figures of one run. None where the server's process is not known or nothing arrived.
+
+    unable: what the server cannot do of this load, which then was not put on it
+    """
 
     workload: str
     server: str
     inflight: int
-    subscribers: int
-    slow_subscribers: int
-    failed_connects: int
-    connects_per_s: float
-    cpu_us_per_connect: float | None
-    memory_kb_per_connection: float | None
-    events: int
-    posts_per_s: float
-    posts_per_cpu_s: float | None
-    answer_p50_ms: float | None
-    answer_p99_ms: float | None
-    failed_posts: int
-    closed_early: int
-    deliveries: int
-    deliveries_per_s: float
-    deliveries_per_cpu_s: float | None
-    server_cpu_share: float | None
-    memory_growth_mb: float | None
-    latency_p50_ms: float | None
-    latency_p99_ms: float | None
-    latency_max_ms: float | None
-    wire_bytes_per_delivery: float | None
-    lost: int
-    doubled: int
-    stalled: bool
-    load_cpu_share: float
-    first_error: str | None
+    batch: int
+    subscribers: int = 0
+    slow_subscribers: int = 0
+    failed_connects: int = 0
+    connects_per_s: float = 0.0
+    cpu_us_per_connect: float | None = None
+    memory_kb_per_connection: float | None = None
+    events: int = 0
+    posts_per_s: float = 0.0
+    posts_per_cpu_s: float | None = None
+    events_per_cpu_s: float | None = None
+    answer_p50_ms: float | None = None
+    answer_p99_ms: float | None = None
+    failed_posts: int = 0
+    closed_early: int = 0
+    deliveries: int = 0
+    deliveries_per_s: float = 0.0
+    deliveries_per_cpu_s: float | None = None
+    server_cpu_share: float | None = None
+    memory_growth_mb: float | None = None
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    latency_max_ms: float | None = None
+    wire_bytes_per_delivery: float | None = None
+    lost: int = 0
+    doubled: int = 0
+    stalled: bool = False
+    load_cpu_share: float = 0.0
+    first_error: str | None = None
+    unable: str | None = None
 
     @property
     def title(self) -> str:
         """The title of the load."""
-        return titled(self.workload, self.inflight)
+        return titled(self.workload, self.inflight, self.batch)
 
     @property
     def clean(self) -> bool:
-        """True when nothing was lost or doubled, and nothing failed."""
-        return not (self.lost or self.doubled or self.stalled or self.errors)
+        """True when the load was put on the server, nothing was lost or doubled, and nothing failed."""
+        return not (self.unable or self.lost or self.doubled or self.stalled or self.errors)
 
     @property
     def errors(self) -> int:
@@ -94,6 +100,7 @@ PUBLISHING = (
     Figure("events", "events published"),
     Figure("posts_per_s", "POSTs per second", ratio=True),
     Figure("posts_per_cpu_s", "POSTs per CPU second", ratio=True),
+    Figure("events_per_cpu_s", "events per CPU second", ratio=True),
     Figure("answer_p50_ms", "answer, median, ms", ratio=True),
     Figure("answer_p99_ms", "answer, 99 %, ms", ratio=True),
     Figure("latency_p50_ms", "latency, median, ms", ratio=True),
@@ -119,7 +126,7 @@ def table(reports: Sequence[Report]) -> list[list[str]]:
     figures = FIGURES.get(reports[0].workload, DELIVERING) + FAULTS
     rows = [["", *servers, *(f"x {server}" for server in against)]]
     for figure in figures:
-        values = [_shown(getattr(middle[server], figure.name)) for server in servers]
+        values = [_value(middle[server], figure, figures[0]) for server in servers]
         compared = [_shown(found.get(figure.name)) if figure.ratio else "" for found in against.values()]
         rows.append([figure.label, *values, *compared])
     return rows
@@ -137,6 +144,7 @@ def document(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:
             {
                 "workload": group[0].workload,
                 "inflight": group[0].inflight,
+                "batch": group[0].batch,
                 "server": first,
                 "against": server,
                 **ratios(of[title, first], group),
@@ -182,6 +190,13 @@ def ratios(ours: Sequence[Report], theirs: Sequence[Report]) -> dict[str, float]
 
 def _of(reports: Sequence[Report], server: str) -> list[Report]:
     return [report for report in reports if report.server == server]
+
+
+def _value(report: Report, figure: Figure, first: Figure) -> str:
+    """Return a cell. A server that is unable has its reason in the first row, and no figures."""
+    if report.unable:
+        return report.unable if figure == first else "-"
+    return _shown(getattr(report, figure.name))
 
 
 def _shown(value: float | None) -> str:

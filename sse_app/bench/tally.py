@@ -50,6 +50,7 @@ class Tally:
         self.slow = 0  # streams that nobody reads
         self.published = 0
         self.failed: set[int] = set()  # numbers whose POST failed: nobody is owed them
+        self.failed_posts = 0
         self.owed = 0
         self.deliveries = 0
         self.doubled = 0
@@ -85,11 +86,14 @@ class Tally:
         self.last_answer = now
         self.answers.since((asked,), now)
 
-    def fail(self, number: int, why: str) -> None:
-        """Note that the POST of this event failed: it is owed to nobody, and not counted where it comes after all."""
+    def fail(self, numbers: Sequence[int], why: str) -> None:
+        """Note that the POST of these events failed: they are owed to nobody, and not counted where they come after
+        all.
+        """
         self.error(why)
-        self.owed -= sum(1 for stream in self.streams if stream.lacks(number))
-        self.failed.add(number)
+        self.failed_posts += 1
+        self.owed -= sum(1 for stream in self.streams for number in numbers if stream.lacks(number))
+        self.failed.update(numbers)
         self._wake()
 
     def opened(self, chunked: bool) -> "Subscriber":

@@ -27,10 +27,13 @@ class Target(NamedTuple):
         head = f"GET {self.path}/events HTTP/1.1\r\nHost: {self.host}\r\n{_bearer(token)}"
         return f"{head}Accept: text/event-stream\r\nCache-Control: no-store\r\n\r\n".encode()
 
-    def publish(self, key: str | None) -> bytes:
-        """Return the head of a request that publishes, up to the value of its Content-Length, which ends it."""
+    def publish(self, key: str | None, several: bool = False) -> bytes:
+        """Return the head of a request that publishes one event, or several as lines of NDJSON: up to the value of its
+        Content-Length, which ends it.
+        """
         head = f"POST {self.path}/broadcast HTTP/1.1\r\nHost: {self.host}\r\n{_bearer(key)}"
-        return f"{head}Content-Type: application/json\r\nContent-Length: ".encode()
+        media_type = "application/x-ndjson" if several else "application/json"
+        return f"{head}Content-Type: {media_type}\r\nContent-Length: ".encode()
 
 
 def _bearer(secret: str | None) -> str:

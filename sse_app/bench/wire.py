@@ -1,6 +1,7 @@
 """The bytes on the wire, without any I/O: chunks, answers, and the markers in the events."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 HEAD_MAX = 16_384  # bytes
@@ -110,6 +111,12 @@ def event_data(run: str, number: int, sent: int, size: int) -> bytes:
     """Return an event's data, of `size` bytes or what its marker needs. It is JSON: some hubs take nothing else."""
     marker = f'{{"bench":"@{run}.{number}.{sent}!'
     return (marker.ljust(size - 2, "x") + '"}').encode()
+
+
+def request(head: bytes, events: Sequence[bytes]) -> bytes:
+    """Return a request: its head up to the value of Content-Length, and the data of events, a line each."""
+    body = b"\n".join(events)
+    return b"%b%d\r\n\r\n%b" % (head, len(body), body)
 
 
 def marker_pattern(run: str) -> re.Pattern[bytes]:

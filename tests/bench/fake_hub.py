@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,16 +20,18 @@ def chunk(body: bytes) -> bytes:
 @dataclass
 class FakeHub:
     """A hub that sends ``copies(stream, number)`` of an event, answers POSTs with statuses by number (0: none, it
-    disconnects), and may end its streams.
+    disconnects), and may end its streams. Without ``batches`` the lines of NDJSON are one event, not one each.
     """
 
     copies: Callable[[int, int], int] = lambda stream, number: 1
     statuses: dict[int, int] = field(default_factory=dict)
     end_after: int | None = None
+    batches: bool = True
     refuse_streams: int = 0
     streams: list[asyncio.StreamWriter] = field(default_factory=list)
     peers: set[str] = field(default_factory=set)
     received: int = 0
+    published: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -39,7 +41,9 @@ class FakeHub:
             elif head.startswith(b"POST /hub/broadcast "):
                 length = re.search(rb"Content-Length: (\d+)", head)
                 assert length
-                self.broadcast(await reader.readexactly(int(length[1])), writer)
+                data = await reader.readexactly(int(length[1]))
+                ndjson = b"\r\nContent-Type: application/x-ndjson\r\n" in head
+                self.broadcast(data.split(b"\n") if ndjson and self.batches else [data], writer)
 
     def subscribe(self, writer: asyncio.StreamWriter) -> None:
         self.peers.add(writer.get_extra_info("peername")[0])
@@ -50,15 +54,19 @@ class FakeHub:
         writer.write(HEAD + chunk(b"event: welcome\ndata: {}\n\n"))
         self.streams.append(writer)
 
-    def broadcast(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+    def broadcast(self, events: Sequence[bytes], writer: asyncio.StreamWriter) -> None:
         self.received += 1
+        numbered = [(self.published + n, data) for n, data in enumerate(events, 1)]
+        self.published += len(events)
         status = self.statuses.get(self.received, 200)
         if status == 0:
             writer.close()
             return
         if status == 200:
-            for number, stream in enumerate(self.streams):
-                stream.write(chunk(b"data: %b\n\n" % data) * self.copies(number, self.received))
+            for place, stream in enumerate(self.streams):
+                for number, data in numbered:
+                    lines = data.replace(b"\n", b"\ndata: ")
+                    stream.write(chunk(b"data: %b\n\n" % lines) * self.copies(place, number))
         writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\n{}" % status)
         if self.received == self.end_after:
             for stream in self.streams:

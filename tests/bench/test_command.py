@@ -58,14 +58,16 @@ def test_options_name_loads_servers_and_repetitions(monkeypatch: pytest.MonkeyPa
     assert compared.asked == (loads, ("sse-app", "naive", "http://127.0.0.1:1"), 3, ("--drain", "1s"))
 
 
-def test_publishing_is_one_load_for_each_number_of_posts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, many = (replace(REPORT, workload="publish", inflight=number) for number in (1, 64))
-    compared = Compared(monkeypatch, one, many)
+def test_publishing_is_a_load_and_a_table_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [(1, 1), (64, 1), (8, 10), (8, 100)]
+    compared = Compared(monkeypatch, *(replace(REPORT, workload="publish", inflight=n, batch=m) for n, m in kinds))
     shown = CliRunner().invoke(commands, ["bench", "--workload", "publish", "--duration", "2"]).stdout
-    assert compared.asked[0] == [Load("publish", subscribers=1, inflight=number, duration=2) for number in (1, 64)]
-    assert re.search(r"publish, 1 at a time(.|\n)+POSTs per CPU second(.|\n)+publish, 64 at a time", shown)
+    assert compared.asked[0] == [Load("publish", subscribers=1, inflight=n, batch=m, duration=2) for n, m in kinds]
+    assert re.findall("^publish.*", shown, re.MULTILINE) == [load.title for load in compared.asked[0]]
     assert CliRunner().invoke(commands, ["bench", "--workload", "publish,burst", "--inflight", "4"]).exit_code == 0
     assert compared.asked[0] == [Load("publish", subscribers=1, inflight=4), Load("burst", inflight=4)]
+    assert CliRunner().invoke(commands, ["bench", "--workload", "publish", "--batch", "7"]).exit_code == 0
+    assert compared.asked[0] == [Load("publish", subscribers=1, batch=7)]
 
 
 @pytest.mark.parametrize(("report", "code"), [(REPORT, 0), (replace(REPORT, lost=3), 1)])

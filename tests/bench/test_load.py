@@ -19,6 +19,9 @@ from sse_app.errors import BenchRefused
         {"payload": 0},
         {"payload": 1 << 20},
         {"slow": 1.0},
+        {"batch": 10},
+        {"batch": 0, "workload": "publish"},
+        {"batch": 1_001, "workload": "publish"},
         {"workload": "storm"},
     ],
 )
@@ -40,16 +43,25 @@ def test_workloads_differ_in_what_may_be_under_way() -> None:
     }
 
 
-def test_publishing_stands_for_one_and_for_many_at_a_time_to_one_subscriber() -> None:
+def test_publishing_stands_for_single_events_and_batches_to_one_subscriber() -> None:
     kinds = cases(Load("publish", duration=3))
-    assert kinds == [Load("publish", subscribers=1, duration=3, inflight=number) for number in (1, 64)]
-    assert [load.title for load in kinds] == ["publish, 1 at a time", "publish, 64 at a time"]
+    assert kinds == [
+        Load("publish", subscribers=1, duration=3, inflight=number, batch=events)
+        for number, events in ((1, 1), (64, 1), (8, 10), (8, 100))
+    ]
+    assert [load.title for load in kinds] == [
+        "publish, 1 at a time",
+        "publish, 64 at a time",
+        "publish, 8 at a time, 10 events in each",
+        "publish, 8 at a time, 100 events in each",
+    ]
     assert cases(Load("publish"), inflight=5, subscribers=7) == [Load("publish", subscribers=7, inflight=5)]
+    assert cases(Load("publish"), batch=5) == [Load("publish", subscribers=1, inflight=8, batch=5)]
 
 
 def test_other_workloads_stand_for_themselves() -> None:
     assert cases(Load("burst")) == [Load("burst", subscribers=1000, inflight=8)]
-    assert cases(Load("burst"), subscribers=7, inflight=5) == [Load("burst", subscribers=7, inflight=5)]
+    assert cases(Load("burst"), subscribers=7, inflight=5, batch=10) == [Load("burst", subscribers=7, inflight=5)]
     assert Load("burst").title == "burst"
     with pytest.raises(BenchRefused, match="subscribers, inflight"):
         cases(Load("publish"), subscribers=0, inflight=0)

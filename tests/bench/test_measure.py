@@ -61,6 +61,39 @@ async def test_publishing_goes_on_whatever_was_lost() -> None:
     assert report.lost == hub.received > 12  # also those of the warm-up
 
 
+async def test_a_batch_is_several_events_in_one_post(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([Usage(1.0, 100)] * 4 + [Usage(1.5, 100)])
+    monkeypatch.setattr(measure, "usage", lambda pid: next(used))
+    monkeypatch.setattr("sse_app.bench.peers.listener", lambda port: os.getpid())
+    hub = FakeHub(statuses={3: 503, 4: 0})
+    report = await measured(hub, workload="publish", inflight=2, subscribers=1, batch=5, events=30)
+    assert hub.received == 1 + 6  # one to find out whether it takes batches
+    assert (report.title, report.events) == ("publish, 2 at a time, 5 events in each", 30)
+    assert (report.failed_posts, report.deliveries, report.lost, report.doubled) == (2, 20, 0, 0)
+    assert (report.posts_per_cpu_s, report.events_per_cpu_s) == (4 / 0.5, 20 / 0.5)
+
+
+async def test_what_is_lost_and_doubled_of_a_batch_is_counted_exactly() -> None:
+    def copies(stream: int, number: int) -> int:
+        return {(0, 2 + 9): 0, (0, 2 + 12): 0, (0, 2 + 3): 3}.get((stream - 1, number), 1)  # stream 0: found out by it
+
+    hub = FakeHub(copies, end_after=1 + 4)
+    report = await measured(hub, workload="publish", inflight=1, subscribers=1, batch=5, events=20)
+    assert (report.lost, report.doubled, report.deliveries) == (2, 2, 18)
+
+
+@pytest.mark.parametrize("hub", [FakeHub(batches=False), FakeHub(statuses={1: 415}), FakeHub(statuses={1: 0})])
+async def test_a_server_that_takes_no_batches_gets_none(hub: FakeHub) -> None:
+    report = await measured(hub, workload="publish", subscribers=1, batch=5)
+    assert (report.unable, report.events, report.posts_per_cpu_s, hub.received) == ("no batches", 0, None, 1)
+    assert not report.clean
+
+
+async def test_a_server_that_brings_nothing_takes_no_batches() -> None:
+    report = await measured(FakeHub(lambda *_: 0), workload="publish", subscribers=1, batch=5, patience=0.05)
+    assert report.unable == "no batches"
+
+
 async def test_of_those_that_do_not_read_nothing_is_counted() -> None:
     report = await measured(FakeHub(), workload="slow", slow=0.25, rate=10_000.0)
     assert report.clean

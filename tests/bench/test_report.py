@@ -12,6 +12,7 @@ REPORT = Report(
     workload="closed",
     server="sse-app",
     inflight=8,
+    batch=1,
     subscribers=2,
     slow_subscribers=0,
     failed_connects=0,
@@ -21,6 +22,7 @@ REPORT = Report(
     events=3,
     posts_per_s=600.0,
     posts_per_cpu_s=800.0,
+    events_per_cpu_s=800.0,
     answer_p50_ms=0.5,
     answer_p99_ms=0.75,
     failed_posts=0,
@@ -76,6 +78,14 @@ def test_a_table_of_publishing_shows_what_posts_cost() -> None:
     _, *rows = table([ours, replace(theirs, posts_per_cpu_s=1600.0)])
     assert ["POSTs per CPU second", "800.00", "1,600", "0.50"] in rows
     assert ["answer, 99 %, ms", "0.75", "0.75", "1.00"] in rows
+
+
+def test_a_server_that_is_unable_says_so_in_place_of_figures() -> None:
+    unable = Report("publish", "naive", 8, 10, unable="no batches")
+    _, first, *rows = table([replace(REPORT, workload="publish", batch=10), unable])
+    assert first == ["events published", "3", "no batches", ""]
+    assert {tuple(row[2:]) for row in rows} == {("-", "-"), ("-", "")}
+    assert not unable.clean
 
 
 def test_several_runs_give_medians_and_the_sum_of_what_went_wrong() -> None:

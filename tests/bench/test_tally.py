@@ -86,7 +86,7 @@ def test_nobody_has_to_get_what_the_server_refused() -> None:
     streams = [tally.opened(chunked=True) for _ in range(2)]
     first, second, third = (tally.publish() for _ in range(3))
     take(streams[0], second)  # delivered, though its POST then failed
-    tally.fail(second, "POST answered 503")
+    tally.fail([second], "POST answered 503")
     take(streams[1], first, second, third)
     assert (tally.lost(), tally.doubled, tally.owed) == (2, 0, 2)
     take(streams[0], first, third)

@@ -49,6 +49,8 @@ def test_requests_name_host_path_and_key() -> None:
     assert request.startswith(b"POST /live/broadcast HTTP/1.1\r\nHost: 127.0.0.1:81\r\nAuthorization: Bearer k3y\r\n")
     assert request.endswith(b"\r\nContent-Length: ")
     assert b"Authorization" not in target.publish(None)
+    assert b"Content-Type: application/json\r\n" in request
+    assert b"Content-Type: application/x-ndjson\r\n" in target.publish(None, several=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have but one loopback address")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sse_app.bench.wire import HEADS_MAX, Answers, ChunkedDecoder, event_data, find_markers, marker_pattern
+from sse_app.bench.wire import HEADS_MAX, Answers, ChunkedDecoder, event_data, find_markers, marker_pattern, request
 from tests.bench.fake_hub import chunk
 
 
@@ -80,6 +80,11 @@ def test_event_data_is_json_of_the_size_asked_for_that_holds_its_marker(payload:
     batch, rest = find_markers(marker_pattern("beef"), data)
     assert batch
     assert (batch.numbers, batch.sent, rest) == ([12], [345], b"")
+
+
+def test_a_request_has_each_event_in_a_line() -> None:
+    assert request(b"Content-Length: ", [b"{}"]) == b"Content-Length: 2\r\n\r\n{}"
+    assert request(b"Content-Length: ", [b"{}", b"[1]"]) == b"Content-Length: 6\r\n\r\n{}\n[1]"
 
 
 def test_markers_of_another_run_are_none() -> None:
