@@ -110,7 +110,12 @@ def serve(**flags: Flag) -> None:
 
 @commands.command()
 @click.option("--url", help="Base URL of a running hub on this machine. Without it one is started for each run.")
-@click.option("--against", multiple=True, metavar="[naive|nchan|URL]", help="Measure this one beside it. Repeatable.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="[sqlite|redis|nats|naive|nchan|URL]",
+    help="Measure this one beside it; a log is our own server over an empty one. Repeatable.",
+)
 @click.option(
     "--workload",
     default="closed",
@@ -154,6 +159,7 @@ def bench(
     from uvloop import new_event_loop
 
     from sse_app.bench import Load, cases, compare, document
+    from sse_app.bench.logs import LOGS
 
     descriptors.raise_limit()
     servers = tuple(dict.fromkeys((url or "sse-app", *against)))
@@ -179,7 +185,7 @@ def bench(
         click.echo(json.dumps(document(reports)))
     else:
         _print_tables(reports)
-    clean = all(report.clean for report in reports if report.server == servers[0])
+    clean = all(report.clean for report in reports if report.server in (servers[0], *LOGS))
     raise SystemExit(Exit.DONE if clean else Exit.FLAWED)
 
 
@@ -194,7 +200,9 @@ def _print_tables(reports: "Sequence[Report]") -> None:
     for title in dict.fromkeys(report.title for report in reports):
         runs = [report for report in reports if report.title == title]
         head, *rows = table(runs)
-        columns = [Column(name, justify="right") for name in head[1:]]
+        # Names may fold, figures may not.
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        columns = [Column(name, justify="right", min_width=width) for name, width in zip(head, widths, strict=True)][1:]
         shown = Table(Column(no_wrap=True), *columns, box=None)
         for row in rows:
             shown.add_row(*row)

@@ -53,8 +53,8 @@ async def compare(
 async def run(load: Load, server: str = OURS, flags: Sequence[str] = ()) -> Report:
     """Put a load on a server, and return the report.
 
-    server: `sse-app`, `naive` or `nchan`, started for this run on cores of its own, or the base URL of one that runs
-        on this machine
+    server: `sse-app`, or `sqlite`, `redis` or `nats` for ours over a log of its own, `naive` or `nchan`, started for
+        this run on cores of its own, or the base URL of one that runs on this machine
     flags: flags for `sse-app serve`
 
     Needs an event loop without other tasks, uvloop's if there is one. Raises `BenchRefused` before anything is

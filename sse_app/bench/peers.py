@@ -1,4 +1,4 @@
-"""The servers that can be measured: our own, the naive design, nginx with nchan, and any server at a URL.
+"""The servers that can be measured: our own over each log, the naive design, nginx with nchan, and any at a URL.
 
 They are part of the package because `sse-app bench --against naive` (or `nchan`) is a command for users: figures of a
 server mean little without those of another one, measured in the same minute on the same machine.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from sse_app.bench.logs import LOGS, program, temporary
 from sse_app.bench.process import listener, separate_cores
 from sse_app.bench.target import resolve
 from sse_app.errors import BenchFailed, BenchRefused
@@ -82,12 +83,16 @@ class Server(NamedTuple):
 
 
 def check_server(name: str) -> None:
-    """Raise BenchRefused for a server that cannot be measured: nchan without its module, a URL of another machine."""
+    """Raise BenchRefused for a server that cannot be measured: nchan without its module, a log without its server, a
+    URL of another machine.
+    """
     if name == "nchan":
         _nginx()
-    elif name not in (OURS, "naive"):
+    elif name in ("redis", "nats"):
+        program(name)
+    elif name not in (OURS, "sqlite", "naive"):
         if "://" not in name:
-            raise BenchRefused(f"{name}: servers are {OURS}, naive, nchan and URLs")
+            raise BenchRefused(f"{name}: servers are {OURS}, {', '.join(LOGS)}, naive, nchan and URLs")
         resolve(name)
 
 
@@ -96,6 +101,8 @@ def serving(name: str, flags: Sequence[str] = ()) -> Iterator[Server]:
     """Start a server by its name on other cores than the load's, and stop it after the block. A server at a URL is
     neither started nor stopped.
 
+    name: `sse-app`; `sqlite`, `redis` or `nats` for our own server over such a log, which is empty; `naive`, `nchan`,
+        or a URL
     flags: more flags for our own server. Blocks while the server starts and stops. Raises `BenchFailed` with the end of
     its output when it does not start.
     """
@@ -104,6 +111,9 @@ def serving(name: str, flags: Sequence[str] = ()) -> Iterator[Server]:
         match name:
             case "sse-app":
                 server = stack.enter_context(started((*SERVE, *flags)))
+            case "sqlite" | "redis" | "nats":
+                url = stack.enter_context(_log(name))
+                server = stack.enter_context(started((*SERVE, *flags, "--broker", url)))
             case "naive":
                 server = stack.enter_context(started((*NAIVE, *NAIVE_OPTIONS)))
             case "nchan":
@@ -111,10 +121,21 @@ def serving(name: str, flags: Sequence[str] = ()) -> Iterator[Server]:
                 port = _free_port()
                 command = nchan_command(directory, port)
                 server = stack.enter_context(started(command, f"http://127.0.0.1:{port}"))
-            case url:
-                server = Server(url, listener(resolve(url).port))
+            case _:
+                server = Server(name, listener(resolve(name).port))
         leave()
         yield server
+
+
+@contextlib.contextmanager
+def _log(kind: str) -> Iterator[str]:
+    """Yield the URL of a log that is empty, and gone after the block, as is the server that it needs."""
+    with contextlib.ExitStack() as stack:
+        directory, port = stack.enter_context(tempfile.TemporaryDirectory(prefix="sse-app-bench-")), _free_port()
+        log = temporary(kind, Path(directory), port)
+        if log.command:
+            stack.enter_context(started(log.command, f"http://127.0.0.1:{port}"))
+        yield log.url
 
 
 @contextlib.contextmanager

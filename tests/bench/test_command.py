@@ -82,6 +82,11 @@ def test_it_prints_the_figures_and_fails_when_something_was_lost(
     assert json.loads(structured.stdout) == document([report, OTHER])
 
 
+def test_what_our_own_server_lost_over_another_log_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    Compared(monkeypatch, REPORT, replace(REPORT, server="sqlite", lost=1))
+    assert CliRunner().invoke(commands, ["bench", "--against", "sqlite"]).exit_code == 1
+
+
 def test_what_another_server_lost_is_told_but_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     Compared(monkeypatch, REPORT, replace(OTHER, lost=1, first_error="the server ended a stream"))
     result = CliRunner().invoke(commands, ["bench"])

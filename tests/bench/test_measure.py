@@ -15,9 +15,9 @@ from sse_app.bench.process import Usage
 from sse_app.bench.publish import FAILURES_MAX
 from sse_app.errors import BenchFailed, BenchRefused
 from tests.bench.fake_hub import FakeHub, chunk, measured, serving
-from tests.bench.test_peers import nchan_here
+from tests.bench.test_peers import here
 
-SERVERS = ["sse-app", "naive", *(["nchan"] if nchan_here() else [])]
+SERVERS = [name for name in ("sse-app", "naive", "nchan", "sqlite", "redis", "nats") if here(name)]
 TINY: dict[str, Any] = {"subscribers": 3, "warmup": 0, "settle": 0, "duration": 30, "events": 2, "patience": 30}
 
 

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from sse_app.bench import peers
+from sse_app.bench.logs import LOGS
 from sse_app.bench.peers import Server, check_server, nchan_command, serving, started
 from sse_app.bench.process import usage
 from sse_app.errors import BenchFailed, BenchRefused
+from tests.support.peers import PATIENCE
 
 PRINTS = "print('ready: http://127.0.0.1:4321/ and so on', flush=True); __import__('signal').pause()"
 
@@ -90,11 +93,34 @@ def test_the_configuration_of_nchan_listens_on_loopback_and_writes_nowhere_else(
     }
 
 
-def nchan_here() -> bool:
+def here(name: str) -> bool:
+    """True when this server can be measured on this machine."""
     with contextlib.suppress(BenchRefused):
-        check_server("nchan")
+        check_server(name)
         return True
     return False
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LOGS if here(kind)])
+def test_a_log_of_its_own_is_empty_and_gone_with_its_server(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    receipts = []
+    for _ in range(2):
+        with serving(kind) as server:
+            assert len(list(tmp_path.iterdir())) == 1
+            receipts.append(httpx.post(f"{server.url}/broadcast", json={}, timeout=PATIENCE).json())
+        assert not list(tmp_path.iterdir())
+    assert [receipt["id"].rpartition("-")[2] for receipt in receipts] == ["1", "1"]
+    assert {receipt["durable"] for receipt in receipts} == {"fsync" if kind == "sqlite" else "log"}
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_a_log_whose_server_is_not_installed_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path: None)
+    with pytest.raises(BenchRefused, match=f"apt install {kind}-server"):
+        check_server(kind)
 
 
 def test_nchan_that_is_not_installed_is_refused_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +135,7 @@ def test_what_is_no_server_is_refused(name: str) -> None:
         check_server(name)
 
 
-if nchan_here():
+if here("nchan"):
 
     def test_the_real_nginx_accepts_the_configuration(tmp_path: Path) -> None:
         done = subprocess.run([*nchan_command(tmp_path, 4321), "-t"], capture_output=True, text=True)
