@@ -50,6 +50,7 @@ class _LoadOptions(TypedDict):
 
     duration: float
     rate: float
+    behind: int
     payload: int | None
     slow: float
     publish_key: str | None
@@ -122,7 +123,8 @@ def serve(**flags: Flag) -> None:
     show_default=True,
     metavar="NAME,...",
     help="connect: all at once; closed: one event at a time; burst: several POSTs at a time; rate: so many per second,"
-    " come what may; slow: as rate, with some that have stopped reading; publish: as fast as POSTs are answered.",
+    " come what may; slow: as rate, with some that have stopped reading; publish: as fast as POSTs are answered;"
+    " resume: all come back at once, and have missed events.",
 )
 @click.option("--repeat", type=Whole(1), default=1, show_default=True, help="Repetitions; medians are shown.")
 @click.option("--subscribers", type=Whole(), help="Open streams. Default: 1,000, for publish 1.")
@@ -136,6 +138,7 @@ def serve(**flags: Flag) -> None:
 @click.option(
     "--batch", type=Whole(), help="Events in a POST, for publish. Default: 1; publish also runs with 10 and with 100."
 )
+@click.option("--behind", type=Whole(), default=100, show_default=True, help="Events that each has missed, for resume.")
 @click.option("--payload", type=Whole(), help="Bytes of data in an event. Default: 100, for slow 2,000.")
 @click.option("--slow", type=Number(), default=0.1, show_default=True, help="Share that does not read, for slow.")
 @credential_options(publish_key=True)

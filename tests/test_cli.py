@@ -159,7 +159,7 @@ def test_an_unknown_flag_ends_the_start_with_status_2(capsys: pytest.CaptureFixt
         ("stats", "--interval"),
         *(
             ("bench", f"--{name}")
-            for name in ("repeat", "subscribers", "duration", "rate", "inflight", "batch", "payload", "slow")
+            for name in ("repeat", "subscribers", "duration", "rate", "inflight", "batch", "behind", "payload", "slow")
         ),
         *(("bench-log", option) for option in ("--repeat", "--seconds", "--payload")),
         ("doctor", "--idle"),

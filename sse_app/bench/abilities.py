@@ -6,10 +6,10 @@ import secrets
 from sse_app.bench.load import Load
 from sse_app.bench.publish import Poster, dial
 from sse_app.bench.target import Target
-from sse_app.bench.wire import Answers, event_data, request
+from sse_app.bench.wire import Answers, event_data, marker, request
 from sse_app.bench.witness import Witness, witness
 
-NO_BATCHES = "no batches"
+NO_BATCHES, NO_RESUME = "no batches", "no resume"
 
 
 async def inability(load: Load, target: Target) -> str | None:
@@ -35,7 +35,7 @@ async def _takes_batches(load: Load, target: Target, poster: Poster, stream: Wit
         if not 200 <= answered < 300:
             return False
         async with asyncio.timeout(load.patience):
-            events = await stream.until(f"@{run}.2.".encode())
+            events = await stream.until(marker(run, 2))
     except OSError:  # a timeout is one
         return False
     return sum(f"@{run}.".encode() in event for event in events) == 2

@@ -21,13 +21,14 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection, and
 class Connection(asyncio.Protocol):
     """The connection of one stream: sends the GET, checks the answer's head, and reads on.
 
-    `opened` is done when the stream is open, or fails. Without `read`, nothing is read from then on.
+    `opened` is done when the stream is open, or fails. Without `read`, nothing is read from then on. The stream is owed
+    the last `behind` events, which the request asks for.
     """
 
-    __slots__ = ("_head", "_opened", "_read", "_request", "_subscriber", "_tally", "_transport")
+    __slots__ = ("_behind", "_head", "_opened", "_read", "_request", "_subscriber", "_tally", "_transport")
 
-    def __init__(self, tally: Tally, request: bytes, read: bool, opened: asyncio.Future[None]) -> None:
-        self._tally, self._request, self._read = tally, request, read
+    def __init__(self, tally: Tally, request: bytes, read: bool, opened: asyncio.Future[None], behind: int = 0) -> None:
+        self._tally, self._request, self._read, self._behind = tally, request, read, behind
         self._opened: asyncio.Future[None] | None = opened
         self._head = b""
         self._transport: asyncio.Transport | None = None
@@ -82,7 +83,7 @@ class Connection(asyncio.Protocol):
         self._opened.set_result(None)
         self._opened, self._head = None, b""
         if self._read:
-            self._subscriber = self._tally.opened(chunked)
+            self._subscriber = self._tally.opened(chunked, self._behind)
             self._take(self._subscriber, body, time.monotonic_ns())
         else:
             self._tally.slow += 1
@@ -108,10 +109,13 @@ class Connection(asyncio.Protocol):
 
 
 class Streams:
-    """All the streams of a run."""
+    """All the streams of a run.
 
-    def __init__(self, load: Load, target: Target, tally: Tally) -> None:
-        self._load, self._target, self._tally = load, target, tally
+    last: the id of the last event that each has seen, who has missed as many as the load says
+    """
+
+    def __init__(self, load: Load, target: Target, tally: Tally, last: str | None = None) -> None:
+        self._load, self._target, self._tally, self._last = load, target, tally, last
         self._numbers = iter(range(load.subscribers))
         self._connections: list[Connection] = []
 
@@ -129,10 +133,10 @@ class Streams:
 
     async def _connect_some(self) -> None:
         loop, target, load = asyncio.get_running_loop(), self._target, self._load
-        request = target.subscribe(load.token)
+        request, behind = target.subscribe(load.token, self._last), load.behind if self._last else 0
         for number in self._numbers:
             opened: asyncio.Future[None] = loop.create_future()
-            connection = Connection(self._tally, request, load.reads(number), opened)
+            connection = Connection(self._tally, request, load.reads(number), opened, behind)
             self._connections.append(connection)
             local = source(number, load.subscribers, target.address)
             try:

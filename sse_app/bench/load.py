@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from sse_app import descriptors
 from sse_app.errors import BenchRefused
 
-Workload = Literal["connect", "closed", "burst", "rate", "slow", "publish"]
+Workload = Literal["connect", "closed", "burst", "rate", "slow", "publish", "resume"]
 
 SPARE_DESCRIPTORS = 64  # for the event loop, the server's log and imports
 PAYLOAD = 100
@@ -16,6 +16,7 @@ SLOW_PAYLOAD = 2_000  # bytes: enough to fill the buffers of a subscriber that d
 PAYLOAD_MAX = 256 * 1024  # bytes, the default of body_max
 SUBSCRIBERS, INFLIGHT = 1_000, 8
 BATCH_MAX = 1_000  # events in a POST
+BEHIND_MAX = 1_000  # events that a client has missed: as many as the nchan beside us keeps
 # What `publish` stands for: POSTs at a time, and events in each. 64 keep a server's core busy, and of batches 8.
 PUBLISHING = ((1, 1), (64, 1), (8, 10), (8, 100))
 
@@ -32,11 +33,13 @@ class Load:
         `slow`: as `rate`, while a share of the subscribers has stopped reading
         `publish`: `inflight` POSTs at a time of `batch` events each, and after each the next one, whoever has got the
             events
+        `resume`: all subscribers come back at once, each has missed `behind` events; then they get one more
     subscribers: open streams, at most the descriptor limit less `inflight` and 64
     duration, warmup: seconds of publishing, measured and before; events: stop after so many, if sooner
     rate: events per second, of `rate` and `slow`
     inflight: POSTs at a time, at most
     batch: events in a POST of `publish`; more than one are lines of NDJSON
+    behind: events that each client of `resume` has missed
     payload: bytes of an event's data, no fewer than its marker needs (about 45). None: 100, in `slow` 2,000
     slow: the share of subscribers that do not read in `slow`; their deliveries are not counted
     settle: seconds between the last connect and reading the server's memory
@@ -55,6 +58,7 @@ class Load:
     rate: float = 50.0
     inflight: int = INFLIGHT
     batch: int = 1
+    behind: int = 100
     payload: int | None = None
     slow: float = 0.1
     settle: float = 0.5
@@ -71,13 +75,27 @@ class Load:
         wrong += ["payload"] * (not 1 <= self.data_size <= PAYLOAD_MAX)
         wrong += ["slow"] * (not 0 < self.slow < 1)
         wrong += ["batch"] * (not 1 <= self.batch <= (BATCH_MAX if self.workload == "publish" else 1))
+        wrong += ["behind"] * (not 1 <= self.behind <= BEHIND_MAX)
         if wrong:
             raise BenchRefused(f"{', '.join(wrong)}: out of range")
 
     @property
     def title(self) -> str:
-        """The workload, of `publish` with its kind."""
-        return titled(self.workload, self.inflight, self.batch)
+        """How the load is called in tables."""
+        match self.workload:
+            case "publish" if self.batch > 1:
+                return f"publish, {self.inflight} at a time, {self.batch} events in each"
+            case "publish":
+                return f"publish, {self.inflight} at a time"
+            case "resume":
+                return f"resume, {self.behind} behind"
+            case _:
+                return self.workload
+
+    @property
+    def storm(self) -> bool:
+        """True when it is the connecting that is measured: one event to all ends the run."""
+        return self.workload in ("connect", "resume")
 
     @property
     def key(self) -> str | None:
@@ -97,7 +115,7 @@ class Load:
     @property
     def posts(self) -> int:
         """The number of POSTs at a time."""
-        return 1 if self.workload in ("connect", "closed") else self.inflight
+        return 1 if self.storm or self.workload == "closed" else self.inflight
 
     @property
     def window(self) -> int | None:
@@ -136,10 +154,3 @@ def cases(
     if not publish or inflight is not None or batch is not None:
         kinds = ((INFLIGHT if inflight is None else inflight, batch if publish and batch is not None else 1),)
     return [replace(load, subscribers=subscribers, inflight=number, batch=events) for number, events in kinds]
-
-
-def titled(workload: str, inflight: int, batch: int) -> str:
-    """Return how a load is called in tables."""
-    if workload != "publish":
-        return workload
-    return f"publish, {inflight} at a time" + (f", {batch} events in each" if batch > 1 else "")

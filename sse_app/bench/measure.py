@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from sse_app.bench.abilities import inability
+from sse_app.bench.abilities import NO_RESUME, inability
 from sse_app.bench.busy_loop import BusyLoop
 from sse_app.bench.connect import Streams
 from sse_app.bench.load import Load
+from sse_app.bench.missed import publish_missed
 from sse_app.bench.peers import OURS, Server, check_server, serving
 from sse_app.bench.process import Usage, two_cores, usage
 from sse_app.bench.publish import NS, Publishers
@@ -104,11 +105,14 @@ async def _measure(load: Load, name: str, server: Server) -> Report:
     gc.disable()  # a full collection over all these streams would show as latency
     try:
         if unable := await inability(load, target):
-            return Report(load.workload, name, load.inflight, load.batch, unable=unable)
+            return _unable(load, name, unable)
         if name != server.url:
             await _warm_up(load, target)
+        last = await publish_missed(load, target, tally) if load.workload == "resume" else None
+        if load.workload == "resume" and not last:
+            return _unable(load, name, NO_RESUME)
         start = sample()
-        async with _connected(load, target, tally):
+        async with _connected(load, target, tally, last):
             connected = sample()
             await asyncio.sleep(load.settle)
             settled = sample()
@@ -128,11 +132,12 @@ async def _warm_up(load: Load, target: Target) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connected(load: Load, target: Target, tally: Tally) -> AsyncIterator[None]:
-    """Connect all subscribers for the length of a block."""
-    streams = Streams(load, target, tally)
+async def _connected(load: Load, target: Target, tally: Tally, last: str | None = None) -> AsyncIterator[None]:
+    """Connect all subscribers for the length of a block, which begins when each has what it missed."""
+    streams = Streams(load, target, tally, last)
     try:
         await streams.connect()
+        await tally.until_owed(1, load.patience)
         if not tally.streams:
             raise BenchFailed(f"no subscriber could connect: {tally.first_error}")
         yield
@@ -142,13 +147,12 @@ async def _connected(load: Load, target: Target, tally: Tally) -> AsyncIterator[
 
 async def _publish(load: Load, publishers: Publishers, tally: Tally, sample: Callable[[], _Sample]) -> _Sample:
     """Publish, first to warm up. Return the sample from which on it counts."""
-    storm = load.workload == "connect"
-    if load.warmup and not storm:
+    if load.warmup and not load.storm:
         await publishers.publish(load.warmup)
     tally.begin()
     before = sample()
     if load.window is None or not publishers.stalled:  # waiting for deliveries, there is no more to come
-        await publishers.publish(load.duration, 1 if storm else load.events)
+        await publishers.publish(load.duration, 1 if load.storm else load.events)
     return before
 
 
@@ -161,16 +165,20 @@ def _report(load: Load, server: str, tally: Tally, course: _Samples, stalled: bo
     published = _difference(settled, after, lambda used: used.rss_kb)
     wall = (tally.last_arrival - before.left) / NS
     posts, posting = sum(tally.answers.values()), (tally.last_answer - before.left) / NS
-    busy_from, busy_until = (start, connected) if load.workload == "connect" else (before, after)
+    busy_from, busy_until = (start, connected) if load.storm else (before, after)
+    connecting_s = (connected.clock - start.left) / NS
     return Report(
         workload=load.workload,
+        title=load.title,
         server=server,
         inflight=load.inflight,
         batch=load.batch,
+        behind=load.behind,
         subscribers=subscribers,
         slow_subscribers=tally.slow,
         failed_connects=load.subscribers - subscribers,
-        connects_per_s=subscribers * NS / (connected.clock - start.left),
+        connects_per_s=subscribers / connecting_s,
+        back_s=connecting_s if load.workload == "resume" else None,
         cpu_us_per_connect=None if connecting is None else connecting * 1e6 / subscribers,
         memory_kb_per_connection=None if grown is None else grown / subscribers,
         events=after.published - before.published,
@@ -196,6 +204,10 @@ def _report(load: Load, server: str, tally: Tally, course: _Samples, stalled: bo
         load_cpu_share=(busy_until.spent - busy_from.spent) / (busy_until.clock - busy_from.clock),
         first_error=tally.first_error,
     )
+
+
+def _unable(load: Load, server: str, why: str) -> Report:
+    return Report(load.workload, load.title, server, load.inflight, load.batch, load.behind, unable=why)
 
 
 def _difference(before: _Sample, after: _Sample, of: Callable[[Usage], float]) -> float | None:

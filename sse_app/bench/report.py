@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, get_type_hints
 
-from sse_app.bench.load import titled
-
 COUNTED = ("failed_connects", "failed_posts", "closed_early", "lost", "doubled")  # over all repetitions, not medians
 
 
@@ -14,17 +12,21 @@ COUNTED = ("failed_connects", "failed_posts", "closed_early", "lost", "doubled")
 class Report:
     """The figures of one run. None where the server's process is not known or nothing arrived.
 
+    title: how the load is called
     unable: what the server cannot do of this load, which then was not put on it
     """
 
     workload: str
+    title: str
     server: str
     inflight: int
     batch: int
+    behind: int
     subscribers: int = 0
     slow_subscribers: int = 0
     failed_connects: int = 0
     connects_per_s: float = 0.0
+    back_s: float | None = None
     cpu_us_per_connect: float | None = None
     memory_kb_per_connection: float | None = None
     events: int = 0
@@ -50,11 +52,6 @@ class Report:
     load_cpu_share: float = 0.0
     first_error: str | None = None
     unable: str | None = None
-
-    @property
-    def title(self) -> str:
-        """The title of the load."""
-        return titled(self.workload, self.inflight, self.batch)
 
     @property
     def clean(self) -> bool:
@@ -106,13 +103,20 @@ PUBLISHING = (
     Figure("latency_p50_ms", "latency, median, ms", ratio=True),
     Figure("latency_p99_ms", "latency, 99 %, ms", ratio=True),
 )
+RESUMING = (
+    Figure("subscribers", "clients that came back"),
+    Figure("back_s", "until all have all, s", ratio=True),
+    Figure("cpu_us_per_connect", "server CPU per client, us", ratio=True),
+    Figure("memory_kb_per_connection", "memory per connection, KB", ratio=True),
+    Figure("latency_max_ms", "one event to all, ms", ratio=True),
+)
 FAULTS = (
     Figure("lost", "lost"),
     Figure("doubled", "doubled"),
     Figure("errors", "errors"),
     Figure("load_cpu_share", "load's own CPU, cores"),
 )
-FIGURES = {"connect": CONNECTING, "publish": PUBLISHING}  # of any other workload: DELIVERING
+FIGURES = {"connect": CONNECTING, "publish": PUBLISHING, "resume": RESUMING}  # of any other workload: DELIVERING
 
 
 def table(reports: Sequence[Report]) -> list[list[str]]:
@@ -143,8 +147,7 @@ def document(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:
         "ratios": [
             {
                 "workload": group[0].workload,
-                "inflight": group[0].inflight,
-                "batch": group[0].batch,
+                "title": title,
                 "server": first,
                 "against": server,
                 **ratios(of[title, first], group),
@@ -178,7 +181,7 @@ def ratios(ours: Sequence[Report], theirs: Sequence[Report]) -> dict[str, float]
     A ratio is taken inside a repetition, so that a disturbance of the machine meets both.
     """
     found = {}
-    for figure in dict.fromkeys(CONNECTING + DELIVERING + PUBLISHING):
+    for figure in dict.fromkeys(CONNECTING + DELIVERING + PUBLISHING + RESUMING):
         pairs = [
             (getattr(our, figure.name), getattr(their, figure.name)) for our, their in zip(ours, theirs, strict=True)
         ]

@@ -96,10 +96,11 @@ class Tally:
         self.failed.update(numbers)
         self._wake()
 
-    def opened(self, chunked: bool) -> "Subscriber":
-        """Return a new stream, to be counted."""
-        stream = Subscriber(self, chunked)
+    def opened(self, chunked: bool, behind: int = 0) -> "Subscriber":
+        """Return a new stream, to be counted, which is owed the last `behind` events as well."""
+        stream = Subscriber(self, chunked, behind)
         self.streams.add(stream)
+        self.owed += behind
         return stream
 
     def closed(self, stream: "Subscriber") -> None:
@@ -152,13 +153,13 @@ class Subscriber:
 
     __slots__ = ("_body", "_carry", "_clean", "_missing", "_tally", "highest", "until")
 
-    def __init__(self, tally: Tally, chunked: bool) -> None:
+    def __init__(self, tally: Tally, chunked: bool, behind: int = 0) -> None:
         self._tally = tally
         self._body = ChunkedDecoder() if chunked else None
         self._carry = b""
         self._clean = True  # between chunks and between markers: equal bytes mean equal events
         self._missing: set[int] = set()  # numbers passed over so far
-        self.highest = tally.published
+        self.highest = tally.published - behind
         self.until: int | None = None  # how many events were published when the server closed
 
     def take(self, data: bytes, now: int) -> bool:

@@ -22,9 +22,10 @@ class Target(NamedTuple):
     host: str
     path: str
 
-    def subscribe(self, token: str | None) -> bytes:
-        """Return the request that opens a stream."""
+    def subscribe(self, token: str | None, last: str | None = None) -> bytes:
+        """Return the request that opens a stream, after the event with the id `last` if there is one."""
         head = f"GET {self.path}/events HTTP/1.1\r\nHost: {self.host}\r\n{_bearer(token)}"
+        head += f"Last-Event-ID: {last}\r\n" if last else ""
         return f"{head}Accept: text/event-stream\r\nCache-Control: no-store\r\n\r\n".encode()
 
     def publish(self, key: str | None, several: bool = False) -> bytes:

@@ -107,10 +107,15 @@ def _all_chunks(body: bytes) -> bool:
     return decoder.ended and body.endswith(b"\r\n\r\n")  # trailers included: the next answer follows
 
 
+def marker(run: str, number: int) -> bytes:
+    """Return how the marker of an event begins."""
+    return b"@%b.%d." % (run.encode(), number)
+
+
 def event_data(run: str, number: int, sent: int, size: int) -> bytes:
     """Return an event's data, of `size` bytes or what its marker needs. It is JSON: some hubs take nothing else."""
-    marker = f'{{"bench":"@{run}.{number}.{sent}!'
-    return (marker.ljust(size - 2, "x") + '"}').encode()
+    text = f'{{"bench":"@{run}.{number}.{sent}!'
+    return (text.ljust(size - 2, "x") + '"}').encode()
 
 
 def request(head: bytes, events: Sequence[bytes]) -> bytes:

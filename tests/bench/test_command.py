@@ -60,10 +60,11 @@ def test_options_name_loads_servers_and_repetitions(monkeypatch: pytest.MonkeyPa
 
 def test_publishing_is_a_load_and_a_table_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [(1, 1), (64, 1), (8, 10), (8, 100)]
-    compared = Compared(monkeypatch, *(replace(REPORT, workload="publish", inflight=n, batch=m) for n, m in kinds))
+    titles = [Load("publish", inflight=n, batch=m).title for n, m in kinds]
+    compared = Compared(monkeypatch, *(replace(REPORT, workload="publish", title=title) for title in titles))
     shown = CliRunner().invoke(commands, ["bench", "--workload", "publish", "--duration", "2"]).stdout
     assert compared.asked[0] == [Load("publish", subscribers=1, inflight=n, batch=m, duration=2) for n, m in kinds]
-    assert re.findall("^publish.*", shown, re.MULTILINE) == [load.title for load in compared.asked[0]]
+    assert re.findall("^publish.*", shown, re.MULTILINE) == titles
     assert CliRunner().invoke(commands, ["bench", "--workload", "publish,burst", "--inflight", "4"]).exit_code == 0
     assert compared.asked[0] == [Load("publish", subscribers=1, inflight=4), Load("burst", inflight=4)]
     assert CliRunner().invoke(commands, ["bench", "--workload", "publish", "--batch", "7"]).exit_code == 0

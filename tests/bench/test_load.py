@@ -19,6 +19,8 @@ from sse_app.errors import BenchRefused
         {"payload": 0},
         {"payload": 1 << 20},
         {"slow": 1.0},
+        {"behind": 0},
+        {"behind": 1_001},
         {"batch": 10},
         {"batch": 0, "workload": "publish"},
         {"batch": 1_001, "workload": "publish"},
@@ -40,6 +42,7 @@ def test_workloads_differ_in_what_may_be_under_way() -> None:
         "rate": many,
         "slow": many,
         "publish": (4, None),
+        "resume": one,
     }
 
 
@@ -62,7 +65,8 @@ def test_publishing_stands_for_single_events_and_batches_to_one_subscriber() -> 
 def test_other_workloads_stand_for_themselves() -> None:
     assert cases(Load("burst")) == [Load("burst", subscribers=1000, inflight=8)]
     assert cases(Load("burst"), subscribers=7, inflight=5, batch=10) == [Load("burst", subscribers=7, inflight=5)]
-    assert Load("burst").title == "burst"
+    assert cases(Load("resume", behind=7)) == [Load("resume", subscribers=1000, behind=7)]
+    assert [Load("burst").title, Load("resume", behind=7).title] == ["burst", "resume, 7 behind"]
     with pytest.raises(BenchRefused, match="subscribers, inflight"):
         cases(Load("publish"), subscribers=0, inflight=0)
 

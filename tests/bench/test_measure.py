@@ -94,6 +94,61 @@ async def test_a_server_that_brings_nothing_takes_no_batches() -> None:
     assert report.unable == "no batches"
 
 
+async def test_who_comes_back_gets_what_was_missed_and_the_next_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([Usage(1.0, 100), Usage(1.2, 100), Usage(1.5, 300), *[Usage(2.0, 300)] * 2])
+    monkeypatch.setattr(measure, "usage", lambda pid: next(used))
+    monkeypatch.setattr("sse_app.bench.peers.listener", lambda port: os.getpid())
+    hub = FakeHub(log=[])
+    report = await measured(hub, workload="resume", behind=30)
+    assert report.clean
+    assert (report.title, report.behind, report.subscribers) == ("resume, 30 behind", 30, 20)
+    assert hub.received == 1 + 30 + 1
+    assert (report.events, report.deliveries) == (1, 20)
+    assert report.cpu_us_per_connect == pytest.approx(0.5e6 / 20)
+    assert report.back_s is not None
+    assert report.back_s > 0
+
+
+async def test_what_a_resume_loses_and_doubles_is_counted_exactly() -> None:
+    def copies(place: int, number: int) -> int:  # places 0 and 1 find out whether it resumes
+        return {(2 + 3, 5): 0, (2 + 4, 31): 2, (2 + 7, 2): 3, (2 + 7, 32): 2}.get((place, number), 1)
+
+    report = await measured(FakeHub(copies, log=[]), workload="resume", behind=30, patience=2)
+    assert (report.lost, report.doubled, report.subscribers) == (1, 1 + 2, 20)
+    assert report.stalled
+    assert not report.clean
+
+
+@pytest.mark.parametrize(
+    ("hub", "patience"),
+    [
+        (FakeHub(), 30),
+        (FakeHub(lambda place, number: 0 if (place, number) == (1, 7) else 1, log=[]), 30),
+        (FakeHub(lambda place, number: int(place == 0), log=[]), 2),
+    ],
+    ids=["no ids", "one is missing", "nothing comes"],
+)
+async def test_a_server_that_does_not_bring_what_was_missed_gets_no_storm(hub: FakeHub, patience: float) -> None:
+    report = await measured(hub, workload="resume", behind=30, patience=patience)
+    assert (report.unable, report.subscribers, report.back_s) == ("no resume", 0, None)
+    assert len(hub.streams) <= 2
+    assert not report.clean
+
+
+@pytest.mark.parametrize(
+    ("hub", "patience", "why"),
+    [
+        (FakeHub(lambda *_: 0, log=[]), 0.5, "no event came"),
+        (FakeHub(statuses={5: 503}, log=[]), 30, "POST answered 503"),
+    ],
+)
+async def test_a_server_that_does_not_publish_what_is_to_be_missed_is_a_failure(
+    hub: FakeHub, patience: float, why: str
+) -> None:
+    with pytest.raises(BenchFailed, match=why):
+        await measured(hub, workload="resume", patience=patience)
+
+
 async def test_of_those_that_do_not_read_nothing_is_counted() -> None:
     report = await measured(FakeHub(), workload="slow", slow=0.25, rate=10_000.0)
     assert report.clean
@@ -215,7 +270,8 @@ async def test_nothing_is_measured_before_every_server_is_known_to_be_there() ->
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_each_server_delivers_each_event_once(server: str) -> None:
-    loads = [Load("connect", **TINY), Load("burst", **TINY)]
+    loads = [Load("connect", **TINY), Load("burst", **TINY), Load("publish", **TINY)]
+    loads += [Load("resume", **TINY)] * (server != "naive")
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         reports = runner.run(compare(loads, [server]))
     for report in reports:

@@ -6,13 +6,26 @@ from typing import Any
 
 import pytest
 
-from sse_app.bench.report import CONNECTING, DELIVERING, FAULTS, PUBLISHING, Report, document, medians, ratios, table
+from sse_app.bench.report import (
+    CONNECTING,
+    DELIVERING,
+    FAULTS,
+    PUBLISHING,
+    RESUMING,
+    Report,
+    document,
+    medians,
+    ratios,
+    table,
+)
 
 REPORT = Report(
     workload="closed",
+    title="closed",
     server="sse-app",
     inflight=8,
     batch=1,
+    behind=100,
     subscribers=2,
     slow_subscribers=0,
     failed_connects=0,
@@ -53,7 +66,7 @@ def test_a_report_is_clean_when_nothing_went_wrong(fault: str) -> None:
 
 
 def test_every_row_shows_a_figure_that_there_is() -> None:
-    assert all(hasattr(REPORT, figure.name) for figure in CONNECTING + DELIVERING + PUBLISHING + FAULTS)
+    assert all(hasattr(REPORT, figure.name) for figure in CONNECTING + DELIVERING + PUBLISHING + RESUMING + FAULTS)
 
 
 def test_a_table_has_a_column_for_each_server_and_each_ratio() -> None:
@@ -80,8 +93,15 @@ def test_a_table_of_publishing_shows_what_posts_cost() -> None:
     assert ["answer, 99 %, ms", "0.75", "0.75", "1.00"] in rows
 
 
+def test_a_table_of_resuming_shows_what_coming_back_costs() -> None:
+    ours, theirs = (replace(report, workload="resume", back_s=2.0) for report in (REPORT, OTHER))
+    _, *rows = table([ours, replace(theirs, back_s=4.0)])
+    assert ["until all have all, s", "2.00", "4.00", "0.50"] in rows
+    assert ["server CPU per client, us", "80.00", "80.00", "1.00"] in rows
+
+
 def test_a_server_that_is_unable_says_so_in_place_of_figures() -> None:
-    unable = Report("publish", "naive", 8, 10, unable="no batches")
+    unable = Report("publish", "publish", "naive", 8, 10, 100, unable="no batches")
     _, first, *rows = table([replace(REPORT, workload="publish", batch=10), unable])
     assert first == ["events published", "3", "no batches", ""]
     assert {tuple(row[2:]) for row in rows} == {("-", "-"), ("-", "")}
@@ -109,7 +129,8 @@ def test_ratios_are_taken_inside_each_repetition() -> None:
 
 
 def test_the_document_has_runs_medians_and_ratios() -> None:
-    reports = [REPORT, OTHER, replace(REPORT, workload="burst"), replace(OTHER, workload="burst"), REPORT, OTHER]
+    burst = [replace(report, workload="burst", title="burst") for report in (REPORT, OTHER)]
+    reports = [REPORT, OTHER, *burst, REPORT, OTHER]
     shown = json.loads(json.dumps(document(reports)))
     assert shown["runs"] == [asdict(report) for report in reports]
     assert shown["medians"] == [asdict(report) for report in reports[:4]]
@@ -122,12 +143,13 @@ def test_the_document_has_runs_medians_and_ratios() -> None:
 
 def test_the_document_tells_apart_what_publishing_stands_for() -> None:
     kinds = [
-        replace(report, workload="publish", inflight=number, posts_per_s=100.0 * number)
+        replace(report, workload="publish", title=f"{number} at a time", posts_per_s=100.0 * number)
         for number in (1, 64)
         for report in (REPORT, OTHER)
     ]
     shown = document(kinds)
-    assert [(row["inflight"], row["posts_per_s"]) for row in shown["medians"]] == [
-        *((1, 100.0), (1, 100.0), (64, 6400.0), (64, 6400.0))
+    assert [(row["title"], row["posts_per_s"]) for row in shown["medians"]] == [
+        *[("1 at a time", 100.0)] * 2,
+        *[("64 at a time", 6400.0)] * 2,
     ]
-    assert [(row["workload"], row["inflight"]) for row in shown["ratios"]] == [("publish", 1), ("publish", 64)]
+    assert [row["title"] for row in shown["ratios"]] == ["1 at a time", "64 at a time"]

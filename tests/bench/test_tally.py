@@ -81,6 +81,19 @@ def test_lost_and_doubled_are_counted_by_number(chunks: list[tuple[int, ...]], l
     assert sum(tally.late.values()) == 4 - lost
 
 
+def test_who_comes_back_is_owed_what_was_missed() -> None:
+    tally = Tally("beef")
+    for _ in range(5):
+        tally.publish()
+    back, new = tally.opened(chunked=True, behind=3), tally.opened(chunked=True)
+    assert (tally.owed, tally.lost()) == (3, 3)
+    take(back, 2, 3, 4)  # 2 was not missed
+    assert (tally.owed, tally.lost(), tally.doubled) == (1, 1, 1)
+    tally.publish()
+    take(new, 6), take(back, 5, 6)
+    assert (tally.owed, tally.lost(), tally.deliveries) == (0, 0, 5)
+
+
 def test_nobody_has_to_get_what_the_server_refused() -> None:
     tally = Tally("beef")
     streams = [tally.opened(chunked=True) for _ in range(2)]

@@ -45,6 +45,8 @@ def test_requests_name_host_path_and_key() -> None:
     assert target.subscribe(None).startswith(b"GET /live/events HTTP/1.1\r\nHost: 127.0.0.1:81\r\n")
     assert b"Authorization" not in target.subscribe(None)
     assert b"81\r\nAuthorization: Bearer t0ken\r\nAccept: text/event-stream\r\n" in target.subscribe("t0ken")
+    assert b"Last-Event-ID" not in target.subscribe(None)
+    assert b"\r\nLast-Event-ID: a-7\r\n" in target.subscribe(None, "a-7")
     request = target.publish("k3y")
     assert request.startswith(b"POST /live/broadcast HTTP/1.1\r\nHost: 127.0.0.1:81\r\nAuthorization: Bearer k3y\r\n")
     assert request.endswith(b"\r\nContent-Length: ")
