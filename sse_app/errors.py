@@ -112,6 +112,9 @@ class InvalidIdempotencyKey(BadInput):
     pass
 
 
+KEY_REUSED = "This Idempotency-Key came with another publication before; use a new key for a new one."
+
+
 class KeyReused(BadInput):
     pass
 

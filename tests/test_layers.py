@@ -29,7 +29,7 @@ FLOORS = (
     ("events", "topics", "content_type", "loop_thread", "address", "refusals"),
     ("payload", "narrowing", "limits"),
     ("publication",),
-    ("grants", "brokers.limits", "brokers.board"),
+    ("grants", "drafts", "brokers.limits", "brokers.board"),
     ("config", "metrics", "notices", "brokers", "revocations"),
     ("auth", "auth.withdrawal", "auth.claims", "auth.algorithms", "auth.waiting", "auth.files"),
     ("auth.keys", "auth.signatures", "auth.compact"),

@@ -5,7 +5,7 @@ import hashlib
 import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice, takewhile
 from operator import attrgetter
@@ -18,7 +18,8 @@ from sse_app.brokers.limits import LOOK_UPS_PER_STEP, PAGE_COUNT, Limits, LogSet
 from sse_app.brokers.memory_board import MemoryBoard
 from sse_app.brokers.offsets import BROADCAST, TopicOffsets, footprint
 from sse_app.brokers.tail import QueuedTail
-from sse_app.errors import KeyReused, LogFull
+from sse_app.drafts import Drafts
+from sse_app.errors import KEY_REUSED, KeyReused, LogFull
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
 
@@ -96,22 +97,82 @@ class MemoryBroker:
         if key is None:
             return self._append(draft)
         self._forget_old_keys()
-        content = draft.event, draft.topics, sorted(draft.to), sorted(draft.exclude)
-        digest = hashlib.sha256(repr(content).encode()).digest()
+        digest = _digest_of(*_content(draft))
         known = self._keys.get(key)
         if known is None:
-            self._check_space_for_key(key)
+            self._check_space_for_keys((key,))
             position = self._append(draft)
-            self._keys[key] = _Keyed(digest, position, self._clock() + self._limits.window)
-            self._keys_bytes += len(key) + KEY_OVERHEAD
+            self._remember({key: _Keyed(digest, position, self._clock() + self._limits.window)})
             return position
         if known.digest != digest:
-            raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
+            raise KeyReused(KEY_REUSED)
         return known.position
 
+    async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
+        # No await in here, as in publish.
+        if (key := drafts.idempotency_key) is not None:
+            return self._append_once(drafts, key)
+        if all(draft.idempotency_key is None for draft in drafts):
+            return [publication.position for publication in self._append_all(drafts)]
+        positions, fresh, keys = self._places(drafts)
+        self._check_space_for_keys(keys)
+        self._append_all(fresh)
+        self._remember(keys)
+        return positions
+
+    def _append_once(self, drafts: Drafts, key: str) -> Sequence[Position]:
+        """Append a batch with a key of its own, unless it was appended before."""
+        self._forget_old_keys()
+        digest = _digest_of("batch", *map(_content, drafts))
+        known = self._keys.get(key)
+        if known is None:
+            self._check_space_for_keys((key,))
+            first = Position(self._epoch, self._top + 1)
+            self._append_all(drafts)
+            self._remember({key: _Keyed(digest, first, self._clock() + self._limits.window)})
+        elif known.digest != digest:
+            raise KeyReused(KEY_REUSED)
+        else:
+            first = known.position
+        return [Position(first.epoch, first.offset + index) for index in range(len(drafts))]
+
+    def _places(self, drafts: Drafts) -> tuple[list[Position], list[Draft], dict[str, _Keyed]]:
+        """Return the position of each draft, those that are to be appended, and their keys. Raises KeyReused."""
+        self._forget_old_keys()
+        positions, fresh, keys = list[Position](), list[Draft](), dict[str, _Keyed]()
+        expires = self._clock() + self._limits.window
+        for draft in drafts:
+            position = Position(self._epoch, self._top + len(fresh) + 1)
+            if (key := draft.idempotency_key) is not None:
+                digest = _digest_of(*_content(draft))
+                known = keys.get(key) or self._keys.get(key) or keys.setdefault(key, _Keyed(digest, position, expires))
+                if known.digest != digest:
+                    raise KeyReused(KEY_REUSED)
+                position = known.position
+            positions.append(position)
+            if position.offset == self._top + len(fresh) + 1:
+                fresh.append(draft)
+        return positions, fresh, keys
+
+    def _append_all(self, drafts: Iterable[Draft]) -> Sequence[Publication]:
+        encoded = [(draft, draft.encode()) for draft in drafts]  # before anything is appended: it may raise
+        publications = [self._store(draft, body) for draft, body in encoded]
+        self._trim()
+        if publications:
+            for tail in self._tails:
+                tail.announce(publications)
+        return publications
+
     def _append(self, draft: Draft) -> Position:
+        publication = self._store(draft, draft.encode())
+        self._trim()
+        for tail in self._tails:
+            tail.announce((publication,))
+        return publication.position
+
+    def _store(self, draft: Draft, body: bytes) -> Publication:
         position = Position(self._epoch, self._top + 1)
-        topics, body = draft.topics, draft.encode()
+        topics = draft.topics
         newest = max(self._trimmed_time, self._log[-1].time) if self._log else self._trimmed_time
         time = max(newest, self._wall())
         publication = Publication(
@@ -122,10 +183,7 @@ class MemoryBroker:
         self._appended.append(self._clock())
         self._bytes += footprint(publication)
         self._offsets.append(topics, self._top)
-        self._trim()
-        for tail in self._tails:
-            tail.announce((publication,))
-        return position
+        return publication
 
     def _forget_old_keys(self) -> None:
         now = self._clock()
@@ -134,9 +192,13 @@ class MemoryBroker:
             del self._keys[key]
             self._keys_bytes -= len(key) + KEY_OVERHEAD
 
-    def _check_space_for_key(self, key: str) -> None:
+    def _remember(self, keys: Mapping[str, _Keyed]) -> None:
+        self._keys.update(keys)
+        self._keys_bytes += _size_of(keys)
+
+    def _check_space_for_keys(self, keys: Collection[str]) -> None:
         # No older key is dropped to make room: its retry would be published again.
-        if self._keys_bytes + len(key) + KEY_OVERHEAD > KEYS_BYTES:
+        if keys and self._keys_bytes + _size_of(keys) > KEYS_BYTES:
             raise LogFull(
                 "There are as many idempotency keys within idempotency_window as the log in memory holds; publish again"
                 " later, shorten the window, or take a broker that keeps them elsewhere."
@@ -298,6 +360,18 @@ class MemoryBroker:
 
     def tail(self) -> Tail:
         return QueuedTail(self._tails, Position(self._epoch, self._top))
+
+
+def _content(draft: Draft) -> tuple[object, ...]:
+    return draft.event, draft.topics, sorted(draft.to), sorted(draft.exclude)
+
+
+def _digest_of(*content: object) -> bytes:
+    return hashlib.sha256(repr(content).encode()).digest()
+
+
+def _size_of(keys: Collection[str]) -> int:
+    return sum(map(len, keys)) + len(keys) * KEY_OVERHEAD
 
 
 def _is_on(topics: set[str], publication: Publication) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from sse_app.batch import Batch
 from sse_app.brokers import Page, Tail, memory
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.drafts import Drafts
 from sse_app.errors import BrokerUnavailable
 from sse_app.events import Event, EventDecoder
 from sse_app.publication import Audience, Draft, Position, Publication
@@ -211,6 +212,12 @@ class DistantBroker(MemoryBroker):
         await self._travel()
         return position
 
+    async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
+        await self._travel()
+        positions = await super().publish_many(drafts)
+        await self._travel()
+        return positions
+
     async def top(self, *, fresh: bool = False) -> Position:
         await self._travel()
         top = await super().top()
@@ -265,11 +272,20 @@ class TroubledBroker(MemoryBroker):
             raise BrokerUnavailable("The log is away.")
 
     async def publish(self, draft: Draft) -> Position:
+        with self._publishing():
+            return await super().publish(draft)
+
+    async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
+        with self._publishing():
+            return await super().publish_many(drafts)
+
+    @contextmanager
+    def _publishing(self) -> Iterator[None]:
         self.check()
         tails = self._tails
         self._tails = [] if self.deaf else tails
         try:
-            return await super().publish(draft)
+            yield
         finally:
             self._tails = tails
 

@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 from sse_app.brokers import Extent, Page, Tail
 from sse_app.brokers.board import Board
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.drafts import Drafts
 from sse_app.errors import BrokerUnavailable
 from sse_app.publication import Audience, Draft, Durability, Position
 from sse_app.topics import TopicFilter
@@ -85,6 +86,10 @@ class SharedLog:
     async def publish(self, draft: Draft) -> Position:
         await self.on_publishing.wait()
         return await self.log.publish(draft)
+
+    async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
+        await self.on_publishing.wait()
+        return await self.log.publish_many(drafts)
 
     async def top(self, *, fresh: bool = False) -> Position:
         return await self.log.top()
