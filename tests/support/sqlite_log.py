@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from sse_app.brokers import Tail
 from sse_app.brokers.limits import Limits
 from sse_app.brokers.sqlite import SQLiteBroker
-from sse_app.brokers.sqlite.log import Entry, connect
+from sse_app.brokers.sqlite.log import Entries, Entry, connect
 from sse_app.brokers.sqlite.opening import LogFile, OpenOptions, open_file
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.events import Event, encode
@@ -39,9 +39,9 @@ def append(file: LogFile, *entries: Entry | str, limits: Limits = LIMITS, now: f
     """Append to a log as the writer of a broker does."""
     made = [entry(item) if isinstance(item, str) else item for item in entries]
     file.log._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
-    appended = file.log.append(made, now, now)
+    appended = file.log.append([Entries((item,)) for item in made], now, now)
     file.advance(appended.state.position)
-    return [outcome for outcome in appended.outcomes if isinstance(outcome, Position)]
+    return [position for outcome in appended.outcomes if isinstance(outcome, Sequence) for position in outcome]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import concurrent.futures
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from itertools import cycle
@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, cast
 from unittest.mock import patch
 
 from sse_app.brokers.sqlite import SQLiteBroker
-from sse_app.brokers.sqlite.log import Appended, Entry
+from sse_app.brokers.sqlite.log import Appended, Entries
 from sse_app.brokers.sqlite.writer import Writer
 from sse_app.publication import Position
 from sse_app.testing import VirtualTimeLoop
@@ -74,7 +74,7 @@ class ThreadlessWriter(Writer):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        append: Callable[[list[Entry]], Appended],
+        append: Callable[[list[Entries]], Appended],
         on_commit: Callable[[Appended], None],
     ) -> None:
         self._loop, self._append, self._on_commit = loop, append, on_commit
@@ -82,8 +82,8 @@ class ThreadlessWriter(Writer):
         self._ending, self._ended = threading.Lock(), False
         self._untold: deque[Callable[[], None]] = deque()  # in order, as a thread's calls of call_soon_threadsafe
 
-    def submit(self, entry: Entry | None) -> asyncio.Future[Position]:
-        answer = super().submit(entry)
+    def submit(self, entries: Entries | None) -> asyncio.Future[Sequence[Position]]:
+        answer = super().submit(entries)
         cast(ThreadlessLoop, self._loop).some_turns_later(self._work)
         return answer
 

@@ -28,13 +28,14 @@ from sse_app.brokers import Extent, Page, Tail
 from sse_app.brokers.limits import BrokerSettings, Limits
 from sse_app.brokers.recent import BYTES, COUNT, Recent
 from sse_app.brokers.sqlite.board import SQLiteBoard
-from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, State, connect
+from sse_app.brokers.sqlite.log import FAILED, Appended, Entries, Entry, State, connect
 from sse_app.brokers.sqlite.nodes import LOOPBACK, TOLD, Node
 from sse_app.brokers.sqlite.opening import OpenOptions, open_file
 from sse_app.brokers.sqlite.pages import Reader
 from sse_app.brokers.sqlite.schema import SCHEMA_VERSION
 from sse_app.brokers.sqlite.writer import Writer
 from sse_app.brokers.tail import QueuedTail
+from sse_app.drafts import Drafts
 from sse_app.errors import BrokerError, ConfigError, LogUnavailable
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.stack import OPEN, NonReentrant, close_stack
@@ -150,8 +151,19 @@ class SQLiteBroker:
     # Publishing
 
     async def publish(self, draft: Draft) -> Position:
+        (position,) = await self._submit(Entries((_entry(draft),)))
+        return position
+
+    async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
+        entries = Entries(tuple(map(_entry, drafts)))
+        if (key := drafts.idempotency_key) is not None:
+            contents = (_content(draft, entry.body) for draft, entry in zip(drafts, entries.items, strict=True))
+            entries = entries._replace(key=key, digest=_digest_of("batch", *contents))
+        return await self._submit(entries)
+
+    async def _submit(self, entries: Entries) -> Sequence[Position]:
         try:
-            return await self._writer.submit(_entry(draft))
+            return await self._writer.submit(entries)
         except BrokerError as error:
             self._on_trouble(error)
             raise
@@ -160,10 +172,10 @@ class SQLiteBroker:
         """Return the Unix time that ages are measured with: a clock that is set after the start does not change it."""
         return self._wall_at_zero + self._clock()
 
-    def _append(self, entries: list[Entry]) -> Appended:
-        """Commit entries. In the writer's thread."""
+    def _append(self, waiting: list[Entries]) -> Appended:
+        """Commit what publishers gave. In the writer's thread."""
         self._file.check_there()
-        appended = self._file.log.append(entries, self._wall(), self._stamp(), touch=self._trouble is not None)
+        appended = self._file.log.append(waiting, self._wall(), self._stamp(), touch=self._trouble is not None)
         self._file.check_there()  # else the commit went into a file that the path no longer leads to
         if appended.publications:
             self._file.advance(appended.state.position)
@@ -441,8 +453,15 @@ class SQLiteBroker:
 
 
 def _entry(draft: Draft) -> Entry:
-    body, key, digest = draft.encode(), draft.idempotency_key, b""
-    if key is not None:
-        content = body, draft.topics, sorted(draft.to), sorted(draft.exclude)
-        digest = hashlib.sha256(repr(content).encode()).digest()
+    body, key = draft.encode(), draft.idempotency_key
+    digest = b"" if key is None else _digest_of(*_content(draft, body))
     return Entry(draft.event.type, body, draft.topics, draft.to, draft.exclude, key, digest, draft.is_json)
+
+
+def _content(draft: Draft, body: bytes) -> tuple[object, ...]:
+    """Return what two publications with one idempotency key are compared by."""
+    return body, draft.topics, sorted(draft.to), sorted(draft.exclude)
+
+
+def _digest_of(*content: object) -> bytes:
+    return hashlib.sha256(repr(content).encode()).digest()

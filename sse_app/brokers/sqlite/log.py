@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from sse_app.brokers.limits import DEFAULTS, Limits
 from sse_app.brokers.sqlite.schema import check_schema, check_version, create, is_empty, migrate
 from sse_app.brokers.sqlite.watermark import Watermark
-from sse_app.errors import BrokerError, ConfigError, KeyReused, LogFull, LogUnavailable, OutcomeUnknown
+from sse_app.errors import KEY_REUSED, BrokerError, ConfigError, KeyReused, LogFull, LogUnavailable, OutcomeUnknown
 from sse_app.publication import Position, Publication
 
 logger = logging.getLogger("sse_app")
@@ -32,7 +32,6 @@ WHOLE = """
     SELECT top - oldest = (SELECT count(*) FROM log)
         AND top - oldest = (SELECT count(*) FROM log WHERE offset > oldest AND offset <= top) FROM state
 """
-KEY_REUSED = "This Idempotency-Key came with another publication before; use a new key for a new one."
 FULL = "The log's disk is full; nothing was published. Make room and publish again."
 LOCKED = "Another process keeps the log's file locked; nothing was published. Try again soon."
 GONE = "The log's file is gone or was replaced; nothing was published. Restart the hub once it is settled."
@@ -54,6 +53,19 @@ class Entry(NamedTuple):
     is_json: bool = False
 
 
+class Entries(NamedTuple):
+    """What one publisher appends at once: all of it, or nothing. ``key`` is a key for all; else each may have one."""
+
+    items: tuple[Entry, ...]
+    key: str | None = None
+    digest: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """The bytes of the events."""
+        return sum(len(entry.body) for entry in self.items)
+
+
 class State(NamedTuple):
     epoch: str
     top: int
@@ -68,11 +80,13 @@ class State(NamedTuple):
         return Position(self.epoch, self.top)
 
 
-Outcome = Position | KeyReused
+_Keys = dict[str, tuple[bytes, int]]  # idempotency keys, with the digest and the offset of the publication of each
+
+Outcome = Sequence[Position] | KeyReused  # the positions of what one publisher appended
 
 
 class Appended(NamedTuple):
-    """The result of a commit: the log before and after it, its publications, and the outcome of each entry."""
+    """The result of a commit: the log before and after it, its publications, and the outcome for each publisher."""
 
     before: Position
     state: State
@@ -172,15 +186,15 @@ class Log:
 
     # Appending
 
-    def append(self, entries: Sequence[Entry], wall: float, stamp: float, *, touch: bool = False) -> Appended:
-        """Append the entries in one commit, and trim the log to its limits.
+    def append(self, waiting: Sequence[Entries], wall: float, stamp: float, *, touch: bool = False) -> Appended:
+        """Append what publishers gave in one commit, and trim the log to its limits.
 
         ``stamp`` is a time that does not jump. ``touch`` writes in any case, to find out if the file can be written.
         """
         with self._transaction():
             before, limits = read_state(self._connection), self._limits()
             time, stamp = max(before.time, wall), max(before.stamp, stamp)
-            outcomes, fresh = self._assign_offsets(entries, before, limits, stamp)
+            outcomes, fresh = self._assign_offsets(waiting, before, limits, stamp)
             offsets = range(before.top + 1, before.top + 1 + len(fresh))
             self._insert(zip(offsets, fresh, strict=True), time, stamp)
             size = before.size + sum(len(entry.body) + OVERHEAD for entry in fresh)
@@ -197,25 +211,49 @@ class Log:
         return Appended(before.position, state, publications, outcomes)
 
     def _assign_offsets(
-        self, entries: Sequence[Entry], before: State, limits: Limits, stamp: float
+        self, waiting: Sequence[Entries], before: State, limits: Limits, stamp: float
     ) -> tuple[list[Outcome], list[Entry]]:
-        """Return the outcome of each entry, and the entries that are new, in the order of their offsets."""
+        """Return the outcome for each publisher, and the entries that are new, in the order of their offsets."""
         outcomes: list[Outcome] = []
         fresh: list[Entry] = []
-        if any(entry.key for entry in entries):
+        if any(entries.key or any(entry.key for entry in entries.items) for entries in waiting):
             self._connection.execute("DELETE FROM keys WHERE expires <= ?", (stamp,))
-        for entry in entries:
-            known = entry.key and self._stored_key(entry.key)
-            if known:
-                digest, offset = known
-                same = digest == entry.digest
-                outcomes.append(Position(before.epoch, offset) if same else KeyReused(KEY_REUSED))
+        for entries in waiting:
+            try:
+                offsets, new, keys = self._places(entries, before.top + len(fresh))
+            except KeyReused as error:
+                outcomes.append(error)
                 continue
-            fresh.append(entry)
-            outcomes.append(Position(before.epoch, before.top + len(fresh)))
-            if entry.key:
-                self._store_key(entry, before.top + len(fresh), stamp + limits.window)
+            fresh += new
+            outcomes.append([Position(before.epoch, offset) for offset in offsets])
+            self._store_keys(keys, stamp + limits.window)
         return outcomes, fresh
+
+    def _places(self, entries: Entries, top: int) -> tuple[Sequence[int], Sequence[Entry], _Keys]:
+        """Return the offset of each entry, those that are new, and the keys that are used for the first time.
+
+        Raises KeyReused.
+        """
+        keys: _Keys = {}
+        if entries.key is not None:
+            first = self._offset_of(entries.key, entries.digest, top + 1, keys)
+            return range(first, first + len(entries.items)), entries.items if keys else (), keys
+        offsets, fresh = list[int](), list[Entry]()
+        for entry in entries.items:
+            following = top + len(fresh) + 1
+            offset = following if entry.key is None else self._offset_of(entry.key, entry.digest, following, keys)
+            offsets.append(offset)
+            if offset == following:
+                fresh.append(entry)
+        return offsets, fresh, keys
+
+    def _offset_of(self, key: str, digest: bytes, following: int, keys: _Keys) -> int:
+        """Return the offset that a key got before, else the one that it gets now, and add it to ``keys``. Raises
+        KeyReused."""
+        known = keys.get(key) or self._stored_key(key) or keys.setdefault(key, (digest, following))
+        if known[0] != digest:
+            raise KeyReused(KEY_REUSED)
+        return known[1]
 
     def _stored_key(self, key: str) -> tuple[bytes, int] | None:
         row: tuple[bytes, int] | None = self._connection.execute(
@@ -223,8 +261,9 @@ class Log:
         ).fetchone()
         return row
 
-    def _store_key(self, entry: Entry, offset: int, expires: float) -> None:
-        self._connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (entry.key, entry.digest, offset, expires))
+    def _store_keys(self, keys: _Keys, expires: float) -> None:
+        rows = [(key, digest, offset, expires) for key, (digest, offset) in keys.items()]
+        self._connection.executemany("INSERT INTO keys VALUES (?, ?, ?, ?)", rows)
 
     def _insert(self, rows: Iterable[tuple[int, Entry]], time: float, stamp: float) -> None:
         rows = list(rows)

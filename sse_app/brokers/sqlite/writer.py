@@ -6,16 +6,16 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sse_app.brokers.sqlite.log import FAILED, Appended, Entry, broker_error
+from sse_app.brokers.sqlite.log import FAILED, Appended, Entries, broker_error
 from sse_app.errors import BrokerError, LogUnavailable
 from sse_app.publication import Position
 
 logger = logging.getLogger("sse_app")
 
-GROUP_MAX = 1_000  # publications in one commit
+GROUP_MAX = 1_000  # publications in one commit; the last publisher's may be more
 GROUP_BYTES = 4 * 1024 * 1024
 LOCK_PATIENCE = 2.0  # seconds that a publisher waits for other processes
 TRIM_PATIENCE = 0.1  # seconds that a trim waits: heartbeats and replays wait for it
@@ -24,22 +24,32 @@ LOCK_RETRY = 0.001  # seconds; SQLite's own waiting sleeps up to 100 ms between 
 
 
 class _Waiting(NamedTuple):
-    entry: Entry | None  # None only trims what is too old
-    answer: asyncio.Future[Position]
+    entries: Entries | None  # None only trims what is too old
+    answer: asyncio.Future[Sequence[Position]]
     deadline: float
+
+    @property
+    def count(self) -> int:
+        """The publications that it adds to a commit."""
+        return len(self.entries.items) if self.entries else 1
+
+    @property
+    def size(self) -> int:
+        """The bytes of their events."""
+        return self.entries.size if self.entries else 0
 
 
 class Writer:
     """The thread and its queue.
 
-    ``append`` is called in the thread with the entries of a commit, ``on_commit`` on the loop with its result,
+    ``append`` is called in the thread with what goes into a commit, ``on_commit`` on the loop with its result,
     before the publishers get their positions.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        append: Callable[[list[Entry]], Appended],
+        append: Callable[[list[Entries]], Appended],
         on_commit: Callable[[Appended], None],
     ) -> None:
         self._loop, self._append, self._on_commit = loop, append, on_commit
@@ -48,14 +58,15 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="sse-app log writer", daemon=True)
         self._thread.start()
 
-    def submit(self, entry: Entry | None) -> asyncio.Future[Position]:
-        """Append an entry; the future has its position once it is in the log, or a BrokerError. None only trims."""
-        answer: asyncio.Future[Position] = self._loop.create_future()
-        patience = LOCK_PATIENCE if entry else TRIM_PATIENCE
+    def submit(self, entries: Entries | None) -> asyncio.Future[Sequence[Position]]:
+        """Append entries together; the future has their positions once they are in the log, or the error with which
+        none of them is. None only trims."""
+        answer: asyncio.Future[Sequence[Position]] = self._loop.create_future()
+        patience = LOCK_PATIENCE if entries else TRIM_PATIENCE
         with self._ending:
             if self._ended:
                 raise LogUnavailable(CLOSED)
-            self._queue.put(_Waiting(entry, answer, time.monotonic() + patience))
+            self._queue.put(_Waiting(entries, answer, time.monotonic() + patience))
         return answer
 
     def stop(self) -> None:
@@ -73,9 +84,9 @@ class Writer:
             going = self._commit(group := [first], self._join(group))
 
     def _join(self, group: list[_Waiting]) -> bool:
-        """Add the entries that wait to the group; False once the thread has to end."""
-        size = sum(len(item.entry.body) for item in group if item.entry)
-        while len(group) < GROUP_MAX and size < GROUP_BYTES:
+        """Add what waits to the group; False once the thread has to end."""
+        count, size = sum(item.count for item in group), sum(item.size for item in group)
+        while count < GROUP_MAX and size < GROUP_BYTES:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
@@ -83,14 +94,14 @@ class Writer:
             if item is None:
                 return False
             group.append(item)
-            size += len(item.entry.body) if item.entry else 0
+            count += item.count
+            size += item.size
         return True
 
     def _commit(self, group: list[_Waiting], going: bool) -> bool:
         while group:
-            entries = [item for item in group if item.entry is not None]
             try:
-                appended = self._append([item.entry for item in entries if item.entry])
+                appended = self._append([item.entries for item in group if item.entries])
             except sqlite3.OperationalError as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
                     self._call_on_loop(self._refuse, group, broker_error(error))
@@ -125,7 +136,7 @@ class Writer:
         self._on_commit(appended)
         outcomes = iter(appended.outcomes)
         for item in group:
-            outcome = next(outcomes) if item.entry else appended.state.position
+            outcome = next(outcomes) if item.entries else ()
             if item.answer.done():
                 continue
             if isinstance(outcome, Exception):

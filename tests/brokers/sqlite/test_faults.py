@@ -13,7 +13,7 @@ import pytest
 
 from sse_app.brokers import Broker, open_broker
 from sse_app.brokers.sqlite import opening
-from sse_app.brokers.sqlite.log import Appended, Entry, State
+from sse_app.brokers.sqlite.log import Appended, Entries, Entry, State
 from sse_app.brokers.sqlite.writer import Writer
 from sse_app.errors import LogUnavailable
 from sse_app.events import Event
@@ -160,19 +160,19 @@ async def test_a_lock_of_any_kind_is_waited_for() -> None:
     state = State("e", 1, 0, 0, 0.0, 0.0, 0.0)
     tries = 0
 
-    def append(entries: list[Entry]) -> Appended:
+    def append(waiting: list[Entries]) -> Appended:
         nonlocal tries
         tries += 1
         if tries < 3:
             error = sqlite3.OperationalError("database is locked")
             error.sqlite_errorcode = sqlite3.SQLITE_BUSY_RECOVERY
             raise error
-        return Appended(Position("e", 0), state, [], [state.position] * len(entries))
+        return Appended(Position("e", 0), state, [], [[state.position]] * len(waiting))
 
     writer = Writer(asyncio.get_running_loop(), append, lambda appended: None)
     try:
         async with asyncio.timeout(PATIENCE):
-            assert await writer.submit(ENTRY) == state.position
+            assert await writer.submit(Entries((ENTRY,))) == [state.position]
     finally:
         writer.stop()
 

@@ -17,7 +17,8 @@ from sse_app.brokers import sqlite as module
 from sse_app.brokers.limits import Limits
 from sse_app.brokers.sqlite import SQLiteBroker, nodes
 from sse_app.brokers.sqlite.log import OVERHEAD, TRIM_SPARE
-from sse_app.errors import LogUnavailable
+from sse_app.drafts import Drafts
+from sse_app.errors import KeyReused, LogUnavailable
 from sse_app.events import Event
 from sse_app.publication import Draft, Position, Publication
 from tests.support.peers import PATIENCE
@@ -59,6 +60,34 @@ async def test_publishers_that_wait_together_share_few_commits(broker: SQLiteBro
     positions = await asyncio.gather(*tasks)
     assert [position.offset for position in positions] == list(range(1, 501))
     assert 1 <= statements.count("COMMIT") <= 2
+
+
+async def test_a_batch_is_one_commit_and_one_announcement(broker: SQLiteBroker) -> None:
+    statements: list[str] = []
+    tail = broker.tail()
+    broker._file.log._connection.set_trace_callback(statements.append)
+    positions = await broker.publish_many(Drafts(tuple(Draft(Event(str(number))) for number in range(500))))
+    assert statements.count("COMMIT") == 1
+    async with asyncio.timeout(PATIENCE):
+        assert [item.position for item in await anext(tail)] == list(positions)
+
+
+async def test_a_batch_that_is_refused_in_a_commit_takes_nothing_from_the_others(
+    broker: SQLiteBroker, path: Path
+) -> None:
+    def keyed(**texts: str) -> Drafts:
+        return Drafts(tuple(Draft(Event(text), idempotency_key=key) for key, text in texts.items()))
+
+    await broker.publish_many(keyed(known="x"))
+    given = [keyed(a="a", b="b"), keyed(c="c", known="y"), keyed(c="not c", known="x"), keyed(a="not a"), keyed(d="d")]
+    with locked(path):  # until all of them wait for a commit
+        tasks = [asyncio.create_task(broker.publish_many(drafts)) for drafts in given]
+        await asyncio.sleep(0)  # each has come so far that it waits
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    offsets = [answer if isinstance(answer, BaseException) else [item.offset for item in answer] for answer in answers]
+    assert [offset for offset in offsets if isinstance(offset, list)] == [[2, 3], [4, 1], [5]]
+    assert [type(offsets[place]) for place in (1, 3)] == [KeyReused, KeyReused]
+    assert await held(broker) == ["x", "a", "b", "not c", "d"]
 
 
 async def test_a_publisher_that_is_cancelled_may_be_in_the_log_and_holds_up_nobody(
