@@ -47,7 +47,7 @@ async def append(broker: Broker, topic: str, **fields: Any) -> Position:
     """Append an entry as a newer version of this node might, with these fields beside those that we know."""
     if isinstance(broker, RedisBroker):
         entry = {"v": VERSION, "topics": [topic], "body": b"data: newer\n\n", **fields}
-        _, command = broker._script("publish", f"{broker._keys}:-", msgspec.msgpack.encode(entry), "")
+        _, command = broker._script("publish", f"{broker._keys}:-", "", msgspec.msgpack.encode(entry))
         answer = await broker._publishing.call(*command)
         return Position(answer[3].decode(), answer[4])
     if isinstance(broker, NatsBroker):

@@ -11,16 +11,17 @@ second, so that a node that publishes nothing notices too.
 """
 
 import asyncio
-import hashlib
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
+from hashlib import sha1, sha256
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self, Unpack
+from typing import Any, NamedTuple, NoReturn, Self, Unpack, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
@@ -49,6 +50,7 @@ from sse_app.brokers.redis.connection import (
 from sse_app.brokers.redis.entries import (
     RawEntry,
     content,
+    contents,
     envelope,
     has_place,
     head_of,
@@ -56,7 +58,8 @@ from sse_app.brokers.redis.entries import (
     offset_of,
     publication_of,
 )
-from sse_app.errors import BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
+from sse_app.drafts import Drafts
+from sse_app.errors import KEY_REUSED, BrokerError, BrokerUnavailable, ConfigError, KeyReused, OutcomeUnknown
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.stack import OPEN, NonReentrant, close_stack
 from sse_app.topics import TopicFilter
@@ -82,7 +85,7 @@ UNKNOWN = (
 # The limits of a new log when its node names none: whole numbers, ages in microseconds.
 _DEFAULTS = DEFAULTS.publications, DEFAULTS.size, microseconds(DEFAULTS.age), microseconds(DEFAULTS.window)
 SCRIPT = b"local DEFAULTS = {%d, %d, %d, %d}\n" % _DEFAULTS + Path(__file__).with_name("log.lua").read_bytes()
-SCRIPT_SHA = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest()
+SCRIPT_SHA = sha1(SCRIPT, usedforsecurity=False).hexdigest()
 
 
 def open_url(url: str, **settings: Unpack[LogSettings]) -> "RedisBroker":
@@ -216,13 +219,16 @@ class RedisBroker:
 
     # What this node knows
 
-    def _script(self, operation: str, key: str, *arguments: Argument) -> tuple[str, tuple[Argument, ...]]:
+    def _script(
+        self, operation: str, key: str | Sequence[str], *arguments: Argument
+    ) -> tuple[str, tuple[Argument, ...]]:
         """Return the epoch that this node knows, and a command that calls the script with it."""
         clock = "" if self._clock is None else microseconds(self._clock())
         wall = "" if self._wall is None else microseconds(self._wall())
         known = (*self._known.top, *self._seen, secrets.token_hex(6))
-        keys = (3, self._log, self._state, key)
-        command = ("EVALSHA", SCRIPT_SHA, *keys, operation, *known, clock, wall, *self._limits, *arguments)
+        keys = (key,) if isinstance(key, str) else key
+        of_log = (2 + len(keys), self._log, self._state)
+        command = ("EVALSHA", SCRIPT_SHA, *of_log, *keys, operation, *known, clock, wall, *self._limits, *arguments)
         return self._known.top.epoch, command
 
     def _apply(self, sent: str, answer: Sequence[Any]) -> None:
@@ -277,17 +283,53 @@ class RedisBroker:
 
     async def publish(self, draft: Draft) -> Position:
         key = draft.idempotency_key
-        digest = "" if key is None else hashlib.sha256(content(draft)).hexdigest()
-        sent, command = self._script("publish", f"{self._keys}:{key}", envelope(draft), digest)
-        answer = await self._publishing.call(*command)
+        digest = "" if key is None else sha256(content(draft)).hexdigest()
+        return await self._append(key, digest, (envelope(draft),))
+
+    async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
+        envelopes = tuple(map(envelope, drafts))
+        key = drafts.idempotency_key
+        if key is None and any(draft.idempotency_key is not None for draft in drafts):
+            return await self._append_each(drafts, envelopes)
+        digest = "" if key is None else sha256(contents(drafts)).hexdigest()
+        first = await self._append(key, digest, envelopes)
+        return [Position(first.epoch, first.offset + index) for index in range(len(drafts))]
+
+    async def _append(self, key: str | None, digest: str, envelopes: Sequence[bytes]) -> Position:
+        """Append publications together, unless they were with the same key, and return the position of the first."""
+        sent, command = self._script("publish", f"{self._keys}:{key}", digest, *envelopes)
+        epoch, offset, stamp = await self._published(sent, command, len(envelopes))
+        position = Position(epoch.decode(), offset)
+        self._note_published(position._replace(offset=offset + len(envelopes) - 1), stamp.decode())
+        return position
+
+    async def _append_each(self, drafts: Drafts, envelopes: Sequence[bytes]) -> Sequence[Position]:
+        """Append drafts together, those whose own keys are new, and return the position of each."""
+        digests = ("" if draft.idempotency_key is None else sha256(content(draft)).hexdigest() for draft in drafts)
+        keys = [f"{self._keys}:{draft.idempotency_key}" for draft in drafts]
+        pairs: Iterator[str | bytes] = chain.from_iterable(zip(digests, envelopes, strict=True))
+        sent, command = self._script("publish_each", keys, *pairs)
+        ids, stamp = await self._published(sent, command, len(drafts))
+        places = (place.split("-") for place in ids.decode().split())
+        positions = [Position(epoch, int(offset)) for epoch, offset in places]
+        newest = max((item for item in positions if item.epoch == self._known.top.epoch), default=None)
+        if newest is not None:
+            self._note_published(newest, stamp.decode())
+        return positions
+
+    async def _published(self, sent: str, command: tuple[Argument, ...], count: int) -> Sequence[Any]:
+        """Send a command that appends so many publications, and return what its operation answers. Raises KeyReused."""
+        answer = await self._publishing.call(*command, weight=count)
         self._apply(sent, answer)
         if answer[3] == b"reused":
-            raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
-        position, stamp = Position(answer[3].decode(), answer[4]), answer[5].decode()
+            raise KeyReused(KEY_REUSED)
+        return cast(Sequence[Any], answer[3:])
+
+    def _note_published(self, position: Position, stamp: str) -> None:
+        """Note the position of a publication of ours; ``stamp`` is empty if it was there before."""
         self._known.advance(position)
         if stamp and position.epoch == self._known.top.epoch:
             self._note_seen(position.offset, stamp)
-        return position
 
     # Reading
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -44,17 +45,17 @@ OnConnect = Callable[[AbstractConnection], Awaitable[None]]
 
 
 class _Command:
-    __slots__ = ("answer", "arguments", "sent")
+    __slots__ = ("answer", "arguments", "sent", "weight")
 
-    def __init__(self, arguments: tuple[Argument, ...]) -> None:
-        self.arguments = arguments
+    def __init__(self, arguments: tuple[Argument, ...], weight: int) -> None:
+        self.arguments, self.weight = arguments, weight
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.sent = False
 
 
 class CommandQueue:
     """Commands that wait for one connection, on which one task alone sends and reads; those that wait at the same time
-    are sent together, ``at_once`` at most.
+    are sent together, of a weight of ``at_once`` at most, or a heavier one alone.
 
     A caller waits for a future. Cancelling it takes nothing from the connection, so no answer can go to another caller
     (CVE-2023-28858, CVE-2023-28859).
@@ -70,12 +71,12 @@ class CommandQueue:
         self._more = asyncio.Event()
         self._last_refusal = ""
 
-    async def call(self, *arguments: Argument) -> Any:
-        """Send a command and return its answer.
+    async def call(self, *arguments: Argument, weight: int = 1) -> Any:
+        """Send a command and return its answer. ``weight`` is how much the server has to do for it.
 
         Raises BrokerUnavailable when it was not executed, LogFull, or ``unanswered`` when it may have been.
         """
-        command = _Command(arguments)
+        command = _Command(arguments, weight)
         self._waiting.append(command)
         self._more.set()
         try:
@@ -95,7 +96,7 @@ class CommandQueue:
                 await self._more.wait()
                 await self._answer_next()
         finally:
-            self._fail(self._next_commands(len(self._waiting)))
+            self._fail(self._next_commands(math.inf))
 
     async def _answer_next(self) -> None:
         commands: list[_Command] = []
@@ -104,7 +105,7 @@ class CommandQueue:
                 commands = self._next_commands(self._at_once)
                 await self._exchange(connection, commands)
         except FAILURES:  # the task that reads the tail logs the reason
-            commands = commands or self._next_commands(len(self._waiting))
+            commands = commands or self._next_commands(math.inf)
         finally:
             self._fail(commands)
 
@@ -113,13 +114,18 @@ class CommandQueue:
             if not command.answer.done():
                 command.answer.set_exception(self._unanswered_error(command))
 
-    def _next_commands(self, count: int) -> list[_Command]:
-        """The next commands, without those whose callers have given up."""
+    def _next_commands(self, weight: float) -> list[_Command]:
+        """The next commands of a weight, without those whose callers have given up; at least one."""
         taken: list[_Command] = []
-        while self._waiting and len(taken) < count:
+        while self._waiting and weight > 0:
             command = self._waiting.popleft()
-            if not command.answer.done():
-                taken.append(command)
+            if command.answer.done():
+                continue
+            if taken and command.weight > weight:
+                self._waiting.appendleft(command)
+                break
+            taken.append(command)
+            weight -= command.weight
         if not self._waiting:
             self._more.clear()
         return taken

@@ -15,7 +15,7 @@ so that a retry matches a publication of an older version.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -81,6 +81,11 @@ def envelope(draft: Draft) -> bytes:
 def content(draft: Draft) -> bytes:
     """Return what two publications with one idempotency key are compared by: the envelope of version 1."""
     return _encoder.encode((draft.event.type, draft.topics, sorted(draft.to), sorted(draft.exclude), draft.encode()))
+
+
+def contents(drafts: Iterable[Draft]) -> bytes:
+    """Return what two batches with one idempotency key are compared by. It is no ``content``: the first is no array."""
+    return _encoder.encode(["batch", *map(content, drafts)])
 
 
 def has_place(entry: RawEntry) -> bool:

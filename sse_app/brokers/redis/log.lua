@@ -3,7 +3,7 @@
 --
 -- KEYS  1 the log, a stream; each entry has one field, v1: "<epoch> <time> <stamp> <previous stamp> <envelope>"
 --       2 its state, a hash: epoch, top, oldest, time, stamp, bytes, trimmed, and the limits of 9 to 12
---       3 the nodes, a hash; for a publication with an idempotency key that key
+--       3 the nodes, a hash; for publications 3... the idempotency key of each, or of all
 -- ARGV  1 the operation
 --       2 epoch, 3 offset: the newest position that the caller knows   4 offset, 5 stamp: an entry that the caller has
 --       seen   6 a name for a new epoch, if one begins now   7 the clock, 8 the wall clock, or "" for the server's own
@@ -98,12 +98,12 @@ local function adopt()
   return #foreign > 0
 end
 
--- Removes the oldest entries that are too many, too large or too old. Returns true if there may be more of them.
-local function trim(checks_age)
+-- Removes the oldest entries that are too many, too large or too old, some at_most. Returns true if there may be more.
+local function trim(checks_age, at_most)
   local history, history_bytes, age = limits[1], limits[2], limits[3]
   local count, before, gone, read = redis.call('XLEN', LOG), oldest, {}, 0
   local function is_too_much() return count > history or (bytes > history_bytes and count > 1) end
-  while (checks_age or is_too_much()) and #gone < TRIM_COUNT and read < TRIM_BYTES do
+  while (checks_age or is_too_much()) and #gone < at_most and read < TRIM_BYTES do
     local entry = first_from(oldest + 1)
     if not entry then
       oldest, bytes = top, 0
@@ -120,11 +120,12 @@ local function trim(checks_age)
   -- may write though the memory is full.
   if #gone > 0 then redis.call('XDEL', LOG, unpack(gone)) end
   if oldest ~= before then save_state() end
-  return #gone == TRIM_COUNT or read >= TRIM_BYTES
+  return #gone == at_most or read >= TRIM_BYTES
 end
 
 local function trim_for_reader()
-  local _, more = pcall(trim, true) -- with full memory Redis refuses to save the state; the log can still be read
+  -- With full memory Redis refuses to save the state; the log can still be read.
+  local _, more = pcall(trim, true, TRIM_COUNT)
   return more == true
 end
 
@@ -180,41 +181,100 @@ end
 
 local operations = {}
 
--- Appends. 13 envelope, 14 digest of the publication or "". Returns {.., epoch, offset, stamp} of the publication,
--- with an empty stamp if its key came before, or {.., "reused"} if its key came with another publication.
-function operations.publish()
-  local envelope, digest, window = ARGV[13], ARGV[14], limits[4]
-  if digest ~= '' then
-    local kept = redis.call('GET', KEYS[3]) or ''
-    local its_digest, its_epoch, offset, expires = string.match(kept, '^(%x+) (%w+) (%d+) (%d+)$')
-    if its_digest and tonumber(expires) > now then
-      if its_digest ~= digest then return {epoch, oldest, top, 'reused'} end
-      return {epoch, oldest, top, its_epoch, tonumber(offset), ''}
-    end
-  end
+-- Returns the epoch and the offset of the publication that came with a key, nothing if none did; false if it was another
+-- one than that of this digest.
+local function find_key(key, digest)
+  local kept = redis.call('GET', key) or ''
+  local its_digest, its_epoch, offset, expires = string.match(kept, '^(%x+) (%w+) (%d+) (%d+)$')
+  if not its_digest or tonumber(expires) <= now then return end
+  if its_digest ~= digest then return false end
+  return its_epoch, tonumber(offset)
+end
+
+local function keep_key(key, digest, offset)
+  local window = limits[4]
+  local kept = digest .. ' ' .. epoch .. ' ' .. whole(offset) .. ' ' .. whole(now + window)
+  redis.call('SET', key, kept, 'PX', whole(math.max(1, window / 1000)))
+end
+
+-- Appends envelopes one behind the other, and trims. Returns the offset of the first, or an error before any is there.
+local function append_all(envelopes)
   local value
-  local function append()
+  local function append(envelope)
     time = math.max(time, microseconds(ARGV[8]))
     value = table.concat({epoch, whole(time), whole(now), stamp, envelope}, ' ')
     return redis.pcall('XADD', LOG, '0-*', 'v1', value)
   end
-  local added = append()
-  if added.err and adopt() then added = append() end
-  if added.err then return added end
-  local offset = tonumber(string.match(added, '%d+$'))
-  if offset <= top then -- another program has deleted the stream and made it again
-    begin_anew()
-    append()
-    offset = 1
+  local first
+  for _, envelope in ipairs(envelopes) do
+    local added = append(envelope)
+    if added.err and not first and adopt() then added = append(envelope) end
+    if added.err and not first then return nil, added end
+    if added.err then error(added.err) end
+    local offset = tonumber(string.match(added, '%d+$'))
+    if offset <= top then -- another program has deleted the stream and made it again
+      begin_anew()
+      append(envelope)
+      offset = 1
+    end
+    top, stamp, bytes = offset, whole(now), bytes + #value + OVERHEAD
+    first = first or offset
   end
-  top, stamp, bytes = offset, whole(now), bytes + #value + OVERHEAD
   save_state()
-  trim(false)
+  trim(false, #envelopes + TRIM_COUNT)
+  return first
+end
+
+-- Appends publications together. 13 the digest of all of them, or "" without a key, 14... their envelopes. Returns
+-- {.., epoch, offset of the first, stamp of the last}, with an empty stamp if their key came before, or {.., "reused"} if
+-- it came with others.
+function operations.publish()
+  local digest = ARGV[13]
   if digest ~= '' then
-    local kept = digest .. ' ' .. epoch .. ' ' .. whole(offset) .. ' ' .. whole(now + window)
-    redis.call('SET', KEYS[3], kept, 'PX', whole(math.max(1, window / 1000)))
+    local its_epoch, offset = find_key(KEYS[3], digest)
+    if its_epoch == false then return {epoch, oldest, top, 'reused'} end
+    if its_epoch then return {epoch, oldest, top, its_epoch, offset, ''} end
   end
-  return {epoch, oldest, top, epoch, offset, stamp}
+  local first, failed = append_all({unpack(ARGV, 14)})
+  if failed then return failed end
+  if digest ~= '' then keep_key(KEYS[3], digest, first) end
+  return {epoch, oldest, top, epoch, first, stamp}
+end
+
+-- Appends publications with keys of their own, KEYS[3]..., together. 13... digest, or "" without a key, and envelope of
+-- each. Returns {.., "<epoch>-<offset> ..." of each, stamp of the last}, with an empty stamp if all their keys came
+-- before, or {.., "reused"} if one came with another publication.
+function operations.publish_each()
+  local places, envelopes, used, fresh = {}, {}, {}, {}
+  for index = 1, (#ARGV - 12) / 2 do
+    local key, digest, envelope = KEYS[2 + index], ARGV[11 + 2 * index], ARGV[12 + 2 * index]
+    local its_epoch, offset
+    if digest ~= '' and used[key] then
+      if used[key].digest ~= digest then return {epoch, oldest, top, 'reused'} end
+      places[index] = used[key].place
+    elseif digest ~= '' then
+      its_epoch, offset = find_key(key, digest)
+      if its_epoch == false then return {epoch, oldest, top, 'reused'} end
+    end
+    if its_epoch then
+      places[index] = its_epoch .. '-' .. whole(offset)
+    elseif not places[index] then
+      envelopes[#envelopes + 1] = envelope
+      places[index] = #envelopes -- behind the one before the first, once that is known
+    end
+    if digest ~= '' and not used[key] then
+      used[key] = {digest = digest, place = places[index]}
+      if not its_epoch then fresh[#fresh + 1] = key end
+    end
+  end
+  if #envelopes == 0 then return {epoch, oldest, top, table.concat(places, ' '), ''} end
+  local first, failed = append_all(envelopes)
+  if failed then return failed end
+  for _, key in ipairs(fresh) do keep_key(key, used[key].digest, first - 1 + used[key].place) end
+  for index, place in ipairs(places) do
+    if type(place) == 'number' then places[index] = epoch .. '-' .. whole(first - 1 + place) end
+  end
+  return {epoch, oldest, top, table.concat(places, ' '), stamp}
 end
 
 -- Trims, and takes over the caller's limits. 13 the caller's node or "", 14 its subscribers, 15 "1" if it has met a
