@@ -29,8 +29,8 @@ class _Waiting(NamedTuple):
     deadline: float
 
     @property
-    def count(self) -> int:
-        """The publications that it adds to a commit."""
+    def publications(self) -> int:
+        """The number of publications that it adds to a commit."""
         return len(self.entries.items) if self.entries else 1
 
     @property
@@ -85,7 +85,7 @@ class Writer:
 
     def _join(self, group: list[_Waiting]) -> bool:
         """Add what waits to the group; False once the thread has to end."""
-        count, size = sum(item.count for item in group), sum(item.size for item in group)
+        count, size = sum(item.publications for item in group), sum(item.size for item in group)
         while count < GROUP_MAX and size < GROUP_BYTES:
             try:
                 item = self._queue.get_nowait()
@@ -94,7 +94,7 @@ class Writer:
             if item is None:
                 return False
             group.append(item)
-            count += item.count
+            count += item.publications
             size += item.size
         return True
 
