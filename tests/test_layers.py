@@ -49,7 +49,7 @@ FLOORS = (
     ("brokers.nats.connection", "brokers.nats.feed", "brokers.nats.nodes"),
     ("brokers.nats.consumers",),
     ("brokers.nats.log",),
-    ("brokers.nats.board",),
+    ("brokers.nats.board", "brokers.nats.batches"),
     ("brokers.nats",),
     ("brokers.sqlite.log",),
     ("brokers.sqlite.pages", "brokers.sqlite.writer", "brokers.sqlite.opening"),

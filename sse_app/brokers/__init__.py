@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, Self, Unpack, cast
 
 from sse_app.brokers.board import Board
 from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, BrokerSettings, Limits, matches_per_step
+from sse_app.drafts import Drafts
 from sse_app.errors import ConfigError
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.topics import TopicFilter
@@ -142,6 +143,19 @@ class Broker(Protocol):
         The same draft with the same ``idempotency_key`` within the idempotency window is appended once and gets the
         same position. Raises InvalidEvent for an event that cannot be encoded, KeyReused for the same key with
         another publication, OutcomeUnknown if the draft may be in the log or not, else a BrokerError if it is not.
+        """
+        ...
+
+    async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
+        """Append drafts together, in their order and with consecutive positions, and return the position of each. They
+        are announced together, too. If one of them is refused, none is appended.
+
+        The same batch with its ``idempotency_key`` within the window is appended once; drafts whose own keys are known
+        keep their positions, and the others are appended. Raises as ``publish`` does: KeyReused for another batch with
+        the same key, also with fewer or more drafts.
+
+        A log that cannot append several at once appends one after the other, and other publications may come between
+        them. Then OutcomeUnknown also means that some are appended; the same keys complete the batch.
         """
         ...
 

@@ -10,6 +10,7 @@ import pytest
 
 from sse_app.brokers import SCHEMES, Broker, open_broker
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.drafts import BATCH_MAX, Drafts
 from sse_app.errors import ConfigError, InvalidEvent, KeyReused
 from sse_app.events import Event
 from sse_app.publication import Audience, Draft, Position, Publication
@@ -573,6 +574,209 @@ async def test_a_key_outlives_its_publication_in_the_log(world: World) -> None:
         assert await publish(broker, "a", idempotency_key="k") == first
 
 
+# --- batches ---
+
+
+def batch(*texts: str, key: str | None = None, topic: str = "") -> Drafts:
+    topics = (topic,) if topic else ()
+    return Drafts(tuple(Draft(Event(text), topics) for text in texts), key)
+
+
+def keyed(*pairs: tuple[str | None, str]) -> Drafts:
+    """A batch whose drafts have keys of their own, or none."""
+    return Drafts(tuple(Draft(Event(text), idempotency_key=key) for key, text in pairs))
+
+
+async def test_a_batch_has_consecutive_positions_in_its_order(broker: Broker) -> None:
+    await publish(broker, "before")
+    positions = await broker.publish_many(batch("a", "b", "c", topic="t"))
+    assert [position.offset for position in positions] == [2, 3, 4]
+    assert {position.epoch for position in positions} == {(await broker.top()).epoch}
+    assert await publish(broker, "after") == [positions[-1].next()]
+    assert texts(await replayed(broker, None, "t")) == ["before", "a", "b", "c", "after"]
+    assert [item.position for item in await replayed(broker)][1:4] == list(positions)
+
+
+async def test_a_batch_can_be_read_as_it_was(broker: Broker) -> None:
+    events = [Event("a\nb\0é😀", "tick"), Event("{}"), Event("c" * 10_000)]
+    drafts = (
+        Draft(events[0], ("t", "u"), to=frozenset("ab"), exclude=frozenset("b")),
+        Draft(events[1], ("v",), is_json=True),
+        Draft(events[2]),
+    )
+    positions = await broker.publish_many(Drafts(drafts))
+    found = await replayed(broker)
+    assert [item.event for item in found] == [
+        Event(event.data, event.type, str(position)) for event, position in zip(events, positions, strict=True)
+    ]
+    assert [(item.topics, item.to, item.exclude, item.is_json) for item in found] == [
+        (draft.topics, draft.to, draft.exclude, draft.is_json) for draft in drafts
+    ]
+
+
+async def test_a_batch_is_announced_with_one_step_of_the_tail(world: World) -> None:
+    async with world.open() as broker:
+        tail = broker.tail()
+        await broker.publish_many(batch(*map(str, range(50))))
+        async with asyncio.timeout(PATIENCE):
+            step = await anext(tail)
+        if world.distant:  # it reads from its server as it comes
+            step = [*step, *await take(tail, 50 - len(step))] if len(step) < 50 else step
+        assert texts(step) == list(map(str, range(50)))
+
+
+async def test_the_largest_batch_there_may_be(broker: Broker) -> None:
+    tail, numbers = broker.tail(), list(map(str, range(BATCH_MAX)))
+    positions = await broker.publish_many(batch(*numbers))
+    assert [position.offset for position in positions] == list(range(1, BATCH_MAX + 1))
+    assert texts(await take(tail, BATCH_MAX)) == texts(await replayed(broker)) == numbers
+
+
+async def test_of_a_batch_with_what_cannot_be_encoded_nothing_is_appended(broker: Broker) -> None:
+    for drafts in (batch("a", "\ud800", "c"), batch("a", "\ud800", key="k"), keyed(("k", "a"), ("l", "\ud800"))):
+        with pytest.raises(InvalidEvent):
+            await broker.publish_many(drafts)
+    assert (await broker.top()).offset == 0
+    await broker.publish_many(batch("fine", key="k"))
+    assert texts(await replayed(broker)) == ["fine"]
+
+
+async def test_a_batch_that_is_larger_than_the_log_is_trimmed_to_its_newest(world: World) -> None:
+    async with world.open(history=3) as broker:
+        await publish(broker, "old")
+        positions = await broker.publish_many(batch(*"abcdef", key="k"))
+        assert texts(await replayed(broker)) == ["d", "e", "f"]
+        assert await broker.oldest() == positions[2]
+        assert await broker.publish_many(batch(*"abcdef", key="k")) == positions
+        assert await broker.top() == positions[-1]
+
+
+async def test_a_log_that_is_full_stays_within_its_bounds_under_batches(world: World) -> None:
+    async with world.open(history=100) as broker:
+        for number in range(4):
+            await broker.publish_many(batch(*(f"{number}.{index}" for index in range(600))))
+        assert texts(await replayed(broker)) == [f"3.{index}" for index in range(500, 600)]
+
+
+async def test_the_same_batch_with_the_same_key_is_appended_once(broker: Broker) -> None:
+    first = await broker.publish_many(batch("a", "b", "a", key="k", topic="t"))
+    await publish(broker, "between")
+    assert await broker.publish_many(batch("a", "b", "a", key="k", topic="t")) == first
+    assert texts(await replayed(broker)) == ["a", "b", "a", "between"]
+
+
+async def test_the_same_batch_at_once_with_one_key_is_appended_once(broker: Broker) -> None:
+    async with asyncio.timeout(PATIENCE):
+        found = await asyncio.gather(*(broker.publish_many(batch("a", "b", key="k")) for _ in range(20)))
+    assert all(positions == found[0] for positions in found)
+    assert texts(await replayed(broker)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        batch("a", key="k", topic="t"),
+        batch("a", "b", "c", key="k", topic="t"),
+        batch("b", "a", key="k", topic="t"),
+        batch("ab", key="k", topic="t"),
+        batch("a", "b", key="k"),
+        keyed(("k", "a"), (None, "b")),
+    ],
+    ids=["fewer", "more", "another order", "joined", "another topic", "a draft's own key"],
+)
+async def test_a_key_of_a_batch_with_another_one_is_refused(broker: Broker, other: Drafts) -> None:
+    first = await broker.publish_many(batch("a", "b", key="k", topic="t"))
+    with pytest.raises(KeyReused):
+        await broker.publish_many(other)
+    with pytest.raises(KeyReused):
+        await publish(broker, "a", topic="t", idempotency_key="k")
+    assert await broker.top() == first[-1]
+    assert await broker.publish_many(batch("a", "b", key="k", topic="t")) == first
+
+
+async def test_a_batch_of_one_is_another_publication_than_that_one_alone(broker: Broker) -> None:
+    (first,) = await publish(broker, "a", idempotency_key="k")
+    with pytest.raises(KeyReused):
+        await broker.publish_many(batch("a", key="k"))
+    assert await broker.publish_many(keyed(("k", "a"))) == [first], "with its own key it is the same"
+
+
+async def test_drafts_whose_keys_are_known_keep_their_positions(broker: Broker) -> None:
+    (first,) = await publish(broker, "b", idempotency_key="kb")
+    positions = await broker.publish_many(keyed(("ka", "a"), ("kb", "b"), (None, "x"), ("kc", "c")))
+    assert [position.offset for position in positions] == [2, 1, 3, 4]
+    assert positions[1] == first
+    again = await broker.publish_many(keyed(("kc", "c"), ("ka", "a"), (None, "x"), ("kd", "d")))
+    assert [position.offset for position in again] == [4, 2, 5, 6]
+    assert await publish(broker, "d", idempotency_key="kd") == [again[3]]
+    assert texts(await replayed(broker)) == ["b", "a", "x", "c", "x", "d"]
+
+
+async def test_a_batch_whose_keys_are_all_known_announces_nothing(broker: Broker) -> None:
+    drafts = keyed(("ka", "a"), ("kb", "b"))
+    tail = broker.tail()
+    first = await broker.publish_many(drafts)
+    assert await broker.publish_many(drafts) == first
+    await publish(broker, "the end")
+    found = await take(tail, 3)
+    assert texts(found) == ["a", "b", "the end"]
+    assert [item.position.offset for item in found] == [1, 2, 3]
+
+
+async def test_one_key_of_another_publication_refuses_the_whole_batch(broker: Broker) -> None:
+    (first,) = await publish(broker, "b", idempotency_key="kb")
+    with pytest.raises(KeyReused):
+        await broker.publish_many(keyed(("ka", "a"), (None, "x"), ("kb", "another"), ("kc", "c")))
+    assert await broker.top(fresh=True) == first
+    assert texts(await replayed(broker)) == ["b"]
+    positions = await broker.publish_many(keyed(("ka", "not a"), ("kc", "not c")))
+    assert [position.offset for position in positions] == [2, 3], "the keys of what was refused are free"
+
+
+async def test_a_key_twice_in_a_batch_is_one_publication_or_refused(broker: Broker) -> None:
+    with pytest.raises(KeyReused):
+        await broker.publish_many(keyed(("k", "a"), (None, "x"), ("k", "b")))
+    assert (await broker.top(fresh=True)).offset == 0
+    positions = await broker.publish_many(keyed(("k", "a"), (None, "x"), ("k", "a"), (None, "y")))
+    assert [position.offset for position in positions] == [1, 2, 1, 3]
+    assert texts(await replayed(broker)) == ["a", "x", "y"]
+
+
+async def test_batches_and_single_publications_at_once_make_one_order(broker: Broker) -> None:
+    async def many(name: int) -> list[Position]:
+        found: list[Position] = []
+        for number in range(5):
+            found += await broker.publish_many(batch(*(f"{name}:{number}:{index}" for index in range(20))))
+        return found
+
+    tail = broker.tail()
+    async with asyncio.timeout(PATIENCE):
+        *each, alone = await asyncio.gather(*map(many, range(4)), publish(broker, *["alone"] * 50))
+    log = await replayed(broker)
+    assert texts(await take(tail, 450)) == texts(log)
+    assert [item.position.offset for item in log] == list(range(1, 451))
+    assert all(found == sorted(found) for found in (*each, alone)), "each batch is in its own order"
+    assert len({position for found in (*each, alone) for position in found}) == 450
+    by_position = {item.position: item.event.data for item in log}
+    for name, found in enumerate(each):
+        assert [by_position[position] for position in found] == [
+            f"{name}:{number}:{index}" for number in range(5) for index in range(20)
+        ]
+
+
+@clocked
+async def test_after_the_window_the_key_of_a_batch_is_new(world: World) -> None:
+    async with world.open(idempotency_window=300) as broker:
+        first = await broker.publish_many(batch("a", "b", key="k"))
+        single = await broker.publish_many(keyed(("l", "c")))
+        world.clock.now += 299
+        assert await broker.publish_many(batch("a", "b", key="k")) == first
+        assert await broker.publish_many(keyed(("l", "c"))) == single
+        world.clock.now += 2
+        assert [item.offset for item in await broker.publish_many(batch("x", key="k"))] == [4]
+        assert [item.offset for item in await broker.publish_many(keyed(("l", "y")))] == [5]
+
+
 # --- the wall clock (N1) ---
 
 
@@ -626,6 +830,18 @@ async def test_keys_are_known_when_a_log_is_opened_again(kept: World) -> None:
         assert await publish(broker, "a", idempotency_key="k") == first
         with pytest.raises(KeyReused):
             await publish(broker, "b", idempotency_key="k")
+
+
+async def test_keys_of_batches_are_known_when_a_log_is_opened_again(kept: World) -> None:
+    async with kept.open(idempotency_window=300) as broker:
+        first = await broker.publish_many(batch(*"abc", key="k"))
+        each = await broker.publish_many(keyed(("l", "d"), ("m", "e")))
+    async with kept.open(idempotency_window=300) as broker:
+        assert await broker.publish_many(batch(*"abc", key="k")) == first
+        assert await broker.publish_many(keyed(("m", "e"), ("l", "d"))) == each[::-1]
+        with pytest.raises(KeyReused):
+            await broker.publish_many(batch(*"abcd", key="k"))
+        assert texts(await replayed(broker)) == ["a", "b", "c", "d", "e"]
 
 
 @clocked_and_kept
@@ -736,6 +952,19 @@ async def test_a_key_is_known_on_every_node(kept: World) -> None:
         )
         assert len(set(positions)) == 1
         assert texts(await replayed(one)) == ["a", "c"]
+
+
+async def test_a_batch_is_on_the_other_nodes_and_its_key_known_there(kept: World) -> None:
+    async with nodes(kept, 2) as (one, other):
+        there = other.tail()
+        first = await one.publish_many(batch(*"abc", key="k"))
+        assert [item.position for item in await take(there, 3)] == list(first)
+        assert await other.publish_many(batch(*"abc", key="k")) == first
+        with pytest.raises(KeyReused):
+            await other.publish_many(batch(*"abd", key="k"))
+        both = await asyncio.gather(*(node.publish_many(batch(*"de", key="l")) for node in (one, other) * 5))
+        assert all(positions == both[0] for positions in both)
+        assert texts(await replayed(one)) == ["a", "b", "c", "d", "e"]
 
 
 async def test_a_position_that_one_node_gave_is_known_to_another_that_asks_the_log(kept: World) -> None:

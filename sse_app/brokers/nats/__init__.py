@@ -10,7 +10,6 @@ the ping, and shows whether the stream is still the same one.
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from sse_app.backoff import Backoff
 from sse_app.brokers import Extent, Page, Tail
 from sse_app.brokers.known import KnownLog
 from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT, LimitSettings
+from sse_app.brokers.nats.batches import digest_of, message_id, publish_batch
 from sse_app.brokers.nats.board import NatsBoard
 from sse_app.brokers.nats.connection import FAILURES, connected, reason
 from sse_app.brokers.nats.entries import Message, content, envelope, publication_of
@@ -33,7 +33,8 @@ from sse_app.brokers.nats.log import COMMAND, SETTLE, UNREACHABLE, GivenLimits, 
 from sse_app.brokers.nats.nodes import Nodes
 from sse_app.brokers.nats.url import Address, parse
 from sse_app.brokers.recent import BYTES, COUNT, Recent
-from sse_app.errors import BrokerUnavailable, KeyReused, OutcomeUnknown
+from sse_app.drafts import Drafts
+from sse_app.errors import KEY_REUSED, BrokerUnavailable, KeyReused, OutcomeUnknown
 from sse_app.publication import Audience, Draft, Durability, Position, Publication
 from sse_app.stack import OPEN, NonReentrant, close_stack
 from sse_app.topics import TopicFilter
@@ -43,6 +44,7 @@ logger = logging.getLogger("sse_app")
 REFRESH = 1.0  # seconds between two reads of the stream's state, and two messages with our number of subscribers
 SILENCE = 3.0  # seconds after which a feed without a message or heartbeat is replaced
 BACKOFF = (0.2, 2.0)  # seconds after the first failure, and at most
+BATCH_SHARE = 3  # a batch may take so many times as long as a publication
 SAME_TIME = 0.001  # seconds between two times that count as equal: nanoseconds are rounded in more than one way
 
 
@@ -268,18 +270,32 @@ class NatsBroker:
     async def publish(self, draft: Draft) -> Position:
         data, key = envelope(draft), draft.idempotency_key
         deadline = asyncio.get_running_loop().time() + COMMAND
+        with self._publishing() as log:
+            if key is None:
+                position, _ = await log.append(data, None, deadline)
+            else:
+                position = await self._publish_once(log, draft, data, key, deadline)
+        self._known.advance(position)
+        return position
+
+    async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
+        deadline = asyncio.get_running_loop().time() + BATCH_SHARE * COMMAND
+        with self._publishing() as log:
+            positions = await publish_batch(log, drafts, self._known.top.epoch, deadline)
+        for position in positions:
+            self._known.advance(position)
+        return positions
+
+    @contextmanager
+    def _publishing(self) -> Iterator[Log]:
+        """Give the log to a publisher. Raises BrokerUnavailable without a connection."""
         if self._log is None:
             raise BrokerUnavailable(UNREACHABLE)
         try:
-            if key is None:
-                position, _ = await self._log.append(data, None, deadline)
-            else:
-                position = await self._publish_once(self._log, draft, data, key, deadline)
+            yield self._log
         except (BrokerUnavailable, OutcomeUnknown):
             self._wake.set()  # the log may be another one, or out of reach
             raise
-        self._known.advance(position)
-        return position
 
     async def _publish_once(self, log: Log, draft: Draft, data: bytes, key: str, deadline: float) -> Position:
         """Claim the key for this publication, then publish.
@@ -287,14 +303,14 @@ class NatsBroker:
         If this process ends in between, the next caller with the same key and publication publishes it. The server
         leaves out a message with the id of one that it holds, or held a moment ago.
         """
-        digest = hashlib.sha256(content(draft)).hexdigest()[:32]
-        claimed, position = await log.claim(key, digest, deadline)
-        if claimed != digest:
-            raise KeyReused("This Idempotency-Key came with another publication before; use a new key for a new one.")
+        digest = digest_of(content(draft))
+        claim = await log.claim(key, digest, deadline)
+        if claim.digest != digest:
+            raise KeyReused(KEY_REUSED)
+        position = Position.parse(claim.places)
         if position is not None and position.epoch == self._known.top.epoch:
             return position
-        message_id = hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:32]
-        position, duplicate = await log.append(data, message_id, deadline)
+        position, duplicate = await log.append(data, message_id(key, digest), deadline)
         if not duplicate:
             await log.remember(key, digest, position)
         return position

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -32,6 +32,7 @@ SETTLE = 1.0  # seconds after an election or a deletion until a server answers w
 PENDING_BYTES = 8 * 1024 * 1024  # that wait for the socket; with more, publishing is refused
 HEADER_BYTES = 1024  # of a message beside its data, at most
 SLACK = 1_000  # publications that the stream holds beyond the limit, so that feeds get all of a burst
+WINDOW = 128  # messages of a batch that are sent before the first is acknowledged
 KEYS_MAX = 100_000  # idempotency keys that are remembered at once
 END_OF_TIME = 9e9  # Unix time; the server's nanoseconds end in 2262
 
@@ -45,11 +46,16 @@ UNKNOWN = (
     "The broker, a NATS server, did not answer: the event may be published or not. Publish it again with the same "
     "Idempotency-Key, and it is published once."
 )
+SOME = (
+    "The broker, a NATS server, has taken a part of the batch, and the rest may be published or not. Publish the same "
+    "batch again with the same keys, and each of its events is published once."
+)
 
 # Codes of JetStream's errors (err_code)
 MESSAGE_TOO_LARGE = 10054
 NAME_IN_USE = 10058
 IN_PROCESS = 10158  # a message with the same id is being stored
+WRONG_LAST_ID = 10070
 WRONG_LAST_SEQUENCE = {10071, 10164}
 NOT_STORED = 10077  # its text has the reason
 NO_ROOM = {10002, 10023, 10028, 10047}  # for the account, on the server, in memory, on the disk
@@ -77,6 +83,16 @@ class State(NamedTuple):
     durability: Durability
     subject: str
     limits: Limits
+
+
+class Claim(NamedTuple):
+    """The answer to the claim of a key: the digest of what has the key, and what is remembered of where that is, which
+    is nothing before it was published. ``sequence`` is that of the claim itself when it was made just now, else 0.
+    """
+
+    digest: str
+    places: bytes = b""
+    sequence: int = 0
 
 
 class Log:
@@ -209,12 +225,52 @@ class Log:
 
         Raises OutcomeUnknown, LogFull, BrokerUnavailable, TooLarge.
         """
+        self.check_payload(data)
+        return await self._append(data, self._headers(message_id), deadline)
+
+    async def append_all(
+        self, messages: Sequence[tuple[bytes, str]], deadline: float
+    ) -> Sequence[tuple[Position, bool]]:
+        """Publish data with message ids in their order, and return for each what ``append`` does.
+
+        A window of them is sent at once. Each names the message before it, so that the server refuses all behind one
+        that it did not store, or behind another publisher's. Those are sent again, the first of them unconditionally.
+        Raises OutcomeUnknown, also when some are stored and others refused; else as ``append``.
+        """
+        stored: list[tuple[Position, bool]] = []
+        window = WINDOW
+        while rest := messages[len(stored) : len(stored) + window]:
+            ids = (None, *(message_id for _, message_id in rest[:-1]))
+            sending = (
+                self._append(data, self._headers(message_id, before), deadline)
+                for (data, message_id), before in zip(rest, ids, strict=True)
+            )
+            answers = await asyncio.gather(*sending, return_exceptions=True)
+            before_round = len(stored)
+            for answer in answers:
+                if isinstance(answer, _OutOfTurn):
+                    break
+                if isinstance(answer, BaseException):
+                    raise OutcomeUnknown(SOME) if stored else answer
+                stored.append(answer)
+            window = min(WINDOW, 2 * (len(stored) - before_round))
+        return stored
+
+    def check_payload(self, data: bytes) -> None:
+        """Raises TooLarge for data that the server would refuse."""
         if len(data) + HEADER_BYTES > self._client.max_payload:
             raise TooLarge(f"The log takes publications of at most {self._client.max_payload - HEADER_BYTES:,} bytes.")
-        subject, epoch = self._subject, self._epoch
+
+    def _headers(self, message_id: str | None, before: str | None = None) -> dict[str, str]:
         headers = {api.Header.EXPECTED_STREAM.value: self._stream}
         if message_id is not None:
             headers[api.Header.MSG_ID.value] = message_id
+        if before is not None:
+            headers[api.Header.EXPECTED_LAST_MSG_ID.value] = before
+        return headers
+
+    async def _append(self, data: bytes, headers: dict[str, str], deadline: float) -> tuple[Position, bool]:
+        subject, epoch = self._subject, self._epoch
         self._check_sending()
         if 0 < self._size_limit < (size := _stored_size(subject, headers, data)):
             await self._make_room(size, deadline)  # else the server would acknowledge it and trim it at once
@@ -246,9 +302,8 @@ class Log:
             raise BrokerUnavailable(UNREACHABLE) from error
         self._size_limit = size
 
-    async def claim(self, key: str, digest: str, deadline: float) -> tuple[str, Position | None]:
-        """Return the digest of the publication that has this key, and its position once that is known. A key that no
-        publication had is given to this one.
+    async def claim(self, key: str, digest: str, deadline: float) -> Claim:
+        """Return what has this key. A key that nothing had is given to what has this digest.
 
         Raises BrokerUnavailable.
         """
@@ -257,33 +312,41 @@ class Log:
             async with asyncio.timeout_at(deadline):
                 for _ in range(3):
                     try:
-                        if await self._claimed(key, digest):
-                            return digest, None
+                        if sequence := await self._claimed(key, digest):
+                            return Claim(digest, sequence=sequence)
                     except NoStreamResponseError:  # the stream of the keys was deleted
                         await self._ensure_stream(self._keys_config())
                         continue
                     with suppress(NotFoundError):  # the key has expired in between
                         found = await self._js.get_last_msg(self._keys, self._key_subject(key))
-                        known, _, position = (found.data or b"").partition(b" ")
-                        return known.decode(), Position.parse(position)
+                        known, _, places = (found.data or b"").partition(b" ")
+                        return Claim(known.decode(), places)
         except FAILURES as error:
             raise BrokerUnavailable(UNREACHABLE) from error
         raise BrokerUnavailable(UNREACHABLE)
 
-    async def _claimed(self, key: str, digest: str) -> bool:
+    async def _claimed(self, key: str, digest: str) -> int:
+        """Claim a key, and return the sequence number of the claim, 0 if something has the key."""
         headers = {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
         try:
-            await self._js.publish(self._key_subject(key), digest.encode(), ANSWER, self._keys, headers)
+            ack = await self._js.publish(self._key_subject(key), digest.encode(), ANSWER, self._keys, headers)
         except APIError as error:
             if error.err_code not in WRONG_LAST_SEQUENCE:
                 raise
-            return False
-        return True
+            return 0
+        return ack.seq
 
-    async def remember(self, key: str, digest: str, position: Position) -> None:
-        """Store the position with the key, for when the server's duplicate window is over. No answer is waited for."""
+    async def release(self, claim: Claim) -> None:
+        """Give back a key that was claimed just now, since nothing is published with it."""
+        if claim.sequence:
+            with suppress(*FAILURES):
+                await self._js.delete_msg(self._keys, claim.sequence)
+
+    async def remember(self, key: str, digest: str, places: object) -> None:
+        """Store a position, or several, with the key, for when the server's duplicate window is over. No answer is
+        waited for."""
         with suppress(*FAILURES):
-            await self._client.publish(self._key_subject(key), f"{digest} {position}".encode())
+            await self._client.publish(self._key_subject(key), f"{digest} {places}".encode())
 
     def _key_subject(self, key: str) -> str:
         return f"{self._subjects}.key.{hashlib.sha256(key.encode()).hexdigest()[:32]}"
@@ -333,7 +396,13 @@ def _seconds_to(deadline: float) -> float:
     return max(0.0, deadline - asyncio.get_running_loop().time())
 
 
+class _OutOfTurn(BrokerUnavailable):
+    """The message before this one is not the newest."""
+
+
 def _refused(error: APIError) -> LogFull | BrokerUnavailable | OutcomeUnknown | TooLarge:
+    if error.err_code == WRONG_LAST_ID:
+        return _OutOfTurn(REFUSED)
     if error.err_code == IN_PROCESS:
         return OutcomeUnknown(UNKNOWN)
     if error.err_code == MESSAGE_TOO_LARGE:
