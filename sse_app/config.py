@@ -194,6 +194,7 @@ class Config:
     # The next heartbeat is what a vanished peer fails to acknowledge: with both, its stream ends within 35 s.
     tcp_user_timeout: float = _seconds(18.0, "A peer that acknowledges nothing for so long is gone.", 1, 3600)
     body_max: int = _size(256 * 1024, "Size of a publication's data.", 1, 64 * 1024**2)
+    batch_bytes: int = _size(4 * 1024**2, "Size of the data of all events of a batch.", 1, 64 * 1024**2)
     head_max: int = _size(16 * 1024, "Size of a request's head.", 1024, 1024**2)
     head_deadline: float = _seconds(
         10.0, "How long a request's head, and then its body, may take to arrive.", 0.1, 3600
@@ -354,6 +355,7 @@ class PublisherOptions(LogOptions, total=False):
     """The settings of a publisher without a hub, as keywords."""
 
     body_max: int | str
+    batch_bytes: int | str
     require_topic: bool
 
 
@@ -369,6 +371,7 @@ class HubOptions(LogOptions, total=False):
     max_subscribers: int | str | None
     drain: float | str
     body_max: int | str
+    batch_bytes: int | str
     head_deadline: float | str
     publish_key: str | None
     require_topic: bool

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Self
 
-from sse_app.errors import BadInput, InvalidData, InvalidIdempotencyKey, TooLarge
-from sse_app.events import Event
+from sse_app.errors import BadInput, InvalidData, InvalidIdempotencyKey, TooLarge, TopicRequired
 from sse_app.payload import encode_data
-from sse_app.publication import Draft, Names, check_idempotency_key
+from sse_app.publication import Draft, Envelope, Names, check_idempotency_key
 
 BATCH_MAX = 1_000  # publications
 BATCH_BYTES = 4 * 1024 * 1024  # of the data of all of them, by default
@@ -43,6 +42,14 @@ class Drafts:
     def __iter__(self) -> Iterator[Draft]:
         return iter(self.items)
 
+    def check_topics(self) -> None:
+        """Raises TopicRequired unless each has a topic."""
+        for place, draft in enumerate(self.items):
+            try:
+                draft.check_topic()
+            except TopicRequired as error:
+                raise at(f"events[{place}]", error) from None
+
     @classmethod
     def compose(
         cls,
@@ -62,13 +69,13 @@ class Drafts:
         Raises BadInput, whose text names the event, and TypeError for a Draft beside arguments that it would ignore.
         """
         given = _several(events)
-        shared = Draft.compose("", topic=topic, event=event, to=to, exclude=exclude)
-        if shared != Draft(Event("")) and any(isinstance(item, Draft) for item in given):
+        envelope = Envelope.of(topic=topic, event=event, to=to, exclude=exclude)
+        if envelope != Envelope.of() and any(isinstance(item, Draft) for item in given):
             raise TypeError("A Draft has its own topic, event, to and exclude; give these for events that are data.")
         items: list[Draft] = []
         try:
             for item in given:
-                items.append(item if isinstance(item, Draft) else _composed(item, shared, body_max))
+                items.append(item.checked(body_max) if isinstance(item, Draft) else _composed(item, envelope, body_max))
         except BadInput as error:
             raise at(f"events[{len(items)}]", error) from error.__cause__
         check_size(items, batch_bytes)
@@ -85,9 +92,8 @@ def _several(events: Iterable[object]) -> list[object]:
     return given
 
 
-def _composed(data: object, shared: Draft, body_max: int | None) -> Draft:
-    event = Event(encode_data(data, body_max), shared.event.type)
-    return Draft(event, shared.topics, shared.to, shared.exclude, None, not isinstance(data, str))
+def _composed(data: object, envelope: Envelope, body_max: int | None) -> Draft:
+    return Draft.enclose(encode_data(data, body_max), envelope, is_json=not isinstance(data, str))
 
 
 def at(place: str, error: BadInput) -> BadInput:

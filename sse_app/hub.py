@@ -26,6 +26,7 @@ from sse_app.brokers.limits import BrokerSettings
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.config import Config, HubOptions, LogOptions, check_names
 from sse_app.connections import LIMIT, ConnectedStreams, Kicked, Wanted
+from sse_app.drafts import Drafts
 from sse_app.errors import ConfigError, InsufficientScope, InvalidTopic, SSEAppError
 from sse_app.grants import OPEN, Grant
 from sse_app.joining import StreamRequest, parse_cursor
@@ -182,6 +183,36 @@ class Hub:
         when called from the hub's own thread, which it would block for ever, or in a forked child, where no hub runs.
         """
         return self.node.life.run_from_thread(lambda: self.publish(data, **options), timeout)
+
+    async def publish_many(self, events: Iterable[object], **options: Unpack[PublishOptions]) -> list[Receipt]:
+        """Publish several events together, all or none, and return a receipt for each, in their order.
+
+        An event is data, as of ``publish``, and the options hold for each of these; or it is a ``Draft``, made with
+        ``Draft.compose``, which has options and a key of its own. ``idempotency_key`` is one for the whole batch: with
+        the same events again nothing is published, and the answer is the same; with any other events it is refused.
+
+        At most 1,000 events and ``batch_bytes`` of data. Raises as ``publish`` does, with a text that names the event,
+        and TypeError for options beside a Draft, which would ignore them.
+        """
+        self.node.life.check_here()
+        return await self._publish_batch(self._batch(events, options))
+
+    def publish_many_threadsafe(
+        self, events: Iterable[object], *, timeout: float | None = 10.0, **options: Unpack[PublishOptions]
+    ) -> list[Receipt]:
+        """``publish_many`` for code in another thread, as ``publish_threadsafe`` is ``publish``. In that thread the
+        events are iterated over, so that they may come from what blocks.
+        """
+        self.node.life.check_started()
+        batch = self._batch(events, options)
+        return self.node.life.run_from_thread(lambda: self._publish_batch(batch), timeout)
+
+    def _batch(self, events: Iterable[object], options: PublishOptions) -> Drafts:
+        config = self.config
+        return Drafts.compose(events, body_max=config.body_max, batch_bytes=config.batch_bytes, **options)
+
+    async def _publish_batch(self, batch: Drafts) -> list[Receipt]:
+        return await self.node.publish_many(batch)
 
     # Subscribing
 

@@ -19,6 +19,7 @@ from sse_app.brokers import Broker, Tail
 from sse_app.connections import Connections
 from sse_app.delivery import Delivery, in_steps, pieces
 from sse_app.dialects import NATIVE
+from sse_app.drafts import Drafts
 from sse_app.draining import Drain
 from sse_app.errors import BrokerError
 from sse_app.exchange import Exchange
@@ -29,13 +30,13 @@ from sse_app.joining import Joining, StreamRequest
 from sse_app.leases import Leases
 from sse_app.lifetime import Lifetime
 from sse_app.metrics import Totals
-from sse_app.publication import Audience, Draft, Publication, Receipt
+from sse_app.publication import Audience, Draft, Position, Publication, Receipt
 from sse_app.reached import ReachedLog
-from sse_app.receipts import Receipts
+from sse_app.receipts import REMEMBERED_BATCHES, Receipts
 from sse_app.revocations import Revocation
 from sse_app.revoking import Revoked, Revoking
 from sse_app.stack import NonReentrant, close_stack
-from sse_app.steps import outside_tasks
+from sse_app.steps import Budget, outside_tasks
 from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.topics import TopicFilter
 from sse_app.vetting import Vetting
@@ -44,6 +45,7 @@ T = TypeVar("T")
 
 RECENT = 100  # publications that /stats lists
 CANCEL_AGAIN = 0.5  # seconds
+COUNTED_AT_ONCE = 256  # audiences of a batch, and names in them, whose subscribers are counted in one turn of the loop
 SOON = (200, 1_000)  # milliseconds: after the end of a stream whose client gets the rest of what it may see
 
 RUNNING = (
@@ -88,7 +90,8 @@ class Node:
         self._require_topic, self._vetting = require_topic, vetting
         self._queue_limits = (queue_size, queue_bytes)
         self._retry = round(retry[0] * 1000), round(retry[1] * 1000)
-        self._receipts = Receipts()
+        self._receipts = Receipts[int]()
+        self._batch_receipts = Receipts[tuple[int, ...]](REMEMBERED_BATCHES)
         self._delivery = Delivery()
         self._log = ReachedLog(broker, self._delivery)
         self._joining = Joining(broker, self._log, self._delivery, self.totals, retry=self.retry, heartbeat=heartbeat)
@@ -195,6 +198,56 @@ class Node:
             if key is not None:
                 subscribers = self._receipts.settle(key, position, subscribers)
         return Receipt(position, subscribers, self.broker.durability)
+
+    async def publish_many(self, drafts: Drafts, grant: Grant = OPEN) -> list[Receipt]:
+        """Publish drafts of a caller with this grant together, all or none, and return the receipt of each. Raises as
+        ``publish`` does; a log that cannot append several at once may leave a part published (``Broker``).
+        """
+        self.life.check_here()
+        if not drafts.items:
+            return []
+        if self._vetting is not None:
+            drafts = await self._vetting.ask_all(drafts, grant)
+            self.life.check_started()  # it may have stopped meanwhile
+        if self._require_topic:
+            drafts.check_topics()
+        before = self._delivery.position
+        positions = await self.broker.publish_many(drafts)
+        self._count_published(drafts, positions, before)
+        counts = self._settle(drafts, positions, await self._count_subscribers_of(drafts))
+        durable = self.broker.durability
+        return [Receipt(position, count, durable) for position, count in zip(positions, counts, strict=True)]
+
+    def _count_published(self, drafts: Drafts, positions: Sequence[Position], before: Position) -> None:
+        """Count those of a batch that were published just now. ``before`` is where the log was as this node knew."""
+        if drafts.idempotency_key is not None and not self._batch_receipts.begin(drafts.idempotency_key, positions[0]):
+            return
+        for draft, position in zip(drafts, positions, strict=True):
+            key = draft.idempotency_key
+            is_new = key is None or self._receipts.begin(key, position)
+            if is_new and (position.epoch != before.epoch or position.offset > before.offset):
+                self.totals.published += 1
+
+    async def _count_subscribers_of(self, drafts: Drafts) -> Sequence[int]:
+        """Return how many subscribers each draft is for; those for the same ones are counted once."""
+        found: dict[tuple[object, ...], int] = {}
+        budget = Budget(COUNTED_AT_ONCE)
+        for draft in drafts:
+            audience = draft.topics, draft.to, draft.exclude
+            if audience not in found:
+                found[audience] = await self._delivery.count(draft)
+                if budget.spend(1 + len(draft.to) + len(draft.exclude)):
+                    await asyncio.sleep(0)
+        return [found[draft.topics, draft.to, draft.exclude] for draft in drafts]
+
+    def _settle(self, drafts: Drafts, positions: Sequence[Position], counts: Sequence[int]) -> Sequence[int]:
+        """Return the numbers of subscribers for the receipts: those of the first answer, when there was one before."""
+        if drafts.idempotency_key is not None:
+            return self._batch_receipts.settle(drafts.idempotency_key, positions[0], tuple(counts))
+        return [
+            count if draft.idempotency_key is None else self._receipts.settle(draft.idempotency_key, position, count)
+            for draft, position, count in zip(drafts, positions, counts, strict=True)
+        ]
 
     def admitted(self) -> Admission:
         """Return the context of a publisher's request, for which a drain waits; it raises Draining when it is entered.

@@ -11,20 +11,22 @@ that processes can share.
 """
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
 from sse_app.brokers import open_broker
 from sse_app.config import Config, LogOptions, PublisherOptions, check_names
+from sse_app.drafts import Drafts
 from sse_app.errors import ConfigError
 from sse_app.loop_thread import LoopThread
 from sse_app.publication import Draft, PublishOptions, Receipt
 
 
 class AsyncPublisher:
-    """Publishes to the log at a broker URL. ``settings`` are those of the log, ``body_max`` and ``require_topic``; give
-    the same as to the hub.
+    """Publishes to the log at a broker URL. ``settings`` are those of the log, ``body_max``, ``batch_bytes`` and
+    ``require_topic``; give the same as to the hub.
 
     A log file that does not exist is an error, since no hub delivers from a new file in the wrong directory. ``create``
     makes it, for publishing before the first start of the hub.
@@ -42,7 +44,8 @@ class AsyncPublisher:
         if config.broker.lower().startswith("sqlite:"):
             of_log["create"] = create
         self._broker = open_broker(config.broker, **of_log)
-        self._body_max, self._require_topic = config.body_max, config.require_topic
+        self._body_max, self._batch_bytes = config.body_max, config.batch_bytes
+        self._require_topic = config.require_topic
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = False
 
@@ -68,6 +71,16 @@ class AsyncPublisher:
             draft.check_topic()
         position = await self._broker.publish(draft)
         return Receipt(position, None, self._broker.durability)
+
+    async def publish_many(self, events: Iterable[object], **options: Unpack[PublishOptions]) -> list[Receipt]:
+        """Publish several events together as ``Hub.publish_many`` does. Raises as ``publish`` does."""
+        self._check_open()
+        limits = {"body_max": self._body_max, "batch_bytes": self._batch_bytes}
+        drafts = Drafts.compose(events, **limits, **options)
+        if self._require_topic:
+            drafts.check_topics()
+        positions = await self._broker.publish_many(drafts) if drafts.items else ()
+        return [Receipt(position, None, self._broker.durability) for position in positions]
 
     def _check_open(self) -> None:
         if self._loop is None:
@@ -107,3 +120,7 @@ class Publisher:
         When a signal handler raises meanwhile, the call ends with that exception, and may have published all the same.
         """
         return self._thread.call(lambda publisher: publisher.publish(data, **options))
+
+    def publish_many(self, events: Iterable[object], **options: Unpack[PublishOptions]) -> list[Receipt]:
+        """Publish several events together, all or none, as ``AsyncPublisher.publish_many`` does."""
+        return self._thread.call(lambda publisher: publisher.publish_many(events, **options))

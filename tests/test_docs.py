@@ -57,6 +57,7 @@ from sse_app.cli import commands
 from sse_app.client import Client
 from sse_app.commands import Exit
 from sse_app.config import ENV_PREFIX, Setting
+from sse_app.drafts import BATCH_MAX
 from sse_app.errors import InvalidClient
 from sse_app.joining import LAST_MAX
 from sse_app.metrics import Totals, exposition

@@ -38,6 +38,8 @@ async def test_the_lifespan_runs_the_hub() -> None:
 
 USES: dict[str, Callable[[Hub], Awaitable[object]]] = {
     "publish": lambda hub: hub.publish("x"),
+    "publish many": lambda hub: hub.publish_many(["x"]),
+    "many from a thread": lambda hub: asyncio.to_thread(hub.publish_many_threadsafe, b"not even looked at"),
     "subscribe": lambda hub: hub.subscribe().__aenter__(),
     "stats": lambda hub: hub.stats(),
     "drain": lambda hub: hub.drain(),

@@ -76,7 +76,38 @@ async def client_in_a_thread(url: str) -> AsyncIterator[Publish]:
         yield in_a_thread(client.publish)
 
 
-OF_PYTHON = (hub, hub_from_a_thread, publisher, publisher_in_a_thread)
+def one_of_many(publish_many: Callable[..., Awaitable[object]]) -> Publish:
+    """A batch of one, which is refused as that one is."""
+    return lambda data, **given: publish_many([data], **given)
+
+
+@asynccontextmanager
+async def hub_in_batches(url: str) -> AsyncIterator[Publish]:
+    async with Hub(url, body_max=100) as hub:
+        yield one_of_many(hub.publish_many)
+
+
+@asynccontextmanager
+async def hub_in_batches_from_a_thread(url: str) -> AsyncIterator[Publish]:
+    async with Hub(url, body_max=100) as hub:
+        yield one_of_many(in_a_thread(hub.publish_many_threadsafe))
+
+
+@asynccontextmanager
+async def publisher_in_batches(url: str) -> AsyncIterator[Publish]:
+    async with Hub(url), AsyncPublisher(url, body_max=100) as publisher:
+        yield one_of_many(publisher.publish_many)
+
+
+@asynccontextmanager
+async def publisher_in_batches_in_a_thread(url: str) -> AsyncIterator[Publish]:
+    async with Hub(url):
+        with Publisher(url, body_max=100) as publisher:
+            yield one_of_many(in_a_thread(publisher.publish_many))
+
+
+BATCHES = (hub_in_batches, hub_in_batches_from_a_thread, publisher_in_batches, publisher_in_batches_in_a_thread)
+OF_PYTHON = (hub, hub_from_a_thread, publisher, publisher_in_a_thread, *BATCHES)
 ALL = (*OF_PYTHON, client, client_in_a_thread)
 
 NOBODY = r"is empty, which is nobody; leave it out to reach everyone\.$"

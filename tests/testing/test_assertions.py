@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sse_app import Client, Event, Hub
+from sse_app import Client, Draft, Event, Hub
 from sse_app.errors import InvalidTopic
 from sse_app.testing import (
     Expected,
@@ -201,6 +201,15 @@ async def test_published_events_have_topics_and_recipients(sse_hub: Hub) -> None
         '  - order {"number":42} topic=orders/43',
         f'  + order {{"number":42}} topic=orders/42 id={receipt.id}',
     ]
+
+
+async def test_each_event_of_a_batch_is_listed(sse_hub: Hub) -> None:
+    with published(sse_hub) as sent:
+        for _ in range(2):
+            first, _ = await sse_hub.publish_many(["x", {"n": 1}], topic="a", to="me", idempotency_key="k")
+        await asyncio.to_thread(sse_hub.publish_many_threadsafe, [Draft.compose("y", topic="b", event="tick")])
+    assert sent[0] == PublishedEvent("x", "message", first.id, ("a",), frozenset({"me"}), frozenset())
+    assert_events(sent, [Expected("x", topic="a"), Expected({"n": 1}, topic="a"), Expected("y", "tick", topic="b")])
 
 
 async def test_what_is_refused_is_not_listed_and_what_is_repeated_once(sse_hub: Hub) -> None:
