@@ -20,6 +20,7 @@ import msgspec
 from sse_app.errors import BadInput, InvalidData, InvalidJSON, TooDeep, TooLarge
 
 JSON_DEPTH = 64
+_skip = msgspec.json.Decoder(msgspec.Raw).decode  # checks the syntax, and makes no objects of it
 _AS_IT_IS = frozenset({str, int, bool, type(None)})
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')  # of valid JSON
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
@@ -176,10 +177,12 @@ def _advice(value: object) -> str:
 
 
 def check_json(body: bytes) -> None:
-    """Raise InvalidJSON for what RFC 8259 does not allow, TooDeep for what is nested deeper than JSON_DEPTH."""
+    """Raise InvalidJSON for text in UTF-8 that RFC 8259 does not allow, TooDeep for what is nested deeper than
+    JSON_DEPTH.
+    """
     try:
         try:
-            msgspec.json.decode(body)
+            _skip(body)
         except msgspec.DecodeError:
             _check_syntax(body)
     except ValueError:
@@ -191,8 +194,8 @@ def check_json(body: bytes) -> None:
 
 
 def _check_syntax(body: bytes) -> None:
-    """Raise ValueError for invalid JSON, and for nothing else. msgspec also refuses valid JSON that it has no value
-    for: half a surrogate pair, 1e309, an integer of 5,000 digits (RFC 8259, 6 and 8.2). Here numbers stay text.
+    """Raise ValueError for invalid JSON, and for nothing else. msgspec also refuses half a surrogate pair, which is
+    valid (RFC 8259, 8.2). Here numbers stay text.
     """
     # Decoded first: of bytes json.loads would also take UTF-16, and a byte order mark.
     json.loads(body.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
