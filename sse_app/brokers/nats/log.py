@@ -396,13 +396,13 @@ def _seconds_to(deadline: float) -> float:
     return max(0.0, deadline - asyncio.get_running_loop().time())
 
 
-class _OutOfTurn(BrokerUnavailable):
-    """The message before this one is not the newest."""
+class _OutOfTurn(Exception):
+    """The message before this one is not the newest, so it was not stored."""
 
 
-def _refused(error: APIError) -> LogFull | BrokerUnavailable | OutcomeUnknown | TooLarge:
+def _refused(error: APIError) -> LogFull | BrokerUnavailable | OutcomeUnknown | TooLarge | _OutOfTurn:
     if error.err_code == WRONG_LAST_ID:
-        return _OutOfTurn(REFUSED)
+        return _OutOfTurn()
     if error.err_code == IN_PROCESS:
         return OutcomeUnknown(UNKNOWN)
     if error.err_code == MESSAGE_TOO_LARGE:
