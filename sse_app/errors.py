@@ -17,6 +17,7 @@
     │   │   ├── EmptyBody
     │   │   ├── InvalidJSON
     │   │   ├── InvalidUTF8
+    │   │   ├── InvalidBatch           a batch that is no array of events
     │   │   └── TooDeep
     │   ├── TooLarge
     │   ├── TooSlow                    a body that did not arrive in time
@@ -140,6 +141,10 @@ class InvalidJSON(InvalidBody):
 
 
 class InvalidUTF8(InvalidBody):
+    pass
+
+
+class InvalidBatch(InvalidBody):
     pass
 
 

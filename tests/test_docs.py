@@ -66,7 +66,7 @@ from sse_app.payload import JSON_DEPTH
 from sse_app.pytest_plugin import HubServer
 from sse_app.subscriber import CloseReason
 from sse_app.web.endpoints.administration import KICK_USER_PARAMETERS, LIST_PARAMETERS
-from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
+from sse_app.web.endpoints.batches import BATCH_PARAMETERS
 from sse_app.web.endpoints.events import EVENTS_PARAMETERS
 from sse_app.web.problems import ANSWERS, OF_THE_SERVER
 from tests.support.proxies import LISTENS
@@ -828,7 +828,7 @@ async def test_the_fields_of_stats_and_notices_are_documented(sse_hub: Hub) -> N
 
 def test_parameters_are_those_of_the_endpoints() -> None:
     rows = [name for row in table(API, "parameter", "meaning") for name in re.findall(r"\b[A-Za-z_]+\b", row[0])]
-    for name in (*EVENTS_PARAMETERS, *BROADCAST_PARAMETERS):
+    for name in (*EVENTS_PARAMETERS, *BATCH_PARAMETERS):
         assert name in rows
 
 
@@ -863,6 +863,7 @@ def test_limits_are_those_of_the_code() -> None:
         "nesting of JSON": JSON_DEPTH,
         "last": LAST_MAX,
         "Idempotency-Key": 128,
+        "events of a batch": BATCH_MAX,
     }
     publication.check_recipients([publication.check_client("x" * 64), *map(str, range(999))])
     with pytest.raises(InvalidClient):

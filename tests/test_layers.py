@@ -69,7 +69,7 @@ FLOORS = (
     ("web.door",),
     ("web.stream",),
     ("web.endpoints", "web.endpoints.body", "web.endpoints.json_answer", "web.endpoints.parameters"),
-    ("web.endpoints.tickets",),
+    ("web.endpoints.tickets", "web.endpoints.batches"),
     ("web.endpoints.administration", "web.endpoints.events", "web.endpoints.broadcast", "web.endpoints.operations"),
     ("web.endpoints.pages", "web.desk"),
     ("web.app", "server.direct", "server.logs", "server.answers", "server.deadlines"),
@@ -102,7 +102,7 @@ KNOWS = {
         *(
             f"web.endpoints.{name}"
             for name in (
-                *("administration", "body", "broadcast", "events", "json_answer", "operations", "pages"),
+                *("administration", "batches", "body", "broadcast", "events", "json_answer", "operations", "pages"),
                 *("parameters", "tickets"),
             )
         ),

@@ -17,6 +17,7 @@ from sse_app.web.cors import Cors
 from sse_app.web.desk import Desk
 from sse_app.web.door import Door
 from sse_app.web.endpoints.administration import Administration
+from sse_app.web.endpoints.batches import Batches
 from sse_app.web.endpoints.broadcast import Broadcast
 from sse_app.web.endpoints.events import Events
 from sse_app.web.endpoints.operations import HEALTH, Operations
@@ -78,7 +79,14 @@ def build_app(
     """
     office = TicketOffice(node, callers, body_deadline=config.head_deadline)
     events = Events(node, door, callers, office)
-    broadcast = Broadcast(node, callers, body_max=config.body_max, body_deadline=config.head_deadline)
+    batches = Batches(
+        node,
+        callers,
+        body_max=config.body_max,
+        batch_bytes=config.batch_bytes,
+        body_deadline=config.head_deadline,
+    )
+    broadcast = Broadcast(node, callers, batches, body_max=config.body_max, body_deadline=config.head_deadline)
     rules = Rules(
         hosts=hosts,
         origins=config.cors_origins,

@@ -40,6 +40,7 @@ ANSWERS: Mapping[type[errors.SSEAppError], tuple[int, str]] = {
     errors.EmptyBody: (400, "empty_body"),
     errors.InvalidJSON: (400, "invalid_json"),
     errors.InvalidUTF8: (400, "invalid_utf8"),
+    errors.InvalidBatch: (400, "invalid_batch"),
     errors.TooDeep: (400, "too_deep"),
     errors.TooLarge: (413, "too_large"),
     errors.TooSlow: (408, "too_slow"),

@@ -11,6 +11,7 @@ from starlette.routing import Mount, Route
 import sse_app
 from sse_app.blocks import LASTS_MAX as BLOCKED_MAX
 from sse_app.connections import LIMIT, LIMIT_MAX
+from sse_app.drafts import BATCH_MAX
 from sse_app.errors import BadInput, Forbidden, InvalidData, Unavailable
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, TYPE_MAX
 from sse_app.grants import Grant
@@ -22,8 +23,9 @@ from sse_app.subscriber import CloseReason
 from sse_app.tickets import LIFETIME, LIFETIME_MAX, TTL, TTL_MAX
 from sse_app.topics import TOPIC_MAX
 from sse_app.web import openapi
+from sse_app.web.endpoints import batches
 from sse_app.web.endpoints.administration import KICK_PARAMETERS, KICK_USER_PARAMETERS, LIST_PARAMETERS
-from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
+from sse_app.web.endpoints.batches import BATCH_PARAMETERS
 from sse_app.web.endpoints.events import EVENTS_PARAMETERS
 from sse_app.web.endpoints.operations import HEALTH
 from sse_app.web.problems import ANSWERS, OF_STARLETTE, OF_THE_SERVER, RETRY_AFTER
@@ -94,7 +96,7 @@ def test_every_route_and_method_is_in_it_and_no_other() -> None:
     [
         ("/events", "get", EVENTS_PARAMETERS, ["Last-Event-ID"]),
         ("/events", "head", EVENTS_PARAMETERS, ["Last-Event-ID"]),
-        ("/broadcast", "post", BROADCAST_PARAMETERS, ["Idempotency-Key"]),
+        ("/broadcast", "post", BATCH_PARAMETERS, ["Idempotency-Key"]),
         ("/connections", "get", LIST_PARAMETERS, []),
         ("/connections", "delete", KICK_USER_PARAMETERS, []),
         ("/connections/{client}", "delete", KICK_PARAMETERS, []),
@@ -211,6 +213,11 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert parameters["/broadcast", "event"]["maxLength"] == TYPE_MAX
     assert parameters["/broadcast", "event"]["not"]["enum"] == sorted(RESERVED_TYPES)
     assert parameters["/broadcast", "event"]["pattern"] == f"^[^{RESERVED_PREFIX}]"
+    item = schemas()["BatchItem"]["properties"]
+    assert item.keys() == set(batches._Item.__struct_fields__)
+    assert item["event"]["maxLength"] == TYPE_MAX
+    receipts = schemas()["BatchReceipt"]["properties"]
+    assert receipts["ids"]["maxItems"] == receipts["subscribers"]["maxItems"] == BATCH_MAX
     assert schemas()["Gap"]["properties"]["reason"]["enum"] == list(GapReason)
     totals = schemas()["Stats"]["properties"]["totals"]["properties"]
     assert totals["gaps"]["propertyNames"]["enum"] == list(GapReason)

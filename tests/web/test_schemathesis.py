@@ -3,6 +3,7 @@
 FUZZ_REQUESTS says how many in all, about: 50,000 take a quarter of an hour.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import settings
-from schemathesis import Case
+from schemathesis import Case, SerializationContext
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from tests.support.web import LiveHub, live_hub
@@ -28,6 +29,12 @@ SCHEMA.config.checks.negative_data_rejection.expected_statuses = [
     *SCHEMA.config.checks.negative_data_rejection.expected_statuses,
     "431",
 ]
+
+
+@schemathesis.serializer("application/x-ndjson")
+def lines_of_json(context: SerializationContext, value: Any) -> bytes:
+    """Return a body of lines: the text that the schema describes, or any other value as the one line."""
+    return value.encode(errors="surrogatepass") if isinstance(value, str) else json.dumps(value).encode()
 
 
 @pytest.fixture(scope="module")

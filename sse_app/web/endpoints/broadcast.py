@@ -13,6 +13,7 @@ from sse_app.node import Node
 from sse_app.payload import check_json, too_large
 from sse_app.publication import Draft, Envelope, Receipt
 from sse_app.web.callers import Callers
+from sse_app.web.endpoints.batches import Batches, batch_of
 from sse_app.web.endpoints.body import read_body
 from sse_app.web.endpoints.parameters import only, parse_query, refuse_unknown
 from sse_app.web.problems import method_not_allowed, mistake, problem
@@ -26,11 +27,11 @@ HEADERS = ((b"cache-control", b"no-store"), (b"content-type", b"application/json
 
 class Broadcast:
     """The endpoint of one hub as an ASGI app, since it is called outside Starlette's routing (``app.py``). It answers
-    its errors itself. ``body_max`` is in bytes, ``body_deadline`` in seconds.
+    its errors itself. A batch is for ``batches``. ``body_max`` is in bytes, ``body_deadline`` in seconds.
     """
 
-    def __init__(self, node: Node, callers: Callers, *, body_max: int, body_deadline: float) -> None:
-        self._node, self._callers = node, callers
+    def __init__(self, node: Node, callers: Callers, batches: Batches, *, body_max: int, body_deadline: float) -> None:
+        self._node, self._callers, self._batches = node, callers, batches
         self._body_max, self._body_deadline = body_max, body_deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,7 +39,10 @@ class Broadcast:
             await method_not_allowed({"Allow": "POST"})(scope, receive, send)
             return
         try:
-            body = answer(await self._publish(scope, receive))
+            if (batch := batch_of(scope)) is None:
+                body = answer(await self._publish(scope, receive))
+            else:
+                body = await self._batches.publish(batch, scope, receive)
         except SSEAppError as error:
             await problem(error)(scope, receive, send)
             return
