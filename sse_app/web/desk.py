@@ -21,6 +21,7 @@ from sse_app.node import Node
 from sse_app.publication import Draft, Envelope, Receipt
 from sse_app.subscriber import Subscriber
 from sse_app.web.callers import Callers, bearer
+from sse_app.web.endpoints.batches import batch_of
 from sse_app.web.endpoints.broadcast import LARGE, described, draft_of, envelope_of
 from sse_app.web.endpoints.events import stream_request
 from sse_app.web.guard import Rules
@@ -110,7 +111,7 @@ class Desk:
 
     def _posting(self, scope: Scope) -> Posting | None:
         length = _length_of(scope)
-        if scope["method"] != "POST" or length is None or length > self._body_max:
+        if scope["method"] != "POST" or length is None or length > self._body_max or batch_of(scope) is not None:
             return None
         is_json, key = described(scope)
         return Posting(length, envelope_of(scope["query_string"]), is_json, key, bearer(Request(scope)), scope)
