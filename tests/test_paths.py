@@ -181,6 +181,7 @@ STORIES = {
         ["welcome", "mine", "bye"],
         live=after_each_other(publish(*numbers(1, 200), topic="other"), publish("mine", topic="a")),
         target="/?topic=a",
+        log=256,
     ),
     "a thousand at once": Story(["welcome", *numbers(0, 999), "bye"], live=joined(1_000)),
     "a full queue": Story(
