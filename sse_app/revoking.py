@@ -85,15 +85,22 @@ class Revoking:
         """Return what is left of a grant, as far as this node knows; the caller uses it in the same step. Raises
         InvalidToken, InsufficientScope, and a BrokerError when that cannot be told.
         """
+        if (left := self.check_now(grant)) is not None:
+            return left
+        self._uses_board = True
+        async with self._beginning:
+            if not self._has_read_board:
+                await self._read_board()
+                self._has_read_board = True
+        return self.revocations.check(grant)
+
+    def check_now(self, grant: Grant) -> Grant | None:
+        """Return what ``check`` does, None when that has to read the board first. Raises InvalidToken,
+        InsufficientScope.
+        """
         if self.settled or not is_revocable(grant):
             return grant
-        if not self._has_read_board:
-            self._uses_board = True
-            async with self._beginning:
-                if not self._has_read_board:
-                    await self._read_board()
-                    self._has_read_board = True
-        return self.revocations.check(grant)
+        return self.revocations.check(grant) if self._has_read_board else None
 
     async def revoke(self, revocation: Revocation) -> Revoked:
         """Take grants back on all nodes.

@@ -221,7 +221,7 @@ class Front(asyncio.Protocol):
         if self._closing and not self._unanswered:
             self.transport.close()
         elif self._leaving and not self._unanswered and not self._stopped:
-            self._hand_over()
+            self.hand_over(self._fronts.time_for_head(self))
 
     # Leaving the short way
 
@@ -231,18 +231,19 @@ class Front(asyncio.Protocol):
         if not self._unanswered:
             self._write_answers()
 
-    def _hand_over(self) -> None:
-        """Let an ordinary protocol take the connection, with the held bytes."""
-        left = self._fronts.time_for_head(self)
+    def hand_over(self, head_left: float | None) -> None:
+        """Let an ordinary protocol take the connection, with the held bytes. The head of its first request has
+        ``head_left`` seconds; None for one that came, or that has just begun.
+        """
         self._stopped, held, self._held = True, self._held, b""
         self._fronts.remove(self)
         protocol = self._fronts.make_protocol()
         self.transport.set_protocol(protocol)
-        protocol.take_over(self.transport, held, left, paused=self._paused)
+        protocol.take_over(self.transport, held, head_left, paused=self._paused)
         self.transport.resume_reading()
 
     def leave_late(self) -> None:
-        """Let the app answer what is late: a head that has not begun, a body that is not complete."""
+        """Let the app wait for the rest of a body."""
         if not self._stopped:
             self._leave()
 
@@ -330,7 +331,7 @@ class Fronts:
         self.answers = Answers(state, desk.stream_fields)
         self.steps = desk.node.broker.steppable
         self._access_log, self._waiting = access_log, waiting
-        self._new = Deadlines(self.loop, head_deadline, Front.leave_late)
+        self._new = Deadlines(self.loop, head_deadline, _refuse_late)
         self._idle = Deadlines(self.loop, keep_alive, _close)
         self._bodies = Deadlines(self.loop, BODY_PATIENCE, Front.leave_late)
 
@@ -385,6 +386,11 @@ class Fronts:
             access_logger.info(
                 '%s - "%s %s HTTP/%s" %d', get_client_addr(scope), scope["method"], target_of(scope), "1.1", status
             )
+
+
+def _refuse_late(front: Front) -> None:
+    """Let the ordinary protocol refuse a head that did not come in time."""
+    front.hand_over(0.0)
 
 
 def _close(front: Front) -> None:

@@ -114,14 +114,23 @@ class Callers:
         self.count(found)
         return grant
 
-    def known(self, scope: Scope, given: str | None) -> Grant | None:
-        """Return the grant of a request with this bearer, which is None for no credential in its header, if it is known
-        without a wait, and counts; else None: then ``find`` says what it is. A grant that is used has to be counted.
+    def known(self, scope: Scope, given: str | None) -> tuple[Grant, Grant] | None:
+        """Return what ``find`` returns for a request whose header has this bearer, None for no bearer, and before that
+        the grant as it was found, which has to be counted once it is used. None when something is to be waited for, or
+        to be refused: then ``find`` does so.
         """
         if self.everyone is not None:
-            return self.everyone
-        if not self._node.revoking.settled:
+            return self.everyone, self.everyone
+        found = self._known(scope, given)
+        if found is None:
             return None
+        try:
+            left = self._node.revoking.check_now(found)
+        except SSEAppError:
+            return None
+        return None if left is None else (found, left)
+
+    def _known(self, scope: Scope, given: str | None) -> Grant | None:
         if not self._closed:
             if scope["method"] == "GET" and given is None:
                 return READER

@@ -116,28 +116,31 @@ class Desk:
         is_json, key = described(scope)
         return Posting(length, envelope_of(scope["query_string"]), is_json, key, bearer(Request(scope)), scope)
 
-    def may_publish(self, asked: Posting) -> Grant | None:
-        """Return the grant of a request to publish, None when it is left to the app, whatever its body is."""
-        grant = self._callers.known(asked.scope, asked.credential)
-        if grant is None or self.node.draining or not self.node.life.started:
+    def may_publish(self, asked: Posting) -> tuple[Grant, Grant] | None:
+        """Return the grant of a request to publish, as it was found and what is left of it; None when the request is
+        left to the app, whatever its body is.
+        """
+        known = self._callers.known(asked.scope, asked.credential)
+        if known is None or self.node.draining or not self.node.life.started:
             return None
         try:
-            grant.check_publish(asked.envelope.topics)
+            known[1].check_publish(asked.envelope.topics)
         except SSEAppError:
             return None
-        return grant
+        return known
 
     def publish(self, asked: Posting, body: bytes) -> Coroutine[Any, Any, Receipt] | None:
         """Return the publishing of a body, None when it is left to the app."""
-        grant = self.may_publish(asked)
-        if grant is None:
+        known = self.may_publish(asked)
+        if known is None:
             return None
+        found, grant = known
         try:
             key = grant.scope_key(asked.key)
             draft = draft_of(body, asked.envelope, is_json=asked.is_json, idempotency_key=key)
         except SSEAppError:
             return None
-        self._callers.count(grant)
+        self._callers.count(found)
         return self._publish(draft, grant)
 
     async def _publish(self, draft: Draft, grant: Grant) -> Receipt:
@@ -148,15 +151,19 @@ class Desk:
         self, asked: Opening, client: Callable[[], tuple[str, int] | None]
     ) -> Coroutine[Any, Any, Subscriber] | None:
         """Return the joining of a stream, None when it is left to the app. ``client`` finds the peer's address."""
-        node = self.node
-        grant = self._callers.known(asked.scope, asked.credential)
-        if grant is None or not node.has_room or not node.life.started:
+        known = self._callers.known(asked.scope, asked.credential)
+        if known is None or not self.node.has_room or not self.node.life.started:
             return None
+        found, grant = known
         request = asked.asked._replace(grant=grant)
         if grant.source != "open":
             request = request._replace(address=self._callers.address(Request({**asked.scope, "client": client()})))
-        self._callers.count(grant)
-        return node.join(request)
+        return self._join(request, found)
+
+    async def _join(self, request: StreamRequest, found: Grant) -> Subscriber:
+        subscriber = await self.node.join(request)
+        self._callers.count(found)  # not for one that is refused: the app counts it, when it refuses it
+        return subscriber
 
 
 def _fields(lines: bytes) -> list[Field]:

@@ -1,305 +1,481 @@
-"""The short way: for every request the bytes of the app's own answer, and the same done."""
+"""What the front does while something waits: the log, a body, a stream, the socket, the end of the server."""
 
 import asyncio
-import random
-import secrets
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
 
 import pytest
 import uvicorn
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from sse_app import Hub, descriptors
+from sse_app.brokers.memory import MemoryBroker
 from sse_app.descriptors import Waiting
-from sse_app.server.front import front_of
-from sse_app.server.protocol import Protocol
-from tests.server.test_upgrade import Wire
-from tests.support.paths import fixed_broker
+from sse_app.errors import LogFull
+from sse_app.publication import Draft, Position
+from sse_app.server.direct import DirectStream
+from sse_app.server.front import AT_ONCE, BODY_PATIENCE, UNANSWERED_MAX, Front, front_of
+from sse_app.server.protocol import HELD_MAX, Protocol
+from tests.server.test_short_way import Line
 from tests.support.peers import turns
 
-KEY = b"publishers-own-key"
-BODY_MAX = 300
-EXAMPLES = settings().max_examples  # of this run's profile
-DATE = [(b"date", b"Mon, 30 Nov 2026 12:00:00 GMT")]
+KEEP_ALIVE, HEAD_DEADLINE = 5.0, 10.0  # seconds
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+EVENTS = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-class Line(Wire):
-    """A wire with two ends, which hands itself from protocol to protocol."""
+def post(body: bytes = b"hello", *fields: bytes) -> bytes:
+    lines = [b"POST /broadcast HTTP/1.1", b"Host: localhost", *fields, b"Content-Length: %d" % len(body), b"", body]
+    return b"\r\n".join(lines)
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return {"sockname": ("127.0.0.1", 8000), "peername": ("127.0.0.1", 5000)}.get(name, default)
 
-    def abort(self) -> None:
-        self.closing = True
+class SlowLog(MemoryBroker):
+    """A log that publishes and tells its end when the test lets it."""
 
-    def get_write_buffer_size(self) -> int:
-        return 0
+    def __init__(self, *, steppable: bool = True) -> None:
+        super().__init__()
+        self.steppable = steppable
+        self.waiting: list[asyncio.Future[None]] = []
+        self.error: Exception | None = None
+        self.slow = self.slow_to_join = False
+
+    async def publish(self, draft: Draft) -> Position:
+        if self.slow:
+            await self._wait()
+        if self.error is not None:
+            raise self.error
+        return await super().publish(draft)
+
+    async def top(self, *, fresh: bool = False) -> Position:
+        if self.slow_to_join:
+            await self._wait()
+        return await super().top(fresh=fresh)
+
+    async def _wait(self) -> None:
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        await self.waiting[-1]
+
+    def go_on(self, place: int = 0) -> None:
+        self.waiting.pop(place).set_result(None)
+
+
+class Wired(Line):
+    """A line that can be full, and knows whether it is read."""
+
+    reading = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def receive(self, data: bytes) -> None:
+        self.get_protocol().data_received(data)  # type: ignore[attr-defined]
+
+    @property
+    def statuses(self) -> list[int]:
+        return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", self.sent)]
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(offset) for offset in re.findall(rb'"id":"[0-9a-f]+-(\d+)"', self.sent)]
 
 
 @dataclass
-class Side:
-    """A hub, and one way to it."""
-
+class Served:
     hub: Hub
-    make: Any
+    log: SlowLog
+    make: Callable[..., Front]
+    config: uvicorn.Config
     state: ServerState = field(default_factory=ServerState)
 
-    def __post_init__(self) -> None:
-        self.state.default_headers = DATE
-
-    def connect(self) -> Line:
-        config = uvicorn.Config(self.hub.app, ws="none", lifespan="off", log_config=None, access_log=False)
-        config.load()
-        line, protocol = Line(), self.make(config=config, server_state=self.state, app_state={})
-        line.set_protocol(protocol)
-        protocol.connection_made(line)
+    def connect(self) -> Wired:
+        line = Wired()
+        front = self.make(config=self.config, server_state=self.state, app_state={})
+        line.set_protocol(front)
+        front.connection_made(line)
         return line
 
-    async def ask(self, pieces: Sequence[bytes]) -> tuple[bytes, bool]:
-        """Return what is sent for these bytes, and whether the connection is closed then."""
-        line = self.connect()
-        for piece in pieces:
-            line.get_protocol().data_received(piece)  # type: ignore[attr-defined]
-            await turns(12)
-        sent, closing = line.sent, line.closing
+
+@asynccontextmanager
+async def served(*, steppable: bool = True, access_log: bool = False, **settings: object) -> AsyncIterator[Served]:
+    log = SlowLog(steppable=steppable)
+    async with Hub(log, heartbeat=3_600, head_deadline=HEAD_DEADLINE, **settings) as hub:  # type: ignore[arg-type]
+        config = uvicorn.Config(hub.app, ws="none", lifespan="off", log_config=None, access_log=access_log)
+        config.load()
+        waiting = Waiting.within(descriptors.limit())
+        make = front_of(hub.app.state.desk, Protocol, head_deadline=HEAD_DEADLINE, waiting=waiting)
+        server = Served(hub, log, make, config)
+        yield server
+        for connection in list(server.state.connections):
+            connection.connection_lost(None)
+        await turns(5)
+        assert not server.state.connections
+        assert not len(hub)
+
+
+steppable = pytest.mark.parametrize("steppable", [True, False], ids=["stepped", "in a task"])
+
+
+# The log
+
+
+@steppable
+async def test_answers_come_in_the_order_of_the_requests(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.slow = True
+        line = server.connect()
+        line.receive(post() * 3)
+        await turns(3)
+        server.log.go_on(1)
+        await turns(3)
+        assert not line.sent
+        server.log.go_on(0)
+        await turns(3)
+        assert line.ids == [2, 1]
+        server.log.slow = False
+        line.receive(post())
+        await turns(3)
+        assert line.ids == [2, 1]
+        server.log.go_on(0)
+        await turns(5)
+        assert line.ids[:2] == [2, 1]
+        assert sorted(line.ids[2:]) == [3, 4]
+        assert line.statuses == [200] * 4
+
+
+@steppable
+async def test_a_connection_takes_a_bounded_number_ahead_of_its_answers(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.slow = True
+        line = server.connect()
+        while line.reading:
+            line.receive(post(b"x" * 1_000) * 10)
+            assert len(line.get_protocol()._held) < HELD_MAX + 100_000  # type: ignore[attr-defined]
+        await turns(3)
+        assert len(server.log.waiting) == UNANSWERED_MAX
+        while server.log.waiting:
+            server.log.go_on()
+            await turns(4)
+        assert line.reading
+        assert line.ids == sorted(line.ids)
+        assert len(line.ids) == server.hub.node.totals.published > UNANSWERED_MAX
+
+
+async def test_many_at_once_leave_room_for_others() -> None:
+    async with served() as server:
+        line, taken = server.connect(), list[int]()
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            taken.append(server.hub.node.totals.published)
+            if taken[-1] < 5 * AT_ONCE:
+                loop.call_soon(look)
+
+        line.receive(post() * 5 * AT_ONCE)
+        look()
+        await turns(20)
+        steps = [after - before for before, after in zip([0, *taken], taken, strict=False)]
+        assert max(steps) <= AT_ONCE
+        assert line.ids == list(range(1, 5 * AT_ONCE + 1))
+
+
+@steppable
+async def test_what_is_the_apps_waits_for_the_answers_before_it(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.slow = True
+        line = server.connect()
+        for received in (post(), HEALTH + post(), HEALTH):
+            line.receive(received)
+        await turns(5)
+        assert not line.sent
+        assert isinstance(line.get_protocol(), Front)
+        server.log.go_on()
+        server.log.slow = False
+        await turns(20)
+        assert isinstance(line.get_protocol(), Protocol)
+        assert line.statuses == [200] * 4
+        assert re.findall(rb'"status":"ok"|"id"', line.sent) == [b'"id"', b'"status":"ok"', b'"id"', b'"status":"ok"']
+
+
+@steppable
+async def test_a_client_that_goes_before_its_answer_has_published(
+    steppable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.slow = True
+        line = server.connect()
+        line.receive(post())
+        await turns(3)
         line.closing = True
         line.get_protocol().connection_lost(None)
+        server.log.go_on()
+        await turns(5)
+        assert server.hub.node.totals.published == 1
+        assert not line.sent
+        assert not server.state.tasks
+    assert not caplog.records
+
+
+@steppable
+async def test_a_refusal_of_the_log_is_the_apps_own(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.error = LogFull("There is no room.")
+        line = server.connect()
+        line.receive(post())
         await turns(3)
-        return sent, closing
-
-    def counted(self) -> Counter[str]:
-        """Return what the hub and its server have counted."""
-        totals = self.hub.node.totals
-        found = Counter({name: count for name, count in totals.as_dict().items() if isinstance(count, int)})
-        found.update(totals.auth)
-        found.update(totals.closed)
-        return found + Counter(requests=self.state.total_requests)
+        assert line.sent.startswith(b"HTTP/1.1 507 Insufficient Storage\r\n")
+        assert json.loads(line.sent.partition(b"\r\n\r\n")[2])["code"] == "log_full"
+        server.log.error = None
+        line.receive(post())
+        await turns(3)
+        assert line.statuses == [507, 200]
 
 
-@dataclass
-class Ways:
-    """The two ways, each to a hub of its own, on a loop of their own."""
-
-    short: Side
-    app: Side
-    runner: asyncio.Runner
-
-    def ask(self, pieces: Sequence[bytes]) -> bytes:
-        """Return what both send, which is the same."""
-        return self.runner.run(self._ask(pieces))
-
-    async def _ask(self, pieces: Sequence[bytes]) -> bytes:
-        before = self.short.counted(), self.app.counted()
-        short, app = await self.short.ask(pieces), await self.app.ask(pieces)
-        done = self.short.counted() - before[0], self.app.counted() - before[1]
-        await self._level()
-        assert short == app
-        assert done[0] == done[1]
-        return short[0]
-
-    async def _level(self) -> None:
-        """Publish where less was published, so that the next example shows its own difference alone."""
-        tops = [(await side.hub.broker.top()).offset for side in (self.short, self.app)]
-        behind = self.app if tops[0] > tops[1] else self.short
-        for _ in range(abs(tops[0] - tops[1])):
-            await behind.hub.publish("x")
+@steppable
+async def test_a_mistake_of_ours_is_logged_and_the_last_answer(
+    steppable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.error = RuntimeError("boom")
+        line = server.connect()
+        line.receive(post())
+        await turns(3)
+        assert line.statuses == [500]
+        assert line.closing
+        assert b"boom" not in line.sent
+        assert server.hub.node._admission.open_requests == 0
+    assert [record.getMessage() for record in caplog.records] == ["Exception in ASGI application\n"]
 
 
-def way_of(hub: Hub, *, short: bool) -> Side:
-    def protocol(**options: Any) -> Protocol:
-        return Protocol(**options, head_max=4_096)
-
-    if not short:
-        return Side(hub, protocol)
-
-    def positional(config: Any, server_state: Any, app_state: Any, loop: Any) -> Protocol:
-        return protocol(config=config, server_state=server_state, app_state=app_state, _loop=loop)
-
-    waiting = Waiting.within(descriptors.limit())
-    return Side(hub, front_of(hub.app.state.desk, positional, head_deadline=10.0, waiting=waiting))
+# Streams
 
 
-@pytest.fixture(scope="module", params=["open", "a publish key"])
-def ways(request: pytest.FixtureRequest) -> Iterator[Ways]:
-    settings = {} if request.param == "open" else {"publish_key": KEY.decode()}
-    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
-        patch.setattr(random, "randint", lambda low, high: low)
-        patch.setattr(secrets, "token_hex", lambda size=32: "0" * 2 * size)
-        hubs = [
-            Hub(fixed_broker(), allowed_hosts=("localhost", "hub.example"), body_max=BODY_MAX, **settings)  # type: ignore[arg-type]
-            for _ in range(2)
+@steppable
+async def test_a_client_that_goes_while_it_joins_leaves_nobody_behind(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.slow_to_join = True
+        line = server.connect()
+        line.receive(EVENTS)
+        await turns(3)
+        assert len(server.hub) == 1
+        line.closing = True
+        line.get_protocol().connection_lost(None)
+        server.log.go_on()
+        await turns(5)
+        assert len(server.hub) == 0
+        assert not line.sent
+
+
+@steppable
+async def test_what_comes_while_a_stream_joins_gets_into_no_stream(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.slow_to_join = True
+        line = server.connect()
+        line.receive(post() + EVENTS)
+        await turns(3)
+        line.receive(post())
+        server.log.slow_to_join = False
+        server.log.go_on()
+        await turns(5)
+        assert isinstance(line.get_protocol(), DirectStream)
+        line.receive(post())
+        await turns(3)
+        assert server.hub.node.totals.published == 1
+        assert line.statuses == [200, 200]
+        assert line.reading
+
+
+@steppable
+async def test_a_stream_that_cannot_join_is_answered_by_the_app(steppable: bool) -> None:
+    async with served(steppable=steppable, max_subscribers=1) as server:
+        first, second = server.connect(), server.connect()
+        first.receive(EVENTS)
+        await turns(3)
+        second.receive(EVENTS)
+        await turns(8)
+        assert first.statuses == [200]
+        assert second.statuses == [503]
+        assert server.hub.node.totals.refused == 1
+
+
+async def test_head_and_welcome_are_one_write() -> None:
+    async with served() as server:
+        line, writes = server.connect(), list[bytes]()
+        line.write = writes.append  # type: ignore[method-assign, assignment]
+        line.receive(EVENTS)
+        await turns(3)
+        assert len(writes) == 1
+        assert b"event: welcome" in writes[0]
+        await server.hub.publish("hello")
+        await turns(5)
+        assert len(writes) == 2
+
+
+# Bodies, heads and the time between
+
+
+@pytest.mark.virtual_time
+async def test_a_body_may_follow_its_head() -> None:
+    async with served() as server:
+        line, raw = server.connect(), post(b"x" * 100)
+        line.receive(raw[:-50])
+        await asyncio.sleep(BODY_PATIENCE / 2)
+        line.receive(raw[-50:-20])
+        line.receive(raw[-20:] + raw)
+        assert line.ids == [1, 2]
+        assert isinstance(line.get_protocol(), Front)
+
+
+@pytest.mark.virtual_time
+async def test_a_body_that_takes_long_is_the_apps() -> None:
+    async with served() as server:
+        line, raw = server.connect(), post(b"x" * 100)
+        line.receive(raw[:-50])
+        await asyncio.sleep(BODY_PATIENCE + 0.1)
+        assert isinstance(line.get_protocol(), Protocol)
+        line.receive(raw[-50:])
+        await turns(8)
+        assert line.ids == [1]
+        late = server.connect()
+        late.receive(raw[:-50])
+        await asyncio.sleep(BODY_PATIENCE + HEAD_DEADLINE + 0.1)
+        await turns(8)
+        assert late.statuses == [408]
+        assert server.hub.node.totals.published == 1
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("begun", [b"", b"POST /broad"])
+async def test_a_head_has_one_deadline_whoever_waits_for_it(begun: bytes) -> None:
+    async with served() as server:
+        line = server.connect()
+        await asyncio.sleep(HEAD_DEADLINE - 1)
+        if begun:
+            line.receive(begun)
+        await asyncio.sleep(0.9)
+        assert not line.sent
+        await asyncio.sleep(0.2)
+        assert line.statuses == [408]
+        assert line.closing
+
+
+@pytest.mark.virtual_time
+async def test_a_connection_that_asks_nothing_more_is_closed() -> None:
+    async with served() as server:
+        line = server.connect()
+        for _ in range(3):
+            line.receive(post())
+            await asyncio.sleep(KEEP_ALIVE - 0.1)
+            assert not line.closing
+        await asyncio.sleep(0.2)
+        assert line.closing
+        assert line.statuses == [200] * 3
+
+
+@pytest.mark.virtual_time
+@steppable
+async def test_a_slow_log_does_not_close_its_publishers_connection(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.slow = True
+        line = server.connect()
+        line.receive(post())
+        await asyncio.sleep(2 * HEAD_DEADLINE)
+        assert not line.closing
+        server.log.go_on()
+        await turns(5)
+        assert line.statuses == [200]
+        await asyncio.sleep(KEEP_ALIVE + 0.1)
+        assert line.closing
+
+
+# The socket and the server
+
+
+async def test_a_full_socket_stops_the_taking() -> None:
+    async with served() as server:
+        line = server.connect()
+        line.get_protocol().pause_writing()
+        line.receive(post())
+        await turns(3)
+        assert server.hub.node.totals.published == 0
+        line.get_protocol().resume_writing()
+        await turns(3)
+        assert line.statuses == [200]
+
+
+@steppable
+async def test_the_server_ends_idle_connections_and_the_others_with_their_answers(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        idle, busy = server.connect(), server.connect()
+        idle.receive(post())
+        await turns(3)
+        server.log.slow = True
+        busy.receive(post())
+        await turns(3)
+        for connection in list(server.state.connections):
+            connection.shutdown()
+        assert idle.closing
+        assert not busy.closing
+        server.log.go_on()
+        await turns(5)
+        assert busy.closing
+        assert b"connection: close\r\n\r\n{" in busy.sent
+        assert b"connection: close" not in idle.sent
+
+
+async def test_a_draining_hub_answers_by_the_app() -> None:
+    async with served() as server:
+        lines = [server.connect() for _ in range(2)]
+        for line in lines:
+            line.receive(post())
+        server.hub.node.stop_accepting()
+        lines[0].receive(post())
+        lines[1].receive(EVENTS)
+        await turns(10)
+        assert [line.statuses for line in lines] == [[200, 503]] * 2
+
+
+@steppable
+async def test_a_drain_waits_for_what_is_being_published(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.slow = True
+        line = server.connect()
+        line.receive(post())
+        await turns(3)
+        drain = asyncio.ensure_future(server.hub.drain(5))
+        await turns(5)
+        assert not drain.done()
+        server.log.go_on()
+        await drain
+        assert line.statuses == [200]
+
+
+async def test_a_kept_head_is_no_kept_permission() -> None:
+    async with served(publish_key="publishers-own-key") as server:
+        line, fields = server.connect(), b"Authorization: Bearer publishers-own-key"
+        line.receive(post(b"hello", fields))
+        assert line.statuses == [200]
+        server.hub.app.state.desk._callers._publish_key = b"another-publish-key"
+        line.receive(post(b"hello", fields))
+        await turns(8)
+        assert line.statuses == [200, 401]
+
+
+async def test_requests_are_logged_as_uvicorn_logs_them(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(access_log=True) as server:
+        with caplog.at_level(logging.INFO, "uvicorn.access"):
+            line = server.connect()
+            line.receive(post().replace(b"/broadcast", b"/broadcast?topic=a%20b"))
+            line.receive(EVENTS.replace(b"/events", b"/events?topic=a"))
+            await turns(3)
+        assert [record.getMessage() for record in caplog.records] == [
+            '127.0.0.1:5000 - "POST /broadcast?topic=a%20b HTTP/1.1" 200',
+            '127.0.0.1:5000 - "GET /events?topic=a HTTP/1.1" 200',
         ]
-        sides = [way_of(hub, short=hub is hubs[0]) for hub in hubs]
-        for hub in hubs:
-            runner.run(hub.__aenter__())
-        yield Ways(sides[0], sides[1], runner)
-        for hub in hubs:
-            runner.run(hub.__aexit__(None, None, None))
-
-
-# Requests in order, and nearly so
-
-QUERIES = (
-    *(b"?topic=a/b", b"?topic=a&topic=b&event=tick", b"?to=tab-1&exclude=tab-2", b"?topic=caf%C3%A9"),
-    *(b"?topic=a/*", b"?topic=", b"?topic=%FF", b"?topc=a", b"?event=welcome", b"?event=a%0Ab", b"?event=a&event=b"),
-    *(b"?to=", b"?token=x", b"?batch=1", b"?topic=a#b", b"?topic=\xc3\xa9", b"?last_event_id=e-1", b"?last=2&topic=a"),
-    *(b"?last=x", b"?since=1h", b"?ticket=abc", b"?client=tab-1", b"?client=a%20b", b"?client=a&client=b", b"?"),
-    *(b"?topic=a/**/b", b"?lastEventId=e-1&last_event_id=e-2", b"?topic=" + b"x" * 2_100, b"?Topic=a", b"?_=17"),
-)
-CHUNKED, CLOSE = b"Transfer-Encoding: chunked", b"Connection: close"
-FIELDS = (
-    *(b"Content-Type: application/json", b"Content-Type: text/plain; charset=utf-8", b"content-type:application/json"),
-    *(b"Content-Type: text/plain; charset=latin-1", b"Content-Type: multipart/form-data", b"Content-Type: ;"),
-    *(b"Content-Type: application/x-ndjson", b"Content-Encoding: gzip", b"Content-Encoding: identity"),
-    *(b"Content-Encoding: identity, identity", CHUNKED, b"Connection: keep-alive"),
-    *(CLOSE, b"Connection: Upgrade\r\nUpgrade: foo", b"Connection: upgrade\r\nUpgrade: websocket"),
-    *(b"Connection: keep-alive, x", b"Expect: 100-continue", b"TE: trailers", b"Trailer: x", b"Upgrade: h2c"),
-    *(b"Idempotency-Key: k1", b"Idempotency-Key: k1 ", b"Idempotency-Key: \xe9", b"Idempotency-Key: a b"),
-    *(b"Idempotency-Key: " + b"k" * 200, b"Idempotency-Key: k2\r\nIdempotency-Key: k3", b"Idempotency-Key:"),
-    *(b"Origin: http://localhost", b"Origin: https://evil.example", b"Origin: null", b"Origin:"),
-    *(b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Site: same-origin", b"Sec-Fetch-Site: none"),
-    *(b"Authorization: Bearer " + KEY, b"Authorization: Bearer wrong", b"Authorization: Basic eDp5"),
-    *(b"Authorization: bearer  " + KEY, b"Authorization: Bearer " + KEY + b"\r\nAuthorization: Bearer " + KEY),
-    *(b"Last-Event-ID: e-1", b"Last-Event-ID: e-1 ", b"Last-Event-ID: z-1", b"Last-Event-ID: \xff", b"Last-Event-ID:"),
-    *(b"Last-Event-ID: e-1\r\nLast-Event-ID: e-2", b"Accept: text/event-stream", b"Cookie: a=b", b"X-Any: \t x \t"),
-    *(b"X-Any: a\x00b", b"X-Any: a\rb", b"X-Any: a\nb", b" folded", b"X Any: x", b"X-Any : x", b": x", b"X-Any"),
-    *(
-        b"User-Agent: \xc3\xa9",
-        b"Proxy-Connection: close",
-        b"Keep-Alive: 5",
-        b"HTTP2-Settings: AAM",
-        b"X: " + b"x" * 500,
-    ),
-)
-HOSTS = (
-    *(b"Host: hub.example:8000", b"host:LOCALHOST", b"Host: 127.0.0.1:8000"),
-    *(
-        b"Host: 127.0.0.1:8001",
-        b"Host: evil.example",
-        b"Host: localhost\r\nHost: localhost",
-        b"X: y",
-        b"Host: [::1",
-        b"Host:",
-    ),
-)
-BODIES = (
-    *(
-        b"hello",
-        b'{"a": 1}',
-        b'{"a": 1',
-        b"[1, 2]",
-        b"NaN",
-        b"\xff\xfe",
-        b"a\nb\rc\r\nd",
-        "é".encode(),
-        b"",
-        b"x" * BODY_MAX,
-    ),
-    *(
-        b"x" * (BODY_MAX + 1),
-        b"[" * 70 + b"]" * 70,
-        b'"\\ud83d"',
-        b"\xef\xbb\xbf1",
-        b"POST /broadcast HTTP/1.1\r\n\r\n",
-    ),
-)
-KINDS = (b"application/json", b"text/plain")
-LINES = (
-    b"HEAD /events",
-    *(
-        b"PUT /broadcast",
-        b"GET /broadcast",
-        b"POST /events",
-        b"DELETE /events",
-        b"OPTIONS /broadcast",
-        b"post /broadcast",
-    ),
-    *(b"GET /healthz", b"GET /grant", b"POST http://localhost/broadcast", b"POST /broadcast/", b"POST //broadcast"),
-    *(b"POST /broadcas%74", b"POST  /broadcast", b"GET /nothing", b"CONNECT localhost:80", b"GET /stats"),
-)
-LENGTHS = (b"0%d", b"+%d", b"%d ", b"%d\r\nContent-Length: %d", b"-%d", b"%d, %d", b"0x%x")
-VERSIONS = (b"HTTP/1.0", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"HTTP/1.1 x", b"")
-ENDS = (b"\n", b"\r", b" \r\n")
-
-
-@st.composite
-def requests(draw: st.DrawFn, *, whole: bool) -> bytes:
-    """A request in order, but for a few things that may be wrong with it. Behind a ``whole`` one another may follow.
-
-    What the app does with bytes behind a wrong length, or behind a connection's last request, depends on whether the
-    requests before are answered by then.
-    """
-    parts = ("line", "end", "host", "length", *(() if whole else ("size", "version")))
-    odd = draw(st.sets(st.sampled_from(parts), max_size=2))
-
-    def one(what: str, usual: bytes, others: Sequence[bytes]) -> bytes:
-        return draw(st.sampled_from(others)) if what in odd else usual
-
-    is_post = draw(st.booleans())
-    line = one("line", b"POST /broadcast" if is_post else b"GET /events", LINES)
-    others = [one for one in FIELDS if not whole or one not in (CHUNKED, CLOSE)]
-    fields = [one("host", b"Host: localhost", HOSTS), *draw(st.lists(st.sampled_from(others), max_size=2, unique=True))]
-    body = draw(st.sampled_from(BODIES)) if is_post else b""
-    if is_post or "size" in odd:
-        length = one("length", b"%d", LENGTHS)
-        size = max(0, len(body) + (draw(st.sampled_from((-1, 1))) if "size" in odd else 0))
-        fields.append(b"Content-Length: " + length % ((size,) * length.count(b"%")))
-    query = draw(st.sampled_from(QUERIES)) if draw(st.booleans()) else b""
-    end = one("end", b"\r\n", ENDS)
-    head = [line + query + b" " + one("version", b"HTTP/1.1", VERSIONS), *draw(st.permutations(fields)), b"", b""]
-    return end.join(head) + body
-
-
-def whole(line: bytes, *fields: bytes, body: bytes = b"", length: bytes = b"%d", version: bytes = b"HTTP/1.1") -> bytes:
-    lengths = [b"Content-Length: " + length % ((len(body),) * length.count(b"%"))] if body else []
-    return b"\r\n".join([line + b" " + version, *(fields or (b"Host: localhost",)), *lengths, b"", body])
-
-
-HOST = b"Host: localhost"
-BEHIND = (b"x", b"\r\n", b"GET /", b"POST /broadcast", b"GET", b"\0")
-EACH = (
-    *(whole(line, body=body) for line in (b"POST /broadcast", *LINES) for body in BODIES[:3]),
-    *(whole(b"POST /broadcast" + query, body=b"hello") for query in QUERIES),
-    *(whole(b"GET /events" + query) for query in QUERIES),
-    *(whole(b"POST /broadcast", HOST, one, body=b'{"a": 1}') for one in FIELDS),
-    *(whole(b"GET /events", HOST, one) for one in FIELDS),
-    *(whole(b"POST /broadcast", one, body=b"hello") for one in HOSTS),
-    *(whole(b"GET /events", one) for one in HOSTS),
-    *(whole(b"POST /broadcast", HOST, b"Content-Type: " + kind, body=body) for body in BODIES for kind in KINDS),
-    *(whole(b"POST /broadcast", body=b"hello", length=length) for length in LENGTHS),
-    *(whole(b"POST /broadcast", body=b"hello", version=version) for version in VERSIONS),
-    *(whole(b"POST /broadcast", body=b"hello").replace(b"\r\n", end) for end in ENDS),
-    *(
-        whole(b"POST /broadcast", body=b"hello") + more
-        for more in (b"x", b"\r\n", b"GET /", b"POST /broadcast", b"GET")
-    ),
-)
-
-
-def test_whatever_is_odd_about_it_is_answered_and_done_as_by_the_app(ways: Ways) -> None:
-    for raw in EACH:
-        for cut in (0, 1, raw.find(b"\r\n\r\n") + 4, len(raw) - 1):
-            ways.ask([piece for piece in (raw[:cut], raw[cut:]) if piece])
-
-
-def cut(raw: bytes, cuts: list[int]) -> list[bytes]:
-    places = sorted({0, len(raw), *(cut % len(raw) for cut in cuts)})
-    return [raw[begin:end] for begin, end in pairwise(places)]
-
-
-@settings(max_examples=3 * EXAMPLES)
-@given(requests(whole=False), st.lists(st.integers(0, 4_000), max_size=3))
-def test_what_is_answered_and_done_is_what_the_app_would(ways: Ways, raw: bytes, cuts: list[int]) -> None:
-    ways.ask(cut(raw, cuts))
-
-
-@settings(max_examples=2 * EXAMPLES)
-@given(st.lists(requests(whole=True), min_size=2, max_size=4), st.lists(st.integers(0, 4_000), max_size=3))
-def test_several_behind_one_another_too(ways: Ways, asked: list[bytes], cuts: list[int]) -> None:
-    ways.ask(cut(b"".join(asked), cuts))
+        assert server.state.total_requests == 2
