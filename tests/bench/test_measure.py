@@ -280,6 +280,16 @@ def test_each_server_delivers_each_event_once(server: str) -> None:
         assert report.memory_growth_mb is not None
 
 
+@pytest.mark.parametrize(
+    ("server", "unable"),
+    [("naive", ["no batches", "no resume"]), *([("nchan", ["no batches", None])] if here("nchan") else [])],
+)
+def test_what_the_others_cannot_do_is_found_out(server: str, unable: list[str | None]) -> None:
+    loads = [Load("publish", batch=10, **TINY), Load("resume", **TINY | {"patience": 5})]
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        assert [report.unable for report in runner.run(compare(loads, [server]))] == unable
+
+
 def test_flags_reach_the_server_that_is_started() -> None:
     with pytest.raises(BenchFailed, match="body_max"), asyncio.Runner() as runner:
         runner.run(run(Load(**TINY), "sse-app", ["--body-max", "none"]))
