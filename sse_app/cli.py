@@ -157,7 +157,7 @@ def bench(
     token: Token,
     **load: Unpack[_LoadOptions],
 ) -> None:
-    """Load a hub: connecting, deliveries per second, latency, memory; lost and doubled, which must be 0."""
+    """Load a hub: publishing, delivering, connecting, resuming; and count lost and doubled, which must be 0."""
     from rich.console import Console
     from uvloop import new_event_loop
 
