@@ -108,8 +108,8 @@ async def _measure(load: Load, name: str, server: Server) -> Report:
             return _unable(load, name, unable)
         if name != server.url:
             await _warm_up(load, target)
-        last = await publish_missed(load, target, tally) if load.workload == "resume" else None
-        if load.workload == "resume" and not last:
+        last = None
+        if load.workload == "resume" and not (last := await publish_missed(load, target, tally)):
             return _unable(load, name, NO_RESUME)
         start = sample()
         async with _connected(load, target, tally, last):

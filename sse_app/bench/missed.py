@@ -32,7 +32,7 @@ async def publish_missed(load: Load, target: Target, tally: Tally) -> str | None
     finally:
         poster.close()
     found = _ID.search(event)
-    last = found[1].decode() if found else None
+    last = found[1].decode(errors="replace") if found else None
     return last if last is not None and await _brings_missed(load, target, tally, last) else None
 
 
