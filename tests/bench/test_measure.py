@@ -11,6 +11,7 @@ from uvloop import new_event_loop
 
 from sse_app.bench import Load, compare, measure, run
 from sse_app.bench import target as target_module
+from sse_app.bench.logs import LOGS
 from sse_app.bench.process import Usage
 from sse_app.bench.publish import FAILURES_MAX
 from sse_app.errors import BenchFailed, BenchRefused
@@ -272,6 +273,7 @@ async def test_nothing_is_measured_before_every_server_is_known_to_be_there() ->
 def test_each_server_delivers_each_event_once(server: str) -> None:
     loads = [Load("connect", **TINY), Load("burst", **TINY), Load("publish", **TINY)]
     loads += [Load("resume", **TINY)] * (server != "naive")
+    loads += [Load("publish", batch=2, **TINY)] * (server in ("sse-app", *LOGS))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         reports = runner.run(compare(loads, [server]))
     for report in reports:
