@@ -1,5 +1,6 @@
 """The receipts of publications with an idempotency key: a retry gets the same answer."""
 
+from collections import OrderedDict
 from typing import Generic, TypeVar
 
 from sse_app.publication import Position
@@ -16,7 +17,8 @@ class Receipts(Generic[Count]):
     """
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
-        self._found: dict[str, tuple[Position, Count | None]] = {}
+        # The first key of a plain dict is found slowly when many before it were removed.
+        self._found: OrderedDict[str, tuple[Position, Count | None]] = OrderedDict()
         self._remembered = remembered
 
     def begin(self, key: str, position: Position) -> bool:
@@ -41,4 +43,4 @@ class Receipts(Generic[Count]):
     def _note(self, key: str, position: Position, subscribers: Count | None) -> None:
         self._found[key] = position, subscribers
         if len(self._found) > self._remembered:
-            del self._found[next(iter(self._found))]
+            self._found.popitem(last=False)

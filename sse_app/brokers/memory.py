@@ -5,9 +5,10 @@ import hashlib
 import secrets
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from operator import attrgetter
 from types import TracebackType
 from typing import NamedTuple, Self, Unpack
@@ -78,6 +79,7 @@ class MemoryBroker:
         self._offsets = TopicOffsets()
         self._searching = asyncio.Lock()  # one search steps at a time, so that the loop waits for one step only
         self._keys: dict[str, _Keyed] = {}
+        self._used = deque[str]()  # the keys in the order in which they were used, which is that in which they expire
         self._keys_bytes = 0
         self._tails: list[QueuedTail] = []
         self.subscribers_here = self.subscribers_elsewhere = 0
@@ -140,23 +142,25 @@ class MemoryBroker:
         """Return the position of each draft, those that are to be appended, and their keys. Raises KeyReused."""
         self._forget_old_keys()
         positions, fresh, keys = list[Position](), list[Draft](), dict[str, _Keyed]()
-        expires = self._clock() + self._limits.window
+        expires, following = self._clock() + self._limits.window, Position(self._epoch, self._top + 1)
         for draft in drafts:
-            position = Position(self._epoch, self._top + len(fresh) + 1)
+            position = following
             if (key := draft.idempotency_key) is not None:
                 digest = _digest_of(*_content(draft))
-                known = keys.get(key) or self._keys.get(key) or keys.setdefault(key, _Keyed(digest, position, expires))
+                known = keys.get(key) or self._keys.get(key) or keys.setdefault(key, _Keyed(digest, following, expires))
                 if known.digest != digest:
                     raise KeyReused(KEY_REUSED)
                 position = known.position
             positions.append(position)
-            if position.offset == self._top + len(fresh) + 1:
+            if position is following:
                 fresh.append(draft)
+                following = following.next()
         return positions, fresh, keys
 
     def _append_all(self, drafts: Iterable[Draft]) -> Sequence[Publication]:
         encoded = [(draft, draft.encode()) for draft in drafts]  # before anything is appended: it may raise
-        publications = [self._store(draft, body) for draft, body in encoded]
+        time, now = self._next_time(), self._clock()
+        publications = [self._store(draft, body, time, now) for draft, body in encoded]
         self._trim()
         if publications:
             for tail in self._tails:
@@ -164,36 +168,40 @@ class MemoryBroker:
         return publications
 
     def _append(self, draft: Draft) -> Position:
-        publication = self._store(draft, draft.encode())
+        publication = self._store(draft, draft.encode(), self._next_time(), self._clock())
         self._trim()
         for tail in self._tails:
             tail.announce((publication,))
         return publication.position
 
-    def _store(self, draft: Draft, body: bytes) -> Publication:
+    def _next_time(self) -> float:
+        """The time of the next publication: now, or that of the newest if the clock was set back."""
+        newest = max(self._trimmed_time, self._log[-1].time) if self._log else self._trimmed_time
+        return max(newest, self._wall())
+
+    def _store(self, draft: Draft, body: bytes, time: float, now: float) -> Publication:
         position = Position(self._epoch, self._top + 1)
         topics = draft.topics
-        newest = max(self._trimmed_time, self._log[-1].time) if self._log else self._trimmed_time
-        time = max(newest, self._wall())
         publication = Publication(
             position, draft.event.type, topics, body, time, draft.to, draft.exclude, draft.is_json
         )
         self._top += 1
         self._log.append(publication)
-        self._appended.append(self._clock())
+        self._appended.append(now)
         self._bytes += footprint(publication)
         self._offsets.append(topics, self._top)
         return publication
 
     def _forget_old_keys(self) -> None:
         now = self._clock()
-        # Keys are in the order in which they were used, which is that in which they expire.
-        for key in list(takewhile(lambda key: self._keys[key].expires <= now, self._keys)):
+        while self._used and self._keys[self._used[0]].expires <= now:
+            key = self._used.popleft()
             del self._keys[key]
             self._keys_bytes -= len(key) + KEY_OVERHEAD
 
     def _remember(self, keys: Mapping[str, _Keyed]) -> None:
         self._keys.update(keys)
+        self._used.extend(keys)
         self._keys_bytes += _size_of(keys)
 
     def _check_space_for_keys(self, keys: Collection[str]) -> None:
@@ -363,7 +371,7 @@ class MemoryBroker:
 
 
 def _content(draft: Draft) -> tuple[object, ...]:
-    return draft.event, draft.topics, sorted(draft.to), sorted(draft.exclude)
+    return draft.event.type, draft.event.data, draft.topics, sorted(draft.to), sorted(draft.exclude)
 
 
 def _digest_of(*content: object) -> bytes:
