@@ -68,21 +68,24 @@ class Drafts:
 
         Raises BadInput, whose text names the event, and TypeError for a Draft beside arguments that it would ignore.
         """
-        given = _several(events)
         envelope = Envelope.of(topic=topic, event=event, to=to, exclude=exclude)
+        given = several(events)
         if envelope != Envelope.of() and any(isinstance(item, Draft) for item in given):
             raise TypeError("A Draft has its own topic, event, to and exclude; give these for events that are data.")
-        items: list[Draft] = []
+        items, known = list[Draft](), set[Envelope]()
         try:
             for item in given:
-                items.append(item.checked(body_max) if isinstance(item, Draft) else _composed(item, envelope, body_max))
+                if isinstance(item, Draft):
+                    items.append(_checked(item, known, body_max))
+                else:
+                    items.append(_composed(item, envelope, body_max))
         except BadInput as error:
             raise at(f"events[{len(items)}]", error) from error.__cause__
         check_size(items, batch_bytes)
         return cls(tuple(items), idempotency_key)
 
 
-def _several(events: Iterable[object]) -> list[object]:
+def several(events: Iterable[object]) -> list[object]:
     """Return the events that are given. Raises TooLarge, InvalidData for what is one event."""
     if isinstance(events, str | bytes | bytearray | Mapping) or not isinstance(events, Iterable):
         raise InvalidData("A batch is several events: give a list of them.")
@@ -94,6 +97,27 @@ def _several(events: Iterable[object]) -> list[object]:
 
 def _composed(data: object, envelope: Envelope, body_max: int | None) -> Draft:
     return Draft.enclose(encode_data(data, body_max), envelope, is_json=not isinstance(data, str))
+
+
+def _checked(draft: Draft, known: set[Envelope], body_max: int | None) -> Draft:
+    """Return a draft, checked. ``known`` are the envelopes that were checked before; this one's is added."""
+    if not draft.is_json and isinstance(draft.event.data, str) and _is_in(_envelope(draft), known):
+        encode_data(draft.event.data, body_max)
+        return draft
+    checked = draft.checked(body_max)
+    known.add(_envelope(checked))
+    return checked
+
+
+def _envelope(draft: Draft) -> Envelope:
+    return Envelope(draft.event.type, draft.topics, draft.to, draft.exclude)
+
+
+def _is_in(envelope: Envelope, known: set[Envelope]) -> bool:
+    try:
+        return envelope in known
+    except TypeError:  # its topics are in a list, say
+        return False
 
 
 def at(place: str, error: BadInput) -> BadInput:

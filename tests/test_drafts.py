@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -10,6 +11,7 @@ from sse_app.errors import (
     InvalidClient,
     InvalidData,
     InvalidIdempotencyKey,
+    InvalidJSON,
     InvalidTopic,
     ReservedEvent,
     TooLarge,
@@ -31,6 +33,22 @@ def test_a_draft_says_itself_where_it_goes() -> None:
     for options in ({"topic": "t"}, {"event": "tick"}, {"to": "me"}, {"exclude": "me"}):
         with pytest.raises(TypeError, match="A Draft has its own topic"):
             Drafts.compose(["text", drafts[0]], **options)  # type: ignore[arg-type]
+
+
+def test_each_draft_is_checked_whatever_came_before_it() -> None:
+    good = Draft.compose("x", topic="t")
+    for wrong, error in (
+        (replace(good, topics=("*",)), InvalidTopic),
+        (replace(good, to=frozenset(["a b"])), InvalidClient),
+        (replace(good, event=Event("x", "welcome")), ReservedEvent),
+        (replace(good, event=Event("long")), TooLarge),
+        (replace(good, event=Event(5)), InvalidData),  # type: ignore[arg-type]
+        (replace(good, event=Event("{"), is_json=True), InvalidJSON),
+    ):
+        with pytest.raises(error, match=r"^events\[2\]: "):
+            Drafts.compose([good, replace(good, event=Event("y")), wrong], body_max=3)
+    listed = replace(good, topics=["t", "t"])  # type: ignore[arg-type]
+    assert Drafts.compose([good, listed]).items == (good, good)
 
 
 def test_events_come_from_anything_that_can_be_iterated_over() -> None:

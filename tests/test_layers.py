@@ -80,7 +80,7 @@ FLOORS = (
     ("server.sockets",),
     ("server.server",),
     ("server.workers",),
-    ("commands", "commands.posting", "commands.credentials", "commands.granting"),
+    ("commands", "commands.credentials", "commands.granting"),
     ("commands.rows",),
     ("commands.bench_log", "commands.completion", "commands.listen", "commands.publish", "commands.stats"),
     ("commands.keys", "commands.token", "commands.ticket", "commands.connections", "commands.revoke"),
@@ -137,7 +137,7 @@ APART = {
     **dict.fromkeys(BENCH, {"descriptors", "errors", *BENCH} - {"bench.naive"}),
     **{name: {"errors", "events", "publication", *DOCTOR} for name in DOCTOR},
     **{
-        name: {"backoff", "coroutines", "errors", "events", "loop_thread", "payload", "publication", *CLIENT}
+        name: {"backoff", "coroutines", "drafts", "errors", "events", "loop_thread", "payload", "publication", *CLIENT}
         for name in CLIENT
     },
 }

@@ -10,23 +10,25 @@ It needs httpx2 or httpx, and nothing of the hub. ``SyncClient`` is the same for
 import math
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 from weakref import WeakSet
 
 import anyio
 
 from sse_app.backoff import Backoff
-from sse_app.client.answers import BACKOFF, UNAUTHORIZED, not_a_hub, reason, retry_after
+from sse_app.client.answers import BACKOFF, UNAUTHORIZED, reason, receipt_of, retry_after
 from sse_app.client.answers import Ticket as Ticket
 from sse_app.client.asking import Asking, answer_in
+from sse_app.client.batch import Batch
 from sse_app.client.credentials import Authorization, Credentials, Permit
 from sse_app.client.credentials import TokenFunction as TokenFunction
 from sse_app.client.http import TIMEOUT, Http
 from sse_app.client.stream import State as State
 from sse_app.client.stream import Stream as Stream
+from sse_app.drafts import Drafts
 from sse_app.errors import (
     Closed,
     ConfigError,
@@ -42,9 +44,7 @@ from sse_app.errors import (
 from sse_app.events import check_type
 from sse_app.payload import encode_data
 from sse_app.publication import (
-    Durability,
     Names,
-    Position,
     Receipt,
     check_client,
     check_idempotency_key,
@@ -55,6 +55,8 @@ from sse_app.publication import (
 
 if TYPE_CHECKING:
     from sse_app.client.http import AsyncClient, Response
+
+T = TypeVar("T")
 
 RETRY_FOR = 60.0  # seconds; well within the 5 min for which a hub remembers an Idempotency-Key
 # A hub that is overloaded or stopping answers these, and so do proxies while it restarts. Sending again is safe, since
@@ -247,10 +249,54 @@ class Client:
             timeout=TIMEOUT,
             content=content,
         )
-        return await self._acknowledged(request, key, retry_for)
+        return await self._acknowledged(request, key, retry_for, _receipt)
 
-    async def _acknowledged(self, request: Any, key: str, retry_for: float) -> Receipt:
-        """Send a publication until it is acknowledged or refused, or the time is over."""
+    async def publish_many(
+        self,
+        events: Iterable[object],
+        *,
+        topic: Names = None,
+        event: str = "message",
+        to: Names = None,
+        exclude: Names = None,
+        idempotency_key: str | None = None,
+        retry_for: float = RETRY_FOR,
+    ) -> list[Receipt]:
+        """Publish several events together, all or none, and return a receipt for each, in their order.
+
+        events: data, as of ``publish``, to which the other arguments belong; or each a ``Draft``, made with
+            ``Draft.compose``, which has arguments and a key of its own. At most 1,000, and 4 MiB as a JSON array.
+        idempotency_key: one for all of them, by default random, so that a lost answer publishes nothing twice; the same
+            key with any other events is refused. Of drafts with keys of their own those that are known keep their
+            positions.
+        retry_for: as of ``publish``.
+
+        Raises as ``publish``, with a text that names the event, and TypeError for arguments that a Draft would ignore.
+        """
+        self._check_open()
+        drafts = Drafts.compose(
+            events, topic=topic, event=event, to=to, exclude=exclude, idempotency_key=idempotency_key
+        )
+        if not drafts.items:
+            return []
+        batch = Batch.of(drafts)
+        shared = batch.envelope
+        parameters = _parameters(shared.topics or None, shared.type, shared.to or None, shared.exclude)
+        request = self._http.request(
+            "POST",
+            self._http.target(f"{self.url}/broadcast", (*parameters, ("batch", "1"))),
+            {"Content-Type": "application/json", **batch.headers},
+            timeout=TIMEOUT,
+            content=batch.body,
+        )
+        return await self._acknowledged(request, batch.key, retry_for, batch.receipts)
+
+    async def _acknowledged(
+        self, request: Any, key: str | None, retry_for: float, read: "Callable[[Response], T]"
+    ) -> T:
+        """Send publications until they are acknowledged or refused, or the time is over. Return what ``read`` makes of
+        the answer.
+        """
         permit, backoff = Permit(self._publisher), Backoff(*BACKOFF)
         failure: Exception = TimeoutError("no answer came")
         fate, over, is_sent = 0, anyio.current_time() + retry_for, False
@@ -262,7 +308,7 @@ class Client:
                 wait, is_sent = backoff.next(), True
                 try:
                     response = await self._http.attempt(request, allowed.deadline - anyio.current_time())
-                    return _receipt(response)
+                    return read(response)
                 except self._http.transient as error:
                     failure = error
                 except Refused as error:
@@ -434,8 +480,4 @@ def _body(data: object) -> tuple[str, bytes]:
 
 def _receipt(response: "Response") -> Receipt:
     answer = answer_in(response)
-    position = Position.parse(str(answer.get("id")).encode())
-    if position is None:
-        raise not_a_hub()
-    durable: Durability = answer["durable"] if answer.get("durable") in get_args(Durability) else "none"
-    return Receipt(position, answer.get("subscribers"), durable)
+    return receipt_of(answer.get("id"), answer.get("subscribers"), answer.get("durable"))

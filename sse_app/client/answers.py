@@ -5,13 +5,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import quote
 
 import anyio
 
 from sse_app.client.http import TIMEOUT
 from sse_app.errors import Refused
+from sse_app.publication import Durability, Position, Receipt
 
 if TYPE_CHECKING:
     from sse_app.client.http import Response
@@ -20,6 +21,7 @@ BACKOFF = (0.5, 30.0)  # seconds after the first failure, and at most; a server 
 WAIT_MIN = 0.1  # seconds: no server may have its clients ask without a pause
 WAIT_MAX = 3600.0  # seconds: no server may put its clients to sleep for ever
 UNAUTHORIZED = 401  # the credential is missing, wrong, or no longer good: another token may be
+DURABLE = get_args(Durability)
 BODY_MAX = 65_536  # bytes of an error's body that are read
 
 
@@ -45,6 +47,14 @@ class Ticket:
         if not isinstance(ticket, str) or not isinstance(ttl, int | float) or not isinstance(expires, int | float):
             raise not_a_hub()
         return cls(ticket, f"{hub}/events?ticket={quote(ticket)}", ttl, expires)
+
+
+def receipt_of(id: object, subscribers: Any, durable: Any) -> Receipt:
+    """Return the receipt that a hub's answer describes. Raises Refused for what is none."""
+    position = Position.parse(str(id).encode())
+    if position is None:
+        raise not_a_hub()
+    return Receipt(position, subscribers, durable if durable in DURABLE else "none")
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

@@ -6,7 +6,7 @@ for event in client.listen("orders/*"):
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
@@ -25,6 +25,7 @@ from sse_app.client import (
     TicketOptions,
 )
 from sse_app.client.credentials import PlainTokenFunction, check_plain
+from sse_app.drafts import several
 from sse_app.errors import Closed, Gap
 from sse_app.events import Event
 from sse_app.loop_thread import Call, LoopThread, Running
@@ -92,6 +93,17 @@ class SyncClient:
         meanwhile gives it up: it may have been published.
         """
         return self._thread.call(lambda client: client.publish(data, retry_for=retry_for, **options))
+
+    def publish_many(
+        self,
+        events: Iterable[object],
+        *,
+        retry_for: float = RETRY_FOR,
+        **options: Unpack[PublishOptions],
+    ) -> list[Receipt]:
+        """Publish several events together as ``Client.publish_many`` does. They are iterated over in this thread."""
+        given = several(events)
+        return self._thread.call(lambda client: client.publish_many(given, retry_for=retry_for, **options))
 
     def stats(self) -> dict[str, Any]:
         """Return the hub's statistics, as ``Client.stats`` does."""

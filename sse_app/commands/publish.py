@@ -6,24 +6,26 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, TypedDict, Unpack
-from urllib.request import getproxies
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 import click
 
 from sse_app.commands import Exit, Number, Whole, printable, run, url_option
 from sse_app.commands.credentials import Token, credential_options
-from sse_app.errors import BadInput, ClientError, ConfigError, InvalidIdempotencyKey, InvalidUTF8
-from sse_app.publication import Names, Receipt, check_idempotency_key
+from sse_app.drafts import BATCH_MAX
+from sse_app.errors import BadInput, ClientError, ConfigError, InvalidIdempotencyKey, InvalidUTF8, Refused
+from sse_app.publication import Draft, Envelope, Names, Receipt, check_idempotency_key
+from sse_app.steps import slices
 
 if TYPE_CHECKING:
-    from sse_app.client.http import AsyncClient
+    from sse_app.client import Client
 
 STDIN = 0
+OF_ONE = (400, 409, 413, 422)  # statuses of refusals that one line may have caused, or the size of the batch
+UNKNOWN = "unknown_parameter"  # the code with which a hub of version 0.1 refuses a batch
 CHUNK = 65_536  # bytes of standard input read at a time
 REFRESH = 0.1  # seconds between two updates of the progress shown
 
@@ -64,7 +66,7 @@ def _or_none(context: click.Context, option: click.Parameter, values: tuple[str,
     default=1,
     show_default=True,
     metavar="N",
-    help="Lines at a time. With more than 1 their order is not kept.",
+    help="Requests at a time. With more than 1 the order of lines is not kept.",
 )
 @click.option(
     "--retry-for",
@@ -85,9 +87,9 @@ def publish(
 ) -> None:
     """Publish DATA, or each line of standard input, and print the id of the last.
 
-    One line follows the other when it is acknowledged, so that their order is kept. A hub that goes away in between is
-    tried again; every line has an Idempotency-Key of its own, so that none is published twice. Empty lines are left
-    out. Exit status: 0 done, 2 usage, 3 refused, 4 no hub, 130 Ctrl+C.
+    Lines that are there together go in one request, and the next ones when they are acknowledged, so that their order
+    is kept. A hub that goes away in between is tried again; every line has an Idempotency-Key of its own, so that none
+    is published twice. Empty lines are left out. Exit status: 0 done, 2 usage, 3 refused, 4 no hub, 130 Ctrl+C.
     """
     run(lambda: _publish(data, options, url=url, token=token, publish_key=publish_key, key=key, inflight=inflight))
 
@@ -104,33 +106,19 @@ async def _publish(
 ) -> Exit:
     from sse_app.client import Client
 
-    async with _http() as http, Client(url, token=token, publish_key=publish_key, http=http) as client:
+    async with Client(url, token=token, publish_key=publish_key) as client:
         if data is not None and data != "-":
             click.echo(printable((await client.publish(data, idempotency_key=key, **options)).id))
             return Exit.DONE
         if os.isatty(STDIN):
             click.echo("Each line is an event; Ctrl+D ends.", err=True)
         with _progress() as show:
-            lines = _Lines(partial(client.publish, **options), key or secrets.token_hex(8), show)
+            lines = _Lines(client, options, key or secrets.token_hex(8), show)
             try:
                 await lines.publish(inflight)
             finally:
                 lines.summarize()
     return Exit.DONE
-
-
-@asynccontextmanager
-async def _http() -> "AsyncIterator[AsyncClient | None]":
-    """An HTTP client that posts faster than that of ``Client``, but knows no proxies: None where some are set."""
-    if getproxies():
-        yield None
-        return
-    import httpx
-
-    from sse_app.commands.posting import PostingTransport
-
-    async with httpx.AsyncClient(transport=PostingTransport()) as http:
-        yield http
 
 
 def _key(given: str) -> str:
@@ -141,16 +129,30 @@ def _key(given: str) -> str:
         raise click.BadParameter(str(error)) from None
 
 
-class _Lines:
-    """Publishes the lines of standard input, some at a time, and counts them."""
+class _Line(NamedTuple):
+    """A line of standard input. Its number is counted from 1, with the empty ones."""
 
-    def __init__(self, publish: Callable[..., Awaitable[Receipt]], key: str, show: Callable[[int, int], None]) -> None:
-        self._publish, self._key, self._show = publish, key, show
-        self._lines = _lines()
+    number: int
+    text: bytes
+
+
+class _Lines:
+    """Publishes the lines of standard input in batches, some at a time, and counts them.
+
+    What a hub refuses of a batch is found by halving it, so that all before the line that is refused are published.
+    """
+
+    def __init__(self, client: "Client", options: _Options, key: str, show: Callable[[int, int], None]) -> None:
+        self._client, self._options, self._key, self._show = client, options, key, show
+        self._envelope = Envelope.of(
+            topic=options["topic"], event=options["event"], to=options["to"], exclude=options["exclude"]
+        )
+        self._batches = _batches()
         self._reading = asyncio.Lock()
         self._begun = time.perf_counter()
         self._published = self._bytes = 0
         self._last = ""
+        self._alone = False  # the hub is of a version without batches
 
     async def publish(self, inflight: int) -> None:
         try:
@@ -163,20 +165,57 @@ class _Lines:
     async def _publish_some(self) -> None:
         while True:
             async with self._reading:
-                numbered = await anext(self._lines, None)
-            if numbered is None:
+                batch = await anext(self._batches, None)
+            if batch is None:
                 return
-            number, line = numbered
-            try:
-                published = await self._publish(_text(line), idempotency_key=f"{self._key}-{number}")
-            except (ClientError, BadInput, ConfigError):  # the last one for a token file that is gone meanwhile
-                again = f"the same lines again with --idempotency-key {self._key} publish what is missing"
-                click.echo(f"sse-app: stopped at line {number:,}; {again}.", err=True)
+            await self._publish_batch(batch)
+
+    async def _publish_batch(self, batch: Sequence[_Line]) -> None:
+        if len(batch) == 1 or self._alone:
+            for line in batch:
+                await self._publish_line(line)
+            return
+        try:
+            receipts = await self._client.publish_many(map(self._draft, batch), retry_for=self._options["retry_for"])
+        except (BadInput, Refused) as error:
+            if isinstance(error, Refused) and error.status not in OF_ONE:
+                self._report(batch[0])
                 raise
-            self._last = published.id
-            self._published += 1
-            self._bytes += len(line) + 1
-            self._show(self._published, self._bytes)
+            self._alone = isinstance(error, Refused) and error.code == UNKNOWN
+        except (ClientError, ConfigError):
+            self._report(batch[0])
+            raise
+        else:
+            self._note(batch, receipts[-1])
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            await self._publish_batch(half)
+
+    async def _publish_line(self, line: _Line) -> None:
+        key = f"{self._key}-{line.number}"
+        try:
+            receipt = await self._client.publish(_text(line), idempotency_key=key, **self._options)
+        except (ClientError, BadInput, ConfigError):  # the last one for a token file that is gone meanwhile
+            self._report(line)
+            raise
+        self._note([line], receipt)
+
+    def _draft(self, line: _Line) -> Draft:
+        key = f"{self._key}-{line.number}"
+        return Draft.enclose(_text(line), self._envelope, is_json=False, idempotency_key=key)
+
+    def _report(self, line: _Line) -> None:
+        """Say how to go on after a line that stopped it."""
+        again = f"the same lines again with --idempotency-key {self._key} publish what is missing"
+        click.echo(f"sse-app: stopped at line {line.number:,}; {again}.", err=True)
+
+    def _note(self, lines: Sequence[_Line], newest: Receipt) -> None:
+        """Count lines that are published."""
+        self._last = newest.id
+        self._published += len(lines)
+        self._bytes += sum(len(line.text) + 1 for line in lines)
+        self._show(self._published, self._bytes)
 
     def summarize(self) -> None:
         took = time.perf_counter() - self._begun
@@ -186,23 +225,23 @@ class _Lines:
             click.echo(printable(self._last))
 
 
-def _text(line: bytes) -> str:
+def _text(line: _Line) -> str:
     try:
-        return line.decode()
+        return line.text.decode()
     except UnicodeDecodeError:
         raise InvalidUTF8("The line is not valid UTF-8 text.") from None
 
 
-async def _lines() -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the lines of standard input that are not empty, numbered from 1 with the empty ones, without line ends."""
+async def _batches() -> AsyncIterator[Sequence[_Line]]:
+    """Yield the lines of standard input that are not empty, without line ends: those that are there together."""
     numbers, rest = count(1), b""
     while chunk := await _read():
         *lines, rest = (rest + chunk).split(b"\n")
-        for line, number in zip(lines, numbers, strict=False):
-            if line := line.removesuffix(b"\r"):
-                yield number, line
+        numbered = (_Line(number, line.removesuffix(b"\r")) for line, number in zip(lines, numbers, strict=False))
+        for batch in slices((line for line in numbered if line.text), BATCH_MAX):
+            yield batch
     if rest:
-        yield next(numbers), rest
+        yield [_Line(next(numbers), rest)]
 
 
 async def _read() -> bytes:

@@ -3,10 +3,14 @@ import signal
 import socket
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.types import Scope
 
-from sse_app import SyncClient
+from sse_app import Receipt, SyncClient
+from sse_app.drafts import BATCH_MAX, Drafts
+from sse_app.errors import UnknownParameter
 from sse_app.events import Event
 from tests.commands.process import nobody, on_a_terminal, sse_app, started
 from tests.support.web import LiveHub, live_hub
@@ -58,6 +62,34 @@ def test_thousands_of_lines_are_published_once_each(server: LiveHub, inflight: i
     assert sorted(came) == list(range(1, 3_001))
     assert inflight > 1 or came == sorted(came)
     assert (done.returncode, published_in(done.stderr)) == (0, 3_000)
+
+
+def test_lines_that_are_there_together_go_in_few_requests(
+    server: LiveHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    publish_many = server.hub.node.publish_many
+
+    async def counting(drafts: Drafts, *grant: Any) -> list[Receipt]:
+        sizes.append(len(drafts))
+        return await publish_many(drafts, *grant)
+
+    monkeypatch.setattr(server.hub.node, "publish_many", counting)
+    (tmp_path / "lines").write_text(numbers(1, 9_500))
+    with (tmp_path / "lines").open() as file, started("publish", stdin=file, SSE_APP_URL=server.url) as process:
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, published_in(err)) == (0, 9_500)
+    assert [int(event.data) for event in log(server.url)] == list(range(1, 9_501))
+    assert sizes == [*[BATCH_MAX] * 9, 500]
+
+
+def test_any_text_is_a_line(server: LiveHub) -> None:
+    lines = ['{"n": 1}', "{not json", '"quoted"', "null", "tab\tand \\ and \x7f", "\u2028 is no line end", "é😀"]
+    done = sse_app("publish", SSE_APP_URL=server.url, input="\n".join(lines))
+    assert (done.returncode, published_in(done.stderr)) == (0, len(lines))
+    with SyncClient(server.url) as client:
+        found = list(islice(client.listen(last=len(lines)), len(lines)))
+    assert [event.data for event in found] == lines
 
 
 def test_no_lines_are_no_events(server: LiveHub, tmp_path: Path) -> None:
@@ -119,6 +151,54 @@ def test_a_line_that_is_refused_stops_it_and_is_named() -> None:
         corrected = sse_app("publish", "--idempotency-key", "k", SSE_APP_URL=server.url, input=shorter)
         assert [event.data for event in log(server.url)] == ["one", "two", "too long", "four"]
         assert corrected.returncode == 0
+
+
+def test_the_one_line_of_many_that_is_refused_is_found() -> None:
+    with live_hub(body_max=10) as server:
+        lines = [str(number) for number in range(1, 3_001)]
+        lines[1_233] = "much too long"
+        done = sse_app("publish", SSE_APP_URL=server.url, input="\n".join(lines))
+        assert [event.data for event in log(server.url)] == lines[:1_233]
+        assert done.stderr.startswith("sse-app: stopped at line 1,234; ")
+        assert done.returncode == 3
+
+
+def test_a_key_that_came_with_another_line_is_found(server: LiveHub) -> None:
+    key = ["--idempotency-key", "k"]
+    sse_app("publish", *key, SSE_APP_URL=server.url, input=numbers(1, 50))
+    changed = numbers(1, 50).replace("\n30\n", "\nthirty\n") + numbers(51, 60)
+    done = sse_app("publish", *key, SSE_APP_URL=server.url, input=changed)
+    assert done.stderr.startswith("sse-app: stopped at line 30; ")
+    assert (done.returncode, "409 key_reused" in done.stderr) == (3, True)
+    assert [event.data for event in log(server.url)] == numbers(1, 50).split()
+
+
+def test_a_proxy_that_takes_small_bodies_only_gets_smaller_batches() -> None:
+    with live_hub(batch_bytes=2_000) as server:
+        done = sse_app("publish", SSE_APP_URL=server.url, input=numbers(1, 500))
+        assert [event.data for event in log(server.url)] == numbers(1, 500).split()
+        assert (done.returncode, published_in(done.stderr)) == (0, 500)
+
+
+def test_a_hub_without_batches_gets_line_by_line(server: LiveHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(scope: Scope) -> None:
+        if b"batch" in scope["query_string"]:
+            asked.append(True)
+            raise UnknownParameter("There is a parameter that is not known here; known are topic, event, to, exclude.")
+
+    asked: list[bool] = []
+    monkeypatch.setattr("sse_app.web.endpoints.broadcast.batch_of", unknown)
+    done = sse_app("publish", SSE_APP_URL=server.url, input=numbers(1, 100))
+    assert [event.data for event in log(server.url)] == numbers(1, 100).split()
+    assert (done.returncode, published_in(done.stderr)) == (0, 100)
+    assert len(asked) == 1
+
+
+def test_a_refusal_that_no_line_caused_is_asked_for_once() -> None:
+    with live_hub(publish_key=KEY) as server:
+        done = sse_app("publish", SSE_APP_URL=server.url, input=numbers(1, 100))
+        assert (done.returncode, "401 unauthorized" in done.stderr) == (3, True)
+        assert done.stderr.startswith("sse-app: stopped at line 1; ")
 
 
 def test_a_line_that_is_no_text_is_not_sent(server: LiveHub, tmp_path: Path) -> None:
