@@ -52,10 +52,18 @@ class SharedPages:
     def add(self, after: Position, until: Position, topic_filter: TopicFilter, page: Page) -> None:
         """Keep a page that was read of ``(after, until]``, unless something of it was trimmed, or it is the first."""
         key = after, topic_filter
-        if key not in self._young and key not in self._old:
+        if not self._expects(key):
             self._keep(key, None)
         elif page.start == after and page.end.epoch == until.epoch:
             self._keep(key, _Kept(page, page.end < until))
+
+    def expect(self, after: Position, topic_filter: TopicFilter) -> None:
+        """Keep this page when it is added: somebody waits for it."""
+        if not self._expects(key := (after, topic_filter)):
+            self._keep(key, None)
+
+    def _expects(self, key: _Key) -> bool:
+        return key in self._young or key in self._old
 
     def _keep(self, key: _Key, kept: _Kept | None) -> None:
         self._young[key] = kept
@@ -81,6 +89,7 @@ class ReachedLog:
     def __init__(self, broker: Broker, delivery: Delivery) -> None:
         self._broker, self._delivery = broker, delivery
         self.pages = SharedPages()
+        self._reading: dict[_Key, asyncio.Event] = {}  # pages that are being read; set when that has ended
 
     async def top(self) -> Position:
         """Return the end of what may be read."""
@@ -89,21 +98,38 @@ class ReachedLog:
     def at_hand(self, after: Position, topic_filter: TopicFilter) -> Page | None:
         """Return the next page of what may be read behind a position, when that takes no waiting."""
         until = self._delivery.reached
-        if after.epoch != until.epoch or after >= until:
-            return None
+        return None if after.epoch != until.epoch or after >= until else self._at_hand(after, until, topic_filter)
+
+    def _at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
         page = self._shared(after, until, topic_filter)
         if page is None and (page := self._broker.at_hand(after, until, topic_filter)) is not None:
             self.pages.add(after, until, topic_filter, page)
         return page
 
-    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
-        """Return the next page of matching publications in ``(after, until]``, oldest first."""
-        if (page := self._shared(after, until, topic_filter)) is not None:
-            await asyncio.sleep(0)  # a long replay gives way to the others at every page
-            return page
-        page = await self._broker.replay(after, until, topic_filter)
-        self.pages.add(after, until, topic_filter, page)
-        return page
-
     def _shared(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
         return self.pages.find(after, until, topic_filter, self._broker.extent().oldest)
+
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
+        """Return the next page of matching publications in ``(after, until]``, oldest first."""
+        await asyncio.sleep(0)  # a long replay gives way to the others at every page
+        if (page := self._at_hand(after, until, topic_filter)) is not None:
+            return page
+        reading = self._reading.get((after, topic_filter))
+        if reading is None:
+            return await self._read(after, until, topic_filter)
+        self.pages.expect(after, topic_filter)
+        await reading.wait()
+        # The other reader may have failed, or read up to another end.
+        page = self._shared(after, until, topic_filter)
+        return page or await self._broker.replay(after, until, topic_filter)
+
+    async def _read(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
+        """Read a page from the log. Who asks for the same one meanwhile waits for that."""
+        done = self._reading[after, topic_filter] = asyncio.Event()
+        try:
+            page = await self._broker.replay(after, until, topic_filter)
+            self.pages.add(after, until, topic_filter, page)
+            return page
+        finally:
+            del self._reading[after, topic_filter]
+            done.set()

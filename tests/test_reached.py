@@ -9,13 +9,15 @@ import pytest
 from sse_app import reached as module
 from sse_app.brokers import Page
 from sse_app.brokers.memory import MemoryBroker
+from sse_app.delivery import Delivery
 from sse_app.dialects import NATIVE
+from sse_app.errors import BrokerUnavailable
 from sse_app.events import EventDecoder
-from sse_app.publication import Position, Publication
-from sse_app.reached import SharedPages
+from sse_app.publication import Draft, Position, Publication
+from sse_app.reached import ReachedLog, SharedPages
 from sse_app.topics import TopicFilter
 from tests.support.nodes import node_on, publish, subscribed
-from tests.support.peers import Socket, datas
+from tests.support.peers import Socket, datas, turns
 
 pytestmark = pytest.mark.virtual_time
 
@@ -197,3 +199,93 @@ async def test_pages_that_nobody_reads_are_dropped_while_the_node_is_idle() -> N
         assert len(node._log.pages) == 1
         await asyncio.sleep(2.5)  # two beats
         assert not len(node._log.pages)
+
+
+# --- the log read at the same time ---
+
+
+class DistantLog(MemoryBroker):
+    """A log that has nothing at hand: ``reads`` counts its answers, which wait for ``answer`` to be set. The first
+    ``failures`` of them fail.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = self.failures = 0
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    def at_hand(self, after: Position, until: Position, topic_filter: TopicFilter) -> None:
+        return None
+
+    async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
+        self.reads += 1
+        number = self.reads
+        self.asked.set()
+        await self.answer.wait()
+        if number <= self.failures:
+            raise BrokerUnavailable("The log is away.")
+        found = super().at_hand(after, until, topic_filter)
+        assert found is not None
+        return found
+
+
+async def distant_log() -> tuple[DistantLog, ReachedLog, Position, Position]:
+    broker, delivery = DistantLog(), Delivery()
+    start = await broker.top()
+    for text in "abc":
+        await broker.publish(Draft.compose(text))
+    delivery.reached = await broker.top()
+    return broker, ReachedLog(broker, delivery), start, delivery.reached
+
+
+async def test_who_asks_for_a_page_that_is_being_read_waits_for_it() -> None:
+    broker, log, start, top = await distant_log()
+    asking = [asyncio.create_task(log.replay(start, top, EVERYTHING)) for _ in range(100)]
+    await broker.asked.wait()
+    asking.append(asyncio.create_task(log.replay(start, top, TopicFilter.parse(["a"]))))
+    await turns(5)
+    broker.answer.set()
+    pages = await asyncio.gather(*asking)
+    assert broker.reads == 2, "one of each filter"
+    assert len({id(one) for one in pages[:100]}) == 1
+    assert [item.event.data for item in pages[0].publications] == ["a", "b", "c"]
+    assert not log._reading
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_a_page_that_could_not_be_read_is_read_by_those_who_waited(cancelled: bool) -> None:
+    broker, log, start, top = await distant_log()
+    broker.failures = 0 if cancelled else 1
+    first = asyncio.create_task(log.replay(start, top, EVERYTHING))
+    await broker.asked.wait()
+    others = [asyncio.create_task(log.replay(start, top, EVERYTHING)) for _ in range(3)]
+    await turns(5)
+    assert broker.reads == 1
+    if cancelled:
+        first.cancel()
+        await turns(5)
+    broker.answer.set()
+    await asyncio.wait([first])
+    for one in await asyncio.gather(*others):
+        assert [item.event.data for item in one.publications] == ["a", "b", "c"]
+    assert first.cancelled() if cancelled else isinstance(first.exception(), BrokerUnavailable)
+    assert not log._reading
+
+
+async def test_a_thousand_long_replays_read_each_page_twice_at_most() -> None:
+    broker = CountingBroker()
+    start, delivery = await broker.top(), Delivery()
+    for number in range(2_000):
+        await broker.publish(Draft.compose(number))
+    delivery.reached = top = await broker.top()
+    log = ReachedLog(broker, delivery)
+
+    async def read_all() -> int:
+        position, count = start, 0
+        while position != top:
+            page = await log.replay(position, top, EVERYTHING)
+            position, count = page.end, count + len(page.publications)
+        return count
+
+    assert await asyncio.gather(*(read_all() for _ in range(1_000))) == [2_000] * 1_000
+    assert broker.pages <= 2 * 8
