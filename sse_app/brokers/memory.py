@@ -6,7 +6,7 @@ import secrets
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from operator import attrgetter
@@ -305,23 +305,41 @@ class MemoryBroker:
         return Page.cut(Position(self._epoch, start), found, last, PAGE_COUNT)
 
     async def newest(self, count: int, topic_filter: TopicFilter, audience: Audience | None) -> Sequence[Publication]:
+        found = list[Publication]()
+        async for piece in self._newest_first(count, topic_filter, audience):
+            found += piece
+        return found[::-1]
+
+    async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
+        offset, found = self._top, 0
+        async for piece in self._newest_first(count, topic_filter, audience):
+            if piece:
+                offset, found = piece[-1].position.offset - 1, found + len(piece)
+        return Position(self._epoch, offset), found >= count
+
+    async def _newest_first(
+        self, count: int, topic_filter: TopicFilter, audience: Audience | None
+    ) -> AsyncIterator[Sequence[Publication]]:
+        """At most ``count`` publications that match and these readers may see, newest first, in pieces."""
         self._trim()
-        until, found = self._top, list[Publication]()
+        until = self._top
         topics = None if topic_filter.unrestricted else self._offsets.topics(topic_filter, LOOK_UPS_AT_ONCE)
         if topics is None and not topic_filter.unrestricted:
             step = min(SCAN_NEWEST, matches_per_step(topic_filter))
             end = until - SCAN_NEWEST
-            while until > end and len(found) < count:
-                found += [item for item in self._back_from(until, step) if item.reaches(topic_filter, audience)]
-                until -= step
+            while until > end and count:
+                found = [item for item in self._back_from(until, step) if item.reaches(topic_filter, audience)][:count]
+                yield found
+                until, count = until - step, count - len(found)
                 if step < SCAN_NEWEST:
                     await asyncio.sleep(0)
-            if len(found) < count:
+            if count:
                 topics = await self._topics(topic_filter)
-        while len(found) < count and until >= self._oldest:
+        while count and until >= self._oldest:
             further, until = await self._further_back(topics, until, count)
-            found += [item for item in further if item.visible_to(audience)]
-        return found[:count][::-1]
+            found = [item for item in further if item.visible_to(audience)][:count]
+            yield found
+            count -= len(found)
 
     async def _further_back(
         self, topics: tuple[str, ...] | set[str] | None, until: int, count: int
@@ -355,11 +373,6 @@ class MemoryBroker:
                 if found is not None:
                     return found
                 await asyncio.sleep(0)
-
-    async def last(self, count: int, topic_filter: TopicFilter, audience: Audience) -> tuple[Position, bool]:
-        newest = await self.newest(count, topic_filter, audience)
-        offset = newest[0].position.offset - 1 if newest else self._top
-        return Position(self._epoch, offset), len(newest) >= count
 
     async def since(self, time: float) -> tuple[Position, bool]:
         self._trim()
