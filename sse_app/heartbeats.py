@@ -12,6 +12,7 @@ from sse_app.steps import outside_tasks
 from sse_app.subscriber import Subscriber
 
 SLOTS = 15  # of the heartbeats: each subscriber is in one, and the slots take turns, so that the writes are spread
+LOOK_STEP = 8  # publications between two looks at how far the log has come: each takes 3 us
 CURSOR_STEP = 64  # publications at least between two searches, and that a cursor may lie behind the top in any log
 
 
@@ -27,11 +28,16 @@ class Cursors:
         self._broker, self._delivery = broker, delivery
         # The ends of the log at the last search among all subscribers.
         self._top, self._oldest = delivery.position, delivery.position._replace(offset=0)
+        self._looked = delivery.position  # where are_due was last looked at
 
-    @property
-    def due(self) -> bool:
-        """True when it is time to search all subscribers for cursors that fall behind."""
-        extent, top = self._broker.extent(), self._delivery.position
+    def are_due(self) -> bool:
+        """Return True when it is time to search all subscribers for cursors that fall behind. It is looked at anew when
+        some publications have come since it was last asked.
+        """
+        top = self._delivery.position
+        if top.epoch == self._looked.epoch and top.offset - self._looked.offset < LOOK_STEP:
+            return False
+        self._looked, extent = top, self._broker.extent()
         new = top.offset - (self._top.offset if self._top.epoch == top.epoch else 0)
         trimmed = extent.oldest.offset - (self._oldest.offset if self._oldest.epoch == extent.oldest.epoch else 0)
         return max(new, trimmed) >= max(CURSOR_STEP, extent.capacity // 4)

@@ -264,7 +264,7 @@ class Node:
                 await self._read_again()
             for publications in pieces(announced):
                 await outside_tasks(self._deliver(publications))
-            if self._cursors.due:
+            if self._cursors.are_due():
                 await self._cursors.move_all()
 
     async def _read_again(self) -> None:

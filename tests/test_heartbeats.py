@@ -93,15 +93,15 @@ async def test_a_log_that_begins_anew_is_searched_for_cursors_at_once() -> None:
         delivery.position = Position("old", 50_000)
         cursors = Cursors(broker, delivery)
         await cursors.move_all()
-        assert not cursors.due
-        delivery.position = Position("old", 52_499)
-        assert not cursors.due
+        assert not cursors.are_due()
+        delivery.position = Position("old", 52_491)
+        assert not cursors.are_due()
         delivery.position = Position("old", 52_500)  # a quarter of what this log can hold is new
-        assert cursors.due
+        assert cursors.are_due()
         delivery.position = Position("new", 40_000)
-        assert cursors.due
+        assert cursors.are_due()
         await cursors.move_all()
-        assert not cursors.due
+        assert not cursors.are_due()
 
 
 async def test_a_cursor_is_moved_with_the_heartbeat_too() -> None:
