@@ -7,7 +7,7 @@ and notices.
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Protocol
+from typing import Protocol, cast
 
 from sse_app import notices
 from sse_app.brokers import Page, Written
@@ -69,9 +69,24 @@ def write_page(page: Page, dialect: Dialect, audience: Audience) -> Written:
         return shared
     visible = [publication for publication in page.publications if publication.visible_to(audience)]
     written = write(visible, dialect)
-    if not any(publication.to or publication.exclude for publication in page.publications):
+    if not any(map(_has_names, page.publications)):
         page.forms[dialect] = written
     return written
+
+
+def continue_page(page: Page, further: Page) -> Page:
+    """Return the page of both, the second of which begins where the first one ends, with what is written of both."""
+    longer = Page(page.start, [*page.publications, *further.publications], further.end)
+    in_one_gap = any(map(_is_lost, [*page.publications[-1:], *further.publications[:1]]))
+    if not in_one_gap and not any(map(_has_names, further.publications)):
+        for dialect, (data, events, gaps) in page.forms.items():
+            more = write(further.publications, cast(Dialect, dialect))
+            longer.forms[dialect] = Written(data + more.data, events + more.events, gaps + more.gaps)
+    return longer
+
+
+def _has_names(publication: Publication) -> bool:
+    return bool(publication.to or publication.exclude)
 
 
 def write(publications: Sequence[Publication], dialect: Dialect) -> Written:

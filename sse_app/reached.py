@@ -4,7 +4,9 @@ import asyncio
 from typing import NamedTuple
 
 from sse_app.brokers import Broker, Page
+from sse_app.brokers.limits import PAGE_BYTES, PAGE_COUNT
 from sse_app.delivery import Delivery
+from sse_app.dialects import continue_page
 from sse_app.publication import Position
 from sse_app.topics import TopicFilter
 
@@ -18,6 +20,7 @@ _Key = tuple[Position, TopicFilter]  # the position behind which a page begins, 
 class _Kept(NamedTuple):
     page: Page
     is_full: bool  # it ends where it does because of its size, whatever has been published since
+    size: int  # of the bodies, with PUBLICATION_BYTES for each
 
 
 class SharedPages:
@@ -36,18 +39,15 @@ class SharedPages:
         """Return how many pages are kept."""
         return sum(kept is not None for kept in (self._old | self._young).values())
 
-    def find(self, after: Position, until: Position, topic_filter: TopicFilter, oldest: Position) -> Page | None:
-        """Return the page of ``(after, until]`` from a log that holds all behind ``oldest``, if it is kept."""
+    def find(self, after: Position, topic_filter: TopicFilter, oldest: Position) -> _Kept | None:
+        """Return the page behind a position that is kept, of a log that holds all behind ``oldest``."""
         key = after, topic_filter
         kept = self._young.get(key) or self._old.get(key)
-        if kept is None or not (oldest <= after and after.epoch == oldest.epoch == until.epoch):
-            return None
-        end = kept.page.end
-        if end != until and not (kept.is_full and end < until):
+        if kept is None or after.epoch != oldest.epoch or after < oldest:
             return None
         if key not in self._young:
             self._keep(key, kept)
-        return kept.page
+        return kept
 
     def add(self, after: Position, until: Position, topic_filter: TopicFilter, page: Page) -> None:
         """Keep a page that was read of ``(after, until]``, unless something of it was trimmed, or it is the first."""
@@ -55,7 +55,8 @@ class SharedPages:
         if not self._expects(key):
             self._keep(key, None)
         elif page.start == after and page.end.epoch == until.epoch:
-            self._keep(key, _Kept(page, page.end < until))
+            size = sum(len(item.body) + PUBLICATION_BYTES for item in page.publications)
+            self._keep(key, _Kept(page, page.end < until, size))
 
     def expect(self, after: Position, topic_filter: TopicFilter) -> None:
         """Keep this page when it is added: somebody waits for it."""
@@ -67,9 +68,7 @@ class SharedPages:
 
     def _keep(self, key: _Key, kept: _Kept | None) -> None:
         self._young[key] = kept
-        self._bytes += KEY_BYTES
-        if kept is not None:
-            self._bytes += sum(len(item.body) + PUBLICATION_BYTES for item in kept.page.publications)
+        self._bytes += KEY_BYTES + (0 if kept is None else kept.size)
         if self._bytes > PAGES_BYTES // 2:
             self.age()
 
@@ -107,7 +106,25 @@ class ReachedLog:
         return page
 
     def _shared(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page | None:
-        return self.pages.find(after, until, topic_filter, self._broker.extent().oldest)
+        kept = self.pages.find(after, topic_filter, self._broker.extent().oldest)
+        if kept is None or until.epoch != after.epoch or kept.page.end > until:
+            return None
+        if kept.page.end == until or kept.is_full:
+            return kept.page
+        return self._continued(kept, until, topic_filter)
+
+    def _continued(self, kept: _Kept, until: Position, topic_filter: TopicFilter) -> Page | None:
+        """A page that is kept, with what has been published since, if both are no more than a page."""
+        page = kept.page
+        further = self._broker.at_hand(page.end, until, topic_filter)
+        if further is None or further.start != page.end or further.end.epoch != page.end.epoch:
+            return None
+        size = kept.size + sum(len(item.body) for item in further.publications)
+        if len(page.publications) + len(further.publications) > PAGE_COUNT or size > PAGE_BYTES:
+            return None
+        page = continue_page(page, further)
+        self.pages.add(page.start, until, topic_filter, page)
+        return page
 
     async def replay(self, after: Position, until: Position, topic_filter: TopicFilter) -> Page:
         """Return the next page of matching publications in ``(after, until]``, oldest first."""

@@ -65,31 +65,26 @@ async def texts_of(subscriber: Any) -> list[str]:
 # --- which page ---
 
 
+def found(pages: SharedPages, after: Position, oldest: Position = OLDEST) -> Page | None:
+    kept = pages.find(after, EVERYTHING, oldest)
+    return kept and kept.page
+
+
 def test_a_page_is_kept_when_it_is_read_again() -> None:
     pages, one = SharedPages(), page(1, 5)
     pages.add(one.start, one.end, EVERYTHING, one)
-    assert pages.find(one.start, one.end, EVERYTHING, OLDEST) is None, "it may be one long replay"
+    assert found(pages, one.start) is None, "it may be one long replay"
     pages.add(one.start, one.end, EVERYTHING, one)
-    assert pages.find(one.start, one.end, EVERYTHING, OLDEST) is one
-    assert pages.find(one.start, one.end, TopicFilter.parse(["a"]), OLDEST) is None
-
-
-@pytest.mark.parametrize(
-    ("is_full", "until", "found"), [(False, 5, True), (False, 6, False), (True, 6, True), (True, 4, False)]
-)
-def test_a_page_is_the_same_as_long_as_nothing_follows_or_no_more_fits(is_full: bool, until: int, found: bool) -> None:
-    pages, one = SharedPages(), page(1, 5)
-    read_twice(pages, one, end=9 if is_full else None)
-    assert (pages.find(one.start, Position("e", until), EVERYTHING, OLDEST) is one) == found
+    assert found(pages, one.start) is one
+    assert pages.find(one.start, TopicFilter.parse(["a"]), OLDEST) is None
 
 
 def test_a_page_of_what_was_trimmed_or_of_another_epoch_is_not_found() -> None:
     pages, one = SharedPages(), page(3, 5)
     read_twice(pages, one)
-    assert pages.find(one.start, one.end, EVERYTHING, Position("e", 2)) is one
-    assert pages.find(one.start, one.end, EVERYTHING, Position("e", 3)) is None
-    assert pages.find(one.start, one.end, EVERYTHING, Position("f", 0)) is None
-    assert pages.find(one.start, Position("f", 5), EVERYTHING, OLDEST) is None
+    assert found(pages, one.start, Position("e", 2)) is one
+    assert found(pages, one.start, Position("e", 3)) is None
+    assert found(pages, one.start, Position("f", 0)) is None
 
 
 def test_a_page_with_a_gap_is_not_kept() -> None:
@@ -104,7 +99,7 @@ def test_what_nobody_reads_any_more_is_dropped() -> None:
     read_twice(pages, one)
     for _ in range(3):
         pages.age()
-        assert pages.find(one.start, one.end, EVERYTHING, OLDEST) is one
+        assert found(pages, one.start) is one
     pages.age()
     pages.age()
     assert not len(pages)
@@ -135,6 +130,48 @@ async def test_a_storm_of_resumes_reads_and_writes_its_page_for_two_of_them(monk
                 assert await texts_of(subscriber) == list(map(str, range(1, 101)))
         assert (broker.pages, frames.count) == (2, 200)
         assert node.totals.delivered == 50 * 100
+
+
+async def test_no_page_leads_past_the_end_that_was_asked_for() -> None:
+    broker, delivery = MemoryBroker(), Delivery()
+    log, start = ReachedLog(broker, delivery), await broker.top()
+    for text in "abcde":
+        await broker.publish(Draft.compose(text))
+    top = await broker.top()
+    for offset in (5, 5, 3, 4, 5, 2):
+        page = await log.replay(start, top._replace(offset=offset), EVERYTHING)
+        assert (page.end.offset, len(page.publications)) == (offset, offset)
+
+
+async def test_what_is_published_in_a_storm_is_put_behind_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = CountingBroker()
+    async with node_on(broker) as node:
+        (start, *_) = await publish(node, *map(str, range(101)))
+        frames = Frames(monkeypatch)
+        for number in range(101, 301):
+            async with subscribed(node, after=start) as subscriber:
+                text = b""
+                while subscriber.position.offset < number or not text:
+                    text += await subscriber.read()
+                assert datas(EventDecoder().feed(text)[1:]) == list(map(str, range(1, number)))
+            await publish(node, str(number))
+    assert frames.count < 1_000, "not 100 to 300 for each of 200"
+
+
+@pytest.mark.parametrize("named", [{}, {"exclude": ["c-1"]}, {"to": ["c-1"]}])
+async def test_a_page_that_is_continued_is_the_page_that_the_log_gives(named: dict[str, Any]) -> None:
+    async with node_on(MemoryBroker()) as node:
+        start = await node.broker.top()
+        shown: dict[str, list[str]] = {"c-1": [], "c-2": []}
+        for number in range(20):
+            options = named if number % 7 == 3 else {}
+            await publish(node, str(number), **options)
+            for client, texts in shown.items():
+                if client not in options.get("exclude", ()) and options.get("to", [client]) == [client]:
+                    texts.append(str(number))
+            for client in shown:
+                async with subscribed(node, after=start, client=client) as subscriber:
+                    assert await texts_of(subscriber) == shown[client]
 
 
 async def test_a_page_at_hand_goes_out_with_the_welcome_in_one_write_and_no_task() -> None:
