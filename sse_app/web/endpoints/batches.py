@@ -54,6 +54,7 @@ WHAT_IT_IS = (
 ScopeKey = Callable[[str], str | None]
 Read = Callable[[bytes, Envelope, int], Sequence[Draft]]
 
+_ENCODED_NAME = re.compile(rb"(?:^|&)[^=&]*%")  # of a parameter in a query
 _INDEX = re.compile(r"\$\[(\d+)\]")
 
 
@@ -89,15 +90,18 @@ class Described(NamedTuple):
 
 def batch_of(scope: Scope) -> Described | None:
     """Return what a request says of its batch; None for one that publishes its body as it is. Raises BadInput."""
-    query, headers = scope["query_string"], dict(scope["headers"])
-    content_type = headers.get(b"content-type", b"").decode("latin-1")
-    lines = content_type.partition(";")[0].strip().lower() in NDJSON
-    if not lines and not (b"batch" in query or b"%" in query):
+    query, content_type = scope["query_string"], b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value
+    lines = b"ndjson" in content_type.lower() and _media_type(content_type) in NDJSON
+    if not lines and b"batch" not in query and not _ENCODED_NAME.search(query):
         return None
     given = parse_query(query)
     if not lines and "batch" not in given:
         return None
-    is_json(content_type or "text/plain")  # raises for a charset that is not UTF-8
+    headers = dict(scope["headers"])
+    is_json(content_type.decode("latin-1") or "text/plain")  # raises for a charset that is not UTF-8
     if (headers.get(b"content-encoding") or b"identity").lower() != b"identity":
         raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
     refuse_unknown(given, BATCH_PARAMETERS)
@@ -105,6 +109,10 @@ def batch_of(scope: Scope) -> Described | None:
         raise InvalidParameter("batch=1 says that the body is a JSON array of events; lines of JSON go without it.")
     key = headers.get(b"idempotency-key")
     return Described(Kind.LINES if lines else Kind.ARRAY, given, None if key is None else key.decode("latin-1"))
+
+
+def _media_type(content_type: bytes) -> str:
+    return content_type.partition(b";")[0].strip().lower().decode("latin-1")
 
 
 class Batches:
