@@ -22,9 +22,11 @@ from sse_app.brokers.sqlite.schema import check_schema, check_version, create, i
 from sse_app.brokers.sqlite.watermark import Watermark
 from sse_app.errors import KEY_REUSED, BrokerError, ConfigError, KeyReused, LogFull, LogUnavailable, OutcomeUnknown
 from sse_app.publication import Position, Publication
+from sse_app.steps import slices
 
 logger = logging.getLogger("sse_app")
 
+KEYS_AT_ONCE = 500  # looked up in one query
 TRIM_SPARE = 256  # publications more than were appended that one commit may trim: some 2 ms
 OVERHEAD = 100  # bytes of a publication in the file beside its body
 
@@ -216,50 +218,34 @@ class Log:
         """Return the outcome for each publisher, and the entries that are new, in the order of their offsets."""
         outcomes: list[Outcome] = []
         fresh: list[Entry] = []
-        if any(entries.key or any(entry.key for entry in entries.items) for entries in waiting):
-            self._connection.execute("DELETE FROM keys WHERE expires <= ?", (stamp,))
+        known = self._stored_keys(waiting, stamp)
+        new: _Keys = {}
         for entries in waiting:
             try:
-                offsets, new, keys = self._places(entries, before.top + len(fresh))
+                offsets, appended, keys = _places(entries, before.top + len(fresh), known)
             except KeyReused as error:
                 outcomes.append(error)
                 continue
-            fresh += new
+            fresh += appended
             outcomes.append([Position(before.epoch, offset) for offset in offsets])
-            self._store_keys(keys, stamp + limits.window)
+            known |= keys
+            new |= keys
+        self._store_keys(new, stamp + limits.window)
         return outcomes, fresh
 
-    def _places(self, entries: Entries, top: int) -> tuple[Sequence[int], Sequence[Entry], _Keys]:
-        """Return the offset of each entry, those that are new, and the keys that are used for the first time.
-
-        Raises KeyReused.
-        """
-        keys: _Keys = {}
-        if entries.key is not None:
-            first = self._offset_of(entries.key, entries.digest, top + 1, keys)
-            return range(first, first + len(entries.items)), entries.items if keys else (), keys
-        offsets, fresh = list[int](), list[Entry]()
-        for entry in entries.items:
-            following = top + len(fresh) + 1
-            offset = following if entry.key is None else self._offset_of(entry.key, entry.digest, following, keys)
-            offsets.append(offset)
-            if offset == following:
-                fresh.append(entry)
-        return offsets, fresh, keys
-
-    def _offset_of(self, key: str, digest: bytes, following: int, keys: _Keys) -> int:
-        """Return the offset that a key got before, else the one that it gets now, and add it to ``keys``. Raises
-        KeyReused."""
-        known = keys.get(key) or self._stored_key(key) or keys.setdefault(key, (digest, following))
-        if known[0] != digest:
-            raise KeyReused(KEY_REUSED)
-        return known[1]
-
-    def _stored_key(self, key: str) -> tuple[bytes, int] | None:
-        row: tuple[bytes, int] | None = self._connection.execute(
-            "SELECT digest, offset FROM keys WHERE key = ?", (key,)
-        ).fetchone()
-        return row
+    def _stored_keys(self, waiting: Sequence[Entries], stamp: float) -> _Keys:
+        """Return those keys of what waits that are known, and forget all that are too old."""
+        keys = [entries.key for entries in waiting if entries.key is not None]
+        keys += [entry.key for entries in waiting for entry in entries.items if entry.key is not None]
+        if not keys:
+            return {}
+        self._connection.execute("DELETE FROM keys WHERE expires <= ?", (stamp,))
+        found: _Keys = {}
+        for part in slices(keys, KEYS_AT_ONCE):
+            marks = ",".join("?" * len(part))
+            rows = self._connection.execute(f"SELECT key, digest, offset FROM keys WHERE key IN ({marks})", part)
+            found.update((key, (digest, offset)) for key, digest, offset in rows)
+        return found
 
     def _store_keys(self, keys: _Keys, expires: float) -> None:
         rows = [(key, digest, offset, expires) for key, (digest, offset) in keys.items()]
@@ -354,6 +340,34 @@ class Log:
             raise sqlite3.DatabaseError(found.splitlines()[-1])  # the first line only names the database
         if not is_empty(self._connection) and not only_row(self._connection.execute(WHOLE))[0]:
             raise sqlite3.DatabaseError(HOLES)
+
+
+def _places(entries: Entries, top: int, known: _Keys) -> tuple[Sequence[int], Sequence[Entry], _Keys]:
+    """Return the offset of each entry, those that are new, and the keys that are used for the first time. Raises
+    KeyReused.
+    """
+    keys: _Keys = {}
+    if entries.key is not None:
+        first = _offset_of(entries.key, entries.digest, top + 1, known, keys)
+        return range(first, first + len(entries.items)), entries.items if keys else (), keys
+    offsets, fresh = list[int](), list[Entry]()
+    for entry in entries.items:
+        following = top + len(fresh) + 1
+        offset = following if entry.key is None else _offset_of(entry.key, entry.digest, following, known, keys)
+        offsets.append(offset)
+        if offset == following:
+            fresh.append(entry)
+    return offsets, fresh, keys
+
+
+def _offset_of(key: str, digest: bytes, following: int, known: _Keys, keys: _Keys) -> int:
+    """Return the offset that a key got before, else the one that it gets now, and add it to ``keys``. Raises
+    KeyReused.
+    """
+    found = keys.get(key) or known.get(key) or keys.setdefault(key, (digest, following))
+    if found[0] != digest:
+        raise KeyReused(KEY_REUSED)
+    return found[1]
 
 
 def _publication(position: Position, time: float, entry: Entry) -> Publication:
