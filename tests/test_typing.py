@@ -14,7 +14,7 @@ APP = """
 import json
 
 import httpx
-from sse_app import AsyncPublisher, Client, Config, Event, Hub, SyncClient, create_app
+from sse_app import AsyncPublisher, Client, Config, Draft, Event, Hub, SyncClient, create_app
 from sse_app.config import HubOptions
 from sse_app.testing import CuttingTransport, Expected, Loss, SlowReader, StreamingASGITransport, VirtualTimeLoop
 from sse_app.testing import assert_events, assert_received, events, live, published, record, replay, run_virtual
@@ -47,6 +47,15 @@ async def subscribes(hub: Hub) -> str:
         async for event in subscriber:
             return event.data
     return ""
+
+
+async def publishes_many(hub: Hub, client: Client, publisher: AsyncPublisher) -> list[str]:
+    receipts = await hub.publish_many(["x", {"n": 1}], topic="t", idempotency_key="k")
+    receipts += await client.publish_many((Draft.compose(n, topic="t") for n in range(3)), retry_for=2)
+    receipts += await publisher.publish_many([1, 2])
+    await hub.publish_many(5)  # error: arg-type
+    await hub.publish_many(["x"], topics="t")  # error: call-arg
+    return [receipt.id for receipt in receipts]
 
 
 async def tests(response: httpx.Response) -> list[Event]:
