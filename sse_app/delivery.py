@@ -209,9 +209,11 @@ class Delivery:
     def count(self, draft: Draft) -> Generator[None, None, int]:
         """Return how many subscribers a draft is for."""
         budget = Budget(SLICE * OFFER)
+        groups = yield from self._index.match(draft.topics, budget)
+        if not draft.to and not draft.exclude and len(groups) <= SLICE:
+            return sum([len(group.members) for group in groups])  # of most drafts, in a microsecond
         excluded = self._clients.find_excluded(draft.exclude)
         named = self._clients.find_named(draft.to) - excluded
-        groups = yield from self._index.match(draft.topics, budget)
         if draft.to:
             return sum(map(len, (yield from self._in_groups(groups, named, budget)).values()))
         without = yield from self._in_groups(groups, excluded, budget)

@@ -17,9 +17,6 @@ class Deadlines(Generic[T]):
         self._begun: dict[T, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def __contains__(self, who: T) -> bool:
-        return who in self._begun
-
     def start(self, who: T) -> None:
         """Give someone ``seconds`` from now on."""
         self._begun.pop(who, None)

@@ -51,7 +51,7 @@ class Front(asyncio.Protocol):
 
     __slots__ = (
         *("_answers", "_closing", "_fronts", "_held", "_leaving", "_paused", "_scheme", "_server", "_stopped"),
-        *("_unanswered", "transport"),
+        *("_unanswered", "late_in", "transport"),
     )
 
     def __init__(self, fronts: "Fronts") -> None:
@@ -63,6 +63,7 @@ class Front(asyncio.Protocol):
         self._stopped = False  # nothing more is taken: a stream joins, or another protocol has the connection
         self._closing = False  # the server stops: the connection ends with its last answer
         self._paused = False  # the socket is full
+        self.late_in: Deadlines[Front] | None = None  # the deadlines that it is in; kept by Fronts
 
     # The connection
 
@@ -340,6 +341,7 @@ class Fronts:
         self._waiting.make_room(len(self.state.connections))
         self._waiting.add(front.transport)
         self.state.connections.add(front)  # type: ignore[arg-type]  # uvicorn's own protocols are a closed union
+        self._await(front, self._new)
         self._new.start(front)
 
     def remove(self, front: Front) -> None:
@@ -350,23 +352,27 @@ class Fronts:
     def stop_waiting(self, front: Front) -> None:
         """Nothing is awaited of this connection's client."""
         self._waiting.remove(front.transport)
-        for deadlines in (self._new, self._idle, self._bodies):
-            deadlines.stop(front)
+        self._await(front, None)
 
     def await_request(self, front: Front) -> None:
         """The connection is kept for its client's next request."""
         self._waiting.remove(front.transport)
         self._waiting.add(front.transport)  # as the one that has waited least
-        self._new.stop(front)
-        self._bodies.stop(front)
+        self._await(front, self._idle)
         self._idle.start(front)
 
     def await_body(self, front: Front) -> None:
         """The rest of a body is still to come."""
-        self._new.stop(front)
-        self._idle.stop(front)
-        if front not in self._bodies:
+        if front.late_in is not self._bodies:
+            self._await(front, self._bodies)
             self._bodies.start(front)
+
+    def _await(self, front: Front, deadlines: Deadlines[Front] | None) -> None:
+        """Set the deadlines that a connection may miss from now on, in place of those before."""
+        if front.late_in is not deadlines:
+            if front.late_in is not None:
+                front.late_in.stop(front)
+            front.late_in = deadlines
 
     def time_for_head(self, front: Front) -> float | None:
         """Return the seconds that are left for the head of a connection's first request; None when that came."""

@@ -25,7 +25,7 @@ async def test_each_is_late_after_its_own_time() -> None:
     deadlines.stop("never started")
     await asyncio.sleep(20)
     assert late == [("a", 10.0), ("c", 14.0)]
-    assert "a" not in deadlines
+    assert deadlines.left("a") is None
 
 
 async def test_who_is_started_again_has_the_whole_time_again() -> None:
