@@ -1,4 +1,6 @@
-"""The newest publications of a log that a server keeps, as a node received them: most readers catch up from here."""
+"""The newest publications of a log that a server or a file keeps, as a node received them: most readers catch up from
+here.
+"""
 
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -81,9 +83,10 @@ class Recent:
         knows, counts as full. ``now`` is Unix time.
         """
         held = top - oldest.offset
-        if limits is None or len(self._held) < held:
+        first = self._held.get(oldest.offset + 1)
+        if limits is None or len(self._held) < held or (held and first is None):
             return Extent(oldest, held)
-        age = max(0.0, now - self._held[oldest.offset + 1].time) if held else 0.0
+        age = 0.0 if first is None else max(0.0, now - first.time)
         return Extent.of(oldest, held, limits, self._bytes, age)
 
     def page(self, after: int, until: int, count: int) -> Sequence[Publication] | None:

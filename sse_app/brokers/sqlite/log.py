@@ -322,6 +322,7 @@ class Log:
                 logger.warning("%s is now a log of this version; older ones of sse-app cannot open it", self._path)
             if limits != self._limits() and limits is not None:
                 self._connection.execute("UPDATE limits SET publications = ?, bytes = ?, age = ?, window = ?", limits)
+                self.limits = limits
             state = read_state(self._connection)
             if watermark is None or watermark.epoch != state.epoch or watermark.top > state.top:
                 state = state._replace(epoch=secrets.token_hex(6))
