@@ -10,7 +10,7 @@ histories as a digest. Nothing in here uses a private name of the hub.
 
 A change of the inside, however large, leaves the recording as it is. A new recording is made only for a change of the
 wire that the changelog names, in the commit of that change: the commit's diff of ``recorded.txt`` shows the change. The
-present recording was made on 52d9bc9; ``changes.py`` has the one change of the wire since, and is deleted with the next
-recording. A change of ``scripts.py`` makes other histories: they are recorded on the tree before a change of the wire,
-never together with it.
+present recording holds that a stream reads what it lacks as it joins, so that less is trimmed before it is read. A
+change of ``scripts.py`` makes other histories: they are recorded on the tree before a change of the wire, never
+together with it.
 """

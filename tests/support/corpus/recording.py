@@ -1,8 +1,7 @@
 """The recording of all histories, and the comparison of a present transcript with it.
 
-For each history a line: its number, the digest of its transcript, the digest of what ``changes.py`` makes of that
-(``=`` when it is the same), and a character for each block, which locates a difference. Of every 50th history the whole
-transcript follows, so that a change of the wire can be read in the recording.
+For each history a line: its number, the digest of its transcript, and a character for each block, which locates a
+difference. Of every 50th history the whole transcript follows, so that a change of the wire can be read in it.
 """
 
 import re
@@ -13,8 +12,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
-from tests.support.corpus import changes
-from tests.support.corpus.changes import with_matched_topics
 from tests.support.corpus.play import play
 from tests.support.corpus.scripts import HISTORIES
 from tests.support.corpus.transcript import blocks_of, digest_of, marks_of
@@ -49,16 +46,14 @@ WANTED = {
 @dataclass(frozen=True)
 class Row:
     digest: str
-    changed: str  # the digest with the change of ``changes.py``
     marks: str
 
     @classmethod
     def of(cls, text: str) -> Self:
-        changed = with_matched_topics(text)
-        return cls(digest_of(text), digest_of(changed), marks_of(changed))
+        return cls(digest_of(text), marks_of(text))
 
     def __str__(self) -> str:
-        return f"{self.digest} {'=' if self.changed == self.digest else self.changed} {self.marks}"
+        return f"{self.digest} {self.marks}"
 
 
 class Recording:
@@ -72,28 +67,25 @@ class Recording:
         title, *transcripts = re.split(r"^(?=history \d+ )", PATH.read_text("utf-8"), flags=re.MULTILINE)
         rows = {}
         for line in title.split("\n\n")[1].splitlines():
-            number, digest, changed, marks = line.split(" ")
-            rows[int(number)] = Row(digest, digest if changed == "=" else changed, marks)
+            number, digest, marks = line.split(" ")
+            rows[int(number)] = Row(digest, marks)
         return cls(rows, {int(text.split(" ", 2)[1]): text for text in transcripts})
 
     def difference(self, number: int, text: str) -> str | None:
         """Return in words the difference of this present transcript from the recorded one; None when both are equal."""
         row, whole = self.rows[number], self.whole.get(number)
-        expected = row.changed if changes.LAST_NAMES_MATCHED_TOPICS else row.digest
-        if digest_of(text) == expected:
+        if digest_of(text) == row.digest:
             return None
         if whole is None:
             return _located(number, text, row.marks)
-        if changes.LAST_NAMES_MATCHED_TOPICS:
-            whole = with_matched_topics(whole)
         lines = unified_diff(whole.splitlines(), text.splitlines(), "recorded", "now", lineterm="", n=6)
         return "\n".join([f"history {number} is not what was recorded:", *lines])
 
 
 def _located(number: int, text: str, marks: str) -> str:
     """Return the first block that differs from the recording, which has only a mark of each block."""
-    blocks = zip_longest(blocks_of(text), marks_of(with_matched_topics(text)), marks)
-    differing = next((block or "its end" for block, now, before in blocks if now != before), "a topic of its welcomes")
+    blocks = zip_longest(blocks_of(text), marks_of(text), marks)
+    differing = next((block or "its end" for block, now, before in blocks if now != before), "one with the same mark")
     where = f"the first step that differs is now\n\n{differing}"
     return (
         f"history {number} is not what was recorded: {where}\n\n"
