@@ -50,13 +50,15 @@ class Front(asyncio.Protocol):
     """One connection on the short way, until a stream or an ordinary ``Protocol`` takes it over."""
 
     __slots__ = (
-        *("_answers", "_closing", "_fronts", "_held", "_leaving", "_paused", "_scheme", "_server", "_stopped"),
-        *("_unanswered", "late_in", "transport"),
+        *("_answers", "_closing", "_fronts", "_held", "_lacking", "_leaving", "_paused", "_pieces", "_scheme"),
+        *("_server", "_stopped", "_unanswered", "late_in", "transport"),
     )
 
     def __init__(self, fronts: "Fronts") -> None:
         self._fronts = fronts
         self._held = b""  # received, and not taken yet
+        self._pieces: list[bytes] = []  # what came of a body of which _lacking bytes are still to come
+        self._lacking = 0
         self._answers: list[bytes] = []  # to be written at the end of this turn
         self._unanswered = deque[_Place]()  # the requests that wait for something, and what is answered behind them
         self._leaving = False  # what is held is the app's, once all requests before it are answered
@@ -97,11 +99,23 @@ class Front(asyncio.Protocol):
     # Taking requests
 
     def data_received(self, data: bytes) -> None:
-        self._held = self._held + data if self._held else data
+        if self._lacking > len(data):
+            self._pieces.append(data)
+            self._lacking -= len(data)
+            return
+        self._hold(data)
         if self._may_take:
             self._take_all()
         elif len(self._held) > HELD_MAX:
             self.transport.pause_reading()
+
+    def _hold(self, data: bytes) -> None:
+        """Add bytes to those that are held, and the pieces of a body, of which there may be many, before them."""
+        if self._pieces:
+            data = b"".join([*self._pieces, data])
+            self._pieces.clear()
+        self._held = self._held + data if self._held else data
+        self._lacking = 0
 
     @property
     def _may_take(self) -> bool:
@@ -128,7 +142,8 @@ class Front(asyncio.Protocol):
     def _take(self) -> bool:
         """Take the next request. Return False when it waits for the rest of itself, or is left to the app."""
         end = self._held.find(HEAD_END) + len(HEAD_END)
-        asked = self._fronts.desk.read(self._held[:end], self._server, self._scheme)
+        is_small = end <= self._fronts.head_max
+        asked = self._fronts.desk.read(self._held[:end], self._server, self._scheme) if is_small else None
         if isinstance(asked, Posting):
             return self._take_post(asked, end)
         if isinstance(asked, Opening) and not self._unanswered:
@@ -142,6 +157,7 @@ class Front(asyncio.Protocol):
             if self._fronts.desk.may_publish(asked) is None:
                 self._leave()  # the app need not wait for the body to refuse it
             else:
+                self._lacking = stop - len(self._held)
                 self._fronts.await_body(self)
             return False
         if len(self._held) > stop and not self._held.startswith(STARTS, stop) and not self._comes_behind_others:
@@ -236,6 +252,7 @@ class Front(asyncio.Protocol):
         """Let an ordinary protocol take the connection, with the held bytes. The head of its first request has
         ``head_left`` seconds; None for one that came, or that has just begun.
         """
+        self._hold(b"")
         self._stopped, held, self._held = True, self._held, b""
         self._fronts.remove(self)
         protocol = self._fronts.make_protocol()
@@ -313,7 +330,7 @@ class _Place:
 
 class Fronts:
     """What the fronts of one server share: its desk, its deadlines, its state. ``make_protocol`` makes the protocol of
-    a connection that leaves the short way; ``head_deadline`` and ``keep_alive`` are in seconds.
+    a connection that leaves the short way; ``head_max`` is in bytes, ``head_deadline`` and ``keep_alive`` in seconds.
     """
 
     def __init__(
@@ -322,12 +339,13 @@ class Fronts:
         state: ServerState,
         make_protocol: Callable[[], Protocol],
         *,
+        head_max: int,
         head_deadline: float,
         keep_alive: float,
         access_log: bool,
         waiting: Waiting,
     ) -> None:
-        self.desk, self.state, self.make_protocol = desk, state, make_protocol
+        self.desk, self.state, self.make_protocol, self.head_max = desk, state, make_protocol, head_max
         self.loop = asyncio.get_running_loop()
         self.answers = Answers(state, desk.stream_fields)
         self.steps = desk.node.broker.steppable
@@ -404,7 +422,7 @@ def _close(front: Front) -> None:
 
 
 def front_of(
-    desk: Desk, protocol: Callable[..., Protocol], *, head_deadline: float, waiting: Waiting
+    desk: Desk, protocol: Callable[..., Protocol], *, head_max: int, head_deadline: float, waiting: Waiting
 ) -> Callable[..., Front]:
     """Return what uvicorn calls for the protocol of each new connection. ``protocol`` is what it would call without a
     short way.
@@ -421,6 +439,7 @@ def front_of(
         if shared is None:
             shared = Fronts(
                 *(desk, server_state, partial(protocol, config, server_state, app_state, _loop)),
+                head_max=head_max,
                 head_deadline=head_deadline,
                 keep_alive=config.timeout_keep_alive,
                 access_log=config.access_log,

@@ -188,7 +188,9 @@ def uvicorn_config(app: Starlette, config: Config) -> uvicorn.Config:
         waiting=waiting,
         refusals=Refusals(),
     )
-    front = front_of(app.state.desk, protocol, head_deadline=config.head_deadline, waiting=waiting)
+    front = front_of(
+        *(app.state.desk, protocol), head_max=config.head_max, head_deadline=config.head_deadline, waiting=waiting
+    )
     return uvicorn.Config(
         app,
         http=front,  # type: ignore[arg-type]

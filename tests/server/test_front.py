@@ -109,7 +109,8 @@ async def served(*, steppable: bool = True, access_log: bool = False, **settings
         config = uvicorn.Config(hub.app, ws="none", lifespan="off", log_config=None, access_log=access_log)
         config.load()
         waiting = Waiting.within(descriptors.limit())
-        make = front_of(hub.app.state.desk, Protocol, head_deadline=HEAD_DEADLINE, waiting=waiting)
+        desk = hub.app.state.desk
+        make = front_of(desk, Protocol, head_max=16_384, head_deadline=HEAD_DEADLINE, waiting=waiting)
         server = Served(hub, log, make, config)
         yield server
         for connection in list(server.state.connections):

@@ -28,7 +28,7 @@ from tests.support.peers import turns
 PUBLISH_KEY = "publishers-own-key"
 ALL, SOME = new_key("all"), new_key("some")
 BEARERS = [b"Authorization: Bearer " + key.encode() for key in (PUBLISH_KEY, ALL[0], SOME[0])]
-BODY_MAX = 300
+BODY_MAX, HEAD_MAX = 300, 4_096
 EXAMPLES = settings().max_examples  # of this run's profile
 DATE = [(b"date", b"Mon, 30 Nov 2026 12:00:00 GMT")]
 
@@ -117,7 +117,7 @@ class Ways:
 
 def way_of(hub: Hub, *, short: bool) -> Side:
     def protocol(**options: Any) -> Protocol:
-        return Protocol(**options, head_max=4_096)
+        return Protocol(**options, head_max=HEAD_MAX)
 
     if not short:
         return Side(hub, protocol)
@@ -126,7 +126,7 @@ def way_of(hub: Hub, *, short: bool) -> Side:
         return protocol(config=config, server_state=server_state, app_state=app_state, _loop=loop)
 
     waiting = Waiting.within(descriptors.limit())
-    return Side(hub, front_of(hub.app.state.desk, positional, head_deadline=10.0, waiting=waiting))
+    return Side(hub, front_of(hub.app.state.desk, positional, head_max=HEAD_MAX, head_deadline=10.0, waiting=waiting))
 
 
 def settings_of(kind: str, directory: Path) -> dict[str, Any]:
@@ -200,6 +200,8 @@ FIELDS = (
         b"Keep-Alive: 5",
         b"HTTP2-Settings: AAM",
         b"X: " + b"x" * 500,
+        b"X: " + b"x" * HEAD_MAX,
+        *(b"X: " + b"x" * (HEAD_MAX - less) for less in range(0, 120, 6)),
     ),
 )
 HOSTS = (

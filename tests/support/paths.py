@@ -220,7 +220,8 @@ async def over_the_short_way(
     path, question, query = target.partition("?")
     assert path == "/"
     asked = f"/events?{query}" + ("" if "client=" in query else "&client=c" if question else "client=c")
-    make = front_of(desk, leave, head_deadline=PATIENCE, waiting=Waiting.within(descriptors.limit()))
+    waiting = Waiting.within(descriptors.limit())
+    make = front_of(desk, leave, head_max=16_384, head_deadline=PATIENCE, waiting=waiting)
     async with served(app, make) as server, reading(server.port, asked, method, headers) as reader:
         if method == "GET":
             await until(lambda: bool(server.direct), "the stream is direct")

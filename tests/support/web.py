@@ -156,7 +156,8 @@ def connections_of(app: Starlette, config: Config) -> Callable[..., asyncio.Prot
     """Return what our server makes of each connection. In tests of both ways another function takes its place."""
     protocol = app_alone(app, config)
     waiting = Waiting.within(descriptors.limit())
-    return front_of(app.state.desk, protocol, head_deadline=config.head_deadline, waiting=waiting)
+    desk, deadline = app.state.desk, config.head_deadline
+    return front_of(desk, protocol, head_max=config.head_max, head_deadline=deadline, waiting=waiting)
 
 
 def app_alone(app: Starlette, config: Config) -> Callable[..., Protocol]:
