@@ -147,14 +147,14 @@ class Front(asyncio.Protocol):
         if isinstance(asked, Posting):
             return self._take_post(asked, end)
         if isinstance(asked, Opening) and not self._unanswered:
-            return self._take_get(asked)
+            return self._take_get(asked, end)
         self._leave()
         return False
 
     def _take_post(self, asked: Posting, end: int) -> bool:
         stop = end + asked.length
         if len(self._held) < stop:
-            if self._fronts.desk.may_publish(asked) is None:
+            if self._fronts.desk.may_publish(asked, self._held[:end]) is None:
                 self._leave()  # the app need not wait for the body to refuse it
             else:
                 self._lacking = stop - len(self._held)
@@ -163,7 +163,7 @@ class Front(asyncio.Protocol):
         if len(self._held) > stop and not self._held.startswith(STARTS, stop) and not self._comes_behind_others:
             self._leave()  # bytes that begin no request say that the Content-Length was wrong: it is not published
             return False
-        work = self._fronts.desk.publish(asked, self._held[end:stop])
+        work = self._fronts.desk.publish(asked, self._held[:end], self._held[end:stop])
         if work is None:
             self._leave()
             return False
@@ -267,8 +267,8 @@ class Front(asyncio.Protocol):
 
     # Streams
 
-    def _take_get(self, asked: Opening) -> bool:
-        work = self._fronts.desk.join(asked, lambda: get_remote_addr(self.transport))
+    def _take_get(self, asked: Opening, end: int) -> bool:
+        work = self._fronts.desk.join(asked, self._held[:end], lambda: get_remote_addr(self.transport))
         if work is None:
             self._leave()
             return False

@@ -8,7 +8,7 @@ with the same bytes: so each refusal has one place, and whatever the short way t
 
 import re
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -48,13 +48,15 @@ Server = tuple[str, int | None]  # our end of a connection, as ASGI has it
 
 
 class Posting(NamedTuple):
-    """A POST that is in order as far as its head tells, with a body of ``length`` bytes."""
+    """A POST that is in order as far as its head tells, with a body of ``length`` bytes. ``bearer`` is where its
+    credential stands in the head, None without one: what is kept of a head has no secret.
+    """
 
     length: int
     envelope: Envelope
     is_json: bool
     key: str | None
-    credential: str | None
+    bearer: slice | None
     scope: Scope
 
 
@@ -62,7 +64,7 @@ class Opening(NamedTuple):
     """A GET of a stream that is in order. The grant is still to be put into ``asked``."""
 
     asked: StreamRequest
-    credential: str | None
+    bearer: slice | None
     scope: Scope
 
 
@@ -72,12 +74,21 @@ class Desk:
     def __init__(self, node: Node, callers: Callers, rules: Rules, *, body_max: int, cors: bool) -> None:
         self.node, self._callers, self._rules = node, callers, rules
         self._body_max, self._cors = min(body_max, LARGE), cors
-        self._kept = lru_cache(HEADS)(self._read)
+        self._kept = dict[object, Posting | Opening | None]()  # in the order in which they were first decided
         self.stream_fields = EventStream(node, StreamRequest.parse()).raw_headers
 
     def read(self, head: bytes, server: Server | None, scheme: str) -> Posting | Opening | None:
         """Return what a head asks for, None when that is left to the app. ``server`` is our end of the connection."""
-        return (self._kept if len(head) <= HEAD_KEPT else self._read)(head, server, scheme)
+        if len(head) > HEAD_KEPT:
+            return self._read(head, server, scheme)
+        key = head if self._callers.everyone else sha256(head).digest(), server, scheme
+        try:
+            return self._kept[key]
+        except KeyError:
+            if len(self._kept) >= HEADS:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = asked = self._read(head, server, scheme)
+            return asked
 
     def _read(self, head: bytes, server: Server | None, scheme: str) -> Posting | Opening | None:
         match = _HEAD.fullmatch(head)
@@ -99,9 +110,10 @@ class Desk:
             return None
         try:
             scope = self._rules.check(scope)
-            return _opening(scope) if scope["path"] == "/events" else self._posting(scope)
+            found = _opening(scope) if scope["path"] == "/events" else self._posting(scope)
         except BadInput:
             return None
+        return found and found._replace(bearer=_place_of(bearer(Request(scope)), head), scope=_without_secrets(scope))
 
     def _is_of_the_app(self, field: Field) -> bool:
         name, value = field
@@ -114,13 +126,13 @@ class Desk:
         if scope["method"] != "POST" or length is None or length > self._body_max or batch_of(scope) is not None:
             return None
         is_json, key = described(scope)
-        return Posting(length, envelope_of(scope["query_string"]), is_json, key, bearer(Request(scope)), scope)
+        return Posting(length, envelope_of(scope["query_string"]), is_json, key, None, scope)
 
-    def may_publish(self, asked: Posting) -> tuple[Grant, Grant] | None:
+    def may_publish(self, asked: Posting, head: bytes) -> tuple[Grant, Grant] | None:
         """Return the grant of a request to publish, as it was found and what is left of it; None when the request is
         left to the app, whatever its body is.
         """
-        known = self._callers.known(asked.scope, asked.credential)
+        known = self._callers.known(asked.scope, _credential(asked, head))
         if known is None or self.node.draining or not self.node.life.started:
             return None
         try:
@@ -129,9 +141,9 @@ class Desk:
             return None
         return known
 
-    def publish(self, asked: Posting, body: bytes) -> Coroutine[Any, Any, Receipt] | None:
+    def publish(self, asked: Posting, head: bytes, body: bytes) -> Coroutine[Any, Any, Receipt] | None:
         """Return the publishing of a body, None when it is left to the app."""
-        known = self.may_publish(asked)
+        known = self.may_publish(asked, head)
         if known is None:
             return None
         found, grant = known
@@ -148,10 +160,10 @@ class Desk:
             return await self.node.publish(draft, grant)
 
     def join(
-        self, asked: Opening, client: Callable[[], tuple[str, int] | None]
+        self, asked: Opening, head: bytes, client: Callable[[], tuple[str, int] | None]
     ) -> Coroutine[Any, Any, Subscriber] | None:
         """Return the joining of a stream, None when it is left to the app. ``client`` finds the peer's address."""
-        known = self._callers.known(asked.scope, asked.credential)
+        known = self._callers.known(asked.scope, _credential(asked, head))
         if known is None or not self.node.has_room or not self.node.life.started:
             return None
         found, grant = known
@@ -184,5 +196,23 @@ def _opening(scope: Scope) -> Opening | None:
     has_body = any(name == b"content-length" for name, _ in scope["headers"])
     if scope["method"] != "GET" or has_body or _CHANGES.search(scope["query_string"]):
         return None
-    request = Request(scope)
-    return Opening(stream_request(request, OPEN), bearer(request), scope)
+    return Opening(stream_request(Request(scope), OPEN), None, scope)
+
+
+def _place_of(given: str | None, head: bytes) -> slice | None:
+    """Return where a credential stands in the head that it was sent with."""
+    if given is None:
+        return None
+    secret = given.encode("latin-1")
+    start = head.index(secret, head.lower().index(b"\r\nauthorization:"))
+    return slice(start, start + len(secret))
+
+
+def _credential(asked: Posting | Opening, head: bytes) -> str | None:
+    return None if asked.bearer is None else head[asked.bearer].decode("latin-1")
+
+
+def _without_secrets(scope: Scope) -> Scope:
+    """Return a request without the values of the headers that hold secrets."""
+    headers = [(name, b"" if name in (b"authorization", b"cookie") else value) for name, value in scope["headers"]]
+    return {**scope, "headers": headers}

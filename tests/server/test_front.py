@@ -468,6 +468,17 @@ async def test_a_kept_head_is_no_kept_permission() -> None:
         assert line.statuses == [200, 401]
 
 
+async def test_what_is_kept_of_a_head_has_no_secret() -> None:
+    async with served(publish_key="publishers-own-key") as server:
+        line = server.connect()
+        line.receive(post(b"hello", b"authorization:  Bearer \t publishers-own-key ", b"Cookie: session=of-a-visitor"))
+        assert line.statuses == [200]
+        kept = repr(vars(server.hub.app.state.desk))
+        assert "/broadcast" in kept
+        assert "publishers-own-key" not in kept
+        assert "of-a-visitor" not in kept
+
+
 async def test_requests_are_logged_as_uvicorn_logs_them(caplog: pytest.LogCaptureFixture) -> None:
     async with served(access_log=True) as server:
         with caplog.at_level(logging.INFO, "uvicorn.access"):
