@@ -258,10 +258,10 @@ def test_an_argument_that_is_no_utf8_is_refused_before_it_is_sent(server: LiveHu
 
 def test_a_hub_that_is_away_is_waited_for_as_long_as_was_said() -> None:
     with nobody() as url:
-        done = sse_app("publish", "--retry-for", "0.1", "x", SSE_APP_URL=url)
-        lines = sse_app("publish", "--retry-for", "0.1", SSE_APP_URL=url, input="x\ny\n")
+        done = sse_app("publish", "--retry-for", "1", "x", SSE_APP_URL=url)
+        lines = sse_app("publish", "--retry-for", "1", SSE_APP_URL=url, input="x\ny\n")
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr.startswith("sse-app: Not acknowledged within 0.1 s: ")
+    assert done.stderr.startswith("sse-app: Not acknowledged within 1 s: ")
     assert done.stderr.endswith(" It was not sent.\n")
     assert (lines.returncode, lines.stdout) == (4, "")
     assert lines.stderr.startswith("sse-app: stopped at line 1; ")
