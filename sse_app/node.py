@@ -249,6 +249,13 @@ class Node:
             for draft, position, count in zip(drafts, positions, counts, strict=True)
         ]
 
+    @property
+    def steppable(self) -> bool:
+        """True when ``publish`` and ``join`` may be stepped outside of a task: the log allows it, and no code of the
+        app's user runs in them.
+        """
+        return self.broker.steppable and self._vetting is None
+
     def admitted(self) -> Admission:
         """Return the context of a publisher's request, for which a drain waits; it raises Draining when it is entered.
         Raises HubNotStarted.

@@ -348,7 +348,7 @@ class Fronts:
         self.desk, self.state, self.make_protocol, self.head_max = desk, state, make_protocol, head_max
         self.loop = asyncio.get_running_loop()
         self.answers = Answers(state, desk.stream_fields)
-        self.steps = desk.node.broker.steppable
+        self.steps = desk.node.steppable
         self._access_log, self._waiting = access_log, waiting
         self._new = Deadlines(self.loop, head_deadline, _refuse_late)
         self._idle = Deadlines(self.loop, keep_alive, _close)
