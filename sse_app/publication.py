@@ -159,11 +159,11 @@ def check_recipients(names: Iterable[str]) -> frozenset[str]:
 
 
 class Envelope(NamedTuple):
-    """All of a publication beside its data, checked: its type, the topics it is on, the clients that may get it, and
-    those that may not. Drafts may share one.
+    """All of a publication beside its data, checked: its event type, the topics it is on, the clients that may get it
+    and those that may not. Drafts may share one.
     """
 
-    type: str = "message"
+    event: str = "message"
     topics: tuple[str, ...] = ()
     to: frozenset[str] = frozenset()
     exclude: frozenset[str] = frozenset()
@@ -224,8 +224,8 @@ class Draft:
     @classmethod
     def enclose(cls, text: str, envelope: Envelope, *, is_json: bool, idempotency_key: str | None = None) -> Self:
         """Return the draft of an encoded text in an envelope."""
-        type, topics, to, exclude = envelope
-        return cls(Event(text, type), topics, to, exclude, idempotency_key, is_json)
+        event, topics, to, exclude = envelope
+        return cls(Event(text, event), topics, to, exclude, idempotency_key, is_json)
 
     def with_data(self, data: object) -> Self:
         """Return this draft with other data, which is sent as it is when it is a str, else as JSON. Raises InvalidData,

@@ -281,7 +281,7 @@ class Client:
             return []
         batch = Batch.of(drafts)
         shared = batch.envelope
-        parameters = _parameters(shared.topics or None, shared.type, shared.to or None, shared.exclude)
+        parameters = _parameters(shared.topics or None, shared.event, shared.to or None, shared.exclude)
         request = self._http.request(
             "POST",
             self._http.target(f"{self.url}/broadcast", (*parameters, ("batch", "1"))),

@@ -49,9 +49,9 @@ class Ticket:
         return cls(ticket, f"{hub}/events?ticket={quote(ticket)}", ttl, expires)
 
 
-def receipt_of(id: object, subscribers: Any, durable: Any) -> Receipt:
-    """Return the receipt that a hub's answer describes. Raises Refused for what is none."""
-    position = Position.parse(str(id).encode())
+def receipt_of(given: object, subscribers: Any, durable: Any) -> Receipt:
+    """Return the receipt that a hub's answer describes; ``given`` is the id in it. Raises Refused for what is none."""
+    position = Position.parse(str(given).encode())
     if position is None:
         raise not_a_hub()
     return Receipt(position, subscribers, durable if durable in DURABLE else "none")

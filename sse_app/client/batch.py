@@ -68,7 +68,7 @@ def _item(draft: Draft, envelope: Envelope) -> str:
     """Return a draft as an item of the array: its data, its key, and what the envelope of the batch does not say."""
     event = draft.event
     item = f'{{"data":{event.data if draft.is_json else _quoted(event.data)}'
-    if event.type != envelope.type:
+    if event.type != envelope.event:
         item += f',"event":{_quoted(event.type)}'
     if draft.topics != envelope.topics:
         item += f',"topic":{_quoted(draft.topics)}'

@@ -69,7 +69,7 @@ class Front:
                 return
             if message["type"] == "http.response.start":
                 self.answered.append((scope["method"], message["status"]))
-            elif self.ending and b"id: " in message["body"] and b"event: welcome" not in message["body"]:
+            elif self.ending and message["body"].count(b"id: ") > message["body"].count(b"event: welcome"):
                 message = {**message, "more_body": False}
                 self.ended_at.append(perf_counter())
                 ended.set()

@@ -273,7 +273,7 @@ def _envelope_of(item: _Item, envelope: Envelope) -> Envelope:
         return envelope
     return Envelope.of(
         topic=envelope.topics or None if item.topic is None else item.topic,
-        event=envelope.type if item.event is None else item.event,
+        event=envelope.event if item.event is None else item.event,
         to=envelope.to or None if item.to is None else item.to,
         exclude=envelope.exclude if item.exclude is None else item.exclude,
     )
