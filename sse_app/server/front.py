@@ -257,8 +257,8 @@ class Front(asyncio.Protocol):
         self._fronts.remove(self)
         protocol = self._fronts.make_protocol()
         self.transport.set_protocol(protocol)
+        self.transport.resume_reading()  # before it has the bytes: of too many it stops reading itself
         protocol.take_over(self.transport, held, head_left, paused=self._paused)
-        self.transport.resume_reading()
 
     def leave_late(self) -> None:
         """Let the app wait for the rest of a body."""

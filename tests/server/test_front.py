@@ -204,6 +204,21 @@ async def test_what_is_the_apps_waits_for_the_answers_before_it(steppable: bool)
         assert re.findall(rb'"status":"ok"|"id"', line.sent) == [b'"id"', b'"status":"ok"', b'"id"', b'"status":"ok"']
 
 
+async def test_what_waits_behind_a_request_of_the_apps_is_bounded() -> None:
+    async with served() as server:
+        server.log.slow = True
+        line = server.connect()
+        line.receive(post(b"x", b"TE: trailers") + post(b"x" * 1_000) * (HELD_MAX // 1_000 + 1))
+        await turns(5)
+        assert isinstance(line.get_protocol(), Protocol)
+        assert not line.reading
+        server.log.slow = False
+        server.log.go_on()
+        await turns(5 * HELD_MAX // 1_000)
+        assert line.reading
+        assert len(line.ids) == HELD_MAX // 1_000 + 2
+
+
 @steppable
 async def test_a_client_that_goes_before_its_answer_has_published(
     steppable: bool, caplog: pytest.LogCaptureFixture
