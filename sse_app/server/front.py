@@ -50,8 +50,8 @@ class Front(asyncio.Protocol):
     """One connection on the short way, until a stream or an ordinary ``Protocol`` takes it over."""
 
     __slots__ = (
-        *("_answers", "_closing", "_fronts", "_held", "_lacking", "_leaving", "_paused", "_pieces", "_scheme"),
-        *("_server", "_stopped", "_unanswered", "late_in", "transport"),
+        *("_answers", "_closing", "_fronts", "_held", "_lacking", "_leaving", "_paused", "_pieces", "_resting"),
+        *("_scheme", "_server", "_stopped", "_unanswered", "late_in", "transport"),
     )
 
     def __init__(self, fronts: "Fronts") -> None:
@@ -65,6 +65,7 @@ class Front(asyncio.Protocol):
         self._stopped = False  # nothing more is taken: a stream joins, or another protocol has the connection
         self._closing = False  # the server stops: the connection ends with its last answer
         self._paused = False  # the socket is full
+        self._resting = False  # as many were taken as one turn of the loop may take
         self.late_in: Deadlines[Front] | None = None  # the deadlines that it is in; kept by Fronts
 
     # The connection
@@ -119,15 +120,19 @@ class Front(asyncio.Protocol):
 
     @property
     def _may_take(self) -> bool:
-        return not (
-            self._stopped or self._leaving or self._closing or self._paused or len(self._unanswered) >= UNANSWERED_MAX
-        )
+        waits = self._stopped or self._leaving or self._closing or self._paused or self._resting or self._lacking
+        return not waits and len(self._unanswered) < UNANSWERED_MAX
 
     def _go_on(self) -> None:
         """Take what is held, since there is room for it again."""
         if self._may_take and not self.transport.is_closing():
-            self.transport.resume_reading()
             self._take_all()
+            if not self._stopped and (self._lacking or len(self._held) <= HELD_MAX):
+                self.transport.resume_reading()
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._go_on()
 
     def _take_all(self) -> None:
         """Take the requests that are held, and write what is answered at once."""
@@ -135,7 +140,9 @@ class Front(asyncio.Protocol):
         while self._held and self._may_take and self._take():
             taken += 1
             if taken == AT_ONCE:
-                self._fronts.loop.call_soon(self._go_on)
+                self._resting = True
+                self._fronts.stop_waiting(self)  # its client is not late: the rest is here
+                self._fronts.loop.call_soon(self._rested)
                 break
         self._write_answers()
 

@@ -186,6 +186,52 @@ async def test_many_at_once_leave_room_for_others() -> None:
         assert line.ids == list(range(1, 5 * AT_ONCE + 1))
 
 
+async def test_who_sends_faster_than_it_is_served_is_read_no_further() -> None:
+    async with served() as server:
+        line, most = server.connect(), 0
+        for _ in range(50):
+            before = server.hub.node.totals.published
+            if line.reading:
+                line.receive(post() * 1_000)
+            await asyncio.sleep(0)
+            most = max(most, server.hub.node.totals.published - before)
+            assert len(line.get_protocol()._held) < HELD_MAX + 2 * len(post() * 1_000)  # type: ignore[attr-defined]
+        assert most <= 2 * AT_ONCE  # what came, and what was held
+        await turns(1_000)
+        assert line.reading
+        assert line.ids == list(range(1, server.hub.node.totals.published + 1))
+
+
+@pytest.mark.virtual_time
+async def test_who_asks_without_a_pause_is_not_taken_for_idle() -> None:
+    async with served() as server:
+        line = server.connect()
+        line.receive(post() * 2 * AT_ONCE)
+        front = line.get_protocol()
+        assert front.late_in is None  # type: ignore[attr-defined]
+        await turns(5)
+        assert len(line.ids) == 2 * AT_ONCE
+        await asyncio.sleep(KEEP_ALIVE - 0.1)
+        assert not line.closing
+        await asyncio.sleep(0.2)
+        assert line.closing
+
+
+async def test_what_came_of_a_body_counts_though_an_answer_comes_in_between() -> None:
+    async with served() as server:
+        server.log.slow = True
+        line, raw = server.connect(), post(b"x" * 100)
+        line.receive(post() + raw[:-90])
+        await turns(3)
+        line.receive(raw[-90:-50])
+        server.log.slow = False
+        server.log.go_on()
+        await turns(5)
+        line.receive(raw[-50:])
+        await turns(3)
+        assert line.ids == [1, 2]
+
+
 @steppable
 async def test_what_is_the_apps_waits_for_the_answers_before_it(steppable: bool) -> None:
     async with served(steppable=steppable) as server:
@@ -207,16 +253,16 @@ async def test_what_is_the_apps_waits_for_the_answers_before_it(steppable: bool)
 async def test_what_waits_behind_a_request_of_the_apps_is_bounded() -> None:
     async with served() as server:
         server.log.slow = True
-        line = server.connect()
-        line.receive(post(b"x", b"TE: trailers") + post(b"x" * 1_000) * (HELD_MAX // 1_000 + 1))
+        line, many = server.connect(), 2 * HELD_MAX // 1_000
+        line.receive(post(b"x", b"TE: trailers") + post(b"x" * 1_000) * many)
         await turns(5)
         assert isinstance(line.get_protocol(), Protocol)
         assert not line.reading
         server.log.slow = False
         server.log.go_on()
-        await turns(5 * HELD_MAX // 1_000)
+        await turns(10 * many)
         assert line.reading
-        assert len(line.ids) == HELD_MAX // 1_000 + 2
+        assert len(line.ids) == many + 1
 
 
 @steppable
