@@ -1,6 +1,7 @@
 """Deadlines of many connections with one timer: a timer for each request would cost as much as its parsing."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -14,7 +15,7 @@ class Deadlines(Generic[T]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, on_late: Callable[[T], None]) -> None:
         self._loop, self._seconds, self._on_late = loop, seconds, on_late
-        self._begun: dict[T, float] = {}
+        self._begun = OrderedDict[T, float]()  # a dict looks for its first key past all that were deleted
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, who: T) -> None:
