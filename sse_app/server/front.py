@@ -207,7 +207,7 @@ class Front(asyncio.Protocol):
             outcome: Receipt | Exception = await rest
         except Exception as error:
             outcome = error
-        place.answer = self._rendered(asked, outcome)
+        place.answer = self._rendered(asked, outcome, last=self._closing and place is self._unanswered[-1])
         while self._unanswered and (answer := self._unanswered[0].answer) is not None:
             self._answers.append(answer)
             self._unanswered.popleft()
@@ -215,19 +215,19 @@ class Front(asyncio.Protocol):
         self._go_on()
 
     def _answer(self, asked: Posting, outcome: Receipt | Exception) -> None:
-        answer = self._rendered(asked, outcome)
+        answer = self._rendered(asked, outcome, last=self._closing)
         if self._unanswered:
             self._unanswered.append(_Place(answer))
         else:
             self._answers.append(answer)
 
-    def _rendered(self, asked: Posting, outcome: Receipt | Exception) -> bytes:
+    def _rendered(self, asked: Posting, outcome: Receipt | Exception, *, last: bool) -> bytes:
         """Return the bytes of an answer, and count and log its request."""
         fronts = self._fronts
         if isinstance(outcome, Receipt):
-            status, answer = fronts.answers.published(outcome, last=self._closing)
+            status, answer = fronts.answers.published(outcome, last=last)
         else:
-            status, answer = fronts.answers.refused(outcome, last=self._closing)
+            status, answer = fronts.answers.refused(outcome, last=last)
             self._closing = self._closing or not isinstance(outcome, SSEAppError)  # as uvicorn after a mistake
         fronts.count(asked, self.transport, status)
         return answer

@@ -491,6 +491,28 @@ async def test_the_server_ends_idle_connections_and_the_others_with_their_answer
         assert b"connection: close" not in idle.sent
 
 
+async def test_only_the_last_answer_says_that_it_is_the_last() -> None:
+    async with served() as server:
+        server.log.slow = True
+        line = server.connect()
+        line.receive(post() * 3)
+        await turns(3)
+        line.get_protocol().shutdown()  # type: ignore[attr-defined]
+        while server.log.waiting:
+            server.log.go_on()
+            await turns(3)
+        assert line.statuses == [200] * 3
+        assert line.sent.count(b"connection: close") == 1
+        assert b"connection: close" in line.sent.rpartition(b"HTTP/1.1 200")[2]
+
+
+async def test_a_time_before_now_is_not_kept() -> None:
+    async with served() as server:
+        server.connect().receive(EVENTS.replace(b"/events", b"/events?sinc%65=15m"))
+        await turns(5)
+        assert list(server.hub.app.state.desk._kept.values()) == [None]
+
+
 async def test_a_draining_hub_answers_by_the_app() -> None:
     async with served() as server:
         lines = [server.connect() for _ in range(2)]
