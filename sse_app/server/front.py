@@ -284,13 +284,9 @@ class Front(asyncio.Protocol):
         self._fronts.stop_waiting(self)
         rest: Awaitable[Subscriber] = work
         if self._fronts.steps:
-            try:
-                joined = step(work)
-            except Exception:
-                self._leave_refused()
-                return False
+            joined = _stepped(work)
             if not isinstance(joined, Suspended):
-                self._begin_stream(asked, joined)
+                self._begin_or_leave(asked, joined)
                 return False
             rest = joined
         self._fronts.spawn(self._finish_joining(asked, rest))
@@ -298,12 +294,19 @@ class Front(asyncio.Protocol):
 
     async def _finish_joining(self, asked: Opening, rest: Awaitable[Subscriber]) -> None:
         try:
-            subscriber = await rest
+            joined: Subscriber | None = await rest
         except Exception:
-            if not self.transport.is_closing():
-                self._leave_refused()
-        else:
-            self._begin_stream(asked, subscriber)
+            joined = None
+        self._begin_or_leave(asked, joined)
+
+    def _begin_or_leave(self, asked: Opening, joined: Subscriber | None) -> None:
+        """Begin a stream; None is one that could not join. Not called where an exception is handled: the parser of the
+        ordinary protocol would take that for the cause of its own.
+        """
+        if joined is not None:
+            self._begin_stream(asked, joined)
+        elif not self.transport.is_closing():
+            self._leave_refused()
 
     def _leave_refused(self) -> None:
         """Let the app refuse a stream, in its own way: it joins once more."""
@@ -324,6 +327,14 @@ class Front(asyncio.Protocol):
         transport.resume_reading()  # a transport that does not read does not notice its peer's close
         fronts.count(asked, transport, 200)
         subscriber.attach(stream)
+
+
+def _stepped(work: Coroutine[Any, Any, Subscriber]) -> Subscriber | Suspended[Subscriber] | None:
+    """Return what a step of joining leads to, None for a failure."""
+    try:
+        return step(work)
+    except Exception:
+        return None
 
 
 class _Place:

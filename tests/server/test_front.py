@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 from sse_app import Hub, descriptors
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.descriptors import Waiting
-from sse_app.errors import LogFull
+from sse_app.errors import LogFull, LogUnavailable
 from sse_app.publication import Draft, Position
 from sse_app.server.direct import DirectStream
 from sse_app.server.front import AT_ONCE, BODY_PATIENCE, UNANSWERED_MAX, Front, front_of
@@ -24,6 +24,7 @@ from tests.server.test_short_way import Line
 from tests.support.peers import turns
 
 KEEP_ALIVE, HEAD_DEADLINE = 5.0, 10.0  # seconds
+HEAD_MAX = 16_384  # bytes
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 EVENTS = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -41,6 +42,7 @@ class SlowLog(MemoryBroker):
         self.steppable = steppable
         self.waiting: list[asyncio.Future[None]] = []
         self.error: Exception | None = None
+        self.join_error: Exception | None = None
         self.slow = self.slow_to_join = False
 
     async def publish(self, draft: Draft) -> Position:
@@ -53,6 +55,8 @@ class SlowLog(MemoryBroker):
     async def top(self, *, fresh: bool = False) -> Position:
         if self.slow_to_join:
             await self._wait()
+        if self.join_error is not None:
+            raise self.join_error
         return await super().top(fresh=fresh)
 
     async def _wait(self) -> None:
@@ -110,7 +114,7 @@ async def served(*, steppable: bool = True, access_log: bool = False, **settings
         config.load()
         waiting = Waiting.within(descriptors.limit())
         desk = hub.app.state.desk
-        make = front_of(desk, Protocol, head_max=16_384, head_deadline=HEAD_DEADLINE, waiting=waiting)
+        make = front_of(desk, Protocol, head_max=HEAD_MAX, head_deadline=HEAD_DEADLINE, waiting=waiting)
         server = Served(hub, log, make, config)
         yield server
         for connection in list(server.state.connections):
@@ -364,6 +368,16 @@ async def test_a_stream_that_cannot_join_is_answered_by_the_app(steppable: bool)
         assert first.statuses == [200]
         assert second.statuses == [503]
         assert server.hub.node.totals.refused == 1
+
+
+@steppable
+async def test_what_follows_a_refused_stream_is_refused_for_its_own_reason(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.join_error = LogUnavailable("It cannot be read.")
+        line = server.connect()
+        line.receive(EVENTS + EVENTS.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * HEAD_MAX + b"\r\n\r\n"))
+        await turns(12)
+        assert line.statuses == [503, 431]
 
 
 async def test_head_and_welcome_are_one_write() -> None:
