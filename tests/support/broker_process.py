@@ -1,5 +1,6 @@
 """A broker's server in a process of its own, on loopback: started, killed, frozen."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -45,6 +46,7 @@ class BrokerProcess:
         """Stop the process without ending it: it keeps its connections and answers nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # until then its threads answer
 
     def thaw(self) -> None:
         assert self._process is not None
