@@ -29,6 +29,7 @@ from sse_app.web.stream import EventStream
 
 HEADS = 1_024  # heads that are decided once: a publisher sends the same again and again
 HEAD_KEPT = 1_024  # bytes of such a head at most
+HEAD_MAX = 4_096  # bytes; a larger one is left to the app, since it would be taken apart each time that it comes
 
 # What is in doubt does not match: a line without CR, white space before a colon, a folded line, bytes beyond ASCII.
 _HEAD = re.compile(
@@ -79,7 +80,7 @@ class Desk:
     def read(self, head: bytes, server: Server | None, scheme: str) -> Posting | Opening | None:
         """Return what a head asks for, None when that is left to the app. ``server`` is our end of the connection."""
         if len(head) > HEAD_KEPT:
-            return self._read(head, server, scheme)
+            return self._read(head, server, scheme) if len(head) <= HEAD_MAX else None
         key = head if self._callers.everyone else sha256(head).digest(), server, scheme
         try:
             return self._kept[key]

@@ -259,7 +259,7 @@ LINES = (
         b"post /broadcast",
     ),
     *(b"GET /healthz", b"GET /grant", b"POST http://localhost/broadcast", b"POST /broadcast/", b"POST //broadcast"),
-    *(b"POST /broadcas%74", b"POST  /broadcast", b"GET /nothing", b"CONNECT localhost:80", b"GET /stats"),
+    *(b"POST /broadcas%74", b"POST  /broadcast", b"GET /nothing", b"CONNECT localhost:80"),
 )
 LENGTHS = (b"0%d", b"+%d", b"%d ", b"%d\r\nContent-Length: %d", b"-%d", b"%d, %d", b"0x%x")
 VERSIONS = (b"HTTP/1.0", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"HTTP/1.1 x", b"")

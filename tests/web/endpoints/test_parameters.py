@@ -1,5 +1,6 @@
 """The query and header parameters of all endpoints."""
 
+import difflib
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from sse_app import Config
 from sse_app.joining import LAST_MAX
 from sse_app.server.protocol import TARGET_MAX
 from sse_app.web.endpoints.broadcast import BROADCAST_PARAMETERS
+from sse_app.web.endpoints.parameters import COMPARED_MAX
 from tests.support.endpoints import JSON, payload, publish_numbers, read
 from tests.support.web import Web, code_of, live_hub
 
@@ -196,3 +198,17 @@ def test_limits_that_are_for_the_head_are_reached_with_a_larger_one_and_else_tol
         answer = server.answer(f"POST /broadcast?{names[: Config().head_max]}".encode() + head)
         assert code_of(answer) == (431, "head_too_large")
         assert b"Name fewer topics or clients, or raise it." in answer.content
+
+
+async def test_a_bounded_number_of_unknown_names_is_compared(hub_web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = list[str]()
+
+    def note(name: str, known: object, *arguments: object) -> list[str]:
+        compared.append(name)
+        return []
+
+    monkeypatch.setattr(difflib, "get_close_matches", note)
+    query = "&".join(f"n{number}=" for number in range(1_000))
+    async with hub_web.stream(f"/events?{query}") as events:
+        await anext(events)
+    assert compared == [f"n{number}" for number in range(COMPARED_MAX)]
