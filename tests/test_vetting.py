@@ -16,7 +16,7 @@ from sse_app.hub import Hub
 from sse_app.publication import Draft, Publication
 from sse_app.topics import TopicFilter
 from sse_app.vetting import WINDOW, BeforePublish, Vetting
-from sse_app.web.endpoints.broadcast import LARGE
+from sse_app.web.endpoints.body import LARGE
 from tests.support.endpoints import JSON
 from tests.support.web import code_of, web
 

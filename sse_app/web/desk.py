@@ -22,7 +22,8 @@ from sse_app.publication import Draft, Envelope, Receipt
 from sse_app.subscriber import Subscriber
 from sse_app.web.callers import Callers, bearer
 from sse_app.web.endpoints.batches import batch_of
-from sse_app.web.endpoints.broadcast import LARGE, described, draft_of, envelope_of
+from sse_app.web.endpoints.body import LARGE, described
+from sse_app.web.endpoints.broadcast import draft_of, envelope_of
 from sse_app.web.endpoints.events import stream_request
 from sse_app.web.guard import Rules
 from sse_app.web.stream import EventStream

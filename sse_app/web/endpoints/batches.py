@@ -18,18 +18,15 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
-from sse_app.content_type import is_json
 from sse_app.drafts import BATCH_MAX, Drafts, at, too_large, too_many
 from sse_app.errors import (
     BadInput,
     EmptyBody,
     InvalidBatch,
-    InvalidEvent,
     InvalidJSON,
     InvalidParameter,
     InvalidUTF8,
     TooLarge,
-    UnsupportedEncoding,
 )
 from sse_app.grants import Grant
 from sse_app.node import Node
@@ -37,12 +34,11 @@ from sse_app.payload import check_json
 from sse_app.payload import too_large as too_large_alone
 from sse_app.publication import Draft, Envelope, Receipt
 from sse_app.web.callers import Callers
-from sse_app.web.endpoints.body import read_body
-from sse_app.web.endpoints.parameters import Parameters, only, parse_query, refuse_unknown
+from sse_app.web.endpoints.body import LARGE, described, read_body
+from sse_app.web.endpoints.parameters import Parameters, parse_envelope, parse_query, refuse_unknown
 
 BATCH_PARAMETERS = ("topic", "event", "to", "exclude", "batch")
 NDJSON = ("application/x-ndjson", "application/ndjson")
-LARGE = 256 * 1024  # bytes: a larger body is checked and encoded in a thread, since it would hold up the loop
 AT_ONCE = 256  # events, without a turn of the loop between checking them and publishing them
 BLANK = b" \t\r"  # of a line that is skipped
 
@@ -100,15 +96,11 @@ def batch_of(scope: Scope) -> Described | None:
     given = parse_query(query)
     if not lines and "batch" not in given:
         return None
-    headers = dict(scope["headers"])
-    is_json(content_type.decode("latin-1") or "text/plain")  # raises for a charset that is not UTF-8
-    if (headers.get(b"content-encoding") or b"identity").lower() != b"identity":
-        raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
+    _, key = described(scope)
     refuse_unknown(given, BATCH_PARAMETERS)
     if "batch" in given and (lines or given["batch"] != ["1"]):
         raise InvalidParameter("batch=1 says that the body is a JSON array of events; lines of JSON go without it.")
-    key = headers.get(b"idempotency-key")
-    return Described(Kind.LINES if lines else Kind.ARRAY, given, None if key is None else key.decode("latin-1"))
+    return Described(Kind.LINES if lines else Kind.ARRAY, given, key)
 
 
 def _media_type(content_type: bytes) -> str:
@@ -124,21 +116,21 @@ class Batches:
         self._node, self._callers = node, callers
         self._body_max, self._batch_bytes, self._body_deadline = body_max, batch_bytes, body_deadline
 
-    async def publish(self, described: Described, scope: Scope, receive: Receive) -> bytes:
+    async def publish(self, batch: Described, scope: Scope, receive: Receive) -> bytes:
         """Publish the batch of a request, and return the body of the answer. Raises SSEAppError."""
         grant = self._callers.everyone or await self._callers.find(Request(scope))
         with self._node.admitted():
-            envelope = _envelope(described.given)
-            if described.kind is Kind.LINES:
+            envelope = parse_envelope(batch.given)
+            if batch.kind is Kind.LINES:
                 self._check_publish(grant, (envelope.topics,))
             body = await read_body(scope, receive, self._batch_bytes, self._body_deadline, self._too_large)
-            read = _lines if described.kind is Kind.LINES else partial(_array, scope_key=grant.scope_key)
-            compose = partial(self._compose, read, body, envelope, grant.scope_key(described.key))
+            read = _lines if batch.kind is Kind.LINES else partial(_array, scope_key=grant.scope_key)
+            compose = partial(self._compose, read, body, envelope, grant.scope_key(batch.key))
             if len(body) > LARGE:
                 drafts = await asyncio.to_thread(lambda: _encoded(compose()))
             else:
                 drafts = compose()
-            if described.kind is Kind.ARRAY:
+            if batch.kind is Kind.ARRAY:
                 self._check_publish(grant, [draft.topics for draft in drafts])
             if len(drafts) > AT_ONCE:
                 await asyncio.sleep(0)
@@ -174,16 +166,6 @@ def answer(receipts: Sequence[Receipt]) -> bytes:
             "subscribers": [receipt.subscribers for receipt in receipts],
             "durable": receipts[0].durable,
         }
-    )
-
-
-def _envelope(given: Parameters) -> Envelope:
-    event = only(given, "event", InvalidEvent)
-    return Envelope.of(
-        topic=given.get("topic"),
-        event="message" if event is None else event,
-        to=given.get("to"),
-        exclude=given.get("exclude"),
     )
 
 

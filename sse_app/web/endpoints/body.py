@@ -1,4 +1,4 @@
-"""The body of a request, bounded in bytes and seconds."""
+"""The body of a request, bounded in bytes and seconds, and what its headers say of it."""
 
 import asyncio
 import re
@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from starlette.types import Message, Receive, Scope
 
+from sse_app.content_type import is_json
 from sse_app.coroutines import Suspended, step
-from sse_app.errors import BadInput, InvalidBody, TooSlow
+from sse_app.errors import BadInput, InvalidBody, TooSlow, UnsupportedEncoding
 
+LARGE = 256 * 1024  # bytes: a larger body is checked and encoded in a thread, since it would hold up the loop
 LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
@@ -58,3 +60,21 @@ def _piece(message: Message) -> bytes:
         raise InvalidBody("The connection ended before the body did.")
     piece: bytes = message.get("body", b"")
     return piece
+
+
+def described(scope: Scope) -> tuple[bool, str | None]:
+    """Return what the headers say of a body: True when it is JSON, and its idempotency key. Raises BadInput for a body
+    that cannot be taken.
+    """
+    content_type, encoding, key = b"", b"", None
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"content-encoding":
+            encoding = value
+        elif name == b"idempotency-key":
+            key = value.decode("latin-1")
+    must_be_json = is_json(content_type.decode("latin-1") or "text/plain")
+    if encoding and encoding.lower() != b"identity":
+        raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
+    return must_be_json, key

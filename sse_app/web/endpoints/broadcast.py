@@ -7,19 +7,17 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from sse_app.content_type import is_json
-from sse_app.errors import EmptyBody, InvalidEvent, InvalidUTF8, SSEAppError, TooLarge, UnsupportedEncoding
+from sse_app.errors import EmptyBody, InvalidUTF8, SSEAppError, TooLarge
 from sse_app.node import Node
 from sse_app.payload import check_json, too_large
 from sse_app.publication import Draft, Envelope, Receipt
 from sse_app.web.callers import Callers
 from sse_app.web.endpoints.batches import Batches, batch_of
-from sse_app.web.endpoints.body import read_body
-from sse_app.web.endpoints.parameters import only, parse_query, refuse_unknown
+from sse_app.web.endpoints.body import LARGE, described, read_body
+from sse_app.web.endpoints.parameters import parse_envelope, parse_query, refuse_unknown
 from sse_app.web.problems import method_not_allowed, mistake, problem
 
 BROADCAST_PARAMETERS = ("topic", "event", "to", "exclude")
-LARGE = 256 * 1024  # bytes: a larger body is checked and encoded in a thread, since it would hold up the loop
 ENVELOPES = 512  # queries whose envelopes are kept
 QUERY_KEPT = 512  # bytes of such a query at most
 HEADERS = ((b"cache-control", b"no-store"), (b"content-type", b"application/json"))  # of the answer
@@ -86,34 +84,10 @@ def envelope_of(query: bytes) -> Envelope:
 def _envelope(query: bytes) -> Envelope:
     given = parse_query(query)
     refuse_unknown(given, BROADCAST_PARAMETERS)
-    event = only(given, "event", InvalidEvent)
-    return Envelope.of(
-        topic=given.get("topic"),
-        event="message" if event is None else event,
-        to=given.get("to"),
-        exclude=given.get("exclude"),
-    )
+    return parse_envelope(given)
 
 
 _kept_envelope = lru_cache(ENVELOPES)(_envelope)
-
-
-def described(scope: Scope) -> tuple[bool, str | None]:
-    """Return what the headers say of a body: True when it is JSON, and its idempotency key. Raises BadInput for a body
-    that cannot be taken.
-    """
-    content_type, encoding, key = b"", b"", None
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = value
-        elif name == b"content-encoding":
-            encoding = value
-        elif name == b"idempotency-key":
-            key = value.decode("latin-1")
-    must_be_json = is_json(content_type.decode("latin-1") or "text/plain")
-    if encoding and encoding.lower() != b"identity":
-        raise UnsupportedEncoding("The body is the data as it is; send it without Content-Encoding.")
-    return must_be_json, key
 
 
 def draft_of(body: bytes, envelope: Envelope, *, is_json: bool, idempotency_key: str | None) -> Draft:

@@ -10,8 +10,9 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
-from sse_app.errors import InvalidSince, InvalidUTF8, UnknownParameter
+from sse_app.errors import InvalidEvent, InvalidSince, InvalidUTF8, UnknownParameter
 from sse_app.joining import LAST_MAX, StartRequest
+from sse_app.publication import Envelope
 from sse_app.web.callers import refuse_in_url
 
 COMPARED_MAX = 32  # unknown names that are compared with the known ones, some 20 us each
@@ -108,3 +109,14 @@ def moment(text: str) -> float:
         except (ValueError, OverflowError):
             pass
     raise InvalidSince("since is an RFC 3339 time such as 2026-01-31T08:00:00Z, or 30s, 15m, 2h, 1d.")
+
+
+def parse_envelope(given: Parameters) -> Envelope:
+    """Return the envelope that the parameters of a publication describe. Raises BadInput."""
+    event = only(given, "event", InvalidEvent)
+    return Envelope.of(
+        topic=given.get("topic"),
+        event="message" if event is None else event,
+        to=given.get("to"),
+        exclude=given.get("exclude"),
+    )

@@ -12,7 +12,7 @@ from sse_app import Event, Grant, Hub
 from sse_app.publication import Publication
 from sse_app.topics import TopicFilter
 from sse_app.web.endpoints import batches
-from sse_app.web.endpoints.batches import LARGE
+from sse_app.web.endpoints.body import LARGE
 from tests.support.web import Web, code_of, web
 
 NDJSON = {"Content-Type": "application/x-ndjson"}

@@ -22,7 +22,7 @@ from sse_app.errors import TopicRequired
 from sse_app.events import RESERVED_PREFIX, RESERVED_TYPES, encode
 from sse_app.payload import check_json
 from sse_app.testing import run_virtual
-from sse_app.web.endpoints.broadcast import LARGE
+from sse_app.web.endpoints.body import LARGE
 from tests.support.endpoints import HOST, JSON, KEY, payload, raw, url_of
 from tests.support.web import Web, call, code_of, web
 
