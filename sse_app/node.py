@@ -188,10 +188,7 @@ class Node:
             draft.check_topic()
         key, before = draft.idempotency_key, self._delivery.position
         position = await self.broker.publish(draft)
-        is_new = key is None or self._receipts.begin(key, position)
-        # Without that its key was used before this node has started.
-        if is_new and (position.epoch != before.epoch or position.offset > before.offset):
-            self.totals.published += 1
+        self._note_published(key, position, before)
         subscribers = self._receipts.get(key) if key is not None else None
         if subscribers is None:
             subscribers = await self._delivery.count(draft)
@@ -223,10 +220,14 @@ class Node:
         if drafts.idempotency_key is not None and not self._batch_receipts.begin(drafts.idempotency_key, positions[0]):
             return
         for draft, position in zip(drafts, positions, strict=True):
-            key = draft.idempotency_key
-            is_new = key is None or self._receipts.begin(key, position)
-            if is_new and (position.epoch != before.epoch or position.offset > before.offset):
-                self.totals.published += 1
+            self._note_published(draft.idempotency_key, position, before)
+
+    def _note_published(self, key: str | None, position: Position, before: Position) -> None:
+        """Count a publication if it was published just now. ``before`` is where the log was as this node knew."""
+        is_new = key is None or self._receipts.begin(key, position)
+        # Without that its key was used before this node has started.
+        if is_new and (position.epoch != before.epoch or position.offset > before.offset):
+            self.totals.published += 1
 
     async def _count_subscribers_of(self, drafts: Drafts) -> Sequence[int]:
         """Return how many subscribers each draft is for; those for the same ones are counted once."""

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import uvicorn
 
@@ -38,6 +38,8 @@ from sse_app.subscriber import CloseReason, Subscriber
 from sse_app.web.desk import Desk, Opening, Posting
 
 access_logger = logging.getLogger("uvicorn.access")
+
+T = TypeVar("T")
 
 UNANSWERED_MAX = 16  # requests of a connection that are read ahead of their answers
 AT_ONCE = 64  # requests of a connection that are taken in one turn of the loop, some 2 ms
@@ -148,20 +150,20 @@ class Front(asyncio.Protocol):
 
     def _take(self) -> bool:
         """Take the next request. Return False when it waits for the rest of itself, or is left to the app."""
-        end = self._held.find(HEAD_END) + len(HEAD_END)
-        is_small = end <= self._fronts.head_max
-        asked = self._fronts.desk.read(self._held[:end], self._server, self._scheme) if is_small else None
+        head = self._held[: self._held.find(HEAD_END) + len(HEAD_END)]
+        is_small = len(head) <= self._fronts.head_max
+        asked = self._fronts.desk.read(head, self._server, self._scheme) if is_small else None
         if isinstance(asked, Posting):
-            return self._take_post(asked, end)
+            return self._take_post(asked, head)
         if isinstance(asked, Opening) and not self._unanswered:
-            return self._take_get(asked, end)
+            return self._take_get(asked, head)
         self._leave()
         return False
 
-    def _take_post(self, asked: Posting, end: int) -> bool:
-        stop = end + asked.length
+    def _take_post(self, asked: Posting, head: bytes) -> bool:
+        stop = len(head) + asked.length
         if len(self._held) < stop:
-            if self._fronts.desk.may_publish(asked, self._held[:end]) is None:
+            if self._fronts.desk.may_publish(asked, head) is None:
                 self._leave()  # the app need not wait for the body to refuse it
             else:
                 self._lacking = stop - len(self._held)
@@ -170,7 +172,7 @@ class Front(asyncio.Protocol):
         if len(self._held) > stop and not self._held.startswith(STARTS, stop) and not self._comes_behind_others:
             self._leave()  # bytes that begin no request say that the Content-Length was wrong: it is not published
             return False
-        work = self._fronts.desk.publish(asked, self._held[:end], self._held[end:stop])
+        work = self._fronts.desk.publish(asked, head, self._held[len(head) : stop])
         if work is None:
             self._leave()
             return False
@@ -186,11 +188,7 @@ class Front(asyncio.Protocol):
     def _publish(self, asked: Posting, work: Coroutine[Any, Any, Receipt]) -> None:
         rest: Awaitable[Receipt] = work
         if self._fronts.steps:
-            try:
-                outcome = step(work)
-            except Exception as error:
-                self._answer(asked, error)
-                return
+            outcome = _stepped(work)
             if not isinstance(outcome, Suspended):
                 self._answer(asked, outcome)
                 return
@@ -203,10 +201,7 @@ class Front(asyncio.Protocol):
     # Answering
 
     async def _finish(self, place: "_Place", asked: Posting, rest: Awaitable[Receipt]) -> None:
-        try:
-            outcome: Receipt | Exception = await rest
-        except Exception as error:
-            outcome = error
+        outcome = await _awaited(rest)
         place.answer = self._rendered(asked, outcome, last=self._closing and place is self._unanswered[-1])
         while self._unanswered and (answer := self._unanswered[0].answer) is not None:
             self._answers.append(answer)
@@ -274,8 +269,8 @@ class Front(asyncio.Protocol):
 
     # Streams
 
-    def _take_get(self, asked: Opening, end: int) -> bool:
-        work = self._fronts.desk.join(asked, self._held[:end], lambda: get_remote_addr(self.transport))
+    def _take_get(self, asked: Opening, head: bytes) -> bool:
+        work = self._fronts.desk.join(asked, head, lambda: get_remote_addr(self.transport))
         if work is None:
             self._leave()
             return False
@@ -293,17 +288,13 @@ class Front(asyncio.Protocol):
         return False
 
     async def _finish_joining(self, asked: Opening, rest: Awaitable[Subscriber]) -> None:
-        try:
-            joined: Subscriber | None = await rest
-        except Exception:
-            joined = None
-        self._begin_or_leave(asked, joined)
+        self._begin_or_leave(asked, await _awaited(rest))
 
-    def _begin_or_leave(self, asked: Opening, joined: Subscriber | None) -> None:
-        """Begin a stream; None is one that could not join. Not called where an exception is handled: the parser of the
+    def _begin_or_leave(self, asked: Opening, joined: Subscriber | Exception) -> None:
+        """Begin a stream, unless it could not join. Not called where an exception is handled: the parser of the
         ordinary protocol would take that for the cause of its own.
         """
-        if joined is not None:
+        if not isinstance(joined, Exception):
             self._begin_stream(asked, joined)
         elif not self.transport.is_closing():
             self._leave_refused()
@@ -329,12 +320,20 @@ class Front(asyncio.Protocol):
         subscriber.attach(stream)
 
 
-def _stepped(work: Coroutine[Any, Any, Subscriber]) -> Subscriber | Suspended[Subscriber] | None:
-    """Return what a step of joining leads to, None for a failure."""
+def _stepped(work: Awaitable[T]) -> T | Suspended[T] | Exception:
+    """Return what a step leads to, which may be a failure."""
     try:
         return step(work)
-    except Exception:
-        return None
+    except Exception as error:
+        return error
+
+
+async def _awaited(rest: Awaitable[T]) -> T | Exception:
+    """Return what something comes to, which may be a failure."""
+    try:
+        return await rest
+    except Exception as error:
+        return error
 
 
 class _Place:
@@ -347,8 +346,8 @@ class _Place:
 
 
 class Fronts:
-    """What the fronts of one server share: its desk, its deadlines, its state. ``make_protocol`` makes the protocol of
-    a connection that leaves the short way; ``head_max`` is in bytes, ``head_deadline`` and ``keep_alive`` in seconds.
+    """The desk, the deadlines and the state that the fronts of one server share. ``make_protocol`` makes the protocol
+    of a connection that leaves the short way; ``head_max`` is in bytes, ``head_deadline``, ``keep_alive`` in seconds.
     """
 
     def __init__(
@@ -378,7 +377,6 @@ class Fronts:
         self._waiting.add(front.transport)
         self.state.connections.add(front)  # type: ignore[arg-type]  # uvicorn's own protocols are a closed union
         self._await(front, self._new)
-        self._new.start(front)
 
     def remove(self, front: Front) -> None:
         """Remove a connection that has ended, or that another protocol has."""
@@ -395,20 +393,19 @@ class Fronts:
         self._waiting.remove(front.transport)
         self._waiting.add(front.transport)  # as the one that has waited least
         self._await(front, self._idle)
-        self._idle.start(front)
 
     def await_body(self, front: Front) -> None:
         """The rest of a body is still to come."""
         if front.late_in is not self._bodies:
             self._await(front, self._bodies)
-            self._bodies.start(front)
 
     def _await(self, front: Front, deadlines: Deadlines[Front] | None) -> None:
-        """Set the deadlines that a connection may miss from now on, in place of those before."""
-        if front.late_in is not deadlines:
-            if front.late_in is not None:
-                front.late_in.stop(front)
-            front.late_in = deadlines
+        """Set the deadlines that a connection may miss, in place of those before. Its time begins now."""
+        if front.late_in is not None and front.late_in is not deadlines:
+            front.late_in.stop(front)
+        front.late_in = deadlines
+        if deadlines is not None:
+            deadlines.start(front)
 
     def time_for_head(self, front: Front) -> float | None:
         """Return the seconds that are left for the head of a connection's first request; None when that came."""

@@ -111,10 +111,10 @@ class Desk:
             return None
         try:
             scope = self._rules.check(scope)
-            found = _opening(scope) if scope["path"] == "/events" else self._posting(scope)
+            place, scope = _place_of(bearer(Request(scope)), head), _without_secrets(scope)
+            return _opening(scope, place) if scope["path"] == "/events" else self._posting(scope, place)
         except BadInput:
             return None
-        return found and found._replace(bearer=_place_of(bearer(Request(scope)), head), scope=_without_secrets(scope))
 
     def _is_of_the_app(self, field: Field) -> bool:
         name, value = field
@@ -122,12 +122,12 @@ class Desk:
             return value.lower() != b"keep-alive"
         return name in _LEFT_TO_THE_APP or (self._cors and name == b"origin")
 
-    def _posting(self, scope: Scope) -> Posting | None:
+    def _posting(self, scope: Scope, place: slice | None) -> Posting | None:
         length = _length_of(scope)
         if scope["method"] != "POST" or length is None or length > self._body_max or batch_of(scope) is not None:
             return None
         is_json, key = described(scope)
-        return Posting(length, envelope_of(scope["query_string"]), is_json, key, None, scope)
+        return Posting(length, envelope_of(scope["query_string"]), is_json, key, place, scope)
 
     def may_publish(self, asked: Posting, head: bytes) -> tuple[Grant, Grant] | None:
         """Return the grant of a request to publish, as it was found and what is left of it; None when the request is
@@ -193,12 +193,12 @@ def _length_of(scope: Scope) -> int | None:
     return None
 
 
-def _opening(scope: Scope) -> Opening | None:
+def _opening(scope: Scope, place: slice | None) -> Opening | None:
     has_body = any(name == b"content-length" for name, _ in scope["headers"])
     if scope["method"] != "GET" or has_body or b"ticket=" in scope["query_string"]:
         return None
     asked = stream_request(Request(scope), OPEN)
-    return Opening(asked, None, scope) if asked.start.since is None else None  # `15m` ago is another time each time
+    return Opening(asked, place, scope) if asked.start.since is None else None  # `15m` ago is another time each time
 
 
 def _place_of(given: str | None, head: bytes) -> slice | None:

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import Send
 
 from sse_app.batch import Batch
-from sse_app.coroutines import Suspended
+from sse_app.coroutines import Suspended, step
 from sse_app.subscriber import Subscriber
 
 
@@ -27,12 +27,10 @@ async def goes_by_steps(send: Send) -> bool:
 
 
 def _try(send: Send, tried: "asyncio.Future[Awaitable[None] | bool]") -> None:
-    steps = send({"type": "http.response.body", "body": b"", "more_body": True}).__await__()
     outcome: Awaitable[None] | bool
     try:
-        outcome = Suspended(next(steps), steps)
-    except StopIteration:
-        outcome = True
+        rest = step(send({"type": "http.response.body", "body": b"", "more_body": True}))
+        outcome = rest if isinstance(rest, Suspended) else True
     except Exception:
         outcome = False
     if not tried.done():
