@@ -29,8 +29,8 @@ class SharedPages:
     """
 
     def __init__(self) -> None:
-        # What was used since the last call of age(), and before that. None for what was read once: the pages of one
-        # long replay, which nobody else reads, are not kept.
+        # The pages used since the last call of age(), and before that. None for one that was read once: pages of a long
+        # replay, which nobody else reads, are not kept.
         self._young: dict[_Key, _Kept | None] = {}
         self._old: dict[_Key, _Kept | None] = {}
         self._bytes = 0  # in _young

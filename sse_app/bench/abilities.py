@@ -1,4 +1,4 @@
-"""What not every server can do, found out by trying it."""
+"""The abilities that not every server has, found out by trying them."""
 
 import asyncio
 import secrets

@@ -17,7 +17,7 @@ PAYLOAD_MAX = 256 * 1024  # bytes, the default of body_max
 SUBSCRIBERS, INFLIGHT = 1_000, 8
 BATCH_MAX = 1_000  # events in a POST
 BEHIND_MAX = 1_000  # events that a client has missed: as many as the nchan beside us keeps
-# What `publish` stands for: POSTs at a time, and events in each. 64 keep a server's core busy, and of batches 8.
+# The loads of `publish`: POSTs at a time, and events in each. 64 keep a server's core busy, and of batches 8.
 PUBLISHING = ((1, 1), (64, 1), (8, 10), (8, 100))
 
 

@@ -56,7 +56,7 @@ class Entry(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """What one publisher appends at once: all of it, or nothing. ``key`` is a key for all; else each may have one."""
+    """The entries of one publisher, all of which are appended, or none. ``key`` is for all; else each may have one."""
 
     items: tuple[Entry, ...]
     key: str | None = None
