@@ -90,7 +90,8 @@ async def _close(client: Client) -> None:
     """Close a connection and end its tasks, within twice CLOSE seconds.
 
     Alone, nats-py waits for ever until a dead connection has sent what was written, and for the end of a connection
-    whose TLS failed; and nobody would retrieve the error of one of its tasks.
+    whose TLS failed; and nobody would retrieve the error of one of its tasks. When its own close has begun and its
+    task is ended here, it does not call back: who waits for an answer is told here.
     """
     if client.is_connected:
         with suppress(*FAILURES):  # the last messages arrive if the server answers
@@ -103,6 +104,7 @@ async def _close(client: Client) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    fail_waiting(client)
 
 
 async def _note(error: Exception) -> None:

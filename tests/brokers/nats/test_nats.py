@@ -23,6 +23,7 @@ from nats.js import JetStreamContext, api
 
 from sse_app.brokers import open_broker
 from sse_app.brokers.nats import REFRESH, NatsBroker, feed, log
+from sse_app.brokers.nats.connection import connected
 from sse_app.brokers.nats.consumers import Consumers
 from sse_app.brokers.nats.entries import Message, envelope, publication_of
 from sse_app.brokers.nats.log import ANSWER
@@ -707,6 +708,21 @@ async def test_an_older_copy_that_has_grown_past_what_we_know_is_another_log(own
                 assert reason_of(gap) == "epoch"
                 assert [event.data for event in rest] == ["a", "b", "c"]
                 assert (await other.top(fresh=True)).epoch == (await broker.top()).epoch != lost.epoch
+
+
+async def test_who_waits_for_an_answer_is_told_when_a_connection_is_left_while_it_breaks(
+    start_nats: StartNats,
+) -> None:
+    server = start_nats()
+    async with asyncio.timeout(PATIENCE):
+        async with connected(parse(server.url()), lambda: None) as client:
+            await client.subscribe("nobody-answers")
+            waiting = asyncio.create_task(client.request("nobody-answers", timeout=2 * PATIENCE))
+            await client.flush()
+            server.kill()
+            await until(lambda: client.is_closed)  # from its first step on; nats-py calls back after its last one
+        with pytest.raises(nats.errors.TimeoutError):
+            await waiting
 
 
 async def test_who_waits_for_an_answer_is_told_when_the_connection_breaks(
