@@ -31,6 +31,8 @@ NOTED = 2  # groups or subscribers that are noted in one unit
 JOINED_BYTES = 16 * 1024  # that are joined to a batch in one unit
 JOINED = 64  # publications of a piece that are taken into a batch, or left out, in one unit
 
+COUNTS = 1_024  # topics of publications whose subscribers' number is kept, while nobody comes or goes
+
 NOBODY: frozenset[Subscriber] = frozenset()
 
 
@@ -149,6 +151,7 @@ class Delivery:
         self._groups: dict[tuple[TopicFilter, Dialect], Group] = {}
         self._index: TopicIndex[Group] = TopicIndex()
         self._clients = ClientIndex()
+        self._counts: dict[tuple[str, ...], int] = {}  # of subscribers, by a publication's topics; replaced by a change
 
     def __iter__(self) -> Iterator[Subscriber]:
         return chain.from_iterable(group.members for group in self._groups.values())
@@ -191,11 +194,13 @@ class Delivery:
             self._index.add(group.filter, group)
         group.members[subscriber] = None
         self._clients.add(subscriber)
+        self._counts = {}
 
     def remove(self, subscriber: Subscriber) -> None:
         group = self.group_of(subscriber)
         del group.members[subscriber]
         self._clients.remove(subscriber)
+        self._counts = {}
         if not group.members:
             del self._groups[group.filter, group.dialect]
             self._index.remove(group.filter, group)
@@ -205,13 +210,23 @@ class Delivery:
         for group in self._groups.values():
             group.known, group.looking_up = False, None  # what is being looked up may be of the log before
 
+    def count_at_hand(self, draft: Draft) -> int | None:
+        """Return what ``count`` would when it is known: drafts like this one were counted, and nobody has come since
+        or gone. Else None.
+        """
+        return None if draft.to or draft.exclude else self._counts.get(draft.topics)
+
     @types.coroutine  # so that a bare yield is a turn of the loop, as in asyncio.sleep(0)
     def count(self, draft: Draft) -> Generator[None, None, int]:
         """Return how many subscribers a draft is for."""
-        budget = Budget(SLICE * OFFER)
+        budget, counts = Budget(SLICE * OFFER), self._counts
         groups = yield from self._index.match(draft.topics, budget)
         if not draft.to and not draft.exclude and len(groups) <= SLICE:
-            return sum([len(group.members) for group in groups])  # of most drafts, in a microsecond
+            count = sum([len(group.members) for group in groups])  # of most drafts, in a microsecond
+            if len(counts) >= COUNTS:
+                counts.clear()
+            counts[draft.topics] = count
+            return count
         excluded = self._clients.find_excluded(draft.exclude)
         named = self._clients.find_named(draft.to) - excluded
         if draft.to:

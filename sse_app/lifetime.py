@@ -84,8 +84,8 @@ class Lifetime:
         """Check that the hub runs in this event loop: the futures of another loop would not wake the hub's. Raises
         HubNotStarted, RuntimeError.
         """
-        self.check_started()
         if asyncio.get_running_loop() is not self._loop:
+            self.check_started()
             raise RuntimeError(OTHER_LOOP if os.getpid() == self._process else FORKED)
 
     def run_from_thread(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None) -> T:

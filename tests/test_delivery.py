@@ -154,7 +154,40 @@ def test_a_draft_counts_those_who_would_get_it(
     for topics, to, exclude, _ in published:
         draft = Draft(Event("x"), tuple(topics.split()), frozenset(to), frozenset(exclude))
         deliver(delivery, one := publication(1, *topics.split(), to=to, exclude=exclude))
-        assert steps_of(count(delivery, draft))[0] == sum(one.reaches(item.filter, item.audience) for item, _ in joined)
+        expected = sum(one.reaches(item.filter, item.audience) for item, _ in joined)
+        assert steps_of(count(delivery, draft))[0] == expected
+        assert delivery.count_at_hand(draft) == (None if to or exclude else expected)
+
+
+def test_a_count_is_at_hand_until_somebody_comes_or_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COUNTS", 3)
+    delivery = Delivery()
+    drafts = [Draft(Event("x"), (topic,)) for topic in "abcd"]
+    first, _ = join(delivery, "a")
+    assert [delivery.count_at_hand(draft) for draft in drafts] == [None] * 4
+    assert [steps_of(count(delivery, draft))[0] for draft in drafts] == [1, 0, 0, 0]
+    assert [delivery.count_at_hand(draft) for draft in drafts] == [None, None, None, 0], "a bounded number is kept"
+    assert steps_of(count(delivery, drafts[0]))[0] == delivery.count_at_hand(drafts[0]) == 1
+    join(delivery, "a")
+    assert delivery.count_at_hand(drafts[0]) is None
+    assert steps_of(count(delivery, drafts[0]))[0] == delivery.count_at_hand(drafts[0]) == 2
+    delivery.remove(first)
+    assert delivery.count_at_hand(drafts[0]) is None
+    assert steps_of(count(delivery, drafts[0]))[0] == 1
+
+
+def test_a_count_during_which_somebody_comes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", 8)
+    monkeypatch.setattr(module, "OFFER", 1)
+    delivery = Delivery()
+    for topic in ("a/*", "*/b", "a/b", "z"):
+        join(delivery, topic)
+    draft = Draft(Event("x"), ("a/b", "c/d", "e/f", "g/h"))
+    counting = count(delivery, draft).__await__()
+    next(counting)
+    join(delivery, "**")
+    assert list(counting) == [], "the rest is one step"
+    assert delivery.count_at_hand(draft) is None
 
 
 items = st.builds(

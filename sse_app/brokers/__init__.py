@@ -146,6 +146,10 @@ class Broker(Protocol):
         """
         ...
 
+    def append(self, draft: Draft) -> Position | None:
+        """Append a draft as ``publish`` does when that takes no waiting; else return None, and nothing is appended."""
+        ...
+
     async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
         """Append drafts together, in their order and with consecutive positions, and return the position of each. They
         are announced together, too. If one of them is refused, none is appended.

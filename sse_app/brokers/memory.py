@@ -94,7 +94,12 @@ class MemoryBroker:
         return None
 
     async def publish(self, draft: Draft) -> Position:
-        # No await in here: another publication with the same key must not be appended between the check and the append.
+        return self._publish(draft)
+
+    def append(self, draft: Draft) -> Position | None:
+        return self._publish(draft)
+
+    def _publish(self, draft: Draft) -> Position:
         key = draft.idempotency_key
         if key is None:
             return self._append(draft)
@@ -111,7 +116,7 @@ class MemoryBroker:
         return known.position
 
     async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
-        # No await in here, as in publish.
+        # No await in here: nothing else must be appended between the check of a key and the append.
         if (key := drafts.idempotency_key) is not None:
             return self._append_once(drafts, key)
         if all(draft.idempotency_key is None for draft in drafts):

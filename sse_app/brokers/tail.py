@@ -25,8 +25,9 @@ class QueuedTail:
         return position > self.start or position.epoch != self.start.epoch
 
     def announce(self, publications: Sequence[Publication]) -> None:
+        if not self._waiting:
+            self._more.set()
         self._waiting += publications
-        self._more.set()
 
     def begin_anew(self) -> None:
         """Drop what waits, since the log became another one or lost something.

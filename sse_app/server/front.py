@@ -172,12 +172,15 @@ class Front(asyncio.Protocol):
         if len(self._held) > stop and not self._held.startswith(STARTS, stop) and not self._comes_behind_others:
             self._leave()  # bytes that begin no request say that the Content-Length was wrong: it is not published
             return False
-        work = self._fronts.desk.publish(asked, head, self._held[len(head) : stop])
-        if work is None:
+        outcome = self._fronts.desk.publish(asked, head, self._held[len(head) : stop])
+        if outcome is None:
             self._leave()
             return False
         self._held = self._held[stop:]
-        self._publish(asked, work)
+        if isinstance(outcome, Receipt | Exception):
+            self._answer(asked, outcome)
+        else:
+            self._publish(asked, outcome)
         return True
 
     @property

@@ -142,8 +142,12 @@ class Desk:
             return None
         return known
 
-    def publish(self, asked: Posting, head: bytes, body: bytes) -> Coroutine[Any, Any, Receipt] | None:
-        """Return the publishing of a body, None when it is left to the app."""
+    def publish(
+        self, asked: Posting, head: bytes, body: bytes
+    ) -> Receipt | Exception | Coroutine[Any, Any, Receipt] | None:
+        """Publish a body at once, or return its publishing where that takes waiting. Return None when it is left to the
+        app, and an exception that is a mistake of ours.
+        """
         known = self.may_publish(asked, head)
         if known is None:
             return None
@@ -151,10 +155,13 @@ class Desk:
         try:
             key = grant.scope_key(asked.key)
             draft = draft_of(body, asked.envelope, is_json=asked.is_json, idempotency_key=key)
+            receipt = self.node.publish_at_once(draft)
         except SSEAppError:
             return None
+        except Exception as mistake:
+            return mistake
         self._callers.count(found)
-        return self._publish(draft, grant)
+        return self._publish(draft, grant) if receipt is None else receipt
 
     async def _publish(self, draft: Draft, grant: Grant) -> Receipt:
         with self.node.admitted():

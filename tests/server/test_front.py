@@ -45,6 +45,9 @@ class SlowLog(MemoryBroker):
         self.join_error: Exception | None = None
         self.slow = self.slow_to_join = False
 
+    def append(self, draft: Draft) -> None:
+        return None
+
     async def publish(self, draft: Draft) -> Position:
         if self.slow:
             await self._wait()
@@ -303,12 +306,20 @@ async def test_a_refusal_of_the_log_is_the_apps_own(steppable: bool) -> None:
         assert line.statuses == [507, 200]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @steppable
 async def test_a_mistake_of_ours_is_logged_and_the_last_answer(
-    steppable: bool, caplog: pytest.LogCaptureFixture
+    steppable: bool, at_once: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def boom(draft: Draft) -> Position | None:
+        raise RuntimeError("boom")
+
     async with served(steppable=steppable) as server:
-        server.log.error = RuntimeError("boom")
+        if at_once:
+            await server.hub.publish("so that the number of subscribers is known")
+            monkeypatch.setattr(server.log, "append", boom)
+        else:
+            server.log.error = RuntimeError("boom")
         line = server.connect()
         line.receive(post())
         await turns(3)

@@ -206,6 +206,9 @@ class DistantBroker(MemoryBroker):
     async def _travel(self) -> None:
         await turns(next(self._delays))
 
+    def append(self, draft: Draft) -> None:
+        return None
+
     async def publish(self, draft: Draft) -> Position:
         await self._travel()
         position = await super().publish(draft)
@@ -270,6 +273,9 @@ class TroubledBroker(MemoryBroker):
     def check(self) -> None:
         if self.down:
             raise BrokerUnavailable("The log is away.")
+
+    def append(self, draft: Draft) -> None:
+        return None
 
     async def publish(self, draft: Draft) -> Position:
         with self._publishing():

@@ -83,6 +83,9 @@ class SharedLog:
     def check(self) -> None:
         return None
 
+    def append(self, draft: Draft) -> None:
+        return None
+
     async def publish(self, draft: Draft) -> Position:
         await self.on_publishing.wait()
         return await self.log.publish(draft)

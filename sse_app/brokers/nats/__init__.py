@@ -278,6 +278,9 @@ class NatsBroker:
         self._known.advance(position)
         return position
 
+    def append(self, draft: Draft) -> None:
+        return None  # each answer of the server is waited for
+
     async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
         deadline = asyncio.get_running_loop().time() + BATCH_SHARE * COMMAND
         with self._publishing() as log:

@@ -286,6 +286,9 @@ class RedisBroker:
         digest = "" if key is None else sha256(content(draft)).hexdigest()
         return await self._append(key, digest, (envelope(draft),))
 
+    def append(self, draft: Draft) -> None:
+        return None  # each answer of the server is waited for
+
     async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
         envelopes = tuple(map(envelope, drafts))
         key = drafts.idempotency_key

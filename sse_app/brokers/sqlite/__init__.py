@@ -154,6 +154,9 @@ class SQLiteBroker:
         (position,) = await self._submit(Entries((_entry(draft),)))
         return position
 
+    def append(self, draft: Draft) -> None:
+        return None  # each commit is waited for
+
     async def publish_many(self, drafts: Drafts) -> Sequence[Position]:
         entries = Entries(tuple(map(_entry, drafts)))
         if (key := drafts.idempotency_key) is not None:
