@@ -24,11 +24,6 @@ class Admission:
         """Refuse everyone from now on. Safe in a signal handler."""
         self.stopped = True
 
-    @property
-    def has_room(self) -> bool:
-        """True when one more stream is admitted."""
-        return not self.stopped and self._totals.subscribers < self._max_subscribers
-
     def check_subscriber(self) -> None:
         """Raises Draining, and Overloaded when there is no room for one more stream; both are counted."""
         if self.stopped:

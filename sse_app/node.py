@@ -329,11 +329,6 @@ class Node:
         finally:
             self.leave(subscriber, reason)
 
-    @property
-    def has_room(self) -> bool:
-        """True when one more stream may join."""
-        return self._admission.has_room
-
     def check_room(self) -> None:
         """Raises Draining, Overloaded, where ``join`` would."""
         self._admission.check_subscriber()

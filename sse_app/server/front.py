@@ -277,6 +277,7 @@ class Front(asyncio.Protocol):
         if work is None:
             self._leave()
             return False
+        self._held = self._held[len(head) :]
         self._write_answers()  # of the requests before this one
         self._stopped = True
         self._fronts.stop_waiting(self)
@@ -284,28 +285,36 @@ class Front(asyncio.Protocol):
         if self._fronts.steps:
             joined = _stepped(work)
             if not isinstance(joined, Suspended):
-                self._begin_or_leave(asked, joined)
-                return False
+                return self._goes_on_after(asked, joined)
             rest = joined
         self._fronts.spawn(self._finish_joining(asked, rest))
         return False
 
     async def _finish_joining(self, asked: Opening, rest: Awaitable[Subscriber]) -> None:
-        self._begin_or_leave(asked, await _awaited(rest))
+        if self._goes_on_after(asked, await _awaited(rest)):
+            self._write_answers()
+            self._go_on()
 
-    def _begin_or_leave(self, asked: Opening, joined: Subscriber | Exception) -> None:
-        """Begin a stream, unless it could not join. Not called where an exception is handled: the parser of the
-        ordinary protocol would take that for the cause of its own.
+    def _goes_on_after(self, asked: Opening, joined: Subscriber | Exception) -> bool:
+        """Begin a stream, or refuse one that could not join. Return True when the connection may have more requests.
+
+        Not called where an exception is handled: the parser of the ordinary protocol, which may take the connection
+        next, would take that for the cause of its own.
         """
-        if not isinstance(joined, Exception):
-            self._begin_stream(asked, joined)
-        elif not self.transport.is_closing():
-            self._leave_refused()
+        if isinstance(joined, Exception):
+            return self._refuse_stream(asked, joined)
+        self._begin_stream(asked, joined)
+        return False
 
-    def _leave_refused(self) -> None:
-        """Let the app refuse a stream, in its own way: it joins once more."""
-        self._stopped = False
-        self._leave()
+    def _refuse_stream(self, asked: Opening, error: Exception) -> bool:
+        fronts = self._fronts
+        status, answer, is_last = fronts.answers.no_stream(error, fronts.desk.node, asked.scope, last=self._closing)
+        if self.transport.is_closing():
+            return False
+        fronts.count(asked, self.transport, status)
+        self._answers.append(answer)
+        self._stopped, self._closing = False, is_last
+        return True
 
     def _begin_stream(self, asked: Opening, subscriber: Subscriber) -> None:
         fronts, transport = self._fronts, self.transport

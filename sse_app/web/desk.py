@@ -170,20 +170,18 @@ class Desk:
     def join(
         self, asked: Opening, head: bytes, client: Callable[[], tuple[str, int] | None]
     ) -> Coroutine[Any, Any, Subscriber] | None:
-        """Return the joining of a stream, None when it is left to the app. ``client`` finds the peer's address."""
+        """Return the joining of a stream, None when it is left to the app. What it raises is answered as by the
+        app, with ``refused`` of ``stream.py``. ``client`` finds the peer's address.
+        """
         known = self._callers.known(asked.scope, _credential(asked, head))
-        if known is None or not self.node.has_room or not self.node.life.started:
+        if known is None or not self.node.life.started:
             return None
         found, grant = known
         request = asked.asked._replace(grant=grant)
         if grant.source != "open":
             request = request._replace(address=self._callers.address(Request({**asked.scope, "client": client()})))
-        return self._join(request, found)
-
-    async def _join(self, request: StreamRequest, found: Grant) -> Subscriber:
-        subscriber = await self.node.join(request)
-        self._callers.count(found)  # not for one that is refused: the app counts it, when it refuses it
-        return subscriber
+        self._callers.count(found)
+        return self.node.join(request)
 
 
 def _fields(lines: bytes) -> list[Field]:

@@ -143,9 +143,14 @@ async def _respond(
 
 
 async def _refuse(node: Node, error: SSEAppError, scope: Scope, receive: Receive, send: Send) -> None:
+    await refused(node, error, scope)(scope, receive, send)
+
+
+def refused(node: Node, error: SSEAppError, scope: Scope) -> Response:
+    """Return the answer to a request whose stream could not join, and count a grant that is not enough."""
     if isinstance(error, InsufficientScope):
         node.totals.auth["scope"] += 1
-    await refusal(error, scope, node.retry())(scope, receive, send)
+    return refusal(error, scope, node.retry())
 
 
 async def _write(

@@ -369,16 +369,84 @@ async def test_what_comes_while_a_stream_joins_gets_into_no_stream(steppable: bo
 
 
 @steppable
-async def test_a_stream_that_cannot_join_is_answered_by_the_app(steppable: bool) -> None:
+async def test_a_stream_that_cannot_join_is_refused_once_and_the_connection_goes_on(steppable: bool) -> None:
     async with served(steppable=steppable, max_subscribers=1) as server:
         first, second = server.connect(), server.connect()
         first.receive(EVENTS)
         await turns(3)
         second.receive(EVENTS)
-        await turns(8)
-        assert first.statuses == [200]
-        assert second.statuses == [503]
+        await turns(5)
         assert server.hub.node.totals.refused == 1
+        second.receive(post())
+        await turns(5)
+        assert first.statuses == [200]
+        assert second.statuses == [503, 200]
+        assert isinstance(second.get_protocol(), Front)
+        assert server.state.total_requests == 3
+
+
+@steppable
+async def test_a_log_that_fails_once_is_asked_once(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.join_error = LogUnavailable("It cannot be read.")
+        server.log.slow_to_join = True
+        line = server.connect()
+        line.receive(EVENTS)
+        await turns(3)
+        server.log.slow_to_join = False
+        server.log.go_on()
+        await turns(8)
+        assert line.statuses == [503]
+        assert server.hub.node.totals.connected == sum(server.hub.node.totals.closed.values()) == 1
+        server.log.join_error = None
+        line.receive(EVENTS)
+        await turns(5)
+        assert line.statuses == [503, 200]
+
+
+@steppable
+async def test_an_event_source_that_is_refused_is_told_when_to_come_back(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.join_error = LogUnavailable("It cannot be read.")
+        line = server.connect()
+        line.receive(EVENTS.replace(b"\r\n\r\n", b"\r\nAccept: text/event-stream\r\n\r\n"))
+        await turns(5)
+        assert line.statuses == [200]
+        assert b"retry: " in line.sent
+        assert line.sent.count(b"connection: close") == 1
+        assert line.closing
+
+
+@steppable
+async def test_a_server_that_stops_ends_a_connection_with_the_refusal_of_its_stream(steppable: bool) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.join_error = LogUnavailable("It cannot be read.")
+        server.log.slow_to_join = True
+        line = server.connect()
+        line.receive(EVENTS)
+        await turns(3)
+        line.get_protocol().shutdown()  # type: ignore[attr-defined]
+        assert not line.closing
+        server.log.go_on()
+        await turns(5)
+        assert line.statuses == [503]
+        assert b"connection: close" in line.sent
+        assert line.closing
+
+
+@steppable
+async def test_a_mistake_of_ours_in_a_join_is_logged_and_the_last_answer(
+    steppable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(steppable=steppable) as server:
+        server.log.join_error = RuntimeError("boom")
+        line = server.connect()
+        line.receive(EVENTS)
+        await turns(3)
+        assert line.statuses == [500]
+        assert line.closing
+        assert b"boom" not in line.sent
+    assert [record.getMessage() for record in caplog.records] == ["Exception in ASGI application\n"]
 
 
 @steppable
@@ -538,7 +606,7 @@ async def test_a_time_before_now_is_not_kept() -> None:
         assert list(server.hub.app.state.desk._kept.values()) == [None]
 
 
-async def test_a_draining_hub_answers_by_the_app() -> None:
+async def test_a_draining_hub_refuses_both() -> None:
     async with served() as server:
         lines = [server.connect() for _ in range(2)]
         for line in lines:

@@ -4,7 +4,8 @@ import asyncio
 import random
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,8 @@ from uvicorn.server import ServerState
 from sse_app import Hub, descriptors
 from sse_app.auth.keys import new_key
 from sse_app.descriptors import Waiting
+from sse_app.errors import LogUnavailable
+from sse_app.publication import Position
 from sse_app.server.front import front_of
 from sse_app.server.protocol import Protocol
 from tests.chaos.client import Chunks
@@ -120,7 +123,7 @@ class Ways:
 
     async def _level(self) -> None:
         """Publish where less was published, so that the next example shows its own difference alone."""
-        tops = [(await side.hub.broker.top()).offset for side in (self.short, self.app)]
+        tops = [side.hub.node.totals.published for side in (self.short, self.app)]
         behind = self.app if tops[0] > tops[1] else self.short
         for _ in range(abs(tops[0] - tops[1])):
             await behind.hub.publish("x")
@@ -153,9 +156,9 @@ def settings_of(kind: str, directory: Path) -> dict[str, Any]:
     return {"auth_file": str(path), "publish_key": PUBLISH_KEY, "anonymous_subscribe": ("news/*",)}
 
 
-@pytest.fixture(scope="module", params=["open", "a publish key", "keys"])
-def ways(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
-    given = settings_of(request.param, tmp_path_factory.mktemp("keys"))
+@contextmanager
+def both_ways(given: dict[str, Any]) -> Iterator[Ways]:
+    """Start two hubs of these settings, one for each way."""
     names = ("localhost", "hub.example")
     with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
         patch.setattr(random, "randint", lambda low, high: low)
@@ -167,6 +170,61 @@ def ways(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield Ways(sides[0], sides[1], runner)
         for hub in hubs:
             runner.run(hub.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="module", params=["open", "a publish key", "keys"])
+def ways(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+    with both_ways(settings_of(request.param, tmp_path_factory.mktemp("keys"))) as ways:
+        yield ways
+
+
+# Hubs that refuse streams
+
+
+async def is_full(hub: Hub) -> None:
+    hub.node._admission._max_subscribers = 0
+
+
+async def has_no_log(hub: Hub) -> None:
+    await fails_with(hub, LogUnavailable("It cannot be read."))
+
+
+async def is_mistaken(hub: Hub) -> None:
+    await fails_with(hub, RuntimeError("boom"))
+
+
+async def fails_with(hub: Hub, error: Exception) -> None:
+    async def top(*, fresh: bool = False) -> Position:
+        raise error
+
+    hub.broker.top = top  # type: ignore[method-assign]
+
+
+async def blocks_a_client(hub: Hub) -> None:
+    hub.node.connections._wall = hub.node.connections.blocks._wall = lambda: 1_700_000_000.0
+    await hub.kick(client="tab-1", block=7.5)
+
+
+async def drains(hub: Hub) -> None:
+    hub.node.stop_accepting()
+
+
+REFUSALS = (is_full, has_no_log, blocks_a_client, drains)
+
+
+@contextmanager
+def both_refusing(refusal: Callable[[Hub], Awaitable[None]], directory: Path) -> Iterator[Ways]:
+    with both_ways(settings_of("keys", directory)) as ways:
+        for side in (ways.short, ways.app):
+            ways.runner.run(refusal(side.hub))  # type: ignore[arg-type]
+        yield ways
+
+
+@pytest.fixture(scope="module", params=REFUSALS, ids=lambda refusal: refusal.__name__)
+def refusing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
+    """Two hubs that join no stream, or not each."""
+    with both_refusing(request.param, tmp_path_factory.mktemp("keys")) as ways:
+        yield ways
 
 
 # Requests in order, and nearly so
@@ -329,6 +387,40 @@ def test_whatever_is_odd_about_it_is_answered_and_done_as_by_the_app(ways: Ways)
 def cut(raw: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(raw), *(cut % len(raw) for cut in cuts)})
     return [raw[begin:end] for begin, end in pairwise(places)]
+
+
+ACCEPTS = (b"Accept: text/event-stream", b"Accept: */*")
+STREAMS = tuple(
+    whole(b"GET /events" + query, HOST, accept, *bearer)
+    for query in (b"?topic=b", b"?topic=a/b&client=tab-1", b"?client=tab-1&last_event_id=e-0")
+    for accept in ACCEPTS
+    for bearer in ((), *((bearer,) for bearer in BEARERS[1:]))
+)
+
+
+def test_a_stream_that_is_refused_is_answered_and_counted_once(refusing: Ways) -> None:
+    for raw in STREAMS:
+        for behind in (b"", raw, whole(b"POST /broadcast", HOST, BEARERS[0], body=b"hello"), whole(b"GET /healthz")):
+            refusing.ask([raw + behind])
+            refusing.ask([raw[:-1], raw[-1:] + behind])
+            refusing.ask([piece for piece in (raw, behind) if piece])
+
+
+def test_a_mistake_of_ours_ends_the_connection_of_a_stream(tmp_path: Path) -> None:
+    with both_refusing(is_mistaken, tmp_path) as ways:
+        for raw in STREAMS:
+            ways.ask([raw])
+            ways.ask([raw[:-1], raw[-1:]])
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    requests(whole=True), st.sampled_from(STREAMS), requests(whole=False), st.lists(st.integers(0, 4_000), max_size=3)
+)
+def test_what_is_refused_among_others_is_as_by_the_app(
+    refusing: Ways, before: bytes, refused: bytes, after: bytes, cuts: list[int]
+) -> None:
+    refusing.ask(cut(before + refused + after, cuts))
 
 
 @settings(max_examples=3 * EXAMPLES)

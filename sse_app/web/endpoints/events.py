@@ -14,7 +14,7 @@ from sse_app.web.callers import Callers, bearer
 from sse_app.web.door import Door
 from sse_app.web.endpoints.parameters import count, cursor, moment, only, parse, refuse_near_misses
 from sse_app.web.endpoints.tickets import TicketOffice
-from sse_app.web.problems import method_not_allowed
+from sse_app.web.problems import method_not_allowed, mistake
 from sse_app.web.stream import EventStream, refusal
 
 EVENTS_PARAMETERS = ("topic", "last_event_id", "lastEventId", "last", "since", "client", "ticket")
@@ -29,8 +29,12 @@ class Events:
         self._node, self._door, self._callers, self._office = node, door, callers, office
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The response is bound to no name here, so that an open stream does not keep it in memory.
-        await (await self._answer(Request(scope)))(scope, receive, send)
+        try:
+            # The response is bound to no name here, so that an open stream does not keep it in memory.
+            await (await self._answer(Request(scope)))(scope, receive, send)
+        except Exception:
+            await mistake()(scope, receive, send)  # a stream that has begun catches its own
+            raise  # for the server's log, as from an endpoint in Starlette's routing
 
     async def _answer(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
