@@ -4,6 +4,7 @@ no such limit.
 
 import asyncio
 import sys
+from collections import OrderedDict
 from contextlib import suppress
 
 if sys.platform != "win32":
@@ -40,7 +41,7 @@ class Waiting:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._transports: dict[asyncio.Transport, None] = {}
+        self._transports = OrderedDict[asyncio.Transport, None]()  # a dict looks for its first key past all deleted
 
     @classmethod
     def within(cls, limit: int) -> "Waiting":
@@ -58,6 +59,5 @@ class Waiting:
         it is added, with the number of open ``connections``.
         """
         if connections > self._most and self._transports:
-            oldest = next(iter(self._transports))
-            self.remove(oldest)
+            oldest, _ = self._transports.popitem(last=False)
             oldest.close()
