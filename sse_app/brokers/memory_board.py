@@ -157,7 +157,7 @@ class _Kind:
         while most and self._slots and self._slots[0] < _slot(now):
             keys = self._ending[self._slots[0]]
             if keys:
-                self.remove(next(iter(keys)))
+                self.remove(keys.pop())  # its first would be looked for past all that were removed
                 most -= 1
             else:
                 del self._ending[heapq.heappop(self._slots)]
