@@ -359,7 +359,7 @@ class Hub:
     def _stream_request(self, request: Request, topics: Iterable[str] | None, grant: Grant | None) -> StreamRequest:
         if grant is None:
             return stream_request(request, UNNAMED, topics)
-        address = client_address(request, self.config.proxies)
+        address = client_address(request.scope, self.config.proxies)
         return stream_request(request, grant.dated(time.time()), topics, address=address)
 
     def _build_app(self, lifespan: Lifespan[Any] | None = None, everyone: Grant = OPEN) -> Starlette:

@@ -145,16 +145,16 @@ class Callers:
         if self.everyone is None:
             self._outcomes["anonymous" if found is self._access.anonymous else "ok"] += 1
 
-    def address(self, request: Request) -> str:
+    def address(self, scope: Scope) -> str:
         """Return the address of the client of a request."""
-        return client_address(request, self._proxies)
+        return client_address(scope, self._proxies)
 
     @contextmanager
     def attempt(self, request: Request) -> Iterator[None]:
         """Count and log the credential that is verified in this block when it does not count. Raises TooManyRequests
         for an address with too many of those.
         """
-        address = self.address(request)
+        address = self.address(request.scope)
         self._failures.check(address)
         try:
             yield
@@ -231,7 +231,7 @@ class Callers:
         try:
             return await self._node.check(grant)
         except InvalidToken as error:  # taken back: counted and logged as one that was never good
-            self._note(error, self.address(request))
+            self._note(error, self.address(request.scope))
             raise
 
     def _is_publish_key(self, given: str) -> bool:
@@ -283,10 +283,10 @@ class Callers:
             self._logged, self._outages = now, 0
 
 
-def client_address(request: Request, proxies: Proxies) -> str:
+def client_address(scope: Scope, proxies: Proxies) -> str:
     """Return the address of the client of a request, which may come by way of these proxies."""
-    client = request.scope.get("client")
-    return proxies.client_address(client[0] if client else None, request.scope["headers"])
+    client = scope.get("client")
+    return proxies.client_address(client[0] if client else None, scope["headers"])
 
 
 def refuse_in_url(names: Iterable[str]) -> None:

@@ -177,11 +177,10 @@ class Desk:
         if known is None or not self.node.life.started:
             return None
         found, grant = known
-        request = asked.asked._replace(grant=grant)
-        if grant.source != "open":
-            request = request._replace(address=self._callers.address(Request({**asked.scope, "client": client()})))
+        topic_filter, start, name, *_ = asked.asked
+        address = None if grant.source == "open" else self._callers.address({**asked.scope, "client": client()})
         self._callers.count(found)
-        return self.node.join(request)
+        return self.node.join(StreamRequest(topic_filter, start, name, grant, address))
 
 
 def _fields(lines: bytes) -> list[Field]:

@@ -62,7 +62,7 @@ class Events:
 
     def _address(self, request: Request, grant: Grant) -> str | None:
         """Return where a request came from; it is kept on a closed hub alone, for who administers that."""
-        return None if grant.source == "open" else self._callers.address(request)
+        return None if grant.source == "open" else self._callers.address(request.scope)
 
 
 def stream_request(

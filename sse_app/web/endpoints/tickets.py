@@ -91,7 +91,7 @@ class TicketOffice:
 
     def _agent(self, request: Request) -> str:
         """Return what tells one browser at one address from others."""
-        return f"{bucket(self._callers.address(request))} {request.headers.get('user-agent', '')}"
+        return f"{bucket(self._callers.address(request.scope))} {request.headers.get('user-agent', '')}"
 
 
 def _too_large() -> BadInput:
