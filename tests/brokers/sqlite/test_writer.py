@@ -87,6 +87,16 @@ async def test_who_waits_at_the_same_time_shares_a_commit(writer: Writer, disk: 
     assert list(map(len, disk.groups)) == [1, 100]
 
 
+async def test_a_commit_wakes_the_loop_once(writer: Writer, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, called = await held_up(writer, disk), list[Any]()
+    call = writer._call_on_loop
+    monkeypatch.setattr(writer, "_call_on_loop", lambda *what: called.append(call(*what)))
+    others = [writer.submit(one(str(number))) for number in range(100)]
+    disk.free.set()
+    await asyncio.gather(first, *others)
+    assert len(called) == len(disk.groups) == 2
+
+
 async def test_a_commit_takes_so_many_and_so_many_bytes(writer: Writer, disk: Disk) -> None:
     waiting = [await held_up(writer, disk)]
     waiting += [writer.submit(one("x")) for _ in range(GROUP_MAX + 1)]
