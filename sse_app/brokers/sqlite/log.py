@@ -282,22 +282,22 @@ class Log:
 
         With more than ``at_most`` of them the rest waits for the next commit. The newest is kept whatever its size.
         """
-        sizes = self._connection.execute(
-            "SELECT offset, time, stamp, length(body) FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
+        rows = self._connection.execute(
+            "SELECT offset, time, stamp, length(body), topics FROM log WHERE offset > ? ORDER BY offset LIMIT ?",
             (state.oldest, at_most),
         )
-        oldest, held, trimmed_time = state.oldest, state.size, state.trimmed_time
-        for offset, time, stamp, size in sizes:
+        oldest, held, trimmed_time, gone = state.oldest, state.size, state.trimmed_time, set[str]()
+        for offset, time, stamp, size, topics in rows:
             too_many = state.top - oldest > limits.publications or (held > limits.size and offset < state.top)
             if not too_many and stamp >= now - limits.age:
                 break
             oldest, held, trimmed_time = offset, held - size - OVERHEAD, time
+            gone.add(topics)
         if oldest == state.oldest:
             return state
-        topics = self._connection.execute("SELECT offset, topics FROM log WHERE offset <= ?", (oldest,)).fetchall()
         self._connection.executemany(
-            "DELETE FROM topics WHERE topic = ? AND offset = ?",
-            [(topic, offset) for offset, joined in topics for topic in joined.split("\n")],
+            "DELETE FROM topics WHERE topic = ? AND offset <= ?",
+            [(topic, oldest) for topic in {topic for joined in gone for topic in joined.split("\n")}],
         )
         self._connection.execute("DELETE FROM log WHERE offset <= ?", (oldest,))
         return state._replace(oldest=oldest, size=held, trimmed_time=trimmed_time)

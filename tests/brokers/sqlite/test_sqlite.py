@@ -24,6 +24,7 @@ from sse_app.publication import Draft, Position, Publication
 from tests.support.peers import PATIENCE
 from tests.support.sqlite_log import (
     EVERYTHING,
+    LIMITS,
     append,
     broker_on,
     entry,
@@ -193,6 +194,20 @@ def test_count_bytes_and_age_are_never_above_their_bounds_and_no_more_is_trimmed
         topics = file.log._connection.execute("SELECT count(*) FROM topics").fetchone()
         assert topics == (before,), "nothing is left of what was trimmed"
         file.close()
+
+
+def test_a_trim_costs_a_statement_for_each_topic_not_for_each_publication(path: Path) -> None:
+    file, limits = open_log(path, "off"), LIMITS._replace(publications=2)
+    append(file, *[entry(str(number), topics=("a", f"b/{number % 2}")) for number in range(100)])
+    statements: list[str] = []
+    file.log._connection.set_trace_callback(statements.append)
+    append(file, "next", limits=limits)
+    file.log._connection.set_trace_callback(None)
+    assert sum(text.startswith("DELETE FROM topics") for text in statements) == 3
+    assert sum(text.startswith("SELECT") and " log " in text for text in statements) == 1
+    left = file.log._connection.execute("SELECT topic, offset FROM topics ORDER BY offset, topic").fetchall()
+    assert left == [("a", 100), ("b/1", 100), ("", 101)]
+    file.close()
 
 
 def test_a_limit_that_is_much_lower_than_it_was_is_reached_in_small_steps(path: Path) -> None:
