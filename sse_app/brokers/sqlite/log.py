@@ -12,7 +12,7 @@
 import logging
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ class Entries(NamedTuple):
     @property
     def size(self) -> int:
         """The bytes of the events."""
-        return sum(len(entry.body) for entry in self.items)
+        return sum([len(entry.body) for entry in self.items])
 
 
 class State(NamedTuple):
@@ -82,6 +82,7 @@ class State(NamedTuple):
         return Position(self.epoch, self.top)
 
 
+_Placed = tuple[Position, Entry]  # an entry that is new, and where it goes
 _Keys = dict[str, tuple[bytes, int]]  # idempotency keys, with the digest and the offset of the publication of each
 
 Outcome = Sequence[Position] | KeyReused  # the positions of what one publisher appended
@@ -197,39 +198,35 @@ class Log:
             before, limits = read_state(self._connection), self._limits()
             time, stamp = max(before.time, wall), max(before.stamp, stamp)
             outcomes, fresh = self._assign_offsets(waiting, before, limits, stamp)
-            offsets = range(before.top + 1, before.top + 1 + len(fresh))
-            self._insert(zip(offsets, fresh, strict=True), time, stamp)
-            size = before.size + sum(len(entry.body) + OVERHEAD for entry in fresh)
+            self._insert(fresh, time, stamp)
+            size = before.size + sum([len(entry.body) + OVERHEAD for _, entry in fresh])
             state = before._replace(top=before.top + len(fresh), size=size, time=time, stamp=stamp)
             state = self._trim(state, limits, stamp, len(fresh) + TRIM_SPARE)
             if touch or (state.top, state.oldest) != (before.top, before.oldest):
                 self._connection.execute(
                     "UPDATE state SET top = ?, oldest = ?, bytes = ?, time = ?, stamp = ?, trimmed_time = ?", state[1:]
                 )
-        publications = [
-            _publication(Position(before.epoch, offset), time, entry)
-            for offset, entry in zip(offsets, fresh, strict=True)
-        ]
-        return Appended(before.position, state, publications, outcomes)
+        return Appended(before.position, state, _publications(fresh, time), outcomes)
 
     def _assign_offsets(
         self, waiting: Sequence[Entries], before: State, limits: Limits, stamp: float
-    ) -> tuple[list[Outcome], list[Entry]]:
+    ) -> tuple[list[Outcome], list[_Placed]]:
         """Return the outcome for each publisher, and the entries that are new, in the order of their offsets."""
         outcomes: list[Outcome] = []
-        fresh: list[Entry] = []
+        fresh: list[_Placed] = []
         known = self._stored_keys(waiting, stamp)
         new: _Keys = {}
         for entries in waiting:
             try:
-                offsets, appended, keys = _places(entries, before.top + len(fresh), known)
+                positions, appended, keys = _place(entries, before.epoch, before.top + len(fresh), known)
             except KeyReused as error:
                 outcomes.append(error)
                 continue
             fresh += appended
-            outcomes.append([Position(before.epoch, offset) for offset in offsets])
-            known |= keys
-            new |= keys
+            outcomes.append(positions)
+            if keys:
+                known |= keys
+                new |= keys
         self._store_keys(new, stamp + limits.window)
         return outcomes, fresh
 
@@ -251,23 +248,21 @@ class Log:
         rows = [(key, digest, offset, expires) for key, (digest, offset) in keys.items()]
         self._connection.executemany("INSERT INTO keys VALUES (?, ?, ?, ?)", rows)
 
-    def _insert(self, rows: Iterable[tuple[int, Entry]], time: float, stamp: float) -> None:
-        rows = list(rows)
+    def _insert(self, fresh: Sequence[_Placed], time: float, stamp: float) -> None:
         self._connection.executemany(
             'INSERT INTO log (offset, time, stamp, type, topics, "to", exclude, body, json)'
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
-                    *(offset, time, stamp, entry.event_type),
-                    *("\n".join(entry.topics), _joined(entry.to), _joined(entry.exclude), entry.body),
-                    int(entry.is_json) or None,
+                    *(offset, time, stamp, event_type),
+                    *("\n".join(topics), _joined(to), _joined(exclude), body, int(is_json) or None),
                 )
-                for offset, entry in rows
+                for (_, offset), (event_type, body, topics, to, exclude, _, _, is_json) in fresh
             ],
         )
         self._connection.executemany(
             "INSERT INTO topics VALUES (?, ?)",
-            [(topic, offset) for offset, entry in rows for topic in entry.topics or ("",)],
+            [(topic, position.offset) for position, entry in fresh for topic in entry.topics or ("",)],
         )
 
     # Trimming
@@ -343,22 +338,24 @@ class Log:
             raise sqlite3.DatabaseError(HOLES)
 
 
-def _places(entries: Entries, top: int, known: _Keys) -> tuple[Sequence[int], Sequence[Entry], _Keys]:
-    """Return the offset of each entry, those that are new, and the keys that are used for the first time. Raises
-    KeyReused.
+def _place(entries: Entries, epoch: str, top: int, known: _Keys) -> tuple[list[Position], Sequence[_Placed], _Keys]:
+    """Return the position of each entry in a log that ends at ``top``, those that are new, and the keys that are used
+    for the first time. Raises KeyReused.
     """
     keys: _Keys = {}
     if entries.key is not None:
         first = _offset_of(entries.key, entries.digest, top + 1, known, keys)
-        return range(first, first + len(entries.items)), entries.items if keys else (), keys
-    offsets, fresh = list[int](), list[Entry]()
+        positions = [Position(epoch, offset) for offset in range(first, first + len(entries.items))]
+        return positions, list(zip(positions, entries.items, strict=True)) if keys else (), keys
+    positions, fresh = [], list[_Placed]()
     for entry in entries.items:
         following = top + len(fresh) + 1
         offset = following if entry.key is None else _offset_of(entry.key, entry.digest, following, known, keys)
-        offsets.append(offset)
+        position = Position(epoch, offset)
+        positions.append(position)
         if offset == following:
-            fresh.append(entry)
-    return offsets, fresh, keys
+            fresh.append((position, entry))
+    return positions, fresh, keys
 
 
 def _offset_of(key: str, digest: bytes, following: int, known: _Keys, keys: _Keys) -> int:
@@ -371,10 +368,12 @@ def _offset_of(key: str, digest: bytes, following: int, known: _Keys, keys: _Key
     return found[1]
 
 
-def _publication(position: Position, time: float, entry: Entry) -> Publication:
-    named = entry.to, entry.exclude
-    return Publication(position, entry.event_type, entry.topics, entry.body, time, *named, entry.is_json)
+def _publications(fresh: Sequence[_Placed], time: float) -> list[Publication]:
+    return [
+        Publication(position, event_type, topics, body, time, to, exclude, is_json)
+        for position, (event_type, body, topics, to, exclude, _, _, is_json) in fresh
+    ]
 
 
 def _joined(names: frozenset[str]) -> str:
-    return "\n".join(sorted(names))
+    return "\n".join(sorted(names)) if names else ""
