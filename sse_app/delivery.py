@@ -27,6 +27,7 @@ NAME_BYTES = 64  # that a name in `to` or `exclude` counts as: some 4,000 look-u
 # Work in the unit of steps.Budget, 1 to 2 us.
 OFFER = 3  # to offer a batch to one subscriber
 END = 20  # to end a stream, or to describe it
+FOUND = 2  # to find a subscriber by a name, with its group
 NOTED = 2  # groups or subscribers that are noted in one unit
 JOINED_BYTES = 16 * 1024  # that are joined to a batch in one unit
 JOINED = 64  # publications of a piece that are taken into a batch, or left out, in one unit
@@ -305,7 +306,7 @@ class Delivery:
                         common, sets = matching.get(group, 0), named.setdefault(group, {})
                         before = sets.get(subscriber, common & ~piece.personal)
                         sets[subscriber] = before & ~bit if subscriber in excluded else before | common & bit
-                if piece.budget.spend(1 + len(part) // NOTED):
+                if piece.budget.spend(FOUND * len(part) + 1):
                     yield
         return named
 

@@ -327,6 +327,19 @@ def test_a_step_costs_the_same_however_many_groups_there_are(
     assert steps[1] > steps[0] * 3
 
 
+def test_a_step_costs_the_same_however_many_publications_of_a_piece_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", 100)
+    longest = list[int]()
+    for count in (1, 4):
+        delivery = Delivery()
+        for number in range(200):
+            join(delivery, "a", client=chr(ord("a") + number))
+        names = "".join(chr(ord("a") + number) for number in range(150))
+        _, costs = steps_of(delivery.deliver([publication(offset, "a", to=names) for offset in range(1, count + 1)]))
+        longest.append(max(costs))
+    assert longest[1] < longest[0] * 1.25
+
+
 def test_counting_those_whom_a_draft_is_for_lets_the_loop_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", 100)
     delivery = Delivery()
