@@ -80,6 +80,8 @@ class Front(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stopped = True
         self._fronts.remove(self)
+        if self._lacking and isinstance(asked := self._read(head := self._next_head()), Posting):
+            self._fronts.desk.abandon(asked, head)
 
     def shutdown(self) -> None:
         """End the connection with its last answer. Called by the server when it stops."""
@@ -150,15 +152,22 @@ class Front(asyncio.Protocol):
 
     def _take(self) -> bool:
         """Take the next request. Return False when it waits for the rest of itself, or is left to the app."""
-        head = self._held[: self._held.find(HEAD_END) + len(HEAD_END)]
-        is_small = len(head) <= self._fronts.head_max
-        asked = self._fronts.desk.read(head, self._server, self._scheme) if is_small else None
+        head = self._next_head()
+        asked = self._read(head)
         if isinstance(asked, Posting):
             return self._take_post(asked, head)
         if isinstance(asked, Opening) and not self._unanswered:
             return self._take_get(asked, head)
         self._leave()
         return False
+
+    def _next_head(self) -> bytes:
+        return self._held[: self._held.find(HEAD_END) + len(HEAD_END)]
+
+    def _read(self, head: bytes) -> Posting | Opening | None:
+        if len(head) > self._fronts.head_max:
+            return None
+        return self._fronts.desk.read(head, self._server, self._scheme)
 
     def _take_post(self, asked: Posting, head: bytes) -> bool:
         stop = len(head) + asked.length

@@ -163,6 +163,11 @@ class Desk:
         self._callers.count(found)
         return self._publish(draft, grant) if receipt is None else receipt
 
+    def abandon(self, asked: Posting, head: bytes) -> None:
+        """Count the caller of a request whose body never came, as the app does with the head."""
+        if (known := self.may_publish(asked, head)) is not None:
+            self._callers.count(known[0])
+
     async def _publish(self, draft: Draft, grant: Grant) -> Receipt:
         with self.node.admitted():
             return await self.node.publish(draft, grant)

@@ -423,6 +423,19 @@ def test_what_is_refused_among_others_is_as_by_the_app(
     refusing.ask(cut(before + refused + after, cuts))
 
 
+def test_a_request_whose_body_never_comes_is_counted_as_by_the_app(ways: Ways) -> None:
+    for credential in (b"X-None: 1", *BEARERS):
+        lines = [
+            b"POST /broadcast?topic=a HTTP/1.1",
+            b"Host: localhost",
+            credential,
+            b"Content-Length: 6",
+            b"",
+            b"hello",
+        ]
+        assert ways.ask([b"\r\n".join(lines)]).partition(b" ")[2][:3] in (b"", b"401", b"403")
+
+
 @settings(max_examples=3 * EXAMPLES)
 @given(requests(whole=False), st.lists(st.integers(0, 4_000), max_size=3))
 def test_what_is_answered_and_done_is_what_the_app_would(ways: Ways, raw: bytes, cuts: list[int]) -> None:
