@@ -5,7 +5,7 @@ import hashlib
 import secrets
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -26,6 +26,7 @@ from sse_app.topics import TopicFilter
 
 KEYS_BYTES = 128 * 1024 * 1024  # of all idempotency keys within the window: some 300,000 keys
 KEY_OVERHEAD = 400  # bytes of a key beside its text, measured with tracemalloc on CPython 3.11
+ENDED_AT_ONCE = 1_000  # keys that are forgotten, or publications that are too old, in one step of the loop: 2 ms
 SCAN_NEWEST = 64  # of the newest publications: read first, since that is enough for a filter that matches most
 LOOK_UPS_AT_ONCE = 128  # in search of a filter's topics, without a turn of the loop
 FILTER_TOPICS_MAX = 128  # topics of a filter; with more of them publications are read one by one
@@ -78,8 +79,7 @@ class MemoryBroker:
         self._trimmed_time = float("-inf")  # of the newest publication that was trimmed
         self._offsets = TopicOffsets()
         self._searching = asyncio.Lock()  # one search steps at a time, so that the loop waits for one step only
-        self._keys: dict[str, _Keyed] = {}
-        self._used = deque[str]()  # the keys in the order in which they were used, which is that in which they expire
+        self._keys = OrderedDict[str, _Keyed]()  # in the order in which they were used, which is that of their ends
         self._keys_bytes = 0
         self._tails: list[QueuedTail] = []
         self.subscribers_here = self.subscribers_elsewhere = 0
@@ -105,7 +105,7 @@ class MemoryBroker:
             return self._append(draft)
         self._forget_old_keys()
         digest = _digest_of(*_content(draft))
-        known = self._keys.get(key)
+        known = self._known(key)
         if known is None:
             self._check_space_for_keys((key,))
             position = self._append(draft)
@@ -131,7 +131,7 @@ class MemoryBroker:
         """Append a batch with a key of its own, unless it was appended before."""
         self._forget_old_keys()
         digest = _digest_of("batch", *map(_content, drafts))
-        known = self._keys.get(key)
+        known = self._known(key)
         if known is None:
             self._check_space_for_keys((key,))
             first = Position(self._epoch, self._top + 1)
@@ -152,7 +152,7 @@ class MemoryBroker:
             position = following
             if (key := draft.idempotency_key) is not None:
                 digest = _digest_of(*_content(draft))
-                known = keys.get(key) or self._keys.get(key) or keys.setdefault(key, _Keyed(digest, following, expires))
+                known = keys.get(key) or self._known(key) or keys.setdefault(key, _Keyed(digest, following, expires))
                 if known.digest != digest:
                     raise KeyReused(KEY_REUSED)
                 position = known.position
@@ -197,21 +197,43 @@ class MemoryBroker:
         self._offsets.append(topics, self._top)
         return publication
 
+    def _known(self, key: str) -> _Keyed | None:
+        """What has this key, within its window."""
+        known = self._keys.get(key)
+        if known is not None and known.expires <= self._clock():
+            self._forget(key)
+            return None
+        return known
+
     def _forget_old_keys(self) -> None:
+        """Forget keys whose window has ended; after a quiet hour that may be all, so the next calls forget the rest."""
         now = self._clock()
-        while self._used and self._keys[self._used[0]].expires <= now:
-            key = self._used.popleft()
-            del self._keys[key]
-            self._keys_bytes -= len(key) + KEY_OVERHEAD
+        for _ in range(ENDED_AT_ONCE):
+            if not self._forget_oldest(now):
+                break
+
+    def _forget_oldest(self, now: float) -> bool:
+        """Forget the oldest key, and return True, if its window has ended."""
+        oldest = next(iter(self._keys), None)
+        if oldest is None or self._keys[oldest].expires > now:
+            return False
+        self._forget(oldest)
+        return True
+
+    def _forget(self, key: str) -> None:
+        del self._keys[key]
+        self._keys_bytes -= _size_of((key,))
 
     def _remember(self, keys: Mapping[str, _Keyed]) -> None:
         self._keys.update(keys)
-        self._used.extend(keys)
         self._keys_bytes += _size_of(keys)
 
     def _check_space_for_keys(self, keys: Collection[str]) -> None:
-        # No older key is dropped to make room: its retry would be published again.
-        if keys and self._keys_bytes + _size_of(keys) > KEYS_BYTES:
+        now, most = self._clock(), KEYS_BYTES - _size_of(keys)
+        while self._keys_bytes > most and self._forget_oldest(now):
+            pass
+        # No key is dropped within its window to make room: its retry would be published again.
+        if keys and self._keys_bytes > most:
             raise LogFull(
                 "There are as many idempotency keys within idempotency_window as the log in memory holds; publish again"
                 " later, shorten the window, or take a broker that keeps them elsewhere."
@@ -219,9 +241,11 @@ class MemoryBroker:
 
     def _trim(self) -> None:
         count, size, age, _ = self._limits
-        horizon = self._clock() - age
+        horizon, most = self._clock() - age, self._start + ENDED_AT_ONCE
         while (held := len(self._log) - self._start) and (
-            held > count or (self._bytes > size and held > 1) or self._appended[self._start] < horizon
+            held > count
+            or (self._bytes > size and held > 1)
+            or (self._appended[self._start] < horizon and self._start < most)
         ):
             gone = self._log[self._start]
             self._log[self._start] = _TRIMMED

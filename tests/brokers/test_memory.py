@@ -15,6 +15,7 @@ from sse_app.brokers import Page, memory
 from sse_app.brokers.limits import LOOK_UPS_PER_STEP, matches_per_step
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.brokers.offsets import footprint
+from sse_app.drafts import Drafts
 from sse_app.errors import LogFull
 from sse_app.events import Event
 from sse_app.publication import Audience, Draft, Position, Publication
@@ -133,6 +134,44 @@ async def test_no_key_is_forgotten_within_its_window_and_no_more_are_taken_than_
     assert [(await broker.publish(Draft(Event("x"), idempotency_key=key))).offset for key in keys[:10]] == [
         *range(12, 22)
     ]
+
+
+async def test_many_keys_that_end_together_are_forgotten_in_steps_and_count_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "ENDED_AT_ONCE", 3)
+    clock = Clock()
+    broker = MemoryBroker(idempotency_window=10, clock=clock)
+    for number in range(10):
+        await broker.publish(Draft(Event("x"), idempotency_key=f"{number}"))
+    clock.now = 10.0
+    assert (await broker.publish(Draft(Event("other"), idempotency_key="9"))).offset == 11, "though it is there still"
+    assert list(broker._keys) == [*"345678", "9"]
+    assert (await broker.publish(Draft(Event("other"), idempotency_key="9"))).offset == 11, "and it is the new one"
+    assert list(broker._keys) == [*"678", "9"]
+    assert broker._keys_bytes == sum(1 + memory.KEY_OVERHEAD for _ in broker._keys)
+    monkeypatch.setattr(memory, "KEYS_BYTES", 4 * (1 + memory.KEY_OVERHEAD))
+    monkeypatch.setattr(memory, "ENDED_AT_ONCE", 0)
+    drafts = Drafts(tuple(Draft(Event("x"), idempotency_key=key) for key in "abc"))
+    assert [position.offset for position in await broker.publish_many(drafts)] == [12, 13, 14], "there is room"
+    assert list(broker._keys) == [*"9abc"]
+
+
+async def test_many_publications_that_grow_too_old_together_are_trimmed_in_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "ENDED_AT_ONCE", 3)
+    clock = Clock()
+    broker = MemoryBroker(history=8, history_age=10, clock=clock)
+    for number in range(8):
+        await broker.publish(Draft(Event(str(number))))
+    clock.now = 11.0
+    assert [(await broker.oldest()).offset for _ in range(4)] == [3, 6, 8, 8]
+    for number in range(8):
+        await broker.publish(Draft(Event(str(number))))
+    clock.now = 22.0
+    await broker.publish_many(Drafts(tuple(Draft(Event("x")) for _ in range(8))))
+    assert (await broker.oldest()).offset == 16, "what is too many goes at once"
 
 
 async def test_a_key_counts_for_what_it_takes() -> None:
