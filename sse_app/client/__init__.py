@@ -277,9 +277,13 @@ class Client:
         drafts = Drafts.compose(
             events, topic=topic, event=event, to=to, exclude=exclude, idempotency_key=idempotency_key
         )
-        if not drafts.items:
-            return []
-        batch = Batch.of(drafts)
+        return await self.publish_batch(Batch.of(drafts), retry_for=retry_for) if drafts.items else []
+
+    async def publish_batch(self, batch: Batch, *, retry_for: float = RETRY_FOR) -> list[Receipt]:
+        """Publish a batch that is made already, for who makes the next one while it is published. Raises as
+        ``publish_many``.
+        """
+        self._check_open()
         shared = batch.envelope
         parameters = _parameters(shared.topics or None, shared.event, shared.to or None, shared.exclude)
         request = self._http.request(

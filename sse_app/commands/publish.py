@@ -15,13 +15,14 @@ import click
 
 from sse_app.commands import Exit, Number, Whole, printable, run, url_option
 from sse_app.commands.credentials import Token, credential_options
-from sse_app.drafts import BATCH_MAX
+from sse_app.drafts import BATCH_MAX, Drafts
 from sse_app.errors import BadInput, ClientError, ConfigError, InvalidIdempotencyKey, InvalidUTF8, Refused
 from sse_app.publication import Draft, Envelope, Names, Receipt, check_idempotency_key
 from sse_app.steps import slices
 
 if TYPE_CHECKING:
     from sse_app.client import Client
+    from sse_app.client.batch import Batch
 
 STDIN = 0
 OF_ONE = (400, 409, 413, 422)  # statuses of refusals that one line may have caused, or the size of the batch
@@ -136,6 +137,13 @@ class _Line(NamedTuple):
     text: bytes
 
 
+class _Made(NamedTuple):
+    """Lines, and the batch of them. None: it has one line, or a line that cannot be published."""
+
+    lines: Sequence[_Line]
+    batch: "Batch | None"
+
+
 class _Lines:
     """Publishes the lines of standard input in batches, some at a time, and counts them.
 
@@ -147,50 +155,64 @@ class _Lines:
         self._envelope = Envelope.of(
             topic=options["topic"], event=options["event"], to=options["to"], exclude=options["exclude"]
         )
-        self._batches = _batches()
-        self._reading = asyncio.Lock()
         self._begun = time.perf_counter()
         self._published = self._bytes = 0
         self._last = ""
         self._alone = False  # the hub is of a version without batches
 
     async def publish(self, inflight: int) -> None:
+        ready = asyncio.Queue[_Made | None](1)
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._make_all(ready, inflight))
                 for _ in range(inflight):
-                    tasks.create_task(self._publish_some())
+                    tasks.create_task(self._publish_some(ready))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _publish_some(self) -> None:
-        while True:
-            async with self._reading:
-                batch = await anext(self._batches, None)
-            if batch is None:
-                return
-            await self._publish_batch(batch)
+    async def _make_all(self, ready: "asyncio.Queue[_Made | None]", inflight: int) -> None:
+        """Make batches of the lines as they come. A thread makes them, while the ones before are published."""
+        async for lines in _batches():
+            batch = await asyncio.to_thread(self._batch, lines) if len(lines) > 1 else None
+            await ready.put(_Made(lines, batch))
+        for _ in range(inflight):
+            await ready.put(None)
 
-    async def _publish_batch(self, batch: Sequence[_Line]) -> None:
-        if len(batch) == 1 or self._alone:
-            for line in batch:
+    async def _publish_some(self, ready: "asyncio.Queue[_Made | None]") -> None:
+        while (made := await ready.get()) is not None:
+            await self._publish_made(made)
+
+    async def _publish_made(self, made: _Made) -> None:
+        lines, batch = made
+        if len(lines) == 1 or self._alone:
+            for line in lines:
                 await self._publish_line(line)
-            return
+        elif batch is None or not await self._is_published(lines, batch):
+            middle = len(lines) // 2
+            for half in (lines[:middle], lines[middle:]):
+                await self._publish_made(_Made(half, self._batch(half)))
+
+    async def _is_published(self, lines: Sequence[_Line], batch: "Batch") -> bool:
+        """Publish a batch. Return False when it is refused, which may be the fault of one of its lines."""
         try:
-            receipts = await self._client.publish_many(map(self._draft, batch), retry_for=self._options["retry_for"])
-        except (BadInput, Refused) as error:
-            if isinstance(error, Refused) and error.status not in OF_ONE:
-                self._report(batch[0])
-                raise
-            self._alone = isinstance(error, Refused) and error.code == UNKNOWN
-        except (ClientError, ConfigError):
-            self._report(batch[0])
+            receipts = await self._client.publish_batch(batch, retry_for=self._options["retry_for"])
+        except (ClientError, ConfigError) as error:
+            if isinstance(error, Refused) and error.status in OF_ONE:
+                self._alone = error.code == UNKNOWN
+                return False
+            self._report(lines[0])
             raise
-        else:
-            self._note(batch, receipts[-1])
-            return
-        middle = len(batch) // 2
-        for half in (batch[:middle], batch[middle:]):
-            await self._publish_batch(half)
+        self._note(lines, receipts[-1])
+        return True
+
+    def _batch(self, lines: Sequence[_Line]) -> "Batch | None":
+        """Return the batch of lines; None for what cannot be one."""
+        from sse_app.client.batch import Batch
+
+        try:
+            return Batch.of(Drafts(tuple(map(self._draft, lines))))
+        except BadInput:
+            return None
 
     async def _publish_line(self, line: _Line) -> None:
         key = f"{self._key}-{line.number}"

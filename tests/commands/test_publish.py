@@ -1,18 +1,24 @@
+import asyncio
 import re
 import signal
 import socket
+from collections.abc import AsyncIterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from starlette.types import Scope
 
-from sse_app import Receipt, SyncClient
+from sse_app import Client, Receipt, SyncClient
+from sse_app.client.batch import Batch
+from sse_app.commands import publish as module
 from sse_app.drafts import BATCH_MAX, Drafts
 from sse_app.errors import UnknownParameter
 from sse_app.events import Event
+from sse_app.publication import Position
 from tests.commands.process import nobody, on_a_terminal, sse_app, started
+from tests.support.peers import PATIENCE
 from tests.support.web import LiveHub, live_hub
 from tests.test_cli import KEY, serving, url_in
 
@@ -53,6 +59,48 @@ def test_each_line_is_an_event_in_their_order(server: LiveHub) -> None:
     events = log(server.url)
     assert [event.data for event in events] == ["one", "  two ", "three: ü", "last, without an end"]
     assert (done.returncode, done.stdout, published_in(done.stderr)) == (0, f"{events[-1].id}\n", 4)
+
+
+class SlowHub:
+    """A client whose hub acknowledges a batch only once the next one is made."""
+
+    def __init__(self) -> None:
+        self.made, self.published, self.at_once = 0, list[int](), 0
+        self.one_more = asyncio.Event()
+
+    async def publish_batch(self, batch: Batch, *, retry_for: float) -> list[Receipt]:
+        self.at_once += 1
+        assert self.at_once == 1, "the next batch is sent when the one before is acknowledged"
+        number = len(self.published) + 1
+        while self.made < min(number + 1, 3):
+            self.one_more.clear()
+            await self.one_more.wait()
+        self.at_once -= 1
+        self.published.append(batch.number)
+        return [Receipt(Position("e", number), 0, "none")] * batch.number
+
+
+async def test_the_next_batch_is_made_while_one_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, loop = SlowHub(), asyncio.get_running_loop()
+    options = module._Options(topic=None, event="message", to=None, exclude=None, retry_for=1.0)
+    lines = module._Lines(cast(Client, hub), options, "key", lambda published, size: None)
+    make = lines._batch
+
+    def counting(group: Sequence[module._Line]) -> Batch | None:
+        made = make(group)
+        hub.made += 1
+        loop.call_soon_threadsafe(hub.one_more.set)
+        return made
+
+    async def batches() -> AsyncIterator[Sequence[module._Line]]:
+        for size in (2, 3, 4):
+            yield [module._Line(number, b"text") for number in range(size)]
+
+    monkeypatch.setattr(lines, "_batch", counting)
+    monkeypatch.setattr(module, "_batches", batches)
+    async with asyncio.timeout(PATIENCE):
+        await lines.publish(inflight=1)
+    assert hub.published == [2, 3, 4]
 
 
 @pytest.mark.parametrize("inflight", [1, 16])
