@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sse_app import delivery
 from sse_app.brokers.memory import MemoryBroker
 from sse_app.errors import (
     BadInput,
@@ -563,6 +564,20 @@ async def test_a_burst_in_one_turn_of_the_loop_is_delivered_whole() -> None:
         for number in range(1_000):
             await node.publish(Draft.compose(str(number)))
         assert await texts(subscriber) == [str(number) for number in range(1_000)]
+
+
+async def test_each_further_piece_takes_one_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PIECE_BYTES", 1)  # each publication is a piece
+    async with node_on(MemoryBroker()) as node, subscribed(node) as subscriber:
+        await received(subscriber)
+        for number in range(50):
+            await node.publish(Draft.compose(str(number)))
+        taken = 0
+        while node._delivery.position.offset < 50:
+            await asyncio.sleep(0)
+            taken += 1
+        assert 50 <= taken < 60, "publishers of batches are faster than delivering when it takes more"
+        assert await texts(subscriber) == [str(number) for number in range(50)]
 
 
 # --- entries that a node cannot read ---
