@@ -220,6 +220,8 @@ class Delivery:
     @types.coroutine  # so that a bare yield is a turn of the loop, as in asyncio.sleep(0)
     def count(self, draft: Draft) -> Generator[None, None, int]:
         """Return how many subscribers a draft is for."""
+        if (known := self.count_at_hand(draft)) is not None:
+            return known
         budget, counts = Budget(SLICE * OFFER), self._counts
         groups = yield from self._index.match(draft.topics, budget)
         if not draft.to and not draft.exclude and len(groups) <= SLICE:

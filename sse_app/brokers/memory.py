@@ -198,7 +198,7 @@ class MemoryBroker:
         return publication
 
     def _known(self, key: str) -> _Keyed | None:
-        """What has this key, within its window."""
+        """Return what has this key, None once its window has ended."""
         known = self._keys.get(key)
         if known is not None and known.expires <= self._clock():
             self._forget(key)

@@ -385,14 +385,19 @@ async def test_a_stream_that_cannot_join_is_refused_once_and_the_connection_goes
         assert server.state.total_requests == 3
 
 
+async def joining_in_vain(server: Served) -> Wired:
+    """Return the connection of a stream whose log will fail once the test lets it."""
+    server.log.join_error, server.log.slow_to_join = LogUnavailable("It cannot be read."), True
+    line = server.connect()
+    line.receive(EVENTS)
+    await turns(3)
+    return line
+
+
 @steppable
 async def test_a_log_that_fails_once_is_asked_once(steppable: bool) -> None:
     async with served(steppable=steppable) as server:
-        server.log.join_error = LogUnavailable("It cannot be read.")
-        server.log.slow_to_join = True
-        line = server.connect()
-        line.receive(EVENTS)
-        await turns(3)
+        line = await joining_in_vain(server)
         server.log.slow_to_join = False
         server.log.go_on()
         await turns(8)
@@ -420,11 +425,7 @@ async def test_an_event_source_that_is_refused_is_told_when_to_come_back(steppab
 @steppable
 async def test_a_server_that_stops_ends_a_connection_with_the_refusal_of_its_stream(steppable: bool) -> None:
     async with served(steppable=steppable) as server:
-        server.log.join_error = LogUnavailable("It cannot be read.")
-        server.log.slow_to_join = True
-        line = server.connect()
-        line.receive(EVENTS)
-        await turns(3)
+        line = await joining_in_vain(server)
         line.get_protocol().shutdown()  # type: ignore[attr-defined]
         assert not line.closing
         server.log.go_on()
